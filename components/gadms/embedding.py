@@ -1,0 +1,49 @@
+"""Embeddings of many captions or pictures, in batches, without gradients."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from components.gadms.model import DualEncoder
+
+
+@torch.no_grad()
+def embed_captions(encoder: DualEncoder, captions: Sequence[str], *, batch_size: int = 256) -> Tensor:
+    """Unit vectors float32 (N, D) on the CPU, in the order given.
+
+    Captions are encoded in order of length, so that a batch is cut to what it needs.
+    """
+    ids = encoder.tokenizer(captions)
+    order = ids.argmax(dim=-1).argsort(stable=True)
+    result = torch.empty(len(captions), encoder.embed_dim)
+    training = encoder.training
+    encoder.eval()
+    for rows in order.split(batch_size):
+        pooled, _ = encoder.encode_text(ids[rows].to(encoder.device))
+        result[rows] = F.normalize(pooled.float(), dim=-1).cpu()
+    encoder.train(training)
+    return result
+
+
+@torch.no_grad()
+def embed_images(
+    encoder: DualEncoder,
+    image_ids: Sequence[int],
+    pixels: Callable[[Sequence[int]], Tensor],
+    *,
+    batch_size: int = 256,
+) -> Tensor:
+    """Unit vectors float32 (N, D) on the CPU. `pixels(image_ids)` gives uint8 (n, 3, H, W) at the encoder's image
+    size.
+    """
+    training = encoder.training
+    encoder.eval()
+    parts = []
+    for begin in range(0, len(image_ids), batch_size):
+        batch = pixels(image_ids[begin : begin + batch_size])
+        pooled, _ = encoder.encode_image(encoder.normalize_pixels(batch))
+        parts.append(F.normalize(pooled.float(), dim=-1).cpu())
+    encoder.train(training)
+    return torch.cat(parts) if parts else torch.empty(0, encoder.embed_dim)

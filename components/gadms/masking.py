@@ -1,0 +1,160 @@
+"""Two masked copies of each caption (GA-DMS sections 4.2 and 4.3).
+
+The *noise copy* goes to the matching loss: tokens with a low score, likely wrong, are masked. The *prediction copy*
+goes to the masked-token loss: tokens with a high score, worth predicting, are masked. With s the score in [0, 1]:
+
+    p_noise(s)      = noise_limit      * sigmoid(slope * (threshold - s))          (equation 5)
+    p_prediction(s) = prediction_limit * sigmoid(slope * (s - threshold))          (equation 9)
+
+A caption whose score is not known yet is masked at random, at the plain rate. Draws are for the global batch as a
+function of (seed, step), then cut to this rank's rows, so they do not depend on the number of workers.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from components.errors import ParameterError
+from components.training.randomness import generator
+
+Replacement = Literal["mask", "bert"]
+
+
+@dataclass(frozen=True)
+class MaskingConfig:
+    """How tokens are chosen and what replaces them.
+
+    The limits are the paper's (figure 5); it gives neither slope nor threshold, these are the released code's. A
+    replacement of "mask" always writes the mask token, as the paper says; "bert" does so in 80 % of cases, writes a
+    random token in 10 % and leaves 10 % alone, as the released code does.
+    """
+
+    noise_limit: float = 0.2
+    prediction_limit: float = 0.3
+    slope: float = 20.0
+    threshold: float = 0.1
+    random_noise_rate: float = 0.15
+    random_prediction_rate: float = 0.15
+    noise_replacement: Replacement = "mask"
+    prediction_replacement: Replacement = "mask"
+
+    def __post_init__(self) -> None:
+        for name in ("noise_limit", "prediction_limit", "random_noise_rate", "random_prediction_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ParameterError(f"masking.{name} = {getattr(self, name)}: must lie in [0, 1]")
+        for name in ("noise_replacement", "prediction_replacement"):
+            if getattr(self, name) not in ("mask", "bert"):
+                raise ParameterError(f"masking.{name} = {getattr(self, name)!r}: 'mask' or 'bert'")
+
+
+@dataclass(frozen=True)
+class DualMask:
+    """Both copies. Ids int64 (B, T); `labels` int64 (B, T) holds the original id at predicted positions and 0
+    elsewhere.
+    """
+
+    noise_ids: Tensor
+    prediction_ids: Tensor
+    labels: Tensor
+    noise_chosen: Tensor  # bool (B, T)
+    prediction_chosen: Tensor  # bool (B, T)
+    noise_rate: Tensor  # share of the tokens that can be masked, scalar
+    prediction_rate: Tensor
+
+
+def masking_probabilities(scores: Tensor, config: MaskingConfig) -> tuple[Tensor, Tensor]:
+    """(noise, prediction) probabilities, like `scores`; rows that hold a negative score are unknown and get the
+    random rates.
+    """
+    distance = config.slope * (scores - config.threshold)
+    unknown = (scores < 0).any(dim=-1, keepdim=True)
+    noise = torch.where(unknown, config.random_noise_rate, config.noise_limit * torch.sigmoid(-distance))
+    prediction = torch.where(unknown, config.random_prediction_rate, config.prediction_limit * torch.sigmoid(distance))
+    return noise, prediction
+
+
+def maskable(ids: Tensor, mask_id: int) -> Tensor:
+    """Tokens between start and end; never these two, nor padding. bool (B, T)."""
+    before_end = torch.arange(ids.shape[1], device=ids.device) < ids.argmax(dim=-1, keepdim=True)
+    return before_end & (ids > 0) & (ids < mask_id)
+
+
+def dual_mask(
+    ids: Tensor,
+    scores: Tensor,
+    *,
+    mask_id: int,
+    seed: int,
+    step: int,
+    config: MaskingConfig | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DualMask:
+    """Draw the noise copy and the prediction copy of raw captions.
+
+    ids int64 (B, T), not changed; scores (B, T) in [0, 1], or a negative value anywhere in a row for "unknown". With
+    several ranks each passes its own rows, all the same number.
+    """
+    config = config or MaskingConfig()
+    noise, prediction = masking_probabilities(scores.float(), config)
+    return _draw(ids, noise, prediction, mask_id, seed, step, config, rank, world_size)
+
+
+def random_mask(
+    ids: Tensor,
+    *,
+    mask_id: int,
+    seed: int,
+    step: int,
+    config: MaskingConfig | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DualMask:
+    """The control: both copies masked at random at the plain rates (15 %), with the draws `dual_mask` would use."""
+    unknown = torch.full(ids.shape, -1.0, device=ids.device)
+    return dual_mask(
+        ids, unknown, mask_id=mask_id, seed=seed, step=step, config=config, rank=rank, world_size=world_size
+    )
+
+
+def _draw(
+    ids: Tensor,
+    noise: Tensor,
+    prediction: Tensor,
+    mask_id: int,
+    seed: int,
+    step: int,
+    config: MaskingConfig,
+    rank: int,
+    world_size: int,
+) -> DualMask:
+    rows, width = ids.shape
+    stream = generator(seed, "mask", step)
+    # (choose, how to replace, which random token) for each copy, of the whole batch.
+    draws = torch.rand(world_size * rows, 6, width, generator=stream)[rank * rows : (rank + 1) * rows].to(ids.device)
+    allowed = maskable(ids, mask_id)
+    noise_chosen = allowed & (draws[:, 0] < noise)
+    prediction_chosen = allowed & (draws[:, 3] < prediction)
+    total = allowed.sum().clamp_min(1)
+    return DualMask(
+        noise_ids=_replace(ids, noise_chosen, draws[:, 1], draws[:, 2], mask_id, config.noise_replacement),
+        prediction_ids=_replace(
+            ids, prediction_chosen, draws[:, 4], draws[:, 5], mask_id, config.prediction_replacement
+        ),
+        labels=torch.where(prediction_chosen, ids, 0),
+        noise_chosen=noise_chosen,
+        prediction_chosen=prediction_chosen,
+        noise_rate=noise_chosen.sum() / total,
+        prediction_rate=prediction_chosen.sum() / total,
+    )
+
+
+def _replace(ids: Tensor, chosen: Tensor, how: Tensor, which: Tensor, mask_id: int, rule: Replacement) -> Tensor:
+    """A new tensor; random tokens are ordinary ones (1 to mask_id - 1), so the end token stays where it is."""
+    if rule == "mask":
+        return torch.where(chosen, mask_id, ids)
+    random = 1 + (which * (mask_id - 1)).long().clamp_max(mask_id - 2)
+    replaced = torch.where(how < 0.8, mask_id, torch.where(how < 0.9, random, ids))
+    return torch.where(chosen, replaced, ids)

@@ -1,0 +1,243 @@
+"""The dual encoder: an open_clip model that gives every token, and a folder open_clip itself can read.
+
+Inference is plain CLIP: cosine of the image's class token with the text's end token. Training also needs all
+projected tokens (the masked-token decoder reads them) and non-square pictures, which open_clip's own `encode_*` do
+not give.
+"""
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from components.errors import DataError, ParameterError
+from components.gadms.tokenizer import CaptionTokenizer
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class DualEncoder(nn.Module):
+    """Two towers and one space.
+
+    `config` is an open_clip model config (embed_dim, vision_cfg with image_size [H, W], text_cfg, quick_gelu).
+    Weights are whatever the global generator gives: use `create`, `from_pretrained` or `load`.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, config: Mapping[str, Any], tokenizer: CaptionTokenizer | None = None) -> None:
+        super().__init__()
+        from open_clip.model import CLIP
+
+        self.config = deepcopy(dict(config))
+        self.tokenizer = tokenizer or CaptionTokenizer(context_length=self.config["text_cfg"].get("context_length", 77))
+        self.clip = CLIP(**deepcopy(self.config))
+        _check(self.clip, self.tokenizer)
+        self.register_buffer("pixel_mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
+
+    @classmethod
+    def create(
+        cls,
+        config: Mapping[str, Any] | str,
+        *,
+        image_size: tuple[int, int] | None = None,
+        tokenizer: CaptionTokenizer | None = None,
+        seed: int = 0,
+    ) -> "DualEncoder":
+        """A model from scratch. `config` is a dict or the name of an open_clip architecture; `image_size` is (height,
+        width).
+
+        With a compact `tokenizer` the vocabulary size of the config follows it. Leaves the global generator as it was.
+        """
+        config = _architecture(config, image_size)
+        if tokenizer is not None:
+            config["text_cfg"].update(vocab_size=tokenizer.vocab_size, context_length=tokenizer.context_length)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config, tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, weights: str | Path, *, image_size: tuple[int, int] | None = None
+    ) -> "DualEncoder":
+        """An open_clip architecture with published weights: a tag such as "openai" (downloaded) or a file.
+
+        A model trained on square pictures fits another `image_size` (height, width): its position embedding is resized
+        as IRRA does. OpenAI's weights need a "-quickgelu" architecture.
+        """
+        import open_clip
+
+        config = _architecture(name, image_size)
+        model = cls.create(config)
+        try:
+            source = open_clip.create_model(name, pretrained=str(weights))
+        except (RuntimeError, ValueError, OSError) as error:
+            raise DataError(f"weights {weights!s} for {name}: {str(error).splitlines()[0]}") from error
+        state = source.state_dict()
+        _resize_positions(state, source.visual.grid_size, model.clip.visual.grid_size)
+        model.clip.load_state_dict(state)
+        return model
+
+    @classmethod
+    def load(cls, folder: str | Path, *, image_size: tuple[int, int] | None = None) -> "DualEncoder":
+        """Read a folder written by `save`, or any open_clip folder of a plain CLIP. Raises DataError when it is not
+        one.
+        """
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        files = [folder / CONFIG_FILE, folder / WEIGHTS_FILE]
+        missing = [file.name for file in files if not file.exists()]
+        if missing:
+            raise DataError(f"{folder}: not a dual encoder folder, {' and '.join(missing)} missing")
+        config = json.loads(files[0].read_text())["model_cfg"]
+        model = cls.create(config, image_size=image_size, tokenizer=CaptionTokenizer.load(folder))
+        state = load_file(files[1])
+        _resize_positions(state, _grid(_architecture(config, None)), model.clip.visual.grid_size)
+        try:
+            model.clip.load_state_dict(state)
+        except RuntimeError as error:
+            raise DataError(
+                f"{files[1]}: does not fit {CONFIG_FILE} beside it: {str(error).splitlines()[1:2]}"
+            ) from error
+        return model
+
+    def save(self, folder: str | Path) -> None:
+        """Write the config, the weights (fp32 as trained) and a compact vocabulary; the same model gives the same
+        bytes.
+
+        `open_clip.create_model("local-dir:<folder>")` reads it.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bilinear", "resize_mode": "squash"}
+        content = {"model_cfg": self.config, "preprocess_cfg": preprocess}
+        (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.clip.state_dict().items())}
+        save_file(weights, folder / WEIGHTS_FILE)
+        self.tokenizer.save(folder)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        height, width = self.clip.visual.image_size
+        return height, width
+
+    @property
+    def embed_dim(self) -> int:
+        return int(self.config["embed_dim"])
+
+    @property
+    def device(self) -> torch.device:
+        return self.clip.logit_scale.device
+
+    def normalize_pixels(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> float32 with CLIP's mean and standard deviation."""
+        return (pixels.to(self.device, torch.float32) / 255 - self.pixel_mean) / self.pixel_std
+
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised pixels (B, 3, H, W) -> pooled (B, D) and all projected tokens (B, 1 + P, D), the class token
+        first.
+        """
+        visual = self.clip.visual
+        hidden = visual.transformer(visual._embeds(pixels))
+        tokens = visual.ln_post(hidden) @ visual.proj
+        return tokens[:, 0], tokens
+
+    def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids (B, T) -> pooled (B, D) and all projected tokens (B, L, D), L the length of the longest caption of the
+        batch.
+
+        Cutting the padding is exact: attention is causal, so nothing at or before the end token sees what follows it.
+        Neither output is normalised.
+        """
+        end = ids.argmax(dim=-1)  # (B,) the end token has the largest id
+        hidden = self.embed_tokens(ids[:, : int(end.max()) + 1])
+        length = hidden.shape[1]
+        hidden = self.clip.transformer(hidden, attn_mask=self.clip.attn_mask[:length, :length])
+        tokens = self.project_text(hidden)
+        return tokens[torch.arange(len(ids), device=ids.device), end], tokens
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        """Token plus position embedding, (B, L) -> (B, L, text width)."""
+        return self.clip.token_embedding(ids) + self.clip.positional_embedding[: ids.shape[1]]
+
+    def project_text(self, hidden: Tensor) -> Tensor:
+        """Final layer norm and projection, (..., text width) -> (..., D)."""
+        hidden = self.clip.ln_final(hidden)
+        projection = self.clip.text_projection
+        return projection(hidden) if isinstance(projection, nn.Linear) else hidden @ projection
+
+
+def _architecture(config: Mapping[str, Any] | str, image_size: tuple[int, int] | None) -> dict[str, Any]:
+    """A copy of an open_clip config with the image size as [height, width]."""
+    if isinstance(config, str):
+        from open_clip import get_model_config
+
+        found = get_model_config(config)
+        if found is None:
+            raise ParameterError(
+                f"model {config!r}: unknown to open_clip; see open_clip.list_models(), or give a config"
+            )
+    else:
+        found = dict(config)
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(found)
+    if missing:
+        raise ParameterError(f"model config: {', '.join(sorted(missing))} missing; an open_clip model config is needed")
+    copied: dict[str, Any] = deepcopy(dict(found))
+    size = image_size or copied["vision_cfg"].get("image_size", 224)
+    copied["vision_cfg"]["image_size"] = [size, size] if isinstance(size, int) else list(size)
+    patch = copied["vision_cfg"]["patch_size"]
+    if any(side % patch for side in copied["vision_cfg"]["image_size"]):
+        raise ParameterError(
+            f"image size {copied['vision_cfg']['image_size']}: not a multiple of the patch size {patch}"
+        )
+    return copied
+
+
+def _grid(config: Mapping[str, Any]) -> tuple[int, int]:
+    height, width = config["vision_cfg"]["image_size"]
+    patch = config["vision_cfg"]["patch_size"]
+    return height // patch, width // patch
+
+
+def _resize_positions(state: dict[str, Tensor], old: tuple[int, int], new: tuple[int, int]) -> None:
+    """Fit the image position embedding (1 + P, W) to another grid: bilinear, no antialiasing, as IRRA does.
+
+    open_clip's own resize is bicubic, which moves zero-shot results by points, and takes the old grid for square.
+    """
+    if tuple(old) == tuple(new):
+        return
+    name = "visual.positional_embedding"
+    class_position, patches = state[name][:1], state[name][1:]
+    grid = patches.float().T.reshape(1, -1, *old)
+    resized = F.interpolate(grid, size=tuple(new), mode="bilinear", align_corners=False)
+    state[name] = torch.cat([class_position, resized.flatten(2)[0].T.to(class_position.dtype)])
+
+
+def _check(clip: Any, tokenizer: CaptionTokenizer) -> None:
+    """Refuse what the method is not defined for: no class token, no causal text tower, another vocabulary."""
+    visual = clip.visual
+    if not hasattr(visual, "_embeds") or visual.attn_pool is not None or visual.pool_type != "tok":
+        raise ParameterError(
+            "vision_cfg: a vision transformer with a class token (pool_type 'tok', no attention pool) is needed"
+        )
+    if clip.attn_mask is None:
+        raise ParameterError("text_cfg: a causal text tower is needed (no_causal_mask must be false)")
+    if (clip.vocab_size, clip.context_length) != (tokenizer.vocab_size, tokenizer.context_length):
+        raise ParameterError(
+            f"text_cfg: vocab_size {clip.vocab_size} and context_length {clip.context_length} differ from "
+            f"the tokenizer's {tokenizer.vocab_size} and {tokenizer.context_length}"
+        )

@@ -1,0 +1,198 @@
+"""Gradient-attention similarity scores (GA-DMS section 4.1): how much each caption token serves the match with its
+picture.
+
+For each of the last n text layers, with q, k, v that layer's projections, o = softmax(q k) v its attention output
+before the output projection, and e the end token:
+
+    gradient part   S_g(j) = sum_d  g_d * w(j) * v_d(j),     g = d cos(text, image) / d o(e)
+                    w(j)   = Phi(cos(q(e), pooled k(j)))      Phi: min-max over the caption's tokens to [0, 1]
+    attention part  S_a(j) = A(e, j) / sum_i A(e, i)          A: attention of the end token
+    score           S(j)   = ReLU(mean over layers of S_g(j) S_a(j)) / max_j S(j)
+
+The paper leaves Phi, the range of S and the heads open. Here everything is per caption and over its own tokens
+(start, end and padding have score 0), in fp32, so a caption's score does not depend on its batch; the final division
+by the caption's maximum puts S in [0, 1], which the masking probabilities need. Heads are the model's own: A is
+averaged over them, g and v are concatenated.
+
+Cheap because only the end token needs gradients: attention is causal, so the keys and values of earlier tokens do not
+depend on the end token's stream. They come from one forward pass without gradients, and the n layers are repeated for
+one token a caption. That is exact: d cos / d o(e) flows through o(e) -> stream of e -> cos alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from components.errors import ParameterError
+from components.gadms.model import DualEncoder
+
+
+def default_scoring_layers(encoder: DualEncoder) -> int:
+    """The last two thirds of the text tower: 8 of 12 layers in the paper (figure 7)."""
+    return max(1, round(len(encoder.clip.transformer.resblocks) * 2 / 3))
+
+
+def gradient_attention_scores(
+    encoder: DualEncoder,
+    ids: Tensor,
+    image: Tensor,
+    *,
+    layers: int | None = None,
+    scales: Sequence[int] = (1, 2),
+    heads: Literal["model", "single"] = "model",
+    use_attention: bool = True,
+) -> Tensor:
+    """Scores in [0, 1], (B, T) in the precision of the weights, 0 outside the caption's tokens.
+
+    ids (B, T) raw captions; image (B, D) pooled image features (taken as constants). `layers`: how many of the last
+    text layers, None for two thirds. `scales`: widths of the key pooling. `heads`: "single" repeats the layers with
+    one head, as the released code does. `use_attention=False` leaves out S_a (that is Grad-ECLIP with pooled keys).
+    Works in train and eval mode and under no_grad, and leaves no gradient and no graph behind.
+    """
+    blocks = encoder.clip.transformer.resblocks
+    layers = default_scoring_layers(encoder) if layers is None else layers
+    if not 1 <= layers <= len(blocks):
+        raise ParameterError(f"scoring layers {layers}: the text tower has {len(blocks)}")
+    end = ids.argmax(dim=-1)  # (B,)
+    length = int(end.max()) + 1
+    with torch.autocast(ids.device.type, enabled=False):
+        with torch.no_grad():
+            start, keys, values = _forward(encoder, ids[:, :length], end, layers, heads)
+        gradients, queries, attentions = _end_token_gradients(
+            encoder, start, keys, values, end, image.detach().to(start.dtype), heads
+        )
+        with torch.no_grad():
+            positions = torch.arange(length, device=ids.device)
+            valid = (positions > 0) & (positions < end[:, None])  # (B, L)
+            total = torch.zeros_like(attentions[0])
+            for gradient, query, attention, key, value in zip(
+                gradients, queries, attentions, keys, values, strict=True
+            ):
+                importance = torch.einsum("bd,bld->bl", gradient, value) * _key_weight(query, key, valid, scales)
+                share = attention.masked_fill(~valid, 0)
+                share = share / share.sum(-1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
+                total += importance * share if use_attention else importance
+            score = (total / layers).relu().masked_fill(~valid, 0)
+            largest = score.amax(-1, keepdim=True)
+            score = torch.where(largest > 0, score / largest, 0.0)
+    return F.pad(score, (0, ids.shape[1] - length))
+
+
+def _forward(
+    encoder: DualEncoder, ids: Tensor, end: Tensor, layers: int, heads: str
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The end token's stream (B, W) before the scored layers, and those layers' keys and values, each (B, L, W)."""
+    mask = encoder.clip.attn_mask[: ids.shape[1], : ids.shape[1]].to(encoder.clip.positional_embedding.dtype)
+    hidden = encoder.embed_tokens(ids)
+    blocks = encoder.clip.transformer.resblocks
+    for block in blocks[:-layers]:
+        hidden = block(hidden, attn_mask=mask)
+    start = hidden[torch.arange(len(ids), device=ids.device), end]
+    keys, values = [], []
+    for block in blocks[-layers:]:
+        query, key, value = _project(block, hidden)
+        keys.append(key)
+        values.append(value)
+        count = _heads(block, heads)
+        query, key, value = (part.unflatten(-1, (count, -1)).transpose(1, 2) for part in (query, key, value))
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        hidden = _after_attention(block, hidden, attended.transpose(1, 2).flatten(2))
+    return start, keys, values
+
+
+@torch.enable_grad()
+def _end_token_gradients(
+    encoder: DualEncoder,
+    start: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    end: Tensor,
+    image: Tensor,
+    heads: str,
+) -> tuple[tuple[Tensor, ...], list[Tensor], list[Tensor]]:
+    """Per scored layer: gradient at the end token's attention output (B, W), its query (B, W), its attention (B, L)."""
+    stream = start
+    outputs: list[Tensor] = []
+    queries, attentions = [], []
+    batch = torch.arange(len(end), device=end.device)
+    for block, key, value in zip(encoder.clip.transformer.resblocks[-len(keys) :], keys, values, strict=True):
+        query, own_key, own_value = _project(block, stream)
+        count = _heads(block, heads)
+        # Same numbers as the cached ones, but these two carry the gradient of the end token's own stream.
+        key = key.index_put((batch, end), own_key).unflatten(-1, (count, -1))  # (B, L, H, d)
+        value = value.index_put((batch, end), own_value).unflatten(-1, (count, -1))
+        logits = torch.einsum("bhd,blhd->bhl", query.unflatten(-1, (count, -1)), key) * key.shape[-1] ** -0.5
+        future = torch.arange(key.shape[1], device=end.device) > end[:, None]
+        attention = logits.masked_fill(future[:, None], -torch.inf).softmax(dim=-1)
+        output = torch.einsum("bhl,blhd->bhd", attention, value).flatten(1)
+        # The first output starts the graph: nothing before it is asked for.
+        output = output if outputs else output.detach().requires_grad_()
+        outputs.append(output)
+        queries.append(query.detach())
+        attentions.append(attention.detach().mean(dim=1))
+        stream = _after_attention(block, stream, output)
+    similarity = F.cosine_similarity(encoder.project_text(stream), image, dim=-1)
+    # Captions do not see each other, so the gradient of the sum is each caption's own gradient.
+    return torch.autograd.grad(similarity.sum(), outputs), queries, attentions
+
+
+def _project(block: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    attention = block.attn
+    query, key, value = F.linear(block.ln_1(hidden), attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
+    return query, key, value
+
+
+def _after_attention(block: Any, hidden: Tensor, attended: Tensor) -> Tensor:
+    hidden = hidden + block.ls_1(block.attn.out_proj(attended))
+    return hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
+
+
+def _heads(block: Any, heads: str) -> int:
+    return int(block.attn.num_heads) if heads == "model" else 1
+
+
+def _key_weight(query: Tensor, key: Tensor, valid: Tensor, scales: Sequence[int]) -> Tensor:
+    """w of every token, in [0, 1]: min-max over the caption of the cosine of the end's query with the pooled keys;
+    (B, L).
+    """
+    count = valid.sum(-1)  # (B,) tokens of each caption; they are positions 1..count
+    # The query is one vector; pooling over neighbours leaves it as it is.
+    pooled = torch.stack([multi_scale_pool(key[:, 1:], count, scale) for scale in scales]).mean(0)
+    cosine = F.cosine_similarity(query[:, None], F.pad(pooled, (0, 0, 1, 0)), dim=-1)
+    low = cosine.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)
+    high = cosine.masked_fill(~valid, -torch.inf).amax(-1, keepdim=True)
+    # A caption of one token (or of equal ones) has nothing to compare: weight 1.
+    return torch.where(high > low, (cosine - low) / (high - low), 1.0).masked_fill(~valid, 0)
+
+
+def multi_scale_pool(tokens: Tensor, count: Tensor, scale: int) -> Tensor:
+    """Mean over groups of `scale` neighbours among the first `count` tokens, linearly spread back; (B, L, D) -> (B,
+    L, D).
+
+    The last group may be smaller. Spreading is `F.interpolate(mode="linear", align_corners=False)`, per caption. Zero
+    behind `count`.
+    """
+    if scale == 1:
+        return tokens
+    batch, length, width = tokens.shape
+    positions = torch.arange(length, device=tokens.device)
+    inside = positions < count[:, None]  # (B, L)
+    room = -length % scale
+    sums = F.pad(tokens * inside[..., None], (0, 0, 0, room)).unflatten(1, (-1, scale)).sum(2)
+    sizes = F.pad(inside.to(tokens.dtype), (0, room)).unflatten(1, (-1, scale)).sum(2)
+    groups = sums / sizes.clamp_min(1)[..., None]  # (B, G, D)
+    used = (count + scale - 1) // scale  # (B,) groups of each caption
+    source = (positions + 0.5) * (used.to(tokens.dtype) / count.clamp_min(1))[:, None] - 0.5
+    source = source.clamp_min(0)
+    left = source.floor().long().clamp_max(groups.shape[1] - 1)
+    right = torch.minimum(left + 1, (used[:, None] - 1).clamp_min(0))
+    left = torch.minimum(left, right)
+    fraction = (source - source.floor())[..., None]
+
+    def take(index: Tensor) -> Tensor:
+        return groups.gather(1, index[..., None].expand(batch, length, width))
+
+    return (take(left) * (1 - fraction) + take(right) * fraction) * inside[..., None]

@@ -1,0 +1,160 @@
+"""Captions to token ids: CLIP's byte-pair encoding, with an optional smaller vocabulary kept beside the model.
+
+CLIP's 49,408-row vocabulary costs a small model most of its time (embedding, AdamW state, the masked-token head),
+while a person data set uses a few hundred of the rows. A *compact* vocabulary keeps the 512 byte symbols and the
+tokens a corpus uses; any other token is spelled with byte symbols, so that every text still has an encoding and none
+becomes "unknown".
+
+Both vocabularies share one rule, hence one model code: id 0 is padding, and the last three ids are mask, start of
+text and end of text. In CLIP's own vocabulary that is 49405 (the rarest word, "jekyll", given up by IRRA for the
+mask), 49406 and 49407. End of text is the largest id, so `ids.argmax(-1)` finds the position whose feature stands for
+the caption.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from components.errors import DataError, ParameterError
+
+VOCABULARY_FILE = "vocabulary.json"
+CLIP_VOCABULARY_SIZE = 49408
+BYTE_SYMBOLS = 512  # 256 byte symbols inside a word and the same 256 at its end
+_RESERVED = frozenset({0, CLIP_VOCABULARY_SIZE - 3})  # padding and mask: never the encoding of a text
+
+
+@lru_cache(maxsize=1)
+def _byte_pair_encoder() -> Any:
+    """open_clip's tokenizer; it reads a file of the installed package, no network."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+class CaptionTokenizer:
+    """CLIP's tokenizer over a vocabulary of `vocab_size` ids.
+
+    `kept` are the ids of CLIP's vocabulary this one keeps, ascending, without the three special ones; None keeps all
+    of them (then encodings equal open_clip's, but for texts that contain the mask's word or an isolated "!" piece).
+    """
+
+    def __init__(self, kept: Sequence[int] | None = None, context_length: int = 77) -> None:
+        if kept is not None and (
+            list(kept[:BYTE_SYMBOLS]) != list(range(BYTE_SYMBOLS)) or list(kept) != sorted(set(kept))
+        ):
+            raise ParameterError("vocabulary: must hold the ids 0..511 (byte symbols) first, then ascending ids")
+        self.kept = None if kept is None else tuple(kept)
+        self.context_length = context_length
+        self.vocab_size = CLIP_VOCABULARY_SIZE if kept is None else len(kept) + 3
+        self._compact = None if kept is None else {full: compact for compact, full in enumerate(kept)}
+
+    @classmethod
+    def from_corpus(cls, captions: Iterable[str], context_length: int = 77) -> "CaptionTokenizer":
+        """The compact vocabulary of `captions`: the byte symbols and every token that occurs."""
+        bpe = _byte_pair_encoder()
+        words = {word for caption in captions for word in caption.split()}
+        seen = {token for word in words for token in bpe.encode(word)} - _RESERVED
+        return cls(sorted(set(range(BYTE_SYMBOLS)) | seen), context_length)
+
+    @property
+    def mask_id(self) -> int:
+        return self.vocab_size - 3
+
+    @property
+    def start_id(self) -> int:
+        return self.vocab_size - 2
+
+    @property
+    def end_id(self) -> int:
+        return self.vocab_size - 1
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without start and end."""
+        bpe = _byte_pair_encoder()
+        ids: list[int] = []
+        for full in bpe.encode(text):
+            if self._compact is None and full not in _RESERVED:
+                ids.append(full)
+            elif self._compact is not None and full in self._compact and full not in _RESERVED:
+                ids.append(self._compact[full])
+            else:
+                ids.extend(_spell(bpe.decoder[full], bpe.encoder))
+        return ids
+
+    def __call__(self, texts: str | Sequence[str]) -> torch.Tensor:
+        """Padded ids, int64 (N, context_length): start, tokens, end, zeros. Longer texts are cut, keeping the end."""
+        texts = [texts] if isinstance(texts, str) else texts
+        result = torch.zeros(len(texts), self.context_length, dtype=torch.long)
+        for row, text in enumerate(texts):
+            ids = [self.start_id, *self.encode(text)[: self.context_length - 2], self.end_id]
+            result[row, : len(ids)] = torch.tensor(ids)
+        return result
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids; mask shows as "[mask]", start, end and padding are left out."""
+        bpe = _byte_pair_encoder()
+        pieces: list[str] = []
+        for token in ids:
+            if token == self.mask_id:
+                pieces.append("[mask]</w>")
+            elif 0 < token < self.mask_id:
+                pieces.append(bpe.decoder[token if self.kept is None else self.kept[token]])
+        return "".join(pieces).replace("</w>", " ").strip()
+
+    def save(self, folder: Path) -> None:
+        """Write `vocabulary.json` for a compact vocabulary; CLIP's own needs no file."""
+        if self.kept is not None:
+            content = {"base": "openai-clip-bpe", "context_length": self.context_length, "kept": list(self.kept)}
+            (folder / VOCABULARY_FILE).write_text(json.dumps(content, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "CaptionTokenizer":
+        """The tokenizer of a model folder: its `vocabulary.json`, or CLIP's own vocabulary where there is none.
+
+        Raises DataError when the file is not a vocabulary.
+        """
+        file = Path(folder) / VOCABULARY_FILE
+        if not file.exists():
+            return cls()
+        try:
+            content = json.loads(file.read_text())
+            return cls(content["kept"], content["context_length"])
+        except (json.JSONDecodeError, KeyError, TypeError, ParameterError) as error:
+            raise DataError(f"{file}: not a vocabulary ({error}); save the model folder again") from error
+
+
+def _spell(piece: str, encoder: dict[str, int]) -> list[int]:
+    """A token as byte symbols: "red</w>" -> r, e, d</w>. Id 0 (the symbol "!" inside a word) becomes "!</w>" (256)."""
+    ended = piece.endswith("</w>")
+    symbols = list(piece.removesuffix("</w>"))
+    if ended:
+        symbols[-1] += "</w>"
+    return [encoder[symbol] or encoder["!</w>"] for symbol in symbols]
+
+
+def token_word_alignment(caption: str, tokenizer: CaptionTokenizer) -> torch.Tensor:
+    """For each position of `tokenizer(caption)`, the index into `caption.split()` of its word; int64 (context_length,).
+
+    -1 at start, end and padding, and from the first token on at which encoding word by word differs from encoding the
+    caption (only where text repair joins words).
+    """
+    words = [(token, index) for index, word in enumerate(caption.split()) for token in tokenizer.encode(word)]
+    alignment = torch.full((tokenizer.context_length,), -1, dtype=torch.long)
+    room = tokenizer.context_length - 2
+    for position, (token, (expected, index)) in enumerate(
+        zip(tokenizer.encode(caption)[:room], words, strict=False), start=1
+    ):
+        if token != expected:
+            break
+        alignment[position] = index
+    return alignment
+
+
+def wrong_token_mask(caption: str, wrong_words: Iterable[int], tokenizer: CaptionTokenizer) -> torch.Tensor:
+    """True at the tokens of the words `wrong_words` (indices into `caption.split()`); bool (context_length,)."""
+    wrong = torch.tensor(sorted(set(wrong_words)), dtype=torch.long)
+    return torch.isin(token_word_alignment(caption, tokenizer), wrong)

@@ -1,0 +1,40 @@
+"""The captions that a text-to-image model is given."""
+
+import json
+from dataclasses import dataclass
+
+from components.persons.shards import CaptionRow, PersonDataset
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One picture's prompt, what that picture shows, and its captions for retrieval."""
+
+    image_id: int
+    caption_id: int
+    text: str
+    attributes: dict[str, str]
+    captions: tuple[CaptionRow, ...]
+
+
+def prompt_form(dataset: PersonDataset) -> str:
+    """The form of caption a generator reads: short ones where there are any, else the long ones."""
+    return "short" if "short" in dataset.forms() else "long"
+
+
+def prompts(dataset: PersonDataset, split: str, number: int) -> list[Prompt]:
+    """One prompt for each of the first `number` pictures of a split (its first caption of the prompt form)."""
+    captions: dict[int, list[CaptionRow]] = {}
+    for row in dataset.rows(split=split, form="long"):
+        captions.setdefault(row["image_id"], []).append(CaptionRow(row["caption"], "long", tuple(row["wrong_words"])))
+    found: dict[int, Prompt] = {}
+    for row in dataset.rows(split=split, form=prompt_form(dataset)):
+        if len(found) == number:
+            break
+        image_id = row["image_id"]
+        if image_id not in found:
+            attributes = json.loads(row["attributes"])
+            found[image_id] = Prompt(
+                image_id, row["caption_id"], row["caption"], attributes, tuple(captions.get(image_id, ()))
+            )
+    return list(found.values())

@@ -1,0 +1,332 @@
+"""The one internal form of a dataset: a manifest with one row a caption, and shards with the encoded pictures.
+
+    manifest.parquet                 MANIFEST_SCHEMA, in the order the pictures were added
+    shards/<split>-00000.parquet     image_id int64, image binary (PNG or JPEG, as found)
+
+Written with fixed Parquet settings, so the same content gives the same bytes; pictures are stored uncompressed (they
+are encoded already) in small row groups, so that reading one touches some hundred kilobytes of a memory-mapped file.
+"""
+
+import io
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from components.errors import DataError, ParameterError
+from components.persons.records import SPLITS, Record
+
+FORMS = ("short", "long")
+MANIFEST = "manifest.parquet"
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("shard", pa.string()),
+        ("row", pa.int32()),
+        ("identity", pa.int64()),
+        ("caption_id", pa.int64()),
+        ("caption", pa.string()),
+        ("form", pa.string()),
+        ("split", pa.string()),
+        ("source", pa.string()),
+        ("attributes", pa.string()),
+        ("wrong_words", pa.list_(pa.int32())),
+    ]
+)
+SHARD_SCHEMA = pa.schema([("image_id", pa.int64()), ("image", pa.binary())])
+_ROWS_PER_GROUP = 64
+
+
+@dataclass(frozen=True)
+class CaptionRow:
+    """A sentence as the manifest keeps it; `wrong_words` are positions in `caption.split()`."""
+
+    caption: str
+    form: str = "long"
+    wrong_words: tuple[int, ...] = ()
+
+
+class DatasetWriter:
+    """Writes a dataset folder picture by picture; the same calls in the same order give the same bytes.
+
+    Use as a context manager: the manifest is written on a clean exit, so that a folder without one is incomplete.
+    """
+
+    def __init__(self, folder: str | Path, *, images_per_shard: int = 2048, bytes_per_shard: int = 256 << 20) -> None:
+        if images_per_shard < 1 or bytes_per_shard < 1:
+            raise ParameterError(f"a shard needs room: images_per_shard={images_per_shard}, bytes={bytes_per_shard}")
+        self.folder = Path(folder)
+        (self.folder / "shards").mkdir(parents=True, exist_ok=True)
+        if (self.folder / MANIFEST).exists() or any((self.folder / "shards").iterdir()):
+            raise ParameterError(f"{self.folder} already holds a dataset; write to an empty folder")
+        self._images_per_shard, self._bytes_per_shard = images_per_shard, bytes_per_shard
+        self._columns: dict[str, list[Any]] = {name: [] for name in MANIFEST_SCHEMA.names}
+        self._pending: dict[str, list[tuple[int, bytes]]] = {}
+        self._pending_bytes: dict[str, int] = {}
+        self._shards_written: dict[str, int] = {}
+        self._images = 0
+
+    def add(
+        self,
+        image: bytes,
+        captions: Sequence[CaptionRow],
+        *,
+        identity: int,
+        split: str,
+        source: str,
+        attributes: Mapping[str, str] | None = None,
+    ) -> int:
+        """Add one encoded picture with its captions; returns its image_id (0, 1, 2, ... in the order of addition)."""
+        if split not in SPLITS:
+            raise DataError(f"split {split!r} of image {self._images}: must be one of {', '.join(SPLITS)}")
+        if not captions:
+            raise DataError(f"image {self._images} of identity {identity} has no caption")
+        for row in captions:
+            if row.form not in FORMS:
+                raise DataError(f"caption form {row.form!r}: must be one of {', '.join(FORMS)}")
+            words = len(row.caption.split())
+            if any(not 0 <= position < words for position in row.wrong_words):
+                raise DataError(f"wrong_words {row.wrong_words} leave the {words} words of {row.caption!r}")
+        pending = self._pending.setdefault(split, [])
+        if pending and (
+            len(pending) >= self._images_per_shard or self._pending_bytes[split] + len(image) > self._bytes_per_shard
+        ):
+            self._flush(split)
+            pending = self._pending[split]
+        image_id = self._images
+        shard = f"shards/{split}-{self._shards_written.get(split, 0):05d}.parquet"
+        for row in captions:
+            values = {
+                "image_id": image_id,
+                "shard": shard,
+                "row": len(pending),
+                "identity": identity,
+                "caption_id": len(self._columns["caption_id"]),
+                "caption": row.caption,
+                "form": row.form,
+                "split": split,
+                "source": source,
+                "attributes": json.dumps(dict(attributes or {}), sort_keys=True),
+                "wrong_words": list(row.wrong_words),
+            }
+            for name, value in values.items():
+                self._columns[name].append(value)
+        pending.append((image_id, image))
+        self._pending_bytes[split] = self._pending_bytes.get(split, 0) + len(image)
+        self._images += 1
+        return image_id
+
+    def close(self) -> None:
+        """Write what is pending, and the manifest last."""
+        for split in list(self._pending):
+            if self._pending[split]:
+                self._flush(split)
+        _write_parquet(pa.table(self._columns, schema=MANIFEST_SCHEMA), self.folder / MANIFEST, compression="zstd")
+
+    def __enter__(self) -> "DatasetWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+
+    def _flush(self, split: str) -> None:
+        number = self._shards_written.get(split, 0)
+        ids, images = zip(*self._pending[split], strict=True)
+        table = pa.table({"image_id": ids, "image": images}, schema=SHARD_SCHEMA)
+        path = self.folder / "shards" / f"{split}-{number:05d}.parquet"
+        _write_parquet(table, path, compression="none", row_group_size=_ROWS_PER_GROUP)
+        self._shards_written[split] = number + 1
+        self._pending[split], self._pending_bytes[split] = [], 0
+
+
+def _write_parquet(table: pa.Table, path: Path, *, compression: str, row_group_size: int | None = None) -> None:
+    pq.write_table(
+        table,
+        path,
+        compression=compression,
+        row_group_size=row_group_size,
+        use_dictionary=False,
+        write_statistics=False,
+        version="2.6",
+        data_page_version="1.0",
+        store_schema=False,
+    )
+
+
+def write_records(
+    records: Iterable[Record], folder: str | Path, *, images_per_shard: int = 2048, bytes_per_shard: int = 256 << 20
+) -> None:
+    """Write validated records (whose `image_path` can be opened) in the internal form.
+
+    Raises:
+        DataError: a picture cannot be read; ParameterError: `folder` already holds a dataset.
+    """
+    with DatasetWriter(folder, images_per_shard=images_per_shard, bytes_per_shard=bytes_per_shard) as writer:
+        for record in records:
+            try:
+                image = Path(record.image_path).read_bytes()
+            except OSError as error:
+                raise DataError(f"cannot read {record.image_path}: {error.strerror}; validate the records") from error
+            wrong = record.wrong_words or ((),) * len(record.captions)
+            captions = [CaptionRow(c, "long", w) for c, w in zip(record.captions, wrong, strict=True)]
+            if record.short_caption is not None:
+                captions.insert(0, CaptionRow(record.short_caption, "short"))
+            writer.add(
+                image,
+                captions,
+                identity=record.identity,
+                split=record.split,
+                source=record.source,
+                attributes=record.attributes,
+            )
+
+
+class Rows(Sequence[dict[str, Any]]):
+    """Manifest rows as a read-only sequence of dictionaries; nothing is copied until a row is asked for."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table.combine_chunks()
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self.table.slice(int(index) % len(self), 1).to_pylist()[0]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.table.to_batches(max_chunksize=1024):
+            yield from batch.to_pylist()
+
+    def column(self, name: str) -> list[Any]:
+        """One column as a list, e.g. `rows.column("identity")`."""
+        return self.table[name].to_pylist()
+
+
+class PersonDataset:
+    """Reads a dataset folder. Shards are memory-mapped; decoded row groups are kept up to `cache_bytes`."""
+
+    def __init__(self, folder: str | Path, *, cache_bytes: int = 512 << 20) -> None:
+        self.folder = Path(folder)
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            raise DataError(f"{path} is missing: {self.folder} is not a prepared dataset; run the stage that writes it")
+        self.manifest: pa.Table = pq.read_table(path, memory_map=True)
+        if self.manifest.schema.names != MANIFEST_SCHEMA.names:
+            raise DataError(f"{path} has columns {self.manifest.schema.names}; expected {MANIFEST_SCHEMA.names}")
+        ids = self.manifest["image_id"].to_numpy()
+        self.image_ids, first = np.unique(ids, return_index=True)
+        self._shard_of = self.manifest["shard"].dictionary_encode().combine_chunks()
+        self._first_row = first
+        self._row_of = self.manifest["row"].to_numpy()
+        self._files: dict[str, pq.ParquetFile] = {}
+        self._groups: OrderedDict[tuple[str, int], pa.ChunkedArray] = OrderedDict()
+        self._cached, self._cache_bytes = 0, cache_bytes
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "PersonDataset":
+        """Open the dataset in `folder`. Raises DataError where there is none."""
+        return cls(folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "cache_bytes": self._cache_bytes}  # reopened where it is unpickled
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"], cache_bytes=state["cache_bytes"])  # type: ignore[misc]
+
+    def rows(self, split: str | None = None, form: str | None = None) -> Rows:
+        """The manifest's rows in `split` and of `form`; None means any."""
+        table = self.manifest
+        for name, value, allowed in (("split", split, SPLITS), ("form", form, FORMS)):
+            if value is not None:
+                if value not in allowed:
+                    raise ParameterError(f"{name} {value!r}: must be one of {', '.join(allowed)}")
+                table = table.filter(pc.equal(table[name], value))
+        return Rows(table)
+
+    def forms(self) -> set[str]:
+        """The caption forms this dataset holds."""
+        return set(pc.unique(self.manifest["form"]).to_pylist())
+
+    def image_bytes(self, image_id: int) -> bytes:
+        """The encoded picture, as found. Raises DataError for an unknown image_id."""
+        index = int(np.searchsorted(self.image_ids, image_id))
+        if index == len(self.image_ids) or self.image_ids[index] != image_id:
+            raise DataError(f"image_id {image_id} is not in {self.folder / MANIFEST}")
+        first = int(self._first_row[index])
+        shard, row = self._shard_of[first].as_py(), int(self._row_of[first])
+        return self._group(shard, row // _ROWS_PER_GROUP)[row % _ROWS_PER_GROUP].as_py()
+
+    def pixels(self, image_ids: Sequence[int] | torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Decoded pictures, squashed to `height` x `width` (bilinear, antialiased): uint8 (N, 3, height, width)."""
+        batch = torch.empty((len(image_ids), height, width, 3), dtype=torch.uint8)
+        for slot, image_id in enumerate(image_ids):
+            data = self.image_bytes(int(image_id))
+            try:
+                image = Image.open(io.BytesIO(data)).convert("RGB")
+            except OSError as error:
+                raise DataError(f"image_id {int(image_id)} of {self.folder} cannot be decoded: {error}") from error
+            if image.size != (width, height):
+                image = image.resize((width, height), Image.Resampling.BILINEAR)
+            batch[slot] = torch.from_numpy(np.array(image))
+        return batch.permute(0, 3, 1, 2).contiguous()
+
+    def statistics(self) -> dict[str, Any]:
+        """Pictures, captions and identities per split, and caption lengths in words (JSON-able)."""
+        result: dict[str, Any] = {}
+        for split in SPLITS:
+            rows = self.manifest.filter(pc.equal(self.manifest["split"], split))
+            if not rows.num_rows:
+                continue
+            lengths: dict[str, Any] = {}
+            for form in FORMS:
+                captions = rows.filter(pc.equal(rows["form"], form))["caption"].to_pylist()
+                if captions:
+                    words = np.array([len(caption.split()) for caption in captions])
+                    lengths[form] = {
+                        "captions": len(captions),
+                        "words_mean": round(float(words.mean()), 3),
+                        "words_min": int(words.min()),
+                        "words_max": int(words.max()),
+                    }
+            result[split] = {
+                "images": len(pc.unique(rows["image_id"])),
+                "captions": rows.num_rows,
+                "identities": len(pc.unique(rows["identity"])),
+                "caption_words": lengths,
+                "wrong_words": int(pc.sum(pc.list_value_length(rows["wrong_words"])).as_py() or 0),
+            }
+        return result
+
+    def _group(self, shard: str, group: int) -> pa.ChunkedArray:
+        key = (shard, group)
+        if key in self._groups:
+            self._groups.move_to_end(key)
+            return self._groups[key]
+        if shard not in self._files:
+            path = self.folder / shard
+            if not path.is_file():
+                raise DataError(f"{path} is missing although {MANIFEST} lists it; write the dataset again")
+            self._files[shard] = pq.ParquetFile(path, memory_map=True)
+        images = self._files[shard].read_row_group(group, columns=["image"])["image"]
+        self._groups[key] = images
+        self._cached += images.nbytes
+        while self._cached > self._cache_bytes and len(self._groups) > 1:
+            self._cached -= self._groups.popitem(last=False)[1].nbytes
+        return images

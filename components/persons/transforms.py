@@ -1,0 +1,105 @@
+"""Batched augmentation for retrieval training, as in the recipe of IRRA (`--img_aug`), from one seeded generator.
+
+In the reference's order: horizontal flip, zero padding and random crop, CLIP normalisation, random erasing *after*
+normalisation with the CLIP mean as value (so the patch is not the mean colour; kept, as published numbers have it).
+
+Captions of the drawn set say "left" and "right" from the viewer's side (bag side, walking direction). A flipped picture
+makes them false, so `flip` is 0 by default; published sets hardly mention sides, and their recipe flips with 0.5.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import pad as zero_pad
+
+from components.errors import ParameterError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_ERASE_TRIES = 10  # torchvision's RandomErasing gives up after ten boxes that do not fit
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """What to do to a training picture.
+
+    Attributes:
+        flip: probability of a horizontal flip; 0 where captions tell left from right.
+        pad: zero pixels added on each side before a crop to the old size (10 at 384 x 128).
+        erase: probability of erasing a box.
+        erase_area: smallest and largest erased fraction of the picture.
+        erase_ratio: smallest and largest height:width of the box.
+    """
+
+    flip: float = 0.0
+    pad: int = 10
+    erase: float = 0.5
+    erase_area: tuple[float, float] = (0.02, 0.4)
+    erase_ratio: tuple[float, float] = (0.3, 3.3)
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "erase"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ParameterError(f"{name} is {getattr(self, name)}; it is a probability, from 0 to 1")
+        if self.pad < 0:
+            raise ParameterError(f"pad is {self.pad}; it must be 0 or more pixels")
+        if not 0.0 < self.erase_area[0] <= self.erase_area[1] <= 1.0:
+            raise ParameterError(f"erase_area is {self.erase_area}; two fractions, ascending, up to 1")
+        if not 0.0 < self.erase_ratio[0] <= self.erase_ratio[1]:
+            raise ParameterError(f"erase_ratio is {self.erase_ratio}; two positive numbers, ascending")
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 (N, 3, H, W) -> float32 (N, 3, H, W), scaled to [0, 1], minus the CLIP mean, over its deviation."""
+    mean = torch.tensor(CLIP_MEAN, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(CLIP_STD, device=pixels.device).view(1, 3, 1, 1)
+    return (pixels.to(torch.float32) / 255.0 - mean) / std
+
+
+def augment(pixels: torch.Tensor, config: AugmentationConfig, generator: torch.Generator) -> torch.Tensor:
+    """uint8 (N, 3, H, W) -> augmented and normalised float32 (N, 3, H, W) on the same device.
+
+    Numbers are drawn on the generator's device, the same amount whatever happens to a picture, in the order of the
+    batch: the augmentation of one picture does not depend on the others' luck.
+    """
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.dtype != torch.uint8:
+        raise ParameterError(f"pixels are {pixels.dtype} {tuple(pixels.shape)}; expected uint8 (N, 3, H, W)")
+    draws = torch.rand((len(pixels), 4 + 4 * _ERASE_TRIES), generator=generator).to(pixels.device)
+    pixels = torch.where((draws[:, 0] < config.flip).view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+    pixels = _pad_and_crop(pixels, config.pad, draws[:, 1], draws[:, 2])
+    erased = _erasing_mask(pixels, config, draws[:, 3], draws[:, 4:].view(-1, _ERASE_TRIES, 4))
+    value = torch.tensor(CLIP_MEAN, device=pixels.device).view(1, 3, 1, 1)
+    return torch.where(erased.unsqueeze(1), value, normalise(pixels))
+
+
+def _pad_and_crop(pixels: torch.Tensor, pad: int, down: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
+    """Pad by `pad` and cut the old size out at an offset in 0..2 pad; `down`, `across` (N,) uniform in [0, 1)."""
+    if not pad:
+        return pixels
+    count, _, height, width = pixels.shape
+    padded = zero_pad(pixels, (pad, pad, pad, pad))
+    rows = (down * (2 * pad + 1)).long()[:, None] + torch.arange(height, device=pixels.device)  # (N, H)
+    columns = (across * (2 * pad + 1)).long()[:, None] + torch.arange(width, device=pixels.device)  # (N, W)
+    sample = torch.arange(count, device=pixels.device)[:, None, None]
+    cut = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]]  # (N, H, W, 3)
+    return cut.permute(0, 3, 1, 2)
+
+
+def _erasing_mask(
+    pixels: torch.Tensor, config: AugmentationConfig, chance: torch.Tensor, boxes: torch.Tensor
+) -> torch.Tensor:
+    """Which pixels to erase, bool (N, H, W): per picture the first of `boxes` (N, tries, 4) draws that fits."""
+    height, width = pixels.shape[-2:]
+    (low, high), (flat, tall) = config.erase_area, torch.tensor(config.erase_ratio).log().tolist()
+    area = height * width * (low + (high - low) * boxes[..., 0])  # (N, tries)
+    ratio = torch.exp(flat + (tall - flat) * boxes[..., 1])
+    h, w = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (h < height) & (w < width)
+    first = fits.to(torch.int8).argmax(dim=1, keepdim=True)
+    h, w = h.gather(1, first), w.gather(1, first)  # (N, 1)
+    top = (boxes[..., 2].gather(1, first) * (height - h + 1)).floor()
+    left = (boxes[..., 3].gather(1, first) * (width - w + 1)).floor()
+    y, x = torch.arange(height, device=pixels.device), torch.arange(width, device=pixels.device)
+    rows, columns = (y >= top) & (y < top + h), (x >= left) & (x < left + w)  # (N, H), (N, W)
+    erase = (chance < config.erase) & fits.any(dim=1)
+    return rows[:, :, None] & columns[:, None, :] & erase[:, None, None]

@@ -1,0 +1,51 @@
+"""A sentence in, pictures out: the text tower of the model that made a gallery index, and the index."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.errors import DataError
+from components.gadms.embedding import embed_captions
+from components.gadms.model import DualEncoder
+from components.search.index import GalleryIndex
+
+
+@dataclass(frozen=True)
+class Match:
+    """One found picture: cosine in [-1, 1] and its row of the index's metadata."""
+
+    image_id: int
+    score: float
+    metadata: dict[str, Any]
+
+
+class TextSearch:
+    """Answer sentences from a gallery. Raises DataError when model and index do not belong together."""
+
+    def __init__(self, encoder: DualEncoder, index: GalleryIndex) -> None:
+        dimension = index.embeddings.shape[1]
+        if encoder.embed_dim != dimension:
+            raise DataError(f"the index holds vectors of {dimension} numbers, the model makes {encoder.embed_dim}")
+        self.encoder = encoder.eval()
+        self.index = index
+
+    @classmethod
+    def open(cls, model_folder: str | Path, index_folder: str | Path) -> "TextSearch":
+        return cls(DualEncoder.load(model_folder), GalleryIndex.open(index_folder))
+
+    def __call__(self, query: str, k: int = 10) -> list[Match]:
+        """The k best pictures for one sentence, best first."""
+        return self.many([query], k)[0]
+
+    def many(self, queries: Sequence[str], k: int = 10) -> list[list[Match]]:
+        """The same for several sentences, encoded together."""
+        hits = self.index.search(embed_captions(self.encoder, queries), k)
+        columns = self.index.metadata
+        return [
+            [
+                Match(image_id, score, {name: values[row] for name, values in columns.items()})
+                for row, image_id, score in zip(rows, ids, scores, strict=True)
+            ]
+            for rows, ids, scores in zip(hits.rows.tolist(), hits.image_ids.tolist(), hits.scores.tolist(), strict=True)
+        ]

@@ -1,0 +1,28 @@
+"""Temperature-Adjusted Cross-modal Attention (arXiv 2506.07986): pictures that follow their text better."""
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "AdapterGate": "lora",
+    "TacaHandle": "install",
+    "TemperatureSchedule": "schedule",
+    "VelocityTask": "velocity",
+    "add_lora": "lora",
+    "disable_taca": "install",
+    "enable_taca": "install",
+    "load_lora": "lora",
+    "save_lora": "lora",
+    "temperature_adjusted_attention": "attention",
+    "threshold_for_fraction": "schedule",
+    "transfer_threshold": "schedule",
+    "unload_lora": "lora",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)

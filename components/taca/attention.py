@@ -1,0 +1,98 @@
+"""TACA's attention: in one joint softmax, the logits between image queries and text keys are multiplied by gamma.
+
+The factor depends only on (is the query an image token?) x (is the key a text token?), so it folds into the keys once
+the queries are split:
+
+    image rows = attention(Q_image, [gamma K_text ; K_image], V)
+    text rows  = attention(Q_text,  [      K_text ; K_image], V)
+
+since q . (gamma k) = gamma (q . k). Every query row is computed once, as in stock attention, by whatever kernel is in
+use; the only extra memory is one copy of the keys. The paper's own "selective recomposition" runs two full attentions
+instead.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.errors import ParameterError
+
+
+def temperature_adjusted_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gamma: float | Tensor,
+    text: slice,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+    backend: Any = None,
+    parallel_config: Any = None,
+) -> Tensor:
+    """Joint attention with the image-to-text logits multiplied by `gamma` (arXiv 2506.07986, Eq. 10).
+
+    query, key, value: (B, S, H, D) over the joint sequence, after query/key normalisation (before it, gamma would
+    cancel) and rotary embedding. text: the slice of the sequence that holds the text tokens, at its beginning (FLUX)
+    or its end (SD3). gamma: a number, or a tensor that broadcasts to the text keys (B, T, H, 1), e.g. (B, 1, 1, 1)
+    per sample. attn_mask: as diffusers' dispatcher takes it, (B, S) over keys or broadcastable to (B, H, S, S).
+    scale: the softmax scale, default 1/sqrt(D). backend: diffusers' attention backend, default the active one.
+
+    Returns (B, S, H, D) in query's dtype. Exact and differentiable in query, key, value and gamma. A gamma that is
+    the number 1, or a sequence that is all text or all image, is one stock attention call. Raises `ParameterError`
+    for shapes that do not fit and for `parallel_config` (context parallelism shards the sequence that `text`
+    indexes).
+    """
+    if parallel_config is not None:
+        raise ParameterError("TACA: context parallelism shards the joint sequence and is not supported; disable it")
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+    length = key.shape[1]
+    start, stop = _text_range(query, key, text)
+
+    def attend(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        return dispatch_attention_fn(q, k, value, attn_mask=mask, scale=scale, backend=backend)
+
+    if (not isinstance(gamma, Tensor) and gamma == 1) or stop - start in (0, length):
+        return attend(query, key, attn_mask)
+    if isinstance(gamma, Tensor) and gamma.ndim not in (0, 4):
+        raise ParameterError(
+            f"gamma has shape {tuple(gamma.shape)}: must be a scalar or broadcast to (B, T, H, 1); "
+            "reshape (B,) to (B, 1, 1, 1)"
+        )
+
+    # The product is rounded once: a float32 gamma promotes bfloat16 keys, and 1.2 is never rounded to bfloat16 itself.
+    text_key = (key[:, start:stop] * gamma).to(key.dtype)  # (B, T, H, D)
+    text_first = start == 0
+    image = slice(stop, length) if text_first else slice(0, start)
+    image_key = key[:, image]
+    scaled_key = torch.cat([text_key, image_key] if text_first else [image_key, text_key], dim=1)  # (B, S, H, D)
+
+    image_rows = attend(query[:, image], scaled_key, _mask_rows(attn_mask, query, image))
+    text_rows = attend(query[:, start:stop], key, _mask_rows(attn_mask, query, slice(start, stop)))
+    return torch.cat([text_rows, image_rows] if text_first else [image_rows, text_rows], dim=1)
+
+
+def _text_range(query: Tensor, key: Tensor, text: slice) -> tuple[int, int]:
+    """The text tokens as (start, stop), checked to lie at one end of a joint sequence."""
+    length = key.shape[1]
+    if query.shape[1] != length:
+        raise ParameterError(f"TACA needs joint attention: {query.shape[1]} queries against {length} keys")
+    start, stop, step = text.indices(length)
+    stop = max(start, stop)
+    if step != 1 or not (start == 0 or stop == length):
+        raise ParameterError(
+            f"text = {text}: must be a contiguous slice at the beginning or the end of {length} tokens"
+        )
+    return start, stop
+
+
+def _mask_rows(mask: Tensor | None, query: Tensor, rows: slice) -> Tensor | None:
+    """The part of a mask that belongs to some query rows; masks over keys alone serve every row."""
+    batch, length = query.shape[:2]
+    if mask is None or mask.ndim < 2 or (mask.ndim == 2 and mask.shape[0] == batch) or mask.shape[-2] != length:
+        return mask
+    selected = mask[..., rows, :]
+    # A 2-d block with as many rows as the batch has samples would be read as a (B, S) key mask.
+    return selected[None, None] if selected.ndim == 2 else selected

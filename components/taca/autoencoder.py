@@ -1,0 +1,122 @@
+"""Training the small pipeline's VAE, and putting its latents on the scale diffusion expects."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from components.errors import DataError
+from components.training.randomness import generator
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+
+class AutoencoderTask(nn.Module):
+    """Reconstruction of pixels through a sampled latent, with a little KL to keep the latent space bounded and smooth.
+
+    Batch: `{"pixels": (B, 3, H, W)}`, uint8 or float in [0, 1]: this rank's part of a global batch of `world_size * B`.
+    Scalars: loss, reconstruction (mean absolute + mean squared error in [-1, 1] units), kl (nats per latent number),
+    psnr (dB).
+    """
+
+    def __init__(
+        self, vae: "AutoencoderKL", *, seed: int, kl_weight: float = 1e-3, rank: int = 0, world_size: int = 1
+    ) -> None:
+        super().__init__()
+        self.vae = vae
+        self.seed = seed
+        self.kl_weight = kl_weight
+        self.rank = rank
+        self.world_size = world_size
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        pixels = signed_pixels(batch["pixels"].to(next(self.vae.parameters()).device))
+        posterior = self.vae.encode(pixels).latent_dist
+        mean, deviation = posterior.mean, posterior.std  # (B, C, H / f, W / f)
+        part = len(mean)
+        noise = torch.randn(
+            (part * self.world_size, *mean.shape[1:]), generator=generator(self.seed, "posterior", step)
+        )[self.rank * part : (self.rank + 1) * part]
+        decoded = self.vae.decode(mean + deviation * noise.to(mean)).sample
+        squared = functional.mse_loss(decoded, pixels)
+        reconstruction = functional.l1_loss(decoded, pixels) + squared
+        kl = 0.5 * (mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
+        return {
+            "loss": reconstruction + self.kl_weight * kl,
+            "reconstruction": reconstruction,
+            "kl": kl,
+            "psnr": _decibel(squared.detach() / 4),  # /4: the range of [-1, 1] is 2
+        }
+
+
+def signed_pixels(pixels: Tensor) -> Tensor:
+    """uint8 in 0..255, or float in 0..1, as float32 in [-1, 1]: what an `AutoencoderKL` reads."""
+    if pixels.dtype == torch.uint8:
+        return pixels.float() / 127.5 - 1
+    return pixels.float() * 2 - 1
+
+
+def psnr(first: Tensor, second: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each picture: (N, C, H, W) uint8, or float in [0, 1] -> (N,)."""
+    first, second = signed_pixels(first), signed_pixels(second)
+    return _decibel((first - second).square().flatten(1).mean(1) / 4)
+
+
+@torch.no_grad()
+def reconstruct(vae: "AutoencoderKL", pixels: Tensor, batch_size: int = 64) -> Tensor:
+    """uint8 pictures (N, 3, H, W) through the posterior mean and back, as uint8."""
+    device = next(vae.parameters()).device
+    parts = []
+    for part in pixels.split(batch_size):
+        signed = signed_pixels(part.to(device)).to(vae.dtype)
+        decoded = vae.decode(vae.encode(signed).latent_dist.mean).sample.float()
+        parts.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def set_latent_scale(vae: "AutoencoderKL", batches: Iterable[Tensor]) -> tuple[float, float]:
+    """Measure the latents of training pictures and make `(z - shift) * scale` zero-mean and of unit variance.
+
+    `batches` yields pixels (B, 3, H, W). Writes `shift_factor` and `scaling_factor` into the VAE's config, where
+    `FluxPipeline` and `save_pretrained` find them, and returns (shift, scale). Raises `DataError` when there is nothing
+    to measure.
+    """
+    device = next(vae.parameters()).device
+    count, total, squares = 0, 0.0, 0.0
+    for pixels in batches:
+        latents = vae.encode(signed_pixels(pixels.to(device)).to(vae.dtype)).latent_dist.mean.double()
+        count += latents.numel()
+        total += latents.sum().item()
+        squares += latents.square().sum().item()
+    mean = total / max(count, 1)
+    variance = squares / max(count, 1) - mean**2
+    if count == 0 or not variance > 1e-12:
+        raise DataError("the VAE's latents have no spread to scale: give training pictures that differ")
+    scale = 1 / math.sqrt(variance)
+    vae.register_to_config(shift_factor=mean, scaling_factor=scale)
+    return mean, scale
+
+
+def pixel_batches(
+    pixels: Tensor, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+) -> Callable[[int], Any]:
+    """Batches `{"pixels"}` for the loop, drawn with replacement from uint8 pictures (N, 3, H, W).
+
+    `batch_size` is global; every rank draws the whole of it and takes its own part.
+    """
+    part = batch_size // world_size
+
+    def batch(step: int) -> dict[str, Tensor]:
+        chosen = torch.randint(len(pixels), (batch_size,), generator=generator(seed, "pictures", step))
+        return {"pixels": pixels[chosen[rank * part : (rank + 1) * part]]}
+
+    return batch
+
+
+def _decibel(mean_squared_error: Tensor) -> Tensor:
+    return -10 * torch.log10(mean_squared_error.clamp_min(1e-12))

@@ -1,0 +1,149 @@
+"""Pictures from prompts, and the arms that are compared: the base as it is, with TACA, with its LoRA, with both."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from components.errors import ParameterError
+from components.taca.cache import text_length
+from components.training.randomness import generator
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+    from components.taca.schedule import TemperatureSchedule
+
+ADAPTER = "taca"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is switched on while pictures are made. Both None: the base model.
+
+    adapter: folder of a LoRA written by `save_lora`.
+    schedule: the temperature schedule of TACA; None for ordinary attention.
+    adapter_threshold: the sigma in [0, 1] from which up the LoRA is active; None takes the threshold it was trained
+    above, as stored beside its weights, and failing that the schedule's.
+    """
+
+    adapter: Path | None = None
+    schedule: "TemperatureSchedule | None" = None
+    adapter_threshold: float | None = None
+
+
+@contextmanager
+def apply_arm(pipe: "FluxPipeline", arm: Arm) -> "Iterator[FluxPipeline]":
+    """Enable the arm's TACA and gated LoRA on `pipe.transformer`; on leaving, even by an error, restore it.
+
+    The attention processors, adapters and any TACA that was enabled before are afterwards as they were; an arm without
+    a schedule runs without TACA. Raises `DataError` for an unreadable adapter, `ParameterError` when nothing says where
+    it is active.
+    """
+    from components.taca.install import disable_taca, enable_taca, taca_handle
+    from components.taca.lora import AdapterGate, load_lora, unload_lora
+
+    transformer = pipe.transformer
+    before = taca_handle(transformer)
+    with ExitStack() as undo:
+        if before is not None:
+            undo.callback(enable_taca, transformer, before.schedule)
+        disable_taca(transformer)
+        if arm.schedule is not None:
+            enable_taca(transformer, arm.schedule)
+            undo.callback(disable_taca, transformer)
+        if arm.adapter is not None:
+            threshold = _adapter_threshold(arm, arm.adapter)
+            undo.callback(_restore_trainable, [(p, p.requires_grad) for p in transformer.parameters()])  # PEFT freezes
+            load_lora(transformer, arm.adapter, ADAPTER)
+            undo.callback(unload_lora, transformer, ADAPTER)
+            undo.enter_context(AdapterGate(transformer, ADAPTER, threshold))
+        yield pipe
+
+
+def _restore_trainable(parameters: "list[tuple[torch.nn.Parameter, bool]]") -> None:
+    for parameter, trainable in parameters:
+        parameter.requires_grad_(trainable)
+
+
+def _adapter_threshold(arm: Arm, adapter: Path) -> float:
+    from components.taca.lora import read_lora_settings
+
+    if arm.adapter_threshold is not None:
+        return arm.adapter_threshold
+    settings = read_lora_settings(adapter)
+    if "threshold" in settings:
+        return float(settings["threshold"])
+    if arm.schedule is None:
+        raise ParameterError(f"{adapter}: does not say where it is active; give adapter_threshold, a sigma in [0, 1]")
+    return arm.schedule.threshold
+
+
+def initial_noise(pipe: "FluxPipeline", seeds: Sequence[int], height: int, width: int) -> Tensor:
+    """Packed noise (N, S, C) float32, row i from seeds[i] alone, so that it does not depend on the batch."""
+    factor = 2 * pipe.vae_scale_factor
+    if height % factor or width % factor:
+        raise ParameterError(f"pictures of {height}x{width}: both sides must be multiples of {factor} for this model")
+    channels = pipe.transformer.config.in_channels // 4
+    rows, columns = 2 * (height // factor), 2 * (width // factor)
+    noise = torch.stack(
+        [torch.randn((channels, rows, columns), generator=generator(s, "initial noise")) for s in seeds]
+    )
+    return pipe._pack_latents(noise, len(seeds), channels, rows, columns)
+
+
+@torch.no_grad()
+def generate(
+    pipe: "FluxPipeline",
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    height: int,
+    width: int,
+    steps: int,
+    guidance: float = 1.0,
+    embedded_guidance: float = 3.5,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """One picture for each (prompt, seed): uint8 (N, 3, height, width) on the CPU, through `FluxPipeline.__call__`.
+
+    guidance: the true classifier-free guidance scale against the empty prompt; 1 is off.
+    embedded_guidance: the scalar that guidance-distilled models (FLUX.1-dev) are told; ignored by others.
+    progress: called with (done, total) after every batch.
+
+    The picture of a (prompt, seed) does not depend on its neighbours. In the same batch composition it is bit-equal; in
+    another batch size matrix kernels round differently, which moves a value by about 1e-5 and rarely an 8-bit pixel by
+    one.
+
+    Raises `ParameterError` when prompts and seeds differ in number or a setting is out of range.
+    """
+    if len(prompts) != len(seeds):
+        raise ParameterError(f"generate: {len(prompts)} prompts but {len(seeds)} seeds; give one seed a prompt")
+    if steps < 1 or batch_size < 1 or guidance < 1:
+        raise ParameterError(
+            f"generate: steps {steps}, batch_size {batch_size}, guidance {guidance}: each must be at least 1"
+        )
+    pictures = []
+    for start in range(0, len(prompts), batch_size):
+        part = list(prompts[start : start + batch_size])
+        drawn = pipe(
+            prompt=part,
+            negative_prompt=[""] * len(part) if guidance > 1 else None,
+            true_cfg_scale=guidance,
+            guidance_scale=embedded_guidance,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            latents=initial_noise(pipe, seeds[start : start + batch_size], height, width),
+            max_sequence_length=text_length(pipe),
+            output_type="pt",
+        ).images  # (B, 3, H, W) in [0, 1]
+        pictures.append((drawn.float() * 255).round().to(torch.uint8).cpu())
+        if progress:
+            progress(start + len(part), len(prompts))
+    return torch.cat(pictures) if pictures else torch.empty((0, 3, height, width), dtype=torch.uint8)

@@ -1,0 +1,242 @@
+"""The LoRA that repairs what the temperature shifts: attention layers only, trained and used only where TACA is on.
+
+LoRA alone is not TACA: the attention change is the method, the adapter corrects artifacts it causes (section 3.3 of
+the paper). So an adapter carries TACA's settings in its file, loading one without TACA warns, and `AdapterGate`
+switches it off below the threshold, where it was never trained. Files are in diffusers' LoRA format and load in a
+plain pipeline.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from components.errors import DataError, ParameterError
+from components.taca.families import Family, family_of, forward_parameters, named_arguments
+from components.taca.install import taca_handle
+from components.taca.schedule import TemperatureSchedule
+from components.training.randomness import generator, stream_seed
+
+WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name: a folder loads without naming the file
+_METADATA_KEY = "lora_adapter_metadata"  # diffusers' key
+_SETTINGS_PREFIX = (
+    "taca."  # diffusers reads "transformer.*" and "text_encoder*.*" under its key and passes over the rest
+)
+
+
+def add_lora(transformer: Any, rank: int, seed: int, adapter_name: str = "taca") -> int:
+    """Freeze a transformer and add a trainable attention-only LoRA of a rank; alpha = rank, so that W' = W + BA.
+
+    B is 0 (the output does not change) and A is N(0, 1/rank^2), PEFT's "gaussian", drawn per layer from (seed, layer
+    name), so neither global random state nor the order of layers matters. Adapter weights are float32 whatever the
+    base's dtype. Other adapters stay as active as they were, frozen. Returns the number of trainable parameters.
+    Raises `ParameterError` for a rank below 1 or a name in use.
+    """
+    from peft import LoraConfig
+
+    if rank < 1:
+        raise ParameterError(f"LoRA rank = {rank}: must be at least 1")
+    if adapter_name in getattr(transformer, "peft_config", {}):
+        raise ParameterError(
+            f"LoRA adapter {adapter_name!r} already exists; choose another name or unload_lora it first"
+        )
+    family = family_of(transformer)
+    others = _active_adapters(transformer)
+    transformer.requires_grad_(False)
+    # PEFT initialises from the global generator; what it draws is replaced below, and the generator left as it was.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+        torch.manual_seed(stream_seed(seed, "lora"))
+        transformer.add_adapter(
+            LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(family.lora_targets)),
+            adapter_name=adapter_name,
+        )
+    transformer.set_adapter([*others, adapter_name])
+    transformer.requires_grad_(False)
+    for name, layer in _adapter_layers(transformer, adapter_name):
+        down, up = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
+        down.float().requires_grad_(True)
+        up.float().requires_grad_(True)
+        noise = torch.randn(down.weight.shape, generator=generator(seed, "lora", name))
+        with torch.no_grad():
+            down.weight.copy_(noise / rank)
+    return sum(parameter.numel() for parameter in transformer.parameters() if parameter.requires_grad)
+
+
+def save_lora(transformer: Any, folder: Path, metadata: Mapping[str, Any], adapter_name: str = "taca") -> Path:
+    """Write an adapter as `folder/pytorch_lora_weights.safetensors`, which diffusers' `load_lora_weights` reads.
+
+    The same adapter gives the same bytes.
+    metadata: JSON-able settings to keep with the weights, for TACA `{**schedule.to_mapping(), ...}`; "rank" is added.
+    """
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    config = _adapter_config(transformer, adapter_name)
+    weights = get_peft_model_state_dict(transformer, adapter_name=adapter_name)
+    described: dict[str, Any] = {
+        "transformer.r": config.r,
+        "transformer.lora_alpha": config.lora_alpha,
+        "transformer.lora_dropout": config.lora_dropout,
+        "transformer.bias": config.bias,
+        "transformer.target_modules": sorted(config.target_modules),
+    }
+    described |= {f"{_SETTINGS_PREFIX}{key}": value for key, value in {**metadata, "rank": config.r}.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    # One metadata key only (so not the customary "format" beside it): safetensors writes several in random order.
+    save_file(
+        {f"transformer.{name}": weight.detach().cpu().contiguous() for name, weight in sorted(weights.items())},
+        folder / WEIGHTS,
+        metadata={_METADATA_KEY: json.dumps(described, sort_keys=True)},
+    )
+    return folder / WEIGHTS
+
+
+def read_lora_settings(folder: Path) -> dict[str, Any]:
+    """What `save_lora` stored; {} for an adapter from elsewhere. `DataError` if there is no readable file."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(folder) / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not a LoRA adapter in diffusers' format ({error})") from error
+    return {
+        key.removeprefix(_SETTINGS_PREFIX): value for key, value in stored.items() if key.startswith(_SETTINGS_PREFIX)
+    }
+
+
+def load_lora(pipe_or_transformer: Any, folder: Path, adapter_name: str = "taca") -> dict[str, Any]:
+    """Load an adapter beside any others and activate it; return the settings stored in it.
+
+    Adapters already there stay as active, scaled and frozen as they were (diffusers itself would deactivate them).
+    Warns where the settings say that the adapter was trained under TACA and TACA is not enabled: enable it first.
+    """
+    settings = read_lora_settings(folder)
+    transformer = getattr(pipe_or_transformer, "transformer", pipe_or_transformer)
+    pipe = None if transformer is pipe_or_transformer else pipe_or_transformer
+    if adapter_name in getattr(transformer, "peft_config", {}):
+        raise ParameterError(
+            f"LoRA adapter {adapter_name!r} already exists; choose another name or unload_lora it first"
+        )
+    others = _active_adapters(transformer)
+    trainable = {name for name, parameter in transformer.named_parameters() if parameter.requires_grad}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+        transformer.load_lora_adapter(
+            str(folder),
+            prefix="transformer",
+            weight_name=WEIGHTS,
+            adapter_name=adapter_name,
+            local_files_only=True,
+            _pipeline=pipe,
+        )
+    transformer.set_adapter([*others, adapter_name])
+    for name, parameter in transformer.named_parameters():
+        if f".{adapter_name}." not in name:
+            parameter.requires_grad_(name in trainable)
+    if settings.get("gamma", 1) != 1 and taca_handle(transformer) is None:
+        warnings.warn(
+            f"{folder}: this LoRA was trained under TACA (gamma {settings['gamma']:g}) and repairs its side effects; "
+            "without TACA it does little. Call enable_taca(transformer, TemperatureSchedule(...)) before load_lora",
+            stacklevel=2,
+        )
+    return settings
+
+
+def unload_lora(transformer: Any, adapter_name: str = "taca") -> None:
+    """Remove one adapter. With the last one gone the transformer's layers are plain again."""
+    _adapter_config(transformer, adapter_name)
+    others = [name for name in _active_adapters(transformer) if name != adapter_name]
+    if set(transformer.peft_config) == {adapter_name}:
+        transformer.unload_lora()
+        return
+    trainable = {name for name, parameter in transformer.named_parameters() if parameter.requires_grad}
+    transformer.delete_adapters(adapter_name)
+    transformer.set_adapter(others)
+    for name, parameter in transformer.named_parameters():
+        parameter.requires_grad_(name in trainable)
+
+
+class AdapterGate:
+    """Switches one LoRA adapter off in every forward below a threshold noise level; no other adapter is touched.
+
+    The release of the paper instead unloads all adapters after step 3, the user's own included, for good. Off means
+    skipped: the output is that of the transformer without the adapter, bit for bit. All samples of a forward must lie
+    on one side (a sampler's do), and a forward with the adapter off cannot be trained under gradient checkpointing,
+    whose recomputation would see it on again; both are `ParameterError`s. Reads the timestep on the host, so it
+    breaks a full-graph compile.
+    """
+
+    def __init__(self, transformer: Any, adapter_name: str, threshold: float) -> None:
+        _adapter_config(transformer, adapter_name)
+        self.adapter_name = adapter_name
+        self._family: Family = family_of(transformer)
+        self._parameters = forward_parameters(transformer)
+        self._schedule = TemperatureSchedule(threshold=threshold)
+        self._switched: list[tuple[Any, Any]] = []
+        self._hooks = [
+            transformer.register_forward_pre_hook(self._before, with_kwargs=True),
+            transformer.register_forward_hook(self._after, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Stop gating; the adapter is then on at every noise level. Safe to call twice."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def __enter__(self) -> "AdapterGate":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def _before(self, transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        timestep = named_arguments(self._parameters, args, kwargs)["timestep"]
+        active = self._schedule.is_active(self._family.sigma(timestep)).tolist()
+        if all(active):
+            return
+        if any(active):
+            raise ParameterError(
+                f"AdapterGate: one batch mixes noise levels above and below {self._schedule.threshold:g}; split it"
+            )
+        if torch.is_grad_enabled() and getattr(transformer, "gradient_checkpointing", False):
+            raise ParameterError(
+                f"AdapterGate: cannot train below sigma {self._schedule.threshold:g} with gradient checkpointing; "
+                "disable checkpointing or remove the gate"
+            )
+        for _, layer in _adapter_layers(transformer, self.adapter_name):
+            self._switched.append((layer, layer._active_adapter))
+            # Assigned directly: PEFT's set_adapter also changes which parameters are trainable.
+            layer._active_adapter = [name for name in layer.active_adapters if name != self.adapter_name]
+
+    def _after(self, transformer: Any, args: tuple[Any, ...], output: Any) -> None:
+        while self._switched:
+            layer, active = self._switched.pop()
+            layer._active_adapter = active
+
+
+def _adapter_config(transformer: Any, adapter_name: str) -> Any:
+    configs = getattr(transformer, "peft_config", {})
+    if adapter_name not in configs:
+        raise ParameterError(f"no LoRA adapter {adapter_name!r}; loaded are: {', '.join(configs) or 'none'}")
+    return configs[adapter_name]
+
+
+def _adapter_layers(transformer: Any, adapter_name: str) -> Iterator[tuple[str, Any]]:
+    """The layers an adapter sits in, by module name."""
+    for name, module in transformer.named_modules():
+        if adapter_name in getattr(module, "lora_A", {}):
+            yield name, module
+
+
+def _active_adapters(transformer: Any) -> list[str]:
+    return list(transformer.active_adapters()) if getattr(transformer, "peft_config", None) else []

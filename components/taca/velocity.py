@@ -1,0 +1,155 @@
+"""Flow matching for a text-to-image transformer: the task that trains TACA's LoRA (arXiv 2506.07986, Eq. 13)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from components.errors import ParameterError
+from components.taca.families import FLUX, SD3, Family, family_of
+from components.taca.install import enable_taca
+from components.taca.schedule import TemperatureSchedule, shift_sigma
+from components.training.randomness import generator
+
+Batch = Mapping[str, Tensor]
+
+
+class VelocityTask(nn.Module):
+    """A transformer, the velocity loss, and the batches they take.
+
+    x_t = (1 - sigma) x_0 + sigma noise; the transformer predicts noise - x_0; the loss is the mean squared error in
+    float32. Noise levels: uniform in (sigma_low, 1] with shift 1 (TACA's LoRA: sigma_low = the threshold), else
+    uniform in the unshifted time and shifted as a sampler's steps are. With a `schedule`, TACA is enabled in the
+    transformer and every sample gets the gamma of its own noise level; without one the transformer is left as it is.
+
+    Batch, any device: "latents" (B, S, C) packed as FLUX takes them, or (B, C, H, W) for SD3; "prompt_embeds" (B, T,
+    D); "pooled" (B, P); for FLUX "img_ids" (S, 3). A caption is dropped with probability `caption_dropout`: both its
+    embeddings are replaced by those of the empty prompt, `null_prompt_embeds` (T, D) and `null_pooled` (P,), which
+    classifier-free guidance needs. `guidance` is the scale given to a guidance-distilled model (FLUX.1-dev) and
+    unused by others.
+
+    Noise, noise levels and dropped captions depend on (seed, name, step) and are drawn for the global batch of
+    `world_size` * B samples; rank r uses samples r B to (r + 1) B. So the same data is seen whatever the number of
+    workers.
+
+    forward(batch, step) -> {"loss": scalar, this rank's mean}.
+    """
+
+    null_prompt_embeds: Tensor
+    null_pooled: Tensor
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        *,
+        null_prompt_embeds: Tensor,
+        null_pooled: Tensor,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        sigma_low: float = 0.0,
+        shift: float = 1.0,
+        caption_dropout: float = 0.1,
+        guidance: float = 3.5,
+        schedule: TemperatureSchedule | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= sigma_low < 1:
+            raise ParameterError(f"sigma_low = {sigma_low}: must lie in [0, 1)")
+        if not shift > 0:
+            raise ParameterError(f"shift = {shift}: must be above 0")
+        if not 0 <= caption_dropout <= 1:
+            raise ParameterError(f"caption_dropout = {caption_dropout}: must lie in [0, 1]")
+        if not 0 <= rank < world_size:
+            raise ParameterError(f"rank = {rank}: must lie in [0, {world_size})")
+        self.transformer = transformer
+        self.family: Family = family_of(transformer)
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.sigma_low, self.shift = sigma_low, shift
+        self.caption_dropout, self.guidance = caption_dropout, guidance
+        # Not persistent: a checkpoint holds what training changes, and these are inputs.
+        self.register_buffer("null_prompt_embeds", null_prompt_embeds.reshape(null_prompt_embeds.shape[-2:]), False)
+        self.register_buffer("null_pooled", null_pooled.reshape(-1), False)
+        if schedule is not None:
+            enable_taca(transformer, schedule)
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        device = next(self.transformer.parameters()).device
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        latents = batch["latents"].float()
+        sigma, noise, dropped = (drawn.to(device) for drawn in self.draw(latents.shape, step))
+        batch |= self._drop_captions(batch, dropped)
+
+        level = sigma.view(-1, *[1] * (latents.ndim - 1))
+        noisy = (1 - level) * latents + level * noise
+        velocity = _CALLS[self.family.name](self, noisy, sigma, batch)
+        return {"loss": F.mse_loss(velocity.float(), noise - latents)}
+
+    def draw(self, shape: torch.Size, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """This rank's choices, on the CPU: sigma (B,) in (sigma_low, 1], noise of `shape`, dropped (B,) bool."""
+        count = shape[0]
+        total = count * self.world_size
+        mine = slice(self.rank * count, (self.rank + 1) * count)
+
+        lowest = shift_sigma(self.sigma_low, 1 / self.shift)  # in the sampler's time before its shift
+        uniform = torch.rand(total, generator=generator(self.seed, "sigma", step), dtype=torch.float64)
+        time = 1 - (1 - lowest) * uniform  # in (lowest, 1]
+        sigma = self.shift * time / (1 + (self.shift - 1) * time)
+        noise = torch.randn((total, *shape[1:]), generator=generator(self.seed, "noise", step))
+        dropped = torch.rand(total, generator=generator(self.seed, "drop", step)) < self.caption_dropout
+        return sigma[mine].float(), noise[mine], dropped[mine]
+
+    def _drop_captions(self, batch: Batch, dropped: Tensor) -> dict[str, Tensor]:
+        prompt, pooled = batch["prompt_embeds"], batch["pooled"]
+        for name, given, null in (
+            ("prompt_embeds", prompt, self.null_prompt_embeds),
+            ("pooled", pooled, self.null_pooled),
+        ):
+            if given.shape[1:] != null.shape:
+                raise ParameterError(
+                    f"batch {name} has shape {tuple(given.shape)}, the empty prompt's is {tuple(null.shape)}; "
+                    "embed both at one text length"
+                )
+        return {
+            "prompt_embeds": torch.where(dropped[:, None, None], self.null_prompt_embeds.to(prompt), prompt),
+            "pooled": torch.where(dropped[:, None], self.null_pooled.to(pooled), pooled),
+        }
+
+
+def _flux_velocity(task: VelocityTask, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+    transformer: Any = task.transformer
+    dtype = transformer.dtype
+    ids = batch["img_ids"]
+    guidance = torch.full_like(sigma, task.guidance) if transformer.config.guidance_embeds else None
+    return transformer(
+        hidden_states=noisy.to(dtype),
+        encoder_hidden_states=batch["prompt_embeds"].to(dtype),
+        pooled_projections=batch["pooled"].to(dtype),
+        timestep=FLUX.timestep(sigma),
+        img_ids=ids[0] if ids.ndim == 3 else ids,  # a collated batch repeats them
+        txt_ids=torch.zeros(batch["prompt_embeds"].shape[1], 3, device=noisy.device, dtype=ids.dtype),
+        guidance=guidance,
+        return_dict=False,
+    )[0]
+
+
+def _sd3_velocity(task: VelocityTask, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+    transformer: Any = task.transformer
+    dtype = transformer.dtype
+    return transformer(
+        hidden_states=noisy.to(dtype),
+        encoder_hidden_states=batch["prompt_embeds"].to(dtype),
+        pooled_projections=batch["pooled"].to(dtype),
+        timestep=SD3.timestep(sigma),
+        return_dict=False,
+    )[0]
+
+
+# How each family's forward is called. The noise level stays float32 up to the transformer, also for a bfloat16 model,
+# so that TACA compares the level that was drawn.
+_CALLS: dict[str, Callable[[VelocityTask, Tensor, Tensor, Batch], Tensor]] = {
+    FLUX.name: _flux_velocity,
+    SD3.name: _sd3_velocity,
+}

@@ -1,0 +1,75 @@
+"""Checkpoints that survive a kill at any moment.
+
+A checkpoint is a folder `step-<n>` holding `state.pt` and `manifest.json` (its SHA-256). It is written under a temporary name,
+flushed to disk, then renamed: it is there whole or not at all. Reading goes from the newest to the oldest and skips what does not
+match its digest, so a torn or flipped file costs one interval of work, not the run.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from components.files import file_digest, write_atomically
+
+logger = logging.getLogger(__name__)
+
+STATE, MANIFEST = "state.pt", "manifest.json"
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in `folder`; the newest `keep` of them stay."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint folder, oldest first, whether or not it can be read."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*") if path.is_dir())
+
+    def save(self, state: Mapping[str, Any], step: int) -> None:
+        """Keep `state` (nested dicts and lists of tensors, numbers and strings) as the checkpoint after `step` steps.
+
+        Raises OSError when the disk is full; the checkpoints before it stay as they were.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".writing-{step}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            with open(temporary / STATE, "wb") as file:
+                torch.save(dict(state), file)
+                file.flush()
+                os.fsync(file.fileno())
+            write_atomically(
+                temporary / MANIFEST, json.dumps({"step": step, "sha256": file_digest(temporary / STATE)}) + "\n"
+            )
+            final = self.folder / f"step-{step:08d}"
+            shutil.rmtree(final, ignore_errors=True)  # one that could not be read: its step was computed again
+            os.rename(temporary, final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self.folder / f"step-{old:08d}", ignore_errors=True)
+
+    def load(self) -> tuple[int, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, as (step, state), or None. Those that cannot are skipped with a warning."""
+        for step in reversed(self.steps()):
+            folder = self.folder / f"step-{step:08d}"
+            try:
+                manifest = json.loads((folder / MANIFEST).read_text())
+                if file_digest(folder / STATE) != manifest["sha256"]:
+                    raise ValueError("digest differs")
+                return step, torch.load(folder / STATE, map_location="cpu", weights_only=True)
+            except (OSError, ValueError, KeyError) as error:
+                logger.warning("checkpoint %s cannot be read (%s); trying the one before", folder, error)
+        return None

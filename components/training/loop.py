@@ -1,0 +1,225 @@
+"""The one training loop.
+
+A method brings a *task*: a module that holds the model, knows the loss and the form of a batch, and maps `(batch, step)` to a
+dictionary of scalars with the key "loss". Everything else (optimiser, schedule, averaging, checkpoints, several processes, bad
+numbers) is here, once. The same steps run on the same data whether or not the run was killed in between.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from components.errors import ParameterError
+from components.training.averaging import WeightAverage
+from components.training.context import Context
+from components.training.schedules import learning_rate_factor
+
+Batch = Any
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became NaN or infinite. The weights are those before the step, and the last checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long, how fast, how often. Steps are optimiser steps; rates are those after warm-up."""
+
+    steps: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay: Literal["cosine", "constant"] = "cosine"
+    clip_norm: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    ema_decay: float = 0.0
+    report_every: int = 20
+    checkpoint_every: int = 100
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "report_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ParameterError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if not self.learning_rate > 0:
+            raise ParameterError(f"learning_rate = {self.learning_rate}: must be above 0")
+        if not 0 <= self.ema_decay < 1:
+            raise ParameterError(f"ema_decay = {self.ema_decay}: must lie in [0, 1)")
+
+
+def fit(
+    task: nn.Module,
+    batches: Callable[[int], Batch],
+    config: LoopConfig,
+    context: Context,
+    *,
+    prefix: str = "train",
+    on_report: Callable[[int], Mapping[str, float]] | None = None,
+) -> None:
+    """Train `task` in place for `config.steps` steps, resuming from the context's newest checkpoint.
+
+    `batches(step)` gives this rank's part of the global batch of a 0-based step. Scalars are averaged over the steps and ranks
+    since the last report and named `<prefix>/<key>`; `on_report(step)` may add metrics of its own (rank 0 counts). With
+    `ema_decay`, the averaged weights are in `task` at the end.
+
+    Raises NonFiniteLossError on every rank, before the optimiser step, when any rank's loss is not finite.
+    """
+    task.to(context.device)
+    optimizer = _optimizer(task, config)
+    average = WeightAverage(_trainable(task).values(), config.ema_decay) if config.ema_decay else None
+    meter = _Meter(context)
+    start = _resume(task, optimizer, average, meter, context)
+    model = _distributed(task, context)
+    task.train()
+    for step in _progress(start, config.steps, prefix, context):
+        for group in optimizer.param_groups:
+            factor = learning_rate_factor(step, config.steps, config.warmup_steps, config.decay)
+            group["lr"] = group["base_lr"] * factor
+        with _autocast(context.device, config.precision):
+            scalars = model(batches(step), step)
+        _require_finite(scalars["loss"], step, context)
+        optimizer.zero_grad(set_to_none=True)
+        scalars["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(_trainable(task).values(), config.clip_norm or math.inf)
+        optimizer.step()
+        if average:
+            average.update(step)
+        meter.add({**scalars, "gradient_norm": norm})
+        done = step + 1
+        if done % config.report_every == 0 or done == config.steps:
+            metrics = {f"{prefix}/{key}": value for key, value in meter.drain().items()}
+            extra = on_report(done) if on_report else {}
+            context.report({**metrics, f"{prefix}/learning_rate": optimizer.param_groups[0]["lr"], **extra}, done)
+        if done % config.checkpoint_every == 0 or done == config.steps:
+            context.save(_state(task, optimizer, average, meter), done)
+    if average:
+        average.copy_to_parameters()
+    task.eval()
+
+
+def _trainable(task: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
+
+
+def _optimizer(task: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only. A task may bring its own groups through `parameter_groups(learning_rate)`."""
+    if hasattr(task, "parameter_groups"):
+        groups = task.parameter_groups(config.learning_rate)
+    else:
+        parameters = list(_trainable(task).values())
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+    groups = [group for group in groups if group["params"]]
+    optimizer = torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, foreach=True
+    )
+    for group in optimizer.param_groups:
+        group["base_lr"] = group["lr"]
+    return optimizer
+
+
+def _state(
+    task: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None, meter: "_Meter"
+) -> dict[str, Any]:
+    trainable = _trainable(task)
+    weights = {name: p.detach() for name, p in trainable.items()}
+    buffers = {name: t for name, t in task.state_dict().items() if name not in dict(task.named_parameters())}
+    return {
+        "weights": weights,
+        "buffers": buffers,
+        "optimizer": optimizer.state_dict(),
+        "average": average.state_dict() if average else None,
+        "meter": meter.state_dict(),
+    }
+
+
+@torch.no_grad()
+def _resume(
+    task: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+    meter: "_Meter",
+    context: Context,
+) -> int:
+    loaded = context.load()
+    if loaded is None:
+        return 0
+    step, state = loaded
+    task.load_state_dict({**state["weights"], **state["buffers"]}, strict=False)
+    optimizer.load_state_dict(state["optimizer"])
+    if average:
+        average.load_state_dict(state["average"])
+    if context.world_size == 1:  # with several ranks the sums are each rank's own, and only rank 0's are stored
+        meter.load_state_dict(state["meter"])
+    return step
+
+
+def _distributed(task: nn.Module, context: Context) -> nn.Module:
+    if context.world_size == 1:
+        return task
+    ids = [context.device.index] if context.device.type == "cuda" else None
+    return DistributedDataParallel(task, device_ids=ids, broadcast_buffers=False)
+
+
+def _autocast(device: torch.device, precision: str) -> Any:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def _require_finite(loss: Tensor, step: int, context: Context) -> None:
+    """Stop every rank together: one rank alone would leave the others waiting in the next all-reduce."""
+    bad = (~torch.isfinite(loss.detach())).float()
+    if context.world_size > 1:
+        dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+    if bad.item():
+        raise NonFiniteLossError(f"the loss is not finite at step {step + 1}; the last checkpoint is kept: lower the learning rate")
+
+
+class _Meter:
+    """Means of scalars over steps and ranks, kept on the device until they are asked for."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, scalars: Mapping[str, Tensor]) -> None:
+        for key, value in scalars.items():
+            value = value.detach().double()
+            self.sums[key] = self.sums[key] + value if key in self.sums else value
+            self.counts[key] = self.counts.get(key, 0) + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums, "counts": self.counts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.sums = {key: value.to(self.context.device) for key, value in state["sums"].items()}
+        self.counts = dict(state["counts"])
+
+    def drain(self) -> dict[str, float]:
+        if not self.sums:
+            return {}
+        keys = sorted(self.sums)
+        means = torch.stack([self.sums[key] / self.counts[key] for key in keys])
+        if self.context.world_size > 1:
+            dist.all_reduce(means)
+            means /= self.context.world_size
+        self.sums, self.counts = {}, {}
+        return dict(zip(keys, means.tolist(), strict=True))
+
+
+def _progress(start: int, steps: int, prefix: str, context: Context) -> Iterator[int]:
+    """Steps left to do, with a progress bar on rank 0 when somebody watches."""
+    # disable=None: tqdm draws only on a terminal.
+    disable = None if context.rank == 0 else True
+    yield from tqdm(range(start, steps), initial=start, total=steps, desc=prefix, disable=disable, leave=False)

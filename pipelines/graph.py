@@ -1,0 +1,222 @@
+"""The stages and how they join: the one place that says what reads what.
+
+`dvc.yaml` is written from this file (`make dag`), the runner resolves a stage's paths with it, and the report walks it.
+A path may hold `{arm}`; a stage with arms is one DVC stage per arm (`taca_train@lora`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from components.errors import ParameterError
+
+TACA_ARMS = ("base", "lora", "taca", "taca_lora")
+ADAPTERS = ("lora", "taca")
+GADMS_ARMS = ("gadms", "random", "contrastive")
+METHODS = ("taca", "gadms")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage reads and writes. Its code is `pipelines/stages/<name>.py`, a function `run`."""
+
+    name: str
+    reads: tuple[str, ...]
+    """Top-level keys of params.yaml that its result depends on."""
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    arms: tuple[str, ...] = ()
+    arm_inputs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Inputs that only some arms have."""
+    curves: bool = False
+    """Whether it reports metrics over steps, written as a DVC plot."""
+    trains: bool = False
+    """Whether it is a training run, to be launched by Ray Train."""
+    code: tuple[str, ...] = ()
+    """Other stages whose code it calls."""
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One stage of the graph, or one arm of it, with its paths filled in (relative to the workspace, POSIX)."""
+
+    stage: Stage
+    arm: str | None
+
+    @property
+    def address(self) -> str:
+        """`taca_train@lora`, as DVC writes it."""
+        return f"{self.stage.name}@{self.arm}" if self.arm else self.stage.name
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        own = self.stage.arm_inputs.get(self.arm or "", {})
+        return {name: self._fill(path) for name, path in {**self.stage.inputs, **own}.items()}
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        return {name: self._fill(path) for name, path in self.stage.outputs.items()}
+
+    @property
+    def metrics(self) -> str:
+        return self._table("metrics", "json")
+
+    @property
+    def curves(self) -> str | None:
+        return self._table("curves", "csv") if self.stage.curves else None
+
+    @property
+    def all_outputs(self) -> list[str]:
+        """Every path it writes: outputs, metrics, curves."""
+        return [*self.outputs.values(), self.metrics, *([self.curves] if self.curves else [])]
+
+    def _table(self, folder: str, suffix: str) -> str:
+        return str(PurePosixPath(folder, self.stage.name, f"{self.arm or 'all'}.{suffix}"))
+
+    def _fill(self, path: str) -> str:
+        return path.format(arm=self.arm)
+
+
+PEOPLE = {"people": "data/people"}
+BASE = {"base": "models/base.json", "base_weights": "models/base"}
+
+STAGES: tuple[Stage, ...] = (
+    Stage("prepare", ("seed", "pictures", "prepare"), {"raw": "data/raw"}, PEOPLE),
+    Stage("probe", ("seed", "pictures", "probe"), PEOPLE, {"probe": "models/probe"}, curves=True, trains=True),
+    Stage("base_model", ("seed", "pictures", "base_model"), PEOPLE, BASE, curves=True, trains=True),
+    Stage(
+        "taca_cache",
+        ("pictures", "taca_cache"),
+        {**PEOPLE, **BASE},
+        {"cache": "data/taca_cache"},
+    ),
+    Stage(
+        "taca_train",
+        ("seed", "taca", "taca_train"),
+        {**BASE, "cache": "data/taca_cache"},
+        {"adapter": "models/adapters/{arm}"},
+        arms=ADAPTERS,
+        curves=True,
+        trains=True,
+    ),
+    Stage(
+        "taca_generate",
+        ("seed", "pictures", "taca", "taca_generate"),
+        {**PEOPLE, **BASE},
+        {"generated": "data/generated/{arm}"},
+        arms=TACA_ARMS,
+        arm_inputs={
+            "lora": {"adapter": "models/adapters/lora"},
+            "taca_lora": {"adapter": "models/adapters/taca"},
+        },
+    ),
+    Stage(
+        "taca_evaluate",
+        ("seed", "taca_evaluate"),
+        {"probe": "models/probe", "generated": "data/generated/{arm}"},
+        {"alignment": "results/alignment/{arm}.parquet"},
+        arms=TACA_ARMS,
+    ),
+    Stage(
+        "curate",
+        ("seed", "pictures", "retrieval", "curate"),
+        {**PEOPLE, "generated": "data/generated/taca_lora"},
+        {"curated": "data/curated"},
+        curves=True,
+        trains=True,
+    ),
+    Stage(
+        "gadms_pretrain",
+        ("seed", "pictures", "retrieval", "gadms_pretrain"),
+        {"curated": "data/curated"},
+        {"model": "models/pretrained/{arm}"},
+        arms=GADMS_ARMS,
+        curves=True,
+        trains=True,
+    ),
+    Stage(
+        "gadms_finetune",
+        ("seed", "pictures", "retrieval", "gadms_finetune"),
+        {**PEOPLE, "pretrained": "models/pretrained/{arm}"},
+        {"model": "models/retrieval/{arm}"},
+        arms=GADMS_ARMS,
+        curves=True,
+        trains=True,
+    ),
+    Stage(
+        "gadms_evaluate",
+        ("seed", "pictures", "gadms_evaluate"),
+        {**PEOPLE, "model": "models/retrieval/{arm}"},
+        {"ranks": "results/retrieval/{arm}.parquet", "scores": "results/scores/{arm}.parquet"},
+        arms=GADMS_ARMS,
+    ),
+    Stage(
+        "index",
+        ("pictures", "index"),
+        {**PEOPLE, "model": "models/retrieval/gadms"},
+        {"index": "data/index"},
+    ),
+    Stage(
+        "train_parity",
+        ("seed", "pictures", "taca", "taca_train", "retrieval", "gadms_pretrain", "train_parity"),
+        {},
+        {"parity": "results/parity/{arm}.csv"},
+        arms=METHODS,
+        arm_inputs={
+            "taca": {**BASE, "cache": "data/taca_cache"},
+            "gadms": {"curated": "data/curated"},
+        },
+        code=("taca_train", "gadms_pretrain"),
+    ),
+)
+
+
+def _all_results() -> dict[str, str]:
+    """Every metric, curve and result table: what the report reads, named by its path."""
+    paths: list[str] = []
+    for stage in STAGES:
+        for run in runs_of(stage):
+            paths += [run.metrics, *([run.curves] if run.curves else [])]
+            paths += [path for path in run.outputs.values() if path.startswith("results/")]
+    return {path: path for path in paths}
+
+
+def runs_of(stage: Stage) -> list[StageRun]:
+    """The stage, or one entry for each of its arms."""
+    return [StageRun(stage, arm) for arm in stage.arms or (None,)]
+
+
+def report_stage() -> Stage:
+    """The last stage: it reads every result, and the pictures it shows."""
+    pictures = {f"generated/{arm}": f"data/generated/{arm}" for arm in TACA_ARMS}
+    return Stage(
+        "report",
+        ("seed", "pictures", "report"),
+        {
+            **_all_results(),
+            **PEOPLE,
+            "curated": "data/curated",
+            "index": "data/index",
+            "model": "models/retrieval/gadms",
+            **pictures,
+        },
+        {"report": "reports/report.json", "figures": "reports/figures"},
+    )
+
+
+def all_stages() -> tuple[Stage, ...]:
+    """Every stage, in an order in which each comes after what it reads."""
+    return (*STAGES, report_stage())
+
+
+def find(address: str) -> StageRun:
+    """The stage named `name` or `name@arm`. Raises ParameterError naming what there is."""
+    name, _, arm = address.partition("@")
+    stages = {stage.name: stage for stage in all_stages()}
+    if name not in stages:
+        raise ParameterError(f"stage {name!r} does not exist: one of {', '.join(stages)}")
+    stage = stages[name]
+    if (arm or None) not in (stage.arms or (None,)):
+        allowed = ", ".join(f"{name}@{a}" for a in stage.arms) or name
+        raise ParameterError(f"stage {address!r} does not exist: write {allowed}")
+    return StageRun(stage, arm or None)

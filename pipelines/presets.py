@@ -1,0 +1,63 @@
+"""Presets: files in `presets/` that hold only the keys that differ, in params.yaml's shape."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.errors import ParameterError
+from components.files import write_atomically
+from pipelines import params
+from pipelines.tracking import flatten
+
+
+def read(name: str, root: Path) -> dict[str, Any]:
+    """A preset's values. Raises ParameterError naming what there is."""
+    path = root / "presets" / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in (root / "presets").glob("*.yaml"))
+        raise ParameterError(f"preset {name!r} does not exist: one of {', '.join(known)}")
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+
+def flags(name: str, root: Path) -> list[str]:
+    """The preset as `-S key=value` flags for `dvc exp run`."""
+    return [f"-S {key}={value}" for key, value in flatten(read(name, root)).items()]
+
+
+def apply(name: str, root: Path) -> list[str]:
+    """Write the preset into params.yaml, comments kept; returns a line for each value that changed."""
+    return edit(root / "params.yaml", read(name, root))
+
+
+def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
+    """Set `values` (nested) in a params.yaml, keeping its comments and order. Nothing is written if the result is not valid."""
+    from ruamel.yaml import YAML
+
+    editor = YAML()
+    editor.preserve_quotes = True
+    editor.width = 120
+    document = editor.load(path.read_text(encoding="utf-8"))
+    changes = []
+    for key, value in flatten(values).items():
+        *sections, last = key.split(".")
+        target = document
+        for section in sections:
+            target = target[section] if isinstance(target, dict) and section in target else {}
+        if last not in target:
+            raise ParameterError(f"{key}: not a key of {path.name}")
+        if target[last] != value:
+            changes.append(f"{key}: {target[last]} -> {value}")
+            target[last] = value
+    text = io.StringIO()
+    editor.dump(document, text)
+    trial = path.with_name(f".{path.name}.trial")
+    try:
+        trial.write_text(text.getvalue(), encoding="utf-8")
+        params.load(trial)
+    finally:
+        trial.unlink(missing_ok=True)
+    write_atomically(path, text.getvalue())
+    return changes

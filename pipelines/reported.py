@@ -1,0 +1,51 @@
+"""Metrics over steps, on disk first.
+
+A training process appends lines to `metrics.jsonl`; the runner reads them and delivers them to the tracking server. So training
+never waits for a server, nothing is lost when one is away, and a resumed run can take back what it reported after its checkpoint.
+"""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.files import write_atomically
+
+
+class MetricLog:
+    """The lines of one run: {"phase", "step", "time", "metrics"}. One process writes, any may read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
+        line = json.dumps({"phase": phase, "step": step, "time": time.time(), "metrics": dict(metrics)})
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every whole line; a last one torn by a kill is left out."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def take_back(self, phase: str, after_step: int) -> None:
+        """Drop what `phase` reported after `after_step`: it will be computed, and reported, again."""
+        kept = [line for line in self.read() if line["phase"] != phase or line["step"] <= after_step]
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def table(self) -> str:
+        """CSV with one row a step and one column a metric, empty where a step has none. Holds no times."""
+        rows: dict[int, dict[str, float]] = {}
+        for line in self.read():
+            rows.setdefault(line["step"], {}).update(line["metrics"])
+        columns = sorted({key for row in rows.values() for key in row})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["step", *columns], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({"step": step, **rows[step]} for step in sorted(rows))
+        return text.getvalue()

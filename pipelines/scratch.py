@@ -1,0 +1,131 @@
+"""The scratch folder of one fingerprint: checkpoints while it runs, finished outputs when it is done.
+
+    <home>/<stage>-<arm>-<fingerprint>/
+        lock            held by the one runner that works on it (the kernel lets go when that process dies)
+        checkpoints/    by phase; see components.training.checkpoint
+        metrics.jsonl   every reported metric, in order
+        figures/        pictures for the tracking server
+        writing/        outputs being written
+        outputs/        finished outputs, at the paths they have in the workspace
+        DONE.json       their digests, the metrics and the run that made them; written last
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.files import write_atomically
+from pipelines.fingerprint import tree_digests
+
+LINK_FROM_BYTES = 1 << 16
+"""Outputs below this size are copied, so that editing a small file in place cannot reach the stored one."""
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Paths and life of one scratch folder."""
+
+    folder: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def reported(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def figures(self) -> Path:
+        return self.folder / "figures"
+
+    @property
+    def writing(self) -> Path:
+        return self.folder / "writing"
+
+    @property
+    def outputs(self) -> Path:
+        return self.folder / "outputs"
+
+    @property
+    def result(self) -> Path:
+        """What the stage function returned: its metrics, as JSON."""
+        return self.folder / "result.json"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder. Another holder is waited for: it computes the very result that we want."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting: another process computes the same result in {self.folder}", file=sys.stderr, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def begin(self) -> None:
+        """Make room for an attempt: no half outputs of an earlier one, checkpoints and metrics kept."""
+        for folder in (self.writing, self.outputs, self.figures):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.result, self.folder / "DONE.json"):
+            file.unlink(missing_ok=True)
+        self.writing.mkdir(parents=True)
+        self.figures.mkdir()
+
+    def finish(self, paths: Iterable[str], facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the written outputs final and say so. `facts` go into the DONE manifest, which is returned."""
+        paths = list(paths)
+        missing = sorted(path for path in paths if not (self.writing / path).exists())
+        if missing:
+            raise RuntimeError(f"the stage did not write {', '.join(missing)}")
+        os.rename(self.writing, self.outputs)
+        done = {**facts, "outputs": {path: tree_digests(self.outputs / path) for path in paths}}
+        write_atomically(self.folder / "DONE.json", json.dumps(done, indent=1, sort_keys=True) + "\n")
+        return done
+
+    def done(self) -> dict[str, Any] | None:
+        """The DONE manifest if it is there and every output still has its digest."""
+        try:
+            done = json.loads((self.folder / "DONE.json").read_text())
+        except (OSError, ValueError):
+            return None
+        whole = all(tree_digests(self.outputs / path) == digests for path, digests in done["outputs"].items())
+        return done if whole else None
+
+
+def put_in_place(source: Path, target: Path) -> None:
+    """Make `target` the same as `source`, in one rename; large files are hard links where the file system allows."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    _remove(temporary)
+    if source.is_dir():
+        shutil.copytree(source, temporary, copy_function=_link_or_copy)
+    else:
+        _link_or_copy(str(source), str(temporary))
+    _remove(target)
+    os.rename(temporary, target)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    if os.path.getsize(source) >= LINK_FROM_BYTES:
+        try:
+            os.link(source, target)
+            return
+        except OSError:
+            pass  # another file system, or one without links: copy
+    shutil.copyfile(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

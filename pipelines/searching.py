@@ -1,0 +1,69 @@
+"""`python -m pipelines search "a woman in a red coat"`: the gallery's best matches for a sentence."""
+
+import json
+from pathlib import Path
+
+from components.errors import DataError, ParameterError
+from pipelines.workspace import Workspace
+
+INDEX, MODEL, PEOPLE = "data/index", "models/retrieval/gadms", "data/people"
+
+
+def search(query: str, workspace: Workspace, top: int = 5, picture: Path | None = None) -> None:
+    """Print the `top` matches of `query`; with `picture`, also write them side by side, best first, into that PNG.
+
+    Raises ParameterError for an empty query or top < 1, DataError when the index is not there or was made by another model.
+    """
+    if not query.strip():
+        raise ParameterError('search: the sentence is empty; write one, as in search "a woman in a red coat"')
+    if top < 1:
+        raise ParameterError(f"search: --top {top}: must be at least 1")
+    for path in (INDEX, MODEL, PEOPLE):
+        if not workspace.path(path).is_dir():
+            raise DataError(f"search: {path} is not there: run `dvc repro index`")
+
+    from components.search.query import TextSearch
+
+    found = TextSearch.open(workspace.path(MODEL), workspace.path(INDEX))
+    _require_same_model(workspace)
+    matches = found(query, top)
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"“{query}”", title_justify="left", caption=f"{len(found.index)} pictures searched", caption_justify="left")
+    for heading in ("rank", "cosine", "identity", "picture"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("its caption", overflow="fold")
+    for rank, match in enumerate(matches, 1):
+        row = match.metadata
+        table.add_row(str(rank), f"{match.score:.3f}", str(row["identity"]), str(match.image_id), str(row["caption"]))
+    console = Console()
+    console.print(table)
+    if picture:
+        _draw([match.image_id for match in matches], workspace, picture)
+        console.print(f"wrote {picture}")
+
+
+def _require_same_model(workspace: Workspace) -> None:
+    """The index names the weights that made it: vectors of other weights look like vectors, but mean nothing."""
+    from components.files import file_digest
+    from components.gadms.model import WEIGHTS_FILE
+    from components.search.index import REFERENCE_FILE
+
+    made_by = json.loads((workspace.path(INDEX) / REFERENCE_FILE).read_text())["model"].get("weights")
+    if made_by and made_by != file_digest(workspace.path(MODEL) / WEIGHTS_FILE):
+        raise DataError(f"search: {INDEX} was made by another model than {MODEL}: run `dvc repro index`")
+
+
+def _draw(image_ids: list[int], workspace: Workspace, path: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    from components.evaluation.figures import plate, save_png
+    from components.persons.shards import PersonDataset
+
+    people = PersonDataset.open(workspace.path(PEOPLE))
+    width, height = Image.open(io.BytesIO(people.image_bytes(image_ids[0]))).size
+    save_png(plate([list(people.pixels(image_ids, height, width))]), path)

@@ -1,0 +1,60 @@
+"""Give the rest a text-to-image model to adapt: train a small FLUX pipeline, or pin a published one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from components.persons.shards import PersonDataset
+from components.taca.autoencoder import AutoencoderTask, pixel_batches, psnr, reconstruct, set_latent_scale
+from components.taca.base_training import TextToImageTask, base_batches
+from components.taca.cache import encode_pictures
+from components.taca.reference import write_reference
+from components.taca.tiny import TinyConfig, build_tiny_pipeline, word_vocabulary
+from components.training.loop import fit
+from pipelines.context import StageContext
+from pipelines.params import Parameters
+
+
+def run(
+    params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
+) -> dict[str, Any]:
+    settings = params.base_model
+    if settings.source != "tiny":
+        outputs["base_weights"].mkdir()
+        (outputs["base_weights"] / "PUBLISHED").write_text(f"{settings.source} at {settings.revision}: never copied\n")
+        reference = write_reference(settings.source, outputs["base"], revision=settings.revision)
+        return {"files": len(reference["files"])}
+
+    people, size = PersonDataset.open(inputs["people"]), params.pictures
+    rows = people.rows(split="train", form="short")
+    captions = rows.column("caption")
+    pixels = people.pixels(rows.column("image_id"), size.height, size.width)
+    config = TinyConfig(**settings.tiny.model_dump())
+    pipe = build_tiny_pipeline(config, word_vocabulary(captions), params.seed)
+    ranks = {"seed": params.seed, "rank": context.rank, "world_size": context.world_size}
+
+    images = pixel_batches(pixels, batch_size=settings.autoencoder.batch, **ranks)
+    fit(AutoencoderTask(pipe.vae, **ranks), images, settings.autoencoder.loop(), context.phase("vae"), prefix="vae")
+    set_latent_scale(pipe.vae, pixels.split(256))
+    held_out = people.pixels(people.rows(split="val", form="short").column("image_id"), size.height, size.width)
+    quality = float(psnr(held_out, reconstruct(pipe.vae, held_out)).mean())
+
+    latents = torch.cat([encode_pictures(pipe, part) for part in pixels.split(256)])
+    pairs = base_batches(
+        pipe, latents, image_positions(pipe, size.height, size.width), captions, batch_size=settings.training.batch, **ranks
+    )
+    task = TextToImageTask(pipe, caption_dropout=settings.caption_dropout, shift=config.shift, **ranks)
+    fit(task, pairs, settings.training.loop(), context.phase("flow"), prefix="flow")
+
+    pipe.save_pretrained(outputs["base_weights"], safe_serialization=True)
+    write_reference(outputs["base_weights"], outputs["base"])
+    parameters = sum(parameter.numel() for parameter in pipe.transformer.parameters())
+    return {"vae_psnr": quality, "transformer_parameters": parameters}
+
+
+def image_positions(pipe: Any, height: int, width: int) -> torch.Tensor:
+    """Positions of packed latent tokens (S, 3), as the pipeline itself numbers them."""
+    factor = 2 * pipe.vae_scale_factor
+    return pipe._prepare_latent_image_ids(1, height // factor, width // factor, "cpu", torch.float32)

@@ -1,0 +1,61 @@
+"""Keep the generated people that are fit to learn from: sharp enough, and matching their captions.
+
+The match is scored by a small dual encoder trained here, contrastively, on the train split alone. Why each picture was kept or
+dropped is in `curated/decisions.parquet`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.gadms.tasks import RetrievalConfig, RetrievalTask
+from components.persons.curation import Thresholds, decide, quality
+from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
+from components.training.loop import fit
+from pipelines.context import StageContext
+from pipelines.params import Parameters
+from pipelines.stages.retrieval import caption_batches, match_scores, new_encoder
+
+
+def run(
+    params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
+) -> dict[str, Any]:
+    people, generated = PersonDataset.open(inputs["people"]), PersonDataset.open(inputs["generated"])
+    settings, size = params.curate, (params.pictures.height, params.pictures.width)
+    rows = people.rows(split="train", form="long")
+    encoder = new_encoder(params, rows.column("caption"))
+    task = RetrievalTask(encoder, RetrievalConfig(method="contrastive"), captions=len(rows), seed=params.seed)
+    fit(task, caption_batches(encoder, people, rows, settings.matcher.batch, params, context), settings.matcher.loop(), context)
+
+    corpus = generated.rows(split="train", form="long")
+    matches = match_scores(encoder, generated, corpus)
+    drawn = list(matches)
+    real = people.pixels(sorted(set(rows.column("image_id"))), *size)
+    thresholds = Thresholds.from_real(quality(real), settings.quality_share)
+    decisions = decide(
+        quality(generated.pixels(drawn, *size)), [matches[i] for i in drawn], thresholds, settings.keep_fraction
+    )
+    captions: dict[int, list[dict[str, Any]]] = {}
+    for row in corpus:
+        captions.setdefault(row["image_id"], []).append(row)
+    with DatasetWriter(outputs["curated"]) as writer:
+        for image_id, decision in zip(drawn, decisions, strict=True):
+            if decision.kept:
+                writer.add(
+                    generated.image_bytes(image_id),
+                    [CaptionRow(row["caption"], "long", tuple(row["wrong_words"])) for row in captions[image_id]],
+                    identity=image_id,
+                    split="train",
+                    source="generated",
+                )
+    table = {"image_id": drawn, "match": [matches[i] for i in drawn], "reason": [d.reason for d in decisions]}
+    pq.write_table(pa.table(table), outputs["curated"] / "decisions.parquet", compression="none")
+    reasons = sorted({d.reason for d in decisions})
+    return {
+        "pictures": len(drawn),
+        "kept": sum(d.kept for d in decisions),
+        "dropped": {reason: sum(d.reason == reason for d in decisions) for reason in reasons if reason != "kept"},
+    }

@@ -1,0 +1,74 @@
+"""Text-to-person retrieval on the test split, and how well the score finds wrong words in training captions."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from components.evaluation.ceiling import attribute_match_ceiling
+from components.evaluation.intervals import bootstrap_mean
+from components.evaluation.retrieval import retrieval_metrics, retrieval_results
+from components.gadms.embedding import embed_captions, embed_images
+from components.gadms.model import DualEncoder
+from components.gadms.noise import word_scores
+from components.persons.shards import PersonDataset
+from pipelines.context import StageContext
+from pipelines.params import Parameters
+
+
+def run(
+    params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
+) -> dict[str, Any]:
+    settings, people = params.gadms_evaluate, PersonDataset.open(inputs["people"])
+    encoder = DualEncoder.load(inputs["model"]).to(context.device)
+    queries = list(people.rows(split="test", form="long"))
+    gallery = {row["image_id"]: row for row in queries}
+    query_ids = torch.tensor([row["identity"] for row in queries])
+    gallery_ids = torch.tensor([row["identity"] for row in gallery.values()])
+    captions = [row["caption"] for row in queries]
+
+    def embed(model: DualEncoder) -> tuple[torch.Tensor, torch.Tensor]:
+        images = embed_images(model, list(gallery), lambda ids: people.pixels(ids, *model.image_size))
+        return embed_captions(model, captions), images
+
+    texts, images = embed(encoder)
+    results = retrieval_results(texts, images, query_ids, gallery_ids)
+    untrained = DualEncoder.create(encoder.config, tokenizer=encoder.tokenizer, seed=params.seed)
+    hits = (results.first_rank == 1).double() * 100
+    interval = bootstrap_mean(
+        hits.numpy(), units=query_ids.numpy(), resamples=settings.resamples, seed=params.seed
+    )
+    table = {
+        "caption_id": [row["caption_id"] for row in queries],
+        "image_id": [row["image_id"] for row in queries],
+        "first_rank": results.first_rank.numpy(),
+        "average_precision": results.average_precision.numpy(),
+    }
+    pq.write_table(pa.table(table), outputs["ranks"], compression="none")
+
+    noisy = [row for row in people.rows(split="train", form="long") if row["wrong_words"]][: settings.scored_captions]
+    words, auc = word_scores(encoder, noisy, people)
+    pq.write_table(pa.table(words), outputs["scores"], compression="none")
+    shown = [json.loads(row["attributes"]) for row in queries]
+    return {
+        **results.metrics(),
+        "R@1_interval": interval.as_dict(),
+        "untrained": retrieval_metrics(*embed(untrained), query_ids, gallery_ids),
+        "chance": chance(query_ids, gallery_ids),
+        "attribute_ceiling": attribute_match_ceiling(
+            shown, [json.loads(row["attributes"]) for row in gallery.values()], query_ids, gallery_ids
+        ),
+        "noise_auc": auc,
+        "gallery": len(gallery),
+        "identities": len(set(gallery_ids.tolist())),
+    }
+
+
+def chance(query_ids: torch.Tensor, gallery_ids: torch.Tensor) -> dict[str, float]:
+    """R@1 of a random ranking, in percent: the mean fraction of the gallery that is right."""
+    right = (query_ids[:, None] == gallery_ids[None, :]).double().mean(1)
+    return {"R@1": 100 * right.mean().item()}

@@ -1,0 +1,41 @@
+"""Bring a source of people (drawn here, or a published set in data/raw) into the internal form, checked."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.persons.drawn import DrawnConfig, write_drawn_dataset
+from components.persons.readers import read_listing
+from components.persons.shards import PersonDataset, write_records
+from components.persons.validation import validate_records
+from pipelines.context import StageContext
+from pipelines.params import Parameters
+
+
+def run(
+    params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
+) -> dict[str, Any]:
+    settings = params.prepare
+    with tempfile.TemporaryDirectory() as scratch:
+        name, root = settings.source, inputs["raw"]
+        if settings.source == "drawn":
+            name, root = "cuhk-pedes", Path(scratch)
+            config = DrawnConfig(
+                height=params.pictures.height,
+                width=params.pictures.width,
+                train_identities=settings.identities["train"],
+                val_identities=settings.identities["val"],
+                test_identities=settings.identities["test"],
+                images_per_identity=settings.pictures_per_identity,
+                preset=settings.preset,
+                noise_rate=settings.caption_noise,
+                near_duplicates=settings.neighbours,
+            )
+            write_drawn_dataset(root / "CUHK-PEDES", config, params.seed)
+        records, report = validate_records(read_listing(name, root), max_bad_fraction=settings.max_bad_fraction)
+        write_records(records, outputs["people"])
+    (outputs["people"] / "validation.json").write_text(json.dumps(report.to_json(), indent=1, sort_keys=True) + "\n")
+    statistics = PersonDataset.open(outputs["people"]).statistics()
+    return {"records": report.total, "kept": report.good, "bad": dict(sorted(report.counts.items())), **statistics}

@@ -1,0 +1,41 @@
+"""Train the attribute classifier that judges generated people, on real pictures only, and judge it on held-out ones."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.evaluation.attributes import AttributeProbe, ProbeTask, evaluate_probe, probe_batches
+from components.persons.attributes import ATTRIBUTES
+from components.persons.shards import PersonDataset
+from components.training.loop import fit
+from pipelines.context import StageContext
+from pipelines.params import Parameters
+
+
+def run(
+    params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
+) -> dict[str, Any]:
+    people, size = PersonDataset.open(inputs["people"]), params.pictures
+    probe = AttributeProbe(ATTRIBUTES, height=size.height, width=size.width, seed=params.seed)
+
+    def labelled(split: str) -> tuple[Any, Any]:
+        rows = {row["image_id"]: row["attributes"] for row in people.rows(split=split)}
+        return people.pixels(list(rows), size.height, size.width), probe.labels([json.loads(a) for a in rows.values()])
+
+    training = params.probe.training
+    task = ProbeTask(probe, seed=params.seed, rank=context.rank, world_size=context.world_size)
+    batches = probe_batches(
+        *labelled("train"),
+        batch_size=training.batch,
+        seed=params.seed,
+        rank=context.rank,
+        world_size=context.world_size,
+    )
+    fit(task, batches, training.loop(), context, prefix="probe")
+    probe.save(outputs["probe"])
+
+    table = evaluate_probe(probe, *labelled("test"))
+    means = {key: sum(row[key] for row in table.values()) / len(table) for key in ("balanced_accuracy", "majority")}
+    worst = min(row["balanced_accuracy"] for row in table.values())
+    return {**means, "worst_balanced_accuracy": worst, "attribute": table}

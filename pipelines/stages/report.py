@@ -1,0 +1,134 @@
+"""Collect every metric, curve and result into one report, with the pictures that it shows.
+
+`reports/report.json` is a result like any other: it holds no clock, address, revision or duration. `python -m pipelines report`
+makes the page from it, and adds what the tracking server knows.
+"""
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from components.evaluation.comparison import alignment_differences, retrieval_differences
+from components.files import write_atomically
+from components.persons.shards import PersonDataset
+from pipelines.context import StageContext
+from pipelines.graph import GADMS_ARMS, METHODS, STAGES, TACA_ARMS, runs_of
+from pipelines.params import Parameters
+from pipelines.stages.report_checks import checks
+from pipelines.stages.report_pictures import Album, curation_examples, people, queries, spread
+
+BASELINE, MASKING_BASELINE = "base", "random"
+DIGITS = 6
+
+
+def run(
+    params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
+) -> dict[str, Any]:
+    runs = [run for stage in STAGES for run in runs_of(stage)]
+    metrics = {run.address: json.loads(inputs[run.metrics].read_text()) for run in runs}
+    alignment = {arm: columns(inputs[f"results/alignment/{arm}.parquet"]) for arm in TACA_ARMS}
+    ranks = {arm: columns(inputs[f"results/retrieval/{arm}.parquet"]) for arm in GADMS_ARMS}
+    real = PersonDataset.open(inputs["people"])
+    album = Album(outputs["figures"], context.figures, params.pictures.height, params.pictures.width)
+    report = {
+        "setting": {"seed": params.seed, "height": params.pictures.height, "width": params.pictures.width},
+        "alignment": alignment_section(metrics, alignment, params.seed),
+        "retrieval": retrieval_section(metrics, ranks, real, params.seed),
+        "people": people(album, real, inputs, alignment, params.report.people),
+        "queries": queries(album, real, inputs["model"], inputs["index"], params.report.queries),
+        "heatmaps": heatmaps(columns(inputs["results/scores/gadms.parquet"]), params.report.heatmaps),
+        "curation": {**metrics["curate"], "examples": curation_examples(album, inputs["curated"], inputs["generated/taca_lora"])},
+        "parity": {method: parity(inputs[f"results/parity/{method}.csv"]) for method in METHODS},
+        "curves": {run.address: read_csv(inputs[run.curves]) for run in runs if run.curves},
+        "checks": checks(metrics),
+        "metrics": metrics,
+    }
+    write_atomically(outputs["report"], to_text(report))
+    decided = [check["met"] for check in report["checks"] if check["met"] is not None]
+    return {"checks": len(decided), "checks_met": sum(decided)}
+
+
+def alignment_section(metrics: Mapping[str, Any], tables: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """source -> arms with their means, attributes and paired differences to the base arm."""
+    section = {}
+    for source in sorted(set(tables[BASELINE]["source"])):
+        differences = alignment_differences(tables, BASELINE, source, seed)
+        arms = {}
+        for arm in tables:
+            own = dict(metrics[f"taca_evaluate@{arm}"][source.replace(" ", "_")])
+            if arm in differences:
+                own["difference"] = {name: interval.as_dict() for name, interval in differences[arm].items()}
+            arms[arm] = own
+        section[source] = {"prompts": tables[BASELINE]["source"].count(source), "arms": arms}
+    return section
+
+
+def retrieval_section(
+    metrics: Mapping[str, Any], tables: Mapping[str, Any], real: PersonDataset, seed: int
+) -> dict[str, Any]:
+    """Each arm's metrics and its paired difference in R@1 to random masking; what needs no training beside them."""
+    rows = real.rows()
+    identities = dict(zip(rows.column("caption_id"), rows.column("identity"), strict=True))
+    differences = retrieval_differences(tables, MASKING_BASELINE, identities, seed)
+    shared = ("untrained", "chance", "attribute_ceiling", "gallery", "identities")
+    arms = {}
+    for arm in tables:
+        own = {key: value for key, value in metrics[f"gadms_evaluate@{arm}"].items() if key not in shared}
+        if arm in differences:
+            own["R@1_difference"] = differences[arm].as_dict()
+        arms[arm] = own
+    return {"arms": arms, **{key: metrics["gadms_evaluate@gadms"][key] for key in shared}}
+
+
+def heatmaps(words: Mapping[str, list[Any]], number: int) -> list[dict[str, Any]]:
+    """`number` captions, spread over those that hold a wrong word, word by word."""
+    captions: dict[int, list[dict[str, Any]]] = {}
+    for caption, word, score, wrong in zip(words["caption_id"], words["word"], words["score"], words["wrong"], strict=True):
+        captions.setdefault(caption, []).append({"word": word, "score": score, "wrong": bool(wrong)})
+    noisy = [caption for caption, row in captions.items() if any(word["wrong"] for word in row)]
+    return [{"caption_id": caption, "words": captions[caption]} for caption in spread(noisy, number)]
+
+
+def parity(path: Path) -> dict[str, Any]:
+    """Two loss curves of the same training, and how far apart they get."""
+    curves = read_csv(path)
+    step = curves.pop("step")
+    local = curves.pop("local")
+    ((name, distributed),) = curves.items()
+    worst = max(abs(a - b) / abs(a) for a, b in zip(local, distributed, strict=True))
+    return {"step": step, "local": local, "distributed": distributed, "name": name, "largest_relative_difference": worst}
+
+
+def columns(path: Path) -> dict[str, list[Any]]:
+    """A Parquet file as lists by column."""
+    return pq.read_table(path).to_pydict()
+
+
+def read_csv(path: Path) -> dict[str, list[Any]]:
+    """A table of numbers as lists by column; an empty cell is None, a column "step" holds whole numbers."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        name: [int(row[name]) if name == "step" else float(row[name]) if row[name] else None for row in rows]
+        for name in (rows[0] if rows else ())
+    }
+
+
+def to_text(report: Any) -> str:
+    """JSON with sorted keys and floats of 6 decimals; what is not finite becomes null."""
+    return json.dumps(_rounded(report), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    if isinstance(value, float):
+        finite = value == value and abs(value) != float("inf")
+        return round(value, DIGITS) + 0.0 if finite else None
+    return value

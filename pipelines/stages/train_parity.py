@@ -1,0 +1,40 @@
+"""The same training, by one process and by Ray Train workers: two loss curves that should lie on each other.
+
+The only stage that always starts Ray processes. It shows that the laptop's local mode and a cluster's workers compute the same thing.
+"""
+
+import csv
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.context import StageContext
+from pipelines.parity import losses_of
+from pipelines.params import Parameters
+from pipelines.stages import gadms_pretrain, taca_train
+
+TRAININGS: dict[str, tuple[Callable[..., Any], str, str]] = {
+    "taca": (taca_train.run, "taca", "taca_train"),
+    "gadms": (gadms_pretrain.run, "gadms", "gadms_pretrain"),
+}
+
+
+def run(
+    params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
+) -> dict[str, Any]:
+    function, arm, section = TRAININGS[context.arm or ""]
+    settings = params.train_parity
+    own = getattr(params, section)
+    training = own.training.model_copy(
+        update={"steps": settings.steps, "report_every": 1, "checkpoint_every": settings.steps}
+    )
+    shortened = params.model_copy(update={section: own.model_copy(update={"training": training})})
+    local, distributed = (
+        losses_of(function, arm, shortened, inputs, context, workers) for workers in (0, settings.workers)
+    )
+    with open(outputs["parity"], "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["step", "local", f"workers_{settings.workers}"])
+        writer.writerows([step, local[step], distributed[step]] for step in sorted(local))
+    worst = max(abs(local[step] - distributed[step]) / abs(local[step]) for step in local)
+    return {"steps": len(local), "workers": settings.workers, "largest_relative_difference": worst}

@@ -1,0 +1,136 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from components.errors import DataError
+from components.evaluation.attributes import (
+    MISSING,
+    AttributeProbe,
+    ProbeTask,
+    balanced_accuracy,
+    evaluate_probe,
+    probe_batches,
+)
+from components.training.context import LocalContext
+from components.training.loop import LoopConfig, fit
+
+COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220)}
+ATTRIBUTES = {"upper": tuple(COLOURS), "lower": tuple(COLOURS)}
+
+
+def two_halves(count: int, seed: int) -> tuple[torch.Tensor, list[dict[str, str]]]:
+    """Pictures (N, 3, 16, 8) whose upper and lower halves have a colour each, and what they show; some lowers unstated."""
+    random = np.random.default_rng(seed)
+    pixels = torch.zeros(count, 3, 16, 8, dtype=torch.uint8)
+    stated = []
+    for row in range(count):
+        upper, lower = random.choice(list(COLOURS), 2)
+        pixels[row, :, :8] = torch.tensor(COLOURS[upper])[:, None, None]
+        pixels[row, :, 8:] = torch.tensor(COLOURS[lower])[:, None, None]
+        stated.append({"upper": upper, "lower": lower} if random.random() < 0.7 else {"upper": upper})
+    return pixels, stated
+
+
+def small_probe(**options) -> AttributeProbe:
+    return AttributeProbe(ATTRIBUTES, height=16, width=8, channels=8, **options)
+
+
+def test_a_probe_learns_which_half_has_which_colour():
+    probe = small_probe()
+    pixels, stated = two_halves(200, seed=0)
+    batches = probe_batches(pixels, probe.labels(stated), batch_size=32, seed=0)
+    fit(ProbeTask(probe, seed=0, jitter=1), batches, LoopConfig(steps=60, learning_rate=1e-2), LocalContext())
+    held_out, truth = two_halves(100, seed=1)
+    table = evaluate_probe(probe, held_out, probe.labels(truth))
+    assert table["upper"]["balanced_accuracy"] > 95
+    assert table["lower"]["balanced_accuracy"] > 95
+    assert table["lower"]["pictures"] == sum("lower" in row for row in truth)
+    assert table["upper"]["majority"] < 60
+
+
+def test_an_unstated_attribute_changes_neither_loss_nor_gradient():
+    pixels, _ = two_halves(4, seed=0)
+    task = ProbeTask(small_probe().eval(), seed=0)
+    some = torch.tensor([[0, 1], [1, MISSING], [2, MISSING], [0, MISSING]])
+    task({"pixels": pixels, "labels": some}, 0)["loss"].backward()
+    gradient = task.probe.heads["lower"].weight.grad.clone()
+    # The same as a batch in which the other three pictures are not there at all, for the head of the lower half.
+    scores = task.probe(task._augment(pixels, 0))["lower"]
+    task.zero_grad()
+    smoothed = torch.nn.functional.cross_entropy(scores[:1], torch.tensor([1]), label_smoothing=task.label_smoothing)
+    (smoothed / len(ATTRIBUTES)).backward()
+    torch.testing.assert_close(gradient, task.probe.heads["lower"].weight.grad)
+
+
+def test_a_batch_that_states_nothing_has_loss_zero():
+    pixels, _ = two_halves(3, seed=0)
+    scalars = ProbeTask(small_probe(), seed=0)({"pixels": pixels, "labels": torch.full((3, 2), MISSING)}, 0)
+    assert scalars["loss"] == 0
+    assert scalars["accuracy"] == 0
+
+
+def test_two_ranks_see_the_augmentation_of_one_global_batch():
+    pixels, _ = two_halves(6, seed=0)
+    whole = ProbeTask(small_probe(), seed=4)._augment(pixels, 7)
+    halves = [ProbeTask(small_probe(), seed=4, rank=r, world_size=2)._augment(pixels[3 * r : 3 * r + 3], 7) for r in (0, 1)]
+    assert torch.equal(whole, torch.cat(halves))
+
+
+def test_an_epoch_of_batches_shows_every_picture_once_over_all_ranks():
+    labels = torch.arange(24)[:, None]
+    pixels = torch.zeros(24, 3, 2, 2)
+    ranks = [probe_batches(pixels, labels, batch_size=8, seed=0, rank=r, world_size=2) for r in (0, 1)]
+    seen = torch.cat([batch(step)["labels"] for step in range(3) for batch in ranks])
+    assert sorted(seen.flatten().tolist()) == list(range(24))
+    later = torch.cat([batch(step)["labels"] for step in range(3, 6) for batch in ranks])
+    assert sorted(later.flatten().tolist()) == list(range(24))
+    assert not torch.equal(seen, later)
+
+
+def test_a_saved_probe_predicts_the_same_and_is_the_same_bytes_again(tmp_path):
+    probe = small_probe(seed=3).eval()
+    pixels, _ = two_halves(20, seed=0)
+    probe.save(tmp_path / "a")
+    loaded = AttributeProbe.load(tmp_path / "a")
+    assert torch.equal(loaded.predict(pixels), probe.predict(pixels))
+    loaded.save(tmp_path / "b")
+    for name in ("probe.json", "probe.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_order_of_attributes_survives_saving(tmp_path):
+    probe = AttributeProbe({"z": ("1", "2"), "a": ("x", "y")}, height=16, width=8, channels=8)
+    probe.save(tmp_path)
+    assert list(AttributeProbe.load(tmp_path).attributes) == ["z", "a"]
+
+
+def test_pictures_of_another_size_are_resized():
+    probe = small_probe().eval()
+    assert probe.predict(torch.zeros(2, 3, 64, 32, dtype=torch.uint8)).shape == (2, 2)
+
+
+def test_balanced_accuracy_is_the_mean_of_the_recalls():
+    random = np.random.default_rng(0)
+    truth, predicted = random.choice([0, 2, 5], 200, p=[0.8, 0.15, 0.05]), random.choice([0, 1, 2, 5], 200)
+    recalls = []
+    for value in (0, 2, 5):
+        members = [i for i in range(200) if truth[i] == value]
+        recalls.append(sum(predicted[i] == value for i in members) / len(members))
+    assert math.isclose(balanced_accuracy(truth, predicted), sum(recalls) / 3)
+
+
+def test_a_value_the_probe_does_not_know_is_refused_by_name():
+    with pytest.raises(DataError, match="upper = 'mauve'"):
+        small_probe().labels([{"upper": "mauve"}])
+
+
+def test_an_attribute_with_one_value_cannot_be_probed():
+    with pytest.raises(DataError, match="hat"):
+        AttributeProbe({"hat": ("cap",)})
+
+
+def test_a_missing_probe_is_reported_with_its_path(tmp_path):
+    with pytest.raises(DataError, match="no attribute probe"):
+        AttributeProbe.load(tmp_path)

@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from components.errors import DataError
+from components.gadms.tokenizer import CaptionTokenizer, token_word_alignment, wrong_token_mask
+
+CAPTION = "A young woman's jacket, with don't-care stripes!"
+
+
+def test_the_published_vocabulary_gives_the_ids_of_open_clip():
+    from open_clip.tokenizer import SimpleTokenizer
+
+    texts = [CAPTION, "ünïcode café 42 $", "", "word " * 200]
+    assert torch.equal(CaptionTokenizer()(texts), SimpleTokenizer()(texts))
+
+
+def test_special_ids_follow_one_rule_in_both_vocabularies():
+    full, compact = CaptionTokenizer(), CaptionTokenizer.from_corpus([CAPTION])
+    assert (full.mask_id, full.start_id, full.end_id) == (49405, 49406, 49407)
+    assert (compact.mask_id, compact.start_id, compact.end_id) == tuple(compact.vocab_size - n for n in (3, 2, 1))
+    assert compact(CAPTION).argmax() == (compact(CAPTION) != 0).sum() - 1
+
+
+def test_a_word_outside_the_compact_vocabulary_is_spelled_and_can_be_read_back():
+    compact = CaptionTokenizer.from_corpus(["a red coat"])
+    assert len(compact.encode("red")) == 1
+    assert len(compact.encode("turquoise")) == len("turquoise")
+    assert compact.decode(compact.encode("a turquoise coat, jekyll?")) == "a turquoise coat , jekyll ?"
+
+
+def test_no_text_encodes_to_the_mask_or_to_padding():
+    for tokenizer in (CaptionTokenizer(), CaptionTokenizer.from_corpus(["jekyll !,"])):
+        ids = tokenizer.encode("jekyll !a !, !?! jekyll")
+        assert 0 not in ids
+        assert max(ids) < tokenizer.mask_id
+
+
+def test_a_saved_vocabulary_gives_the_same_ids(tmp_path):
+    compact = CaptionTokenizer.from_corpus([CAPTION])
+    compact.save(tmp_path)
+    assert torch.equal(CaptionTokenizer.load(tmp_path)(CAPTION), compact(CAPTION))
+    (tmp_path / "vocabulary.json").write_text('{"kept": [3]}')
+    with pytest.raises(DataError, match="not a vocabulary"):
+        CaptionTokenizer.load(tmp_path)
+
+
+def test_each_token_is_traced_to_its_word():
+    tokenizer = CaptionTokenizer()
+    ids, alignment = tokenizer(CAPTION)[0], token_word_alignment(CAPTION, tokenizer)
+    for index, word in enumerate(CAPTION.split()):
+        spelled = tokenizer.decode(ids[alignment == index].tolist())
+        assert spelled.replace(" ", "") == word.lower().replace(" ", "")
+    assert (alignment >= 0).sum() == len(tokenizer.encode(CAPTION))
+
+
+def test_wrong_words_become_wrong_tokens_only():
+    tokenizer = CaptionTokenizer()
+    wrong = wrong_token_mask("a purple-ish hat here", [1], tokenizer)
+    assert tokenizer.decode(tokenizer("a purple-ish hat here")[0][wrong].tolist()) == "purple - ish"
+    assert not wrong_token_mask("a hat", [], tokenizer).any()
+
+
+def test_words_beyond_the_context_are_not_aligned():
+    tokenizer = CaptionTokenizer()
+    alignment = token_word_alignment("word " * 200, tokenizer)
+    assert alignment.max() == 74
+    assert alignment[76] == -1

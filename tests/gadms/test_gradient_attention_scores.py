@@ -1,0 +1,133 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from components.errors import ParameterError
+from components.gadms.scores import gradient_attention_scores, multi_scale_pool
+
+
+@pytest.fixture
+def encoder(encoder):
+    """Random weights as lively as trained ones: with the small initial ones all tokens of a caption look alike."""
+    with torch.no_grad():
+        encoder.clip.token_embedding.weight *= 50
+        for block in encoder.clip.transformer.resblocks:
+            block.attn.in_proj_weight *= 3
+    return encoder
+
+
+def pool_reference(tokens, scale):
+    """Group means, then torch's own interpolation: one caption (n, D)."""
+    groups = torch.stack([part.mean(0) for part in tokens.split(scale)])
+    return F.interpolate(groups.T[None], size=len(tokens), mode="linear", align_corners=False)[0].T
+
+
+def score_reference(encoder, ids, image, layers, scales, single_head=False):
+    """One caption, every token in the graph, float64, ordinary autograd: the equations as they are written."""
+    clip = encoder.clip
+    end = int(ids.argmax())
+    hidden = encoder.embed_tokens(ids[None])[0]  # all 77 positions
+    recorded = []
+    blocks = list(clip.transformer.resblocks)
+    for number, block in enumerate(blocks):
+        query, key, value = F.linear(block.ln_1(hidden), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(
+            3, -1
+        )
+        heads = 1 if single_head and number >= len(blocks) - layers else block.attn.num_heads
+        split = [part.unflatten(-1, (heads, -1)).transpose(0, 1) for part in (query, key, value)]
+        attention = (split[0] @ split[1].mT / split[0].shape[-1] ** 0.5 + clip.attn_mask).softmax(-1)
+        output = (attention @ split[2]).transpose(0, 1).flatten(1)
+        recorded.append((output, query, key, value, attention.mean(0)))
+        hidden = hidden + block.attn.out_proj(output)
+        hidden = hidden + block.mlp(block.ln_2(hidden))
+    similarity = F.cosine_similarity(encoder.project_text(hidden)[end], image, dim=0)
+    gradients = torch.autograd.grad(similarity, [entry[0] for entry in recorded[-layers:]])
+    total = torch.zeros(end - 1, dtype=image.dtype)
+    for gradient, (_, query, key, value, attention) in zip(gradients, recorded[-layers:], strict=True):
+        words = slice(1, end)
+        pooled = torch.stack([pool_reference(key[words], scale) for scale in scales]).mean(0)
+        cosine = F.cosine_similarity(query[end][None], pooled, dim=-1)
+        spread = cosine.max() - cosine.min()
+        weight = (cosine - cosine.min()) / spread if spread > 0 else torch.ones_like(cosine)
+        share = attention[end, words] / attention[end, words].sum()
+        total += (gradient[end] * weight[:, None] * value[words]).sum(-1) * share
+    total = (total / layers).relu()
+    score = torch.zeros(len(ids), dtype=image.dtype)
+    score[1:end] = (total / total.max() if total.max() > 0 else total).detach()
+    return score
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("layers", "scales", "heads"), [(2, (1, 2), "model"), (3, (1,), "model"), (1, (1, 2, 3), "single")]
+)
+def test_scores_equal_full_autograd_over_every_token(encoder, ids, pixels, layers, scales, heads, precision):
+    encoder.to(precision)
+    image = encoder.encode_image(pixels.to(precision))[0].detach()
+    scores = gradient_attention_scores(encoder, ids, image, layers=layers, scales=scales, heads=heads)
+    assert scores.count_nonzero() > 8
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-3}[precision]  # fp32: rounding of a division by small spreads
+    encoder.double()
+    for row in range(len(ids)):
+        expected = score_reference(encoder, ids[row], image[row].double(), layers, scales, heads == "single")
+        torch.testing.assert_close(scores[row].double(), expected, atol=tolerance, rtol=0)
+
+
+def test_a_caption_scores_the_same_whatever_it_is_batched_with(encoder, ids, pixels):
+    image, _ = encoder.encode_image(pixels)
+    together = gradient_attention_scores(encoder, ids, image)
+    for row in range(len(ids)):
+        alone = gradient_attention_scores(encoder, ids[row : row + 1], image[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)
+
+
+def test_scores_lie_in_the_unit_interval_and_on_words_only(encoder, ids, pixels):
+    scores = gradient_attention_scores(encoder, ids, encoder.encode_image(pixels)[0])
+    positions = torch.arange(77)
+    outside = (positions == 0) | (positions >= ids.argmax(-1, keepdim=True))
+    assert scores.dtype == torch.float32
+    assert (scores[outside] == 0).all()
+    assert ((scores >= 0) & (scores <= 1)).all()
+    assert (scores[:3].amax(-1) == 1).all()
+
+
+def test_scoring_leaves_no_gradient_and_no_graph_even_under_no_grad(encoder, ids, pixels):
+    with torch.no_grad():
+        scores = gradient_attention_scores(encoder, ids, encoder.encode_image(pixels)[0])
+    assert not scores.requires_grad
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+    encoder.requires_grad_(False)
+    frozen = gradient_attention_scores(encoder, ids, encoder.encode_image(pixels)[0])
+    torch.testing.assert_close(frozen, scores)
+
+
+def test_an_empty_caption_scores_zero_and_not_nan(encoder, tokenizer, pixels):
+    scores = gradient_attention_scores(encoder, tokenizer(["", "red"]), encoder.encode_image(pixels[:2])[0])
+    assert (scores[0] == 0).all()
+    assert torch.isfinite(scores).all()
+
+
+def test_more_scoring_layers_than_the_tower_has_are_refused(encoder, ids, pixels):
+    with pytest.raises(ParameterError, match="has 3"):
+        gradient_attention_scores(encoder, ids, encoder.encode_image(pixels)[0], layers=4)
+
+
+def test_pooling_equals_the_numbers_of_the_released_code():
+    ramp = torch.arange(5.0)[None, :, None]
+    count = torch.tensor([5])
+    both = (multi_scale_pool(ramp, count, 1) + multi_scale_pool(ramp, count, 2)) / 2
+    torch.testing.assert_close(both[0, :, 0], torch.tensor([0.25, 1.15, 2.25, 3.20, 4.00]))
+    impulse = torch.tensor([0, 0, 4.0, 0, 0, 0])[None, :, None]
+    count = torch.tensor([6])
+    both = (multi_scale_pool(impulse, count, 1) + multi_scale_pool(impulse, count, 2)) / 2
+    torch.testing.assert_close(both[0, :, 0], torch.tensor([0, 0.25, 2.75, 0.75, 0.25, 0]))
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_pooling_uses_each_captions_own_tokens(scale):
+    tokens = torch.randn(3, 9, 4, generator=torch.Generator().manual_seed(0))
+    count = torch.tensor([9, 4, 1])
+    pooled = multi_scale_pool(tokens, count, scale)
+    for row, length in enumerate(count.tolist()):
+        torch.testing.assert_close(pooled[row, :length], pool_reference(tokens[row, :length], scale))
+        assert (pooled[row, length:] == 0).all()

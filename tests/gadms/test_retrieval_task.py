@@ -1,0 +1,229 @@
+import os
+import socket
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from components.errors import ParameterError
+from components.gadms.batches import CaptionBatches
+from components.gadms.masking import MaskingConfig, dual_mask
+from components.gadms.model import DualEncoder
+from components.gadms.scores import gradient_attention_scores
+from components.gadms.tasks import RetrievalConfig, RetrievalTask, noise_diagnostics
+from components.gadms.tokenizer import CaptionTokenizer
+from components.training.context import LocalContext
+from components.training.loop import LoopConfig, fit
+
+ARMS = {
+    "gadms": RetrievalConfig(decoder_depth=1),
+    "same-step": RetrievalConfig(decoder_depth=1, score_timing="same-step"),
+    "random": RetrievalConfig(method="random", decoder_depth=1, id_weight=1.0, mtp_weight=1.0),
+    "contrastive": RetrievalConfig(method="contrastive"),
+    "shared": RetrievalConfig(method="random", decoder_depth=1, share_copies=True),
+    "matching only": RetrievalConfig(mtp_weight=0.0),
+}
+
+
+@pytest.fixture
+def batch(encoder, captions, ids, pixels):
+    wrong = torch.zeros(ids.shape, dtype=torch.bool)
+    wrong[:3, 3] = True
+    index = torch.arange(4)
+    return {"pixels": pixels, "ids": ids, "identities": index, "caption_index": index, "wrong": wrong}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_trainable_parameter_gets_a_gradient_in_every_step(encoder, batch, arm):
+    for warmup in (0, 1):
+        task = RetrievalTask(encoder, replace(ARMS[arm], warmup_steps=warmup), captions=4, identities=4)
+        task.zero_grad()
+        scalars = task(batch, 0)
+        scalars["loss"].backward()
+        assert all(value.ndim == 0 for value in scalars.values())
+        missing = [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
+        assert not missing
+
+
+def test_the_total_is_the_weighted_sum_of_the_losses(encoder, batch):
+    config = RetrievalConfig(method="random", decoder_depth=1, sdm_weight=2.0, mtp_weight=0.4, id_weight=0.7)
+    scalars = RetrievalTask(encoder, config, captions=4, identities=4)(batch, 0)
+    expected = 2 * scalars["sdm"] + 0.4 * scalars["mtp"] + 0.7 * scalars["id"]
+    torch.testing.assert_close(scalars["loss"], expected)
+
+
+def test_the_warmup_is_contrastive_and_ends_at_its_step(encoder, batch):
+    task = RetrievalTask(encoder, RetrievalConfig(warmup_steps=3, decoder_depth=1), captions=4)
+    assert "contrastive" in task(batch, 2)
+    assert "sdm" in task(batch, 3)
+    assert (task.score_table.lookup(torch.arange(4)) >= 0).all()
+
+
+def test_scores_of_one_visit_decide_the_masks_of_the_next(encoder, batch, monkeypatch):
+    seen = []
+
+    def record(ids, scores, **keywords):
+        seen.append(scores)
+        return dual_mask(ids, scores, **keywords)
+
+    monkeypatch.setattr("components.gadms.tasks.dual_mask", record)
+    task = RetrievalTask(encoder, RetrievalConfig(decoder_depth=1), captions=4).eval()
+    first, second = task(batch, 0), task(batch, 1)
+    expected = gradient_attention_scores(encoder, batch["ids"], encoder.encode_image(batch["pixels"])[0])
+    assert (seen[0] == -1).all()
+    torch.testing.assert_close(seen[1], expected, atol=0.5 / 254 + 1e-6, rtol=0)
+    assert (first["score_known"], second["score_known"]) == (0, 1)
+
+
+def test_the_raw_captions_of_the_batch_are_not_changed(encoder, batch):
+    before = batch["ids"].clone()
+    config = RetrievalConfig(method="random", masking=MaskingConfig(random_noise_rate=1.0, random_prediction_rate=1.0))
+    RetrievalTask(encoder, config, captions=4)(batch, 0)["loss"].backward()
+    assert torch.equal(batch["ids"], before)
+
+
+def test_a_captions_predictions_do_not_depend_on_the_length_of_its_neighbours(encoder, batch):
+    config = RetrievalConfig(method="random", masking=MaskingConfig(random_prediction_rate=1.0), decoder_depth=2)
+    task = RetrievalTask(encoder, config, captions=4).eval()
+    whole = task({key: value[[1, 1]] for key, value in batch.items()}, 0)["mtp"]
+    single = RetrievalTask(encoder, config, captions=4).eval()
+    single.load_state_dict(task.state_dict())
+    beside_longer = single({key: value[[1, 2]] for key, value in batch.items()}, 0)["mtp"]
+    only_longer = single({key: value[[2, 2]] for key, value in batch.items()}, 0)["mtp"]
+    short, long = (int((batch["ids"][row] > 0).sum()) - 2 for row in (1, 2))
+    mixed = (whole * short + only_longer * long) / (short + long)
+    torch.testing.assert_close(beside_longer, mixed, atol=1e-5, rtol=0)
+
+
+def test_diagnostics_count_pairs_and_masked_wrong_tokens():
+    ids = torch.tensor([[98, 5, 6, 7, 8, 99]])
+    copies = dual_mask(
+        ids, torch.zeros(1, 6), mask_id=97, seed=0, step=0, config=MaskingConfig(noise_limit=1.0, slope=1e4)
+    )
+    scores = torch.tensor([[0, 0.9, 0.2, 0.2, 0.1, 0]])
+    wrong = torch.tensor([[False, False, False, True, True, True]])
+    allowed = torch.tensor([[False, True, True, True, True, False]])
+    found = noise_diagnostics(scores, copies, wrong, allowed)
+    assert found["noise_auc"] == (1 + 1 + 0.5 + 1) / 4
+    assert found["wrong_share"] == 0.5
+    assert found["noise_precision"] == 0.5
+    assert found["noise_recall"] == 1
+    assert noise_diagnostics(scores, copies, wrong & False, allowed)["noise_auc"] == 0.5
+
+
+def test_heads_and_biases_get_their_own_rates_and_nothing_is_left_out(encoder):
+    config = RetrievalConfig(method="random", id_weight=1.0, head_lr_factor=5.0, bias_lr_factor=2.0, decoder_depth=1)
+    task = RetrievalTask(encoder, config, captions=4, identities=4)
+    groups = task.parameter_groups(0.1)
+    rate = {id(p): (group["lr"], group.get("weight_decay")) for group in groups for p in group["params"]}
+    assert set(rate) == {id(p) for p in task.parameters() if p.requires_grad}
+    assert rate[id(task.classifier.weight)] == (0.5, None)
+    assert rate[id(task.classifier.bias)] == (1.0, 0.0)
+    assert rate[id(encoder.clip.text_projection)] == (0.1, None)
+    assert id(encoder.clip.logit_scale) not in rate
+
+
+def test_contradictory_settings_are_refused(encoder):
+    with pytest.raises(ParameterError, match="allowed are gadms, random, contrastive"):
+        RetrievalConfig(method="nam")  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="number of identities"):
+        RetrievalTask(encoder, RetrievalConfig(id_weight=1.0), captions=4)
+
+
+def make_batches(encoder, captions, pixels, **keywords):
+    raw = (pixels * 40 + 128).clamp(0, 255).to(torch.uint8)
+    return CaptionBatches(encoder, captions, range(4), range(4), lambda rows: raw[list(rows)], seed=1, **keywords)
+
+
+def test_batches_visit_every_caption_once_an_epoch_and_are_cut_by_rank(encoder, captions, pixels):
+    whole = make_batches(encoder, captions * 1, pixels, batch_size=2, flip=True)
+    for epoch in range(3):
+        seen = torch.cat([whole(2 * epoch + part)["caption_index"] for part in range(2)])
+        assert seen.sort().values.tolist() == [0, 1, 2, 3]
+    for rank in range(2):
+        part = make_batches(encoder, captions, pixels, batch_size=2, flip=True, rank=rank, world_size=2)
+        assert torch.equal(part(5)["pixels"], whole(5)["pixels"][rank : rank + 1])
+    with pytest.raises(ParameterError, match="multiple of the 3 workers"):
+        make_batches(encoder, captions, pixels, batch_size=2, world_size=3)
+
+
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(config, tokenizer, captions, pixels, tmp_path):
+    def train(folder, steps_until_death):
+        encoder = DualEncoder.create(config, tokenizer=tokenizer, seed=3)
+        task = RetrievalTask(encoder, RetrievalConfig(decoder_depth=1, warmup_steps=2), captions=4)
+        batches = make_batches(encoder, captions, pixels, batch_size=2)
+
+        def fragile(step):
+            if step == steps_until_death:
+                raise KeyboardInterrupt
+            return batches(step)
+
+        loop = LoopConfig(steps=8, learning_rate=1e-3, checkpoint_every=3)
+        fit(task, fragile, loop, LocalContext(folder=folder))
+        return task.state_dict()
+
+    undisturbed = train(tmp_path / "a", None)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "b", 7)
+    resumed = train(tmp_path / "b", None)
+    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
+
+
+SENTENCES = ["a red coat", "a man in blue jeans with a bag", "green", "yellow hat and white shoes"]
+CONFIG = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": [16, 8], "layers": 1, "width": 24, "head_width": 24, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 2},
+}
+LOOP = LoopConfig(steps=3, learning_rate=1e-2, eps=1e-3, clip_norm=0.0, decay="constant")
+
+
+def train_tiny(rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    encoder = DualEncoder.create(CONFIG, tokenizer=CaptionTokenizer.from_corpus(SENTENCES))
+    task = RetrievalTask(
+        encoder,
+        RetrievalConfig(id_weight=1.0, mtp_weight=1.0, decoder_depth=1, warmup_steps=1, sdm_temperature=0.2),
+        captions=4,
+        identities=4,
+    )
+    pixels = torch.randint(0, 256, (4, 3, 16, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    batches = CaptionBatches(
+        *(encoder, SENTENCES, range(4), [0, 1, 1, 2], lambda rows: pixels[list(rows)]),
+        batch_size=4,
+        seed=0,
+        rank=rank,
+        world_size=world_size,
+        wrong_words=[(), (1,), (), ()],
+    )
+    context = LocalContext()
+    context.rank, context.world_size = rank, world_size
+    fit(task, batches, LOOP, context)
+    return task.state_dict()
+
+
+def worker(rank: int, world_size: int, port: int, results) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    try:
+        results.put((rank, {name: tensor.numpy() for name, tensor in train_tiny(rank, world_size).items()}))
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_train_as_one_with_the_whole_batch():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    running = mp.spawn(worker, (2, port, results), nprocs=2, join=False, start_method="spawn")
+    states = dict([results.get(), results.get()])
+    running.join()
+    expected = train_tiny(0, 1)
+    for state in states.values():
+        for name, tensor in expected.items():
+            torch.testing.assert_close(torch.from_numpy(state[name]), tensor, atol=2e-5, rtol=0, msg=name)

@@ -1,0 +1,164 @@
+"""The split attention against an explicit float64 softmax over the whole score matrix."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from components.errors import ParameterError
+from components.taca.attention import temperature_adjusted_attention
+
+BATCH, TEXT, IMAGE, HEADS, DIM = 2, 5, 14, 3, 8
+LENGTH = TEXT + IMAGE
+FIRST, LAST = slice(0, TEXT), slice(IMAGE, LENGTH)
+
+
+def explicit(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gamma: Tensor | float,
+    text: slice,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Eq. 10 as written: scale the image-query x text-key block of the logits, one softmax over each row."""
+    logits = torch.einsum("bqhd,bkhd->bhqk", query, key) * (scale or 1 / math.sqrt(query.shape[-1]))
+    is_text = torch.zeros(key.shape[1], dtype=torch.bool)
+    is_text[text] = True
+    block = (~is_text)[:, None] & is_text[None, :]  # (S, S)
+    if isinstance(gamma, Tensor) and gamma.ndim == 4:  # (B, T, H, 1) over text keys -> (B, H, 1, S)
+        factor = torch.ones(query.shape[0], key.shape[1], query.shape[2], 1, dtype=query.dtype).expand_as(key[..., :1])
+        factor = torch.where(is_text[:, None, None], _over_sequence(gamma, key, text), factor)
+        gamma = factor.permute(0, 2, 3, 1)
+    logits = torch.where(block, logits * gamma, logits)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+    return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), value)
+
+
+def _over_sequence(gamma: Tensor, key: Tensor, text: slice) -> Tensor:
+    full = torch.ones(key.shape[0], key.shape[1], key.shape[2], 1, dtype=gamma.dtype)
+    inside = gamma.expand(key.shape[0], TEXT, key.shape[2], 1)
+    return torch.cat([full[:, : text.start], inside, full[:, text.stop :]], dim=1)
+
+
+def qkv(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    source = torch.Generator().manual_seed(0)
+    query, key, value = (
+        2 * torch.randn(BATCH, LENGTH, HEADS, DIM, generator=source, dtype=torch.float64) for _ in range(3)
+    )
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+def gammas() -> dict[str, Tensor | float]:
+    source = torch.Generator().manual_seed(1)
+    return {
+        "number": 1.2,
+        "below one": 0.7,
+        "scalar tensor": torch.tensor(1.5, dtype=torch.float64),
+        "per sample": torch.tensor([1.0, 1.4], dtype=torch.float64).view(2, 1, 1, 1),
+        "per head": torch.tensor([1.0, 1.2, 1.4], dtype=torch.float64).view(1, 1, 3, 1),
+        "per token and sample": 1 + torch.rand(BATCH, TEXT, 1, 1, generator=source, dtype=torch.float64),
+    }
+
+
+def masks() -> dict[str, Tensor | None]:
+    source = torch.Generator().manual_seed(2)
+    keys = torch.rand(BATCH, 1, 1, LENGTH, generator=source) > 0.3
+    keys[..., [0, -1]] = True
+    rows = torch.rand(BATCH, HEADS, LENGTH, LENGTH, generator=source) > 0.3
+    rows[..., [0, -1]] = True
+    additive = torch.randn(1, 1, LENGTH, LENGTH, generator=source, dtype=torch.float64)
+    return {"none": None, "keys": keys, "rows": rows, "additive": additive}
+
+
+@pytest.mark.parametrize("mask", masks())
+@pytest.mark.parametrize("gamma", gammas())
+@pytest.mark.parametrize("text", [FIRST, LAST], ids=["text first", "text last"])
+def test_the_split_equals_the_explicit_softmax(text: slice, gamma: str, mask: str) -> None:
+    query, key, value = qkv()
+    got = temperature_adjusted_attention(query, key, value, gammas()[gamma], text, attn_mask=masks()[mask])
+    expected = explicit(query, key, value, gammas()[gamma], text, masks()[mask])
+    assert (got - expected).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("text", [FIRST, LAST], ids=["text first", "text last"])
+def test_gradients_of_query_key_value_and_gamma_equal_the_explicit_ones(text: slice) -> None:
+    weight = torch.randn(BATCH, LENGTH, HEADS, DIM, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    gradients = []
+    for attention in (temperature_adjusted_attention, explicit):
+        leaves = [tensor.requires_grad_() for tensor in qkv()]
+        gamma = torch.tensor([1.1, 1.6], dtype=torch.float64).view(2, 1, 1, 1).requires_grad_()
+        (attention(*leaves, gamma, text) * weight).sum().backward()
+        gradients.append([leaf.grad for leaf in (*leaves, gamma)])
+    for got, expected in zip(*gradients, strict=True):
+        assert (got - expected).abs().max() <= 1e-12
+
+
+def test_a_mask_over_keys_in_two_dimensions_means_one_mask_per_sample() -> None:
+    query, key, value = qkv()
+    keys = masks()["keys"]
+    assert keys is not None
+    got = temperature_adjusted_attention(query, key, value, 1.3, FIRST, attn_mask=keys[:, 0, 0])
+    assert (got - explicit(query, key, value, 1.3, FIRST, keys)).abs().max() <= 1e-12
+
+
+def test_a_mask_over_rows_is_never_mistaken_for_one_over_keys() -> None:
+    """Two text tokens and a batch of two: the text rows of an (S, S) mask have the shape of a (B, S) key mask."""
+    query, key, value = qkv()
+    rows = torch.rand(LENGTH, LENGTH, generator=torch.Generator().manual_seed(4)) > 0.4
+    rows[:, 0] = True
+    got = temperature_adjusted_attention(query, key, value, 1.0 + 1e-9, slice(0, 2), attn_mask=rows)
+    assert (got - explicit(query, key, value, 1.0, slice(0, 2), rows)).abs().max() <= 1e-6
+
+
+def test_another_softmax_scale_is_respected() -> None:
+    query, key, value = qkv()
+    got = temperature_adjusted_attention(query, key, value, 1.3, LAST, scale=0.2)
+    assert (got - explicit(query, key, value, 1.3, LAST, scale=0.2)).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gamma_one_is_stock_attention_bit_for_bit(dtype: torch.dtype) -> None:
+    query, key, value = qkv(dtype)
+    stock = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (query, key, value))
+    ).transpose(1, 2)
+    assert torch.equal(temperature_adjusted_attention(query, key, value, 1.0, FIRST), stock)
+    ones = torch.ones(BATCH, 1, 1, 1)
+    assert torch.equal(temperature_adjusted_attention(query, key, value, ones, FIRST), stock)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 5e-2)])
+def test_lower_precision_keeps_its_dtype_and_its_accuracy(dtype: torch.dtype, tolerance: float) -> None:
+    query, key, value = qkv(dtype)
+    got = temperature_adjusted_attention(query, key, value, torch.full((BATCH, 1, 1, 1), 1.2), FIRST)
+    assert got.dtype == dtype
+    expected = explicit(query.double(), key.double(), value.double(), 1.2, FIRST)
+    assert (got.double() - expected).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("text", [slice(0, 0), slice(LENGTH, LENGTH), slice(0, LENGTH)])
+def test_a_sequence_of_one_kind_is_left_alone(text: slice) -> None:
+    query, key, value = qkv()
+    stock = temperature_adjusted_attention(query, key, value, 1.0, FIRST)
+    assert torch.equal(temperature_adjusted_attention(query, key, value, 1.7, text), stock)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": slice(3, 8)}, "beginning or the end"),
+        ({"text": slice(0, 8, 2)}, "contiguous"),
+        ({"gamma": torch.ones(BATCH)}, "reshape"),
+        ({"key": torch.ones(BATCH, 4, HEADS, DIM)}, "joint attention"),
+        ({"parallel_config": object()}, "context parallelism"),
+    ],
+)
+def test_what_cannot_be_computed_exactly_is_refused(change: dict, message: str) -> None:
+    query, key, value = qkv()
+    arguments = {"query": query, "key": key, "value": value, "gamma": 1.2, "text": FIRST} | change
+    with pytest.raises(ParameterError, match=message):
+        temperature_adjusted_attention(**arguments)
