@@ -1,26 +1,55 @@
-# The few commands a person types. Each makes what it needs; a second `make setup` does no work.
+# The few commands a person types. Each makes what it needs first; a second `make setup` does no work.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
 BASE_PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3 2>/dev/null))
 UV = $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
+# Everything below runs with the environment's programs first, as after `source .venv/bin/activate`.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+SMOKE = .runs/smoke-clone
 
-.PHONY: help setup lock
+.PHONY: help setup repro report ui test lint smoke dag lock
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/ready ## make .venv from the lock
 
-# uv is installed into .venv where the machine has none. Bytecode is compiled once here: the pipeline
-# starts some twenty processes, and compiling torch in each first one would cost more than the install.
+# uv is installed into .venv where the machine has none. Bytecode is compiled once, here: the pipeline starts some
+# thirty processes, and the first to import torch would compile it.
 .venv/ready: requirements.lock pyproject.toml
 	@test -x .venv/bin/python || $(BASE_PYTHON) -m venv .venv
 	@command -v uv >/dev/null 2>&1 || test -x .venv/bin/uv || .venv/bin/python -m pip install --quiet uv
 	$(UV) pip install --python .venv/bin/python --compile-bytecode --requirement requirements.lock
 	$(UV) pip install --python .venv/bin/python --no-deps --editable .
 	@touch $@
+
+repro: setup ## run the whole chain (only what changed), then render the report
+	dvc repro
+	python -m pipelines report
+
+report: setup ## render reports/index.html from the last results
+	python -m pipelines report
+
+ui: setup ## compare runs in MLflow's web interface (http://127.0.0.1:5000)
+	mlflow ui --backend-store-uri sqlite:///mlflow.db --port 5000
+
+test: lint ## lint, types and tests
+	OMP_NUM_THREADS=1 pytest -n 2 -m "not faults"
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	mypy
+
+smoke: setup ## the whole chain at smoke sizes, in a clone of its own
+	rm -rf $(SMOKE) && git clone --quiet --no-hardlinks . $(SMOKE)
+	git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -T - -cf - | tar -xf - -C $(SMOKE)
+	cd $(SMOKE) && python -m pipelines preset smoke && dvc repro --force && python -m pipelines report && dvc status
+
+dag: setup ## write dvc.yaml from pipelines/graph.py
+	python -m pipelines dag
 
 lock: ## write the exact versions of everything, for all platforms
 	$(UV) pip compile --universal --no-emit-index-url --no-annotate --python-version 3.11 \

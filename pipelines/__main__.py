@@ -5,7 +5,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from pipelines.errors import exit_code, speaks_for_itself
+from pipelines.errors import StageFailedError, exit_code, speaks_for_itself
 from pipelines.workspace import Workspace
 
 
@@ -16,7 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
-        if speaks_for_itself(error):
+        if isinstance(error, StageFailedError):
+            pass  # the stage's process has said why
+        elif speaks_for_itself(error):
             print(f"error: {error or type(error).__name__}", file=sys.stderr)
         else:
             traceback.print_exc()

@@ -35,4 +35,4 @@ def exit_code(error: BaseException) -> int:
 
 def speaks_for_itself(error: BaseException) -> bool:
     """Whether one line says all; anything else is a bug of ours and deserves its traceback."""
-    return exit_code(error) != OTHER or isinstance(error, ArithmeticError)
+    return exit_code(error) != OTHER or isinstance(error, FloatingPointError | StageFailedError)

@@ -79,24 +79,29 @@ def under_ray_train(
     where it goes on. Each attempt has a new run name, as Ray must not resume by itself.
     """
     _settle_environment()
+    import ray
     import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     def loop() -> Metrics:
+        logging.getLogger("ray.train").setLevel(logging.WARNING)  # else every report is a line
         train = ray.train.get_context()
         return work(train.get_world_rank(), train.get_world_size(), lambda metrics: ray.train.report(dict(metrics)))
 
     local = compute.workers == 0
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-    if not local and not ray.is_initialized():
+    started = not local and not ray.is_initialized()
+    if started:
         _start_ray(compute)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     trainer = TorchTrainer(
         loop,
         scaling_config=ScalingConfig(
             num_workers=compute.workers,
             use_gpu=_uses_gpu(compute),
-            resources_per_worker=None if local else {"CPU": compute.threads, **({"GPU": 1} if _uses_gpu(compute) else {})},
+            resources_per_worker=None
+            if local
+            else {"CPU": compute.threads, **({"GPU": 1} if _uses_gpu(compute) else {})},
         ),
         run_config=RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
@@ -109,8 +114,9 @@ def under_ray_train(
     except Exception as error:
         raise _cause(error) from error
     finally:
-        if not local:
-            shutil.rmtree(storage / "ray", ignore_errors=True)
+        shutil.rmtree(storage / "ray", ignore_errors=True)
+        if started:
+            ray.shutdown()
     return cast(Metrics, result.return_value)
 
 
@@ -136,15 +142,18 @@ def _settle_environment() -> None:
 
 
 def _start_ray(compute: Compute) -> None:
-    """Connect to the cluster at RAY_ADDRESS, or start one on this machine that nobody else can reach."""
+    """Connect to the cluster at RAY_ADDRESS, or start one on this machine that nobody else can reach.
+
+    What workers print stays in Ray's logs: errors come back as exceptions, metrics through the log of the run.
+    """
     import ray
 
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True)
+        ray.init(log_to_driver=False)
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only; token mode would write to the home directory
     cpus = max(os.cpu_count() or 1, compute.workers * compute.threads)
-    ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=True)
+    ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
 
 
 def _uses_gpu(compute: Compute) -> bool:

@@ -7,6 +7,7 @@ grouped by it), and this runner's version. Not counted: where and on what it run
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ def tree_digests(path: Path) -> dict[str, str]:
     """SHA-256 of every file at or below `path`, by its path relative to it ("" for a plain file). A missing path gives {}."""
     if path.is_file():
         return {"": file_digest(path)}
-    return {
-        file.relative_to(path).as_posix(): file_digest(file) for file in sorted(path.rglob("*")) if file.is_file()
-    }
+    # Links to folders are followed: a published set in data/raw is often one.
+    files = [Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names]
+    return {file.relative_to(path).as_posix(): file_digest(file) for file in sorted(files) if file.is_file()}
 
 
 def digest(value: Any) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from components.errors import ParameterError
 
@@ -27,7 +27,7 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 class Section(BaseModel):
     """Strict, frozen, and without surprises: an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Pictures(Section):
@@ -53,6 +53,13 @@ class Prepare(Section):
     caption_noise: Fraction
     neighbours: Fraction
     max_bad_fraction: Fraction
+
+    @field_validator("identities")
+    @classmethod
+    def _every_split(cls, identities: dict[str, int]) -> dict[str, int]:
+        if missing := {"train", "val", "test"} - set(identities):
+            raise ValueError(f"{', '.join(sorted(missing))} missing")
+        return identities
 
 
 class Training(Section):
@@ -246,7 +253,7 @@ class Parameters(Section):
         return self.model_dump(mode="json", include=set(keys))
 
     @classmethod
-    def partial(cls, values: Mapping[str, Any]) -> Self:
+    def partial(cls, values: Mapping[str, Any]) -> "Parameters":
         """Parameters that hold only `values` (from `only`). Reading any other key raises AttributeError: a stage cannot depend
         on what it did not declare."""
         fields = cls.model_fields
@@ -267,7 +274,7 @@ def load(path: Path) -> Parameters:
         raise ParameterError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(document, dict):
         raise ParameterError(f"{path}: must hold a mapping of sections")
-    document["compute"] = {**document.get("compute", {}), **_from_environment()}
+    document["compute"] = {**(document.get("compute") or {}), **_from_environment()}
     try:
         return Parameters.model_validate(document)
     except ValidationError as error:
@@ -285,7 +292,8 @@ def _from_environment() -> dict[str, Any]:
 
 def _one_line(error: ValidationError) -> str:
     """The first mistake as `key = value: what is allowed`, with a suggestion for a misspelt key."""
-    first, *others = error.errors()
+    # A misspelt key comes before the one that it leaves missing: it is the cause.
+    first, *others = sorted(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
     location = first["loc"]
     key = ".".join(map(str, location))
     more = f" (and {len(others)} more)" if others else ""

@@ -27,7 +27,7 @@ def losses_of(
         scratch = Scratch(Path(folder) / "scratch")
         scratch.begin()
 
-        def work(rank: int, world_size: int, on_save: Callable[[Mapping[str, float]], None]) -> None:
+        def work(rank: int, world_size: int, on_save: Callable[[Mapping[str, float]], None]) -> dict[str, Any]:
             torch.set_num_threads(1)
             here = StageContext(
                 scratch,
@@ -41,7 +41,9 @@ def losses_of(
             written = Path(folder) / f"rank-{rank}"
             written.mkdir()
             function(params, inputs, {"adapter": written / "adapter", "model": written / "model"}, here)
+            return {}
 
-        under_ray_train(work, Compute(workers=workers, threads=1, device=context.device.type, max_failures=0), scratch.folder)
+        device: Any = context.device.type
+        under_ray_train(work, Compute(workers=workers, threads=1, device=device, max_failures=0), scratch.folder)
         lines = MetricLog(scratch.reported).read()
     return {line["step"]: value for line in lines for key, value in line["metrics"].items() if key.endswith("/loss")}

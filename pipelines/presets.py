@@ -35,8 +35,14 @@ def apply(name: str, root: Path) -> list[str]:
 def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
     """Set `values` (nested) in a params.yaml, keeping its comments and order. Nothing is written if the result is not valid."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.representer import RoundTripRepresenter
 
+    class Representer(RoundTripRepresenter):
+        """Writes null as it was written, not as nothing."""
+
+    Representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
     editor = YAML()
+    editor.Representer = Representer
     editor.preserve_quotes = True
     editor.width = 120
     document = editor.load(path.read_text(encoding="utf-8"))
@@ -46,7 +52,7 @@ def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
         target = document
         for section in sections:
             target = target[section] if isinstance(target, dict) and section in target else {}
-        if last not in target:
+        if not isinstance(target, dict) or last not in target:
             raise ParameterError(f"{key}: not a key of {path.name}")
         if target[last] != value:
             changes.append(f"{key}: {target[last]} -> {value}")

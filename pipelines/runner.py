@@ -22,7 +22,8 @@ from typing import Any
 
 from components.errors import DataError
 from pipelines import graph, tracking
-from pipelines.errors import INTERRUPTED, OTHER, StageFailedError
+from pipelines.closure import ROOT
+from pipelines.errors import INTERRUPTED, InfrastructureError, StageFailedError
 from pipelines.fingerprint import digest, fingerprint, tree_digests
 from pipelines.graph import StageRun
 from pipelines.params import Parameters, load
@@ -57,11 +58,11 @@ def run_stage(address: str, workspace: Workspace) -> Outcome:
     _require(run, inputs)
     identity = fingerprint(run, own, inputs, params.compute.threads)
     scratch = Scratch(workspace.home / f"{run.address.replace('@', '-')}-{identity[:16]}")
-    with scratch.lock():
+    with scratch.lock() as held:
         done = scratch.done()
         restored = done is not None
         if done is None:
-            done = _work(run, params, scratch, workspace, identity)
+            done = _work(run, params, scratch, workspace, identity, held)
         else:
             print(f"{run.address}: found finished in {scratch.folder.name}", flush=True)
         for path in done["outputs"]:
@@ -72,22 +73,31 @@ def run_stage(address: str, workspace: Workspace) -> Outcome:
 def _require(run: StageRun, inputs: dict[str, Path]) -> None:
     missing = [run.inputs[name] for name, path in inputs.items() if not path.exists()]
     if missing:
-        raise DataError(f"{run.address}: {', '.join(missing)} not there: run `dvc repro {run.address}`, or `dvc pull` it")
+        raise DataError(
+            f"{run.address}: {', '.join(missing)} not there: run `dvc repro {run.address}`, or `dvc pull` it"
+        )
 
 
-def _work(run: StageRun, params: Parameters, scratch: Scratch, workspace: Workspace, identity: str) -> dict[str, Any]:
+def _work(
+    run: StageRun, params: Parameters, scratch: Scratch, workspace: Workspace, identity: str, held: int
+) -> dict[str, Any]:
     """One attempt, tracked. Returns the DONE manifest."""
     scratch.begin()
     own = params.only(run.stage.reads)
     started = time.time()
-    with _interruptible(), _worker(run, params, scratch, workspace) as process:
+    with _interruptible(), _worker(run, params, scratch, workspace, held) as process:
         tracker = tracking.connect(workspace)
         tracked = tracker.open(scratch.folder, _facts(run, own, workspace, identity, params))
         try:
             _send_go(process)
             code = _watch(process, tracked)
-            if code != 0:
-                raise StageFailedError(f"{run.address} failed", code if code > 0 else OTHER)
+            if code < 0:
+                name = signal.Signals(-code).name
+                raise InfrastructureError(
+                    f"{run.address}: its process was ended by {name}: run again, to go on from there"
+                )
+            if code > 0:
+                raise StageFailedError(f"{run.address} failed", code)
             metrics = json.loads(scratch.result.read_text())
             _write_tables(run, scratch, metrics)
             done = scratch.finish(
@@ -117,10 +127,15 @@ def _write_tables(run: StageRun, scratch: Scratch, metrics: dict[str, Any]) -> N
 
 
 @contextmanager
-def _worker(run: StageRun, params: Parameters, scratch: Scratch, workspace: Workspace) -> Iterator["subprocess.Popen[str]"]:
-    """The child process, told what to do but not yet to begin; ended on the way out whatever happens."""
+def _worker(
+    run: StageRun, params: Parameters, scratch: Scratch, workspace: Workspace, held: int
+) -> Iterator["subprocess.Popen[str]"]:
+    """The child process, told what to do but not yet to begin; ended on the way out whatever happens.
+
+    It runs the code that was fingerprinted (`ROOT`), and holds the scratch folder (`held`) until it is gone itself.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.worker"], stdin=subprocess.PIPE, text=True, cwd=workspace.root
+        [sys.executable, "-m", "pipelines.worker"], stdin=subprocess.PIPE, text=True, cwd=ROOT, pass_fds=(held,)
     )
     assert process.stdin is not None
     work = Work(
@@ -213,5 +228,3 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-

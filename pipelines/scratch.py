@@ -1,13 +1,13 @@
 """The scratch folder of one fingerprint: checkpoints while it runs, finished outputs when it is done.
 
-    <home>/<stage>-<arm>-<fingerprint>/
-        lock            held by the one runner that works on it (the kernel lets go when that process dies)
-        checkpoints/    by phase; see components.training.checkpoint
-        metrics.jsonl   every reported metric, in order
-        figures/        pictures for the tracking server
-        writing/        outputs being written
-        outputs/        finished outputs, at the paths they have in the workspace
-        DONE.json       their digests, the metrics and the run that made them; written last
+<home>/<stage>-<arm>-<fingerprint>/
+    lock            held by the one runner that works on it and by its worker (the kernel lets go when both are dead)
+    checkpoints/    by phase; see components.training.checkpoint
+    metrics.jsonl   every reported metric, in order
+    figures/        pictures for the tracking server
+    writing/        outputs being written
+    outputs/        finished outputs, at the paths they have in the workspace
+    DONE.json       their digests, the metrics and the run that made them; written last
 """
 
 import fcntl
@@ -60,16 +60,21 @@ class Scratch:
         return self.folder / "result.json"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder. Another holder is waited for: it computes the very result that we want."""
+    def lock(self) -> Iterator[int]:
+        """Hold the folder. Another holder is waited for: it computes the very result that we want.
+
+        Gives the descriptor that holds it; a process that inherits it holds the folder too, for as long as it lives.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"waiting: another process computes the same result in {self.folder}", file=sys.stderr, flush=True)
+                print(
+                    f"waiting: another process computes the same result in {self.folder}", file=sys.stderr, flush=True
+                )
                 fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            yield file.fileno()
 
     def begin(self) -> None:
         """Make room for an attempt: no half outputs of an earlier one, checkpoints and metrics kept."""

@@ -29,15 +29,23 @@ def search(query: str, workspace: Workspace, top: int = 5, picture: Path | None 
     matches = found(query, top)
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"“{query}”", title_justify="left", caption=f"{len(found.index)} pictures searched", caption_justify="left")
+    table = Table(
+        title=escape(f"“{query}”"),
+        title_justify="left",
+        caption=f"{len(found.index)} pictures searched",
+        caption_justify="left",
+    )
     for heading in ("rank", "cosine", "identity", "picture"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("its caption", overflow="fold")
     for rank, match in enumerate(matches, 1):
         row = match.metadata
-        table.add_row(str(rank), f"{match.score:.3f}", str(row["identity"]), str(match.image_id), str(row["caption"]))
+        table.add_row(
+            str(rank), f"{match.score:.3f}", str(row["identity"]), str(match.image_id), escape(str(row["caption"]))
+        )
     console = Console()
     console.print(table)
     if picture:

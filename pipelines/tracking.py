@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.files import file_digest, write_atomically
-from pipelines.closure import stage_sources
+from pipelines.closure import ROOT, stage_sources
 from pipelines.errors import InfrastructureError
 from pipelines.fingerprint import digest
 from pipelines.graph import all_stages
@@ -106,7 +106,10 @@ class Tracker:
         identity = pipeline_identity(self.workspace)
         with _file_lock(self.workspace.home / "tracking.lock"):
             found = self.client.search_runs(
-                [self.experiment], f"tags.`pipelines.pipeline` = '{identity}'", order_by=["attributes.start_time ASC"], max_results=1
+                [self.experiment],
+                f"tags.`pipelines.pipeline` = '{identity}'",
+                order_by=["attributes.start_time ASC"],
+                max_results=1,
             )
             if found:
                 run_id = found[0].info.run_id
@@ -197,8 +200,12 @@ class TrackedRun:
         memory = self.folder / "mlflow.json"
         known = json.loads(memory.read_text())
         delivered: dict[str, int] = known["delivered"]
-        lines = [x for x in MetricLog(self.folder / "metrics.jsonl").read() if x["step"] > delivered.get(x["phase"], -1)]
-        metrics = [Metric(metric_name(k), v, int(x["time"] * 1000), x["step"]) for x in lines for k, v in x["metrics"].items()]
+        lines = [
+            x for x in MetricLog(self.folder / "metrics.jsonl").read() if x["step"] > delivered.get(x["phase"], -1)
+        ]
+        metrics = [
+            Metric(metric_name(k), v, int(x["time"] * 1000), x["step"]) for x in lines for k, v in x["metrics"].items()
+        ]
         try:
             for start in range(0, len(metrics), BATCH):
                 self.client.log_batch(self.run_id, metrics=metrics[start : start + BATCH])
@@ -206,7 +213,9 @@ class TrackedRun:
             self._away_until = time.monotonic() + 5
             if not self._warned:
                 self._warned = True
-                print(f"warning: metrics wait on disk, MLflow is away ({str(error)[:120]})", file=sys.stderr, flush=True)
+                print(
+                    f"warning: metrics wait on disk, MLflow is away ({str(error)[:120]})", file=sys.stderr, flush=True
+                )
             return False
         if lines:
             for line in lines:
@@ -231,7 +240,7 @@ class TrackedRun:
 def pipeline_identity(workspace: Workspace) -> str:
     """Digest of params.yaml and of every stage's source: what a pipeline execution is known by."""
     sources = sorted({source for stage in all_stages() for source in stage_sources(stage)})
-    return digest([file_digest(workspace.path("params.yaml")), {s: file_digest(workspace.path(s)) for s in sources}])
+    return digest([file_digest(workspace.path("params.yaml")), {s: file_digest(ROOT / s) for s in sources}])
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

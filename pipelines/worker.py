@@ -5,7 +5,6 @@ the tracking server has answered. Until then nothing is computed. When the runne
 closes.
 """
 
-import importlib
 import json
 import os
 import sys
@@ -49,7 +48,9 @@ def main() -> int:
         if sys.stdin.readline().strip() != "go":
             return TRY_AGAIN
         threading.Thread(target=_end_with_the_runner, daemon=True).start()
-        metrics = execution.execute(run, Path(work.root), Scratch(Path(work.scratch)), Parameters.partial(work.parameters), compute)
+        metrics = execution.execute(
+            run, Path(work.root), Scratch(Path(work.scratch)), Parameters.partial(work.parameters), compute
+        )
         write_atomically(Scratch(Path(work.scratch)).result, json.dumps(metrics, sort_keys=True))
     except BaseException as error:
         if not speaks_for_itself(error):

@@ -28,7 +28,7 @@ class AttributeProbe(nn.Module):
     attributes: name -> its possible values, in the order of the logits. Weights are drawn from `seed`.
 
     Each attribute looks at the feature map in two ways. `attend`: a few soft attention maps, content plus a learned
-    position, whose pooled features are read by a linear layer: what colour a bag has is learned once, wherever it hangs.
+    position, whose pooled features are read by a linear layer: a bag's colour is learned once, wherever it hangs.
     `flat`: a linear layer over a narrow copy of the whole map: shapes and widths, which pooling would lose.
     """
 
@@ -170,9 +170,14 @@ class ProbeTask(nn.Module):
 
     Batch: `{"pixels": (B, 3, H, W), "labels": (B, A) int64}`, `MISSING` labels add nothing to loss or gradient.
     Pictures are shifted by up to `jitter` pixels (edges repeated) and get Gaussian noise of deviation up to `noise` (of
-    1), so that the probe reads a generated picture, which is never quite as crisp, as it reads a real one.
+    1), so that the probe reads a generated picture, which is never quite as crisp, as it reads a real one. With
+    `mirrored`, half of them are flipped left to right; it names the values that this changes, as in
+    `{"view": {"left": "right", "right": "left"}}`, and must be given (empty if nothing changes) for any to be flipped.
+
     Scalars: loss, accuracy (over stated attributes).
     """
+
+    _mirror: Tensor
 
     def __init__(
         self,
@@ -181,7 +186,7 @@ class ProbeTask(nn.Module):
         seed: int,
         jitter: int = 1,
         noise: float = 0.02,
-        label_smoothing: float = 0.0,
+        mirrored: Mapping[str, Mapping[str, str]] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -190,39 +195,60 @@ class ProbeTask(nn.Module):
         self.seed = seed
         self.jitter = jitter
         self.noise = noise
-        self.label_smoothing = label_smoothing
+        self.flip = mirrored is not None
+        self.register_buffer("_mirror", _mirror_table(probe.attributes, mirrored or {}), persistent=False)
         self.rank = rank
         self.world_size = world_size
 
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         device = next(self.probe.parameters()).device
-        labels = batch["labels"].to(device)
-        logits = self.probe(self._augment(batch["pixels"].to(device), step))
+        pixels, labels = self._augment(batch["pixels"].to(device), batch["labels"].to(device), step)
+        logits = self.probe(pixels)
         losses, right, stated = [], labels.new_zeros(()), (labels != MISSING).sum()
         for column, values in enumerate(logits.values()):
             target = labels[:, column]
             known = (target != MISSING).sum()
-            total = functional.cross_entropy(
-                values, target, ignore_index=MISSING, reduction="sum", label_smoothing=self.label_smoothing
-            )
+            total = functional.cross_entropy(values, target, ignore_index=MISSING, reduction="sum")
             losses.append(total / known.clamp_min(1))
             right = right + (values.argmax(1) == target).sum()
         return {"loss": torch.stack(losses).mean(), "accuracy": right / stated.clamp_min(1)}
 
-    def _augment(self, pixels: Tensor, step: int) -> Tensor:
-        """(B, 3, H, W) to float in [0, 1], shifted and noisy; drawn for the global batch, this rank's part taken."""
+    def _augment(self, pixels: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) to float in [0, 1], changed at random, and the labels (B, A) that are then true.
+
+        Drawn for the global batch, this rank's part taken.
+        """
         unit = unit_pixels(pixels)
         part, (height, width) = len(unit), unit.shape[-2:]
         total, mine = part * self.world_size, slice(self.rank * part, (self.rank + 1) * part)
         source = generator(self.seed, "augmentation", step)
         shifts = torch.randint(-self.jitter, self.jitter + 1, (total, 2), generator=source)[mine].to(unit.device)
         strength = torch.rand(total, generator=source)[mine].to(unit.device) * self.noise
+        flipped = (torch.rand(total, generator=source)[mine] < 0.5).to(unit.device) & self.flip
         rows = (torch.arange(height, device=unit.device) + shifts[:, :1]).clamp(0, height - 1)  # (B, H)
         columns = (torch.arange(width, device=unit.device) + shifts[:, 1:]).clamp(0, width - 1)  # (B, W)
+        columns = torch.where(flipped[:, None], columns.flip(1), columns)
         each = torch.arange(part, device=unit.device)[:, None, None]
         moved = unit.movedim(1, -1)[each, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
         grain = torch.randn((total, *unit.shape[1:]), generator=source)[mine].to(unit.device)
-        return (moved + strength[:, None, None, None] * grain).clamp(0, 1)
+        # MISSING is -1, and so indexes the table's last column, which holds MISSING.
+        swapped = self._mirror[torch.arange(labels.shape[1], device=labels.device), labels]
+        return (moved + strength[:, None, None, None] * grain).clamp(0, 1), torch.where(
+            flipped[:, None], swapped, labels
+        )
+
+
+def _mirror_table(attributes: Mapping[str, Sequence[str]], mirrored: Mapping[str, Mapping[str, str]]) -> Tensor:
+    """(A, most values + 1) int64: the label of each attribute's values after a flip; the last column is `MISSING`."""
+    if unknown := set(mirrored) - set(attributes):
+        raise ParameterError(f"mirrored: unknown attributes {sorted(unknown)}; the probe knows {', '.join(attributes)}")
+    most = max(len(values) for values in attributes.values())
+    table = torch.full((len(attributes), most + 1), MISSING, dtype=torch.int64)
+    for row, (name, values) in enumerate(attributes.items()):
+        swap = mirrored.get(name, {})
+        for column, value in enumerate(values):
+            table[row, column] = list(values).index(swap.get(value, value))
+    return table
 
 
 def probe_batches(

@@ -25,7 +25,9 @@ def alignment_scores(table: Columns, source: str) -> tuple[list[int], AlignmentS
     return [table["prompt_id"][row] for row in rows], AlignmentScores(attributes, correct)
 
 
-def alignment_differences(tables: Mapping[str, Columns], baseline: str, source: str, seed: int) -> dict[str, dict[str, Interval]]:
+def alignment_differences(
+    tables: Mapping[str, Columns], baseline: str, source: str, seed: int
+) -> dict[str, dict[str, Interval]]:
     """arm -> {"mean" or an attribute: `arm` minus `baseline` in percentage points}, resampled by prompt.
 
     Raises DataError when the arms' rows do not belong to the same prompts in the same order.

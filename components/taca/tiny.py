@@ -134,7 +134,7 @@ def _silence_residuals(vae: nn.Module) -> None:
 
 
 def _word_rules() -> tuple[Any, Any]:
-    """(normalizer, pre-tokenizer): lower case, punctuation dropped except inside words ("t-shirt"), cut at spaces: one token a word."""
+    """(normalizer, pre-tokenizer): lower case, no punctuation but inside words ("t-shirt"), cut at spaces."""
     from tokenizers import Regex, normalizers, pre_tokenizers
 
     normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\w\s'-]"), " ")])

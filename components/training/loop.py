@@ -7,7 +7,7 @@ numbers) is here, once. The same steps run on the same data whether or not the r
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,12 +20,13 @@ from tqdm import tqdm
 from components.errors import ParameterError
 from components.training.averaging import WeightAverage
 from components.training.context import Context
+from components.training.randomness import stream_seed
 from components.training.schedules import learning_rate_factor
 
 Batch = Any
 
 
-class NonFiniteLossError(ArithmeticError):
+class NonFiniteLossError(FloatingPointError):
     """The loss became NaN or infinite. The weights are those before the step, and the last checkpoint is kept."""
 
 
@@ -84,7 +85,7 @@ def fit(
         for group in optimizer.param_groups:
             factor = learning_rate_factor(step, config.steps, config.warmup_steps, config.decay)
             group["lr"] = group["base_lr"] * factor
-        with _autocast(context.device, config.precision):
+        with _autocast(context.device, config.precision), _seeded(context, prefix, step):
             scalars = model(batches(step), step)
         _require_finite(scalars["loss"], step, context)
         optimizer.zero_grad(set_to_none=True)
@@ -110,7 +111,7 @@ def _trainable(task: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
 
 
-def _optimizer(task: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
+def _optimizer(task: Any, config: LoopConfig) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices only. A task may bring its own groups through `parameter_groups(learning_rate)`."""
     if hasattr(task, "parameter_groups"):
         groups = task.parameter_groups(config.learning_rate)
@@ -122,7 +123,12 @@ def _optimizer(task: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
         ]
     groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, foreach=True
+        groups,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        foreach=True,
     )
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
@@ -176,13 +182,23 @@ def _autocast(device: torch.device, precision: str) -> Any:
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
+@contextmanager
+def _seeded(context: Context, prefix: str, step: int) -> Iterator[None]:
+    """Dropout and its like draw from PyTorch's global generator: for one step it is a stream named by that step."""
+    with torch.random.fork_rng([context.device] if context.device.type == "cuda" else []):
+        torch.manual_seed(stream_seed(context.seed, prefix, "global", step, context.rank))
+        yield
+
+
 def _require_finite(loss: Tensor, step: int, context: Context) -> None:
     """Stop every rank together: one rank alone would leave the others waiting in the next all-reduce."""
     bad = (~torch.isfinite(loss.detach())).float()
     if context.world_size > 1:
         dist.all_reduce(bad, op=dist.ReduceOp.MAX)
     if bad.item():
-        raise NonFiniteLossError(f"the loss is not finite at step {step + 1}; the last checkpoint is kept: lower the learning rate")
+        raise NonFiniteLossError(
+            f"the loss is not finite at step {step + 1}; the last checkpoint is kept: lower the learning rate"
+        )
 
 
 class _Meter:

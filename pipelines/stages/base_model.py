@@ -43,7 +43,12 @@ def run(
 
     latents = torch.cat([encode_pictures(pipe, part) for part in pixels.split(256)])
     pairs = base_batches(
-        pipe, latents, image_positions(pipe, size.height, size.width), captions, batch_size=settings.training.batch, **ranks
+        pipe,
+        latents,
+        image_positions(pipe, size.height, size.width),
+        captions,
+        batch_size=settings.training.batch,
+        **ranks,
     )
     task = TextToImageTask(pipe, caption_dropout=settings.caption_dropout, shift=config.shift, **ranks)
     fit(task, pairs, settings.training.loop(), context.phase("flow"), prefix="flow")

@@ -28,7 +28,12 @@ def run(
     rows = people.rows(split="train", form="long")
     encoder = new_encoder(params, rows.column("caption"))
     task = RetrievalTask(encoder, RetrievalConfig(method="contrastive"), captions=len(rows), seed=params.seed)
-    fit(task, caption_batches(encoder, people, rows, settings.matcher.batch, params, context), settings.matcher.loop(), context)
+    fit(
+        task,
+        caption_batches(encoder, people, rows, settings.matcher.batch, params, context),
+        settings.matcher.loop(),
+        context,
+    )
 
     corpus = generated.rows(split="train", form="long")
     matches = match_scores(encoder, generated, corpus)

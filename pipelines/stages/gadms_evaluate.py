@@ -39,9 +39,7 @@ def run(
     results = retrieval_results(texts, images, query_ids, gallery_ids)
     untrained = DualEncoder.create(encoder.config, tokenizer=encoder.tokenizer, seed=params.seed)
     hits = (results.first_rank == 1).double() * 100
-    interval = bootstrap_mean(
-        hits.numpy(), units=query_ids.numpy(), resamples=settings.resamples, seed=params.seed
-    )
+    interval = bootstrap_mean(hits.numpy(), units=query_ids.numpy(), resamples=settings.resamples, seed=params.seed)
     table = {
         "caption_id": [row["caption_id"] for row in queries],
         "image_id": [row["image_id"] for row in queries],

@@ -34,6 +34,7 @@ def run(
     ranks = {arm: columns(inputs[f"results/retrieval/{arm}.parquet"]) for arm in GADMS_ARMS}
     real = PersonDataset.open(inputs["people"])
     album = Album(outputs["figures"], context.figures, params.pictures.height, params.pictures.width)
+    checked = checks(metrics)
     report = {
         "setting": {"seed": params.seed, "height": params.pictures.height, "width": params.pictures.width},
         "alignment": alignment_section(metrics, alignment, params.seed),
@@ -41,14 +42,17 @@ def run(
         "people": people(album, real, inputs, alignment, params.report.people),
         "queries": queries(album, real, inputs["model"], inputs["index"], params.report.queries),
         "heatmaps": heatmaps(columns(inputs["results/scores/gadms.parquet"]), params.report.heatmaps),
-        "curation": {**metrics["curate"], "examples": curation_examples(album, inputs["curated"], inputs["generated/taca_lora"])},
+        "curation": {
+            **metrics["curate"],
+            "examples": curation_examples(album, inputs["curated"], inputs["generated/taca_lora"]),
+        },
         "parity": {method: parity(inputs[f"results/parity/{method}.csv"]) for method in METHODS},
         "curves": {run.address: read_csv(inputs[run.curves]) for run in runs if run.curves},
-        "checks": checks(metrics),
+        "checks": checked,
         "metrics": metrics,
     }
     write_atomically(outputs["report"], to_text(report))
-    decided = [check["met"] for check in report["checks"] if check["met"] is not None]
+    decided = [check["met"] for check in checked if check["met"] is not None]
     return {"checks": len(decided), "checks_met": sum(decided)}
 
 
@@ -87,7 +91,9 @@ def retrieval_section(
 def heatmaps(words: Mapping[str, list[Any]], number: int) -> list[dict[str, Any]]:
     """`number` captions, spread over those that hold a wrong word, word by word."""
     captions: dict[int, list[dict[str, Any]]] = {}
-    for caption, word, score, wrong in zip(words["caption_id"], words["word"], words["score"], words["wrong"], strict=True):
+    for caption, word, score, wrong in zip(
+        words["caption_id"], words["word"], words["score"], words["wrong"], strict=True
+    ):
         captions.setdefault(caption, []).append({"word": word, "score": score, "wrong": bool(wrong)})
     noisy = [caption for caption, row in captions.items() if any(word["wrong"] for word in row)]
     return [{"caption_id": caption, "words": captions[caption]} for caption in spread(noisy, number)]
@@ -100,7 +106,13 @@ def parity(path: Path) -> dict[str, Any]:
     local = curves.pop("local")
     ((name, distributed),) = curves.items()
     worst = max(abs(a - b) / abs(a) for a, b in zip(local, distributed, strict=True))
-    return {"step": step, "local": local, "distributed": distributed, "name": name, "largest_relative_difference": worst}
+    return {
+        "step": step,
+        "local": local,
+        "distributed": distributed,
+        "name": name,
+        "largest_relative_difference": worst,
+    }
 
 
 def columns(path: Path) -> dict[str, list[Any]]:
@@ -119,7 +131,7 @@ def read_csv(path: Path) -> dict[str, list[Any]]:
 
 
 def to_text(report: Any) -> str:
-    """JSON with sorted keys and floats of 6 decimals; what is not finite becomes null."""
+    """JSON with sorted keys and floats of 6 significant digits; what is not finite becomes null."""
     return json.dumps(_rounded(report), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -130,5 +142,5 @@ def _rounded(value: Any) -> Any:
         return [_rounded(item) for item in value]
     if isinstance(value, float):
         finite = value == value and abs(value) != float("inf")
-        return round(value, DIGITS) + 0.0 if finite else None
+        return float(f"{value:.{DIGITS}g}") if finite else None
     return value

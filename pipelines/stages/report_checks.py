@@ -13,7 +13,9 @@ def checks(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         where = f"base, {guidance.replace('_', ' ')}"
         colours = {name: scores["attribute"].get(name) for name in GARMENTS}
         known = [value for value in colours.values() if value is not None]
-        detail = ", ".join(f"{name.replace('_', ' ')} {value:.1f} %" for name, value in colours.items() if value is not None)
+        detail = ", ".join(
+            f"{name.replace('_', ' ')} {value:.1f} %" for name, value in colours.items() if value is not None
+        )
         worst = min(known) if len(known) == len(GARMENTS) else None
         found.append(_at_least(f"Garment colours right ({where})", worst, 70, "%", detail))
         average = scores["attribute_mean"]
@@ -26,9 +28,7 @@ def checks(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     found += [
         _at_least("Autoencoder, held-out PSNR", metrics["base_model"].get("vae_psnr"), 30, "dB"),
         _at_least("Probe, mean balanced accuracy on held-out real pictures", probe["balanced_accuracy"], 92, "%"),
-        _at_least(
-            "Probe, weakest attribute", probe["worst_balanced_accuracy"], 80, "%", weakest.replace("_", " ")
-        ),
+        _at_least("Probe, weakest attribute", probe["worst_balanced_accuracy"], 80, "%", weakest.replace("_", " ")),
         _at_least("GA-DMS, R@1 on the test split", search["R@1"], 40, "%"),
         _at_least("Gallery of the test split", search["gallery"], 500, "pictures"),
         _at_least("Identities of the test split", search["identities"], 125, "people"),
@@ -38,8 +38,13 @@ def checks(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         worst = 100 * row["largest_relative_difference"]
         title = f"{row['workers']} Ray Train workers against one process ({method}), largest loss difference"
         found.append(_check(title, worst, "at most 1 %", "%", lambda v: v <= 1))
-    for title in ("A killed pipeline ends with the undisturbed run's outputs", "Wrong input gives one line and its exit code"):
-        found.append(_check(title, None, "always", "", lambda v: False, "tested by `make test-faults`, not by this run"))
+    for title in (
+        "A killed pipeline ends with the undisturbed run's outputs",
+        "Wrong input gives one line and its exit code",
+    ):
+        found.append(
+            _check(title, None, "always", "", lambda v: False, "tested by `make test-faults`, not by this run")
+        )
     return found
 
 

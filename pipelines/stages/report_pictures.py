@@ -1,4 +1,4 @@
-"""The pictures of the report: generated people beside their prompts, galleries found for sentences, what curation kept and dropped."""
+"""The pictures of the report: generated people beside their prompts, galleries found for sentences, what curation kept."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,9 @@ GALLERY = 8
 """Pictures shown for a query."""
 EXAMPLES = 8
 """Pictures shown for a reason of curation."""
+SEEN = 192
+"""Pixels of height that a picture on a plate should have."""
+GOLDEN = 0.6180339887498949
 Item = TypeVar("Item")
 
 
@@ -39,13 +42,20 @@ class Album:
         return f"{name}.png"
 
     def add_plate(self, name: str, rows: Sequence[Sequence[Tensor]]) -> None:
+        """Write rows of pictures as one sheet, small ones enlarged to be seen."""
         if any(rows):
+            factor = max(1, SEEN // self.size[0])
+            rows = [[p.repeat_interleave(factor, 1).repeat_interleave(factor, 2) for p in row] for row in rows]
             for folder in (self.folder, self.shown):
                 save_png(plate(rows), folder / f"{name}.png")
 
 
 def people(
-    album: Album, real: PersonDataset, inputs: Mapping[str, Path], tables: Mapping[str, Mapping[str, list[Any]]], number: int
+    album: Album,
+    real: PersonDataset,
+    inputs: Mapping[str, Path],
+    tables: Mapping[str, Mapping[str, list[Any]]],
+    number: int,
 ) -> list[dict[str, Any]]:
     """`number` prompts with the real picture they tell of and what each arm drew, attributes marked right or wrong.
 
@@ -66,7 +76,10 @@ def people(
         arms, line = {}, [shown]
         for arm in TACA_ARMS:
             (picture,) = album.pixels(drawn[arm], [pictures[arm][prompt]])
-            arms[arm] = {"picture": album.add(f"people/{place:02d}-{arm}", picture), **_marks(tables[arm], source, prompt)}
+            arms[arm] = {
+                "picture": album.add(f"people/{place:02d}-{arm}", picture),
+                **_marks(tables[arm], source, prompt),
+            }
             line.append(picture)
         sheet.append(line)
         section.append(
@@ -121,7 +134,9 @@ def curation_examples(album: Album, curated: Path, generated: Path) -> dict[str,
     captions = {row["image_id"]: row["caption"] for row in drawn.rows(split="train", form=prompt_form(drawn))}
     section = {}
     for reason in sorted({row["reason"] for row in decisions}, key=lambda reason: (reason != KEPT, reason)):
-        mine = sorted((row for row in decisions if row["reason"] == reason), key=lambda row: (-row["match"], row["image_id"]))
+        mine = sorted(
+            (row for row in decisions if row["reason"] == reason), key=lambda row: (-row["match"], row["image_id"])
+        )
         chosen = spread(mine, EXAMPLES)
         name = reason.replace(" ", "-")
         pictures = album.pixels(drawn, [row["image_id"] for row in chosen])
@@ -137,10 +152,13 @@ def curation_examples(album: Album, curated: Path, generated: Path) -> dict[str,
 
 
 def spread(items: Sequence[Item], number: int) -> list[Item]:
-    """`number` of `items` at even distances, the first among them; all when there are no more."""
+    """`number` of `items`, one from each equal part, at a place that shifts from part to part; all when there are no more.
+
+    The shift (the golden ratio, a low-discrepancy sequence) keeps an even stride from picking the same view of every person.
+    """
     if len(items) <= number:
         return list(items)
-    return [items[i * len(items) // number] for i in range(number)]
+    return [items[int((i + i * GOLDEN % 1) * len(items) / number)] for i in range(number)]
 
 
 def _marks(table: Mapping[str, list[Any]], source: str, prompt: int) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """Draw people for prompts: evaluation prompts (test split) and a corpus (train split) for retrieval to learn from.
 
-Every arm has the same prompts and the same noise. The result is a dataset folder: split "val" holds the evaluation pictures, their
-`source` naming the guidance; split "train" the corpus, each picture with the long captions of the one whose prompt it was drawn for.
+Every arm has the same prompts and the same noise. The result is a dataset folder: split "val" holds the evaluation pictures,
+their `source` naming the guidance; split "train" the corpus, each picture with the long captions of the one whose prompt it has.
 """
 
 from collections.abc import Mapping
@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.io import encode_png
 
 from components.persons.prompts import Prompt, prompts
-from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
+from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset, encode_png
 from components.taca.generation import Arm, apply_arm, generate
 from components.taca.reference import load_base
 from components.taca.schedule import TemperatureSchedule
@@ -44,7 +43,7 @@ def run(
             pictures = _draw(pipe, asked, scale, source, params, context)
             for picture, prompt in zip(pictures, asked, strict=True):
                 writer.add(
-                    bytes(encode_png(picture).numpy()),
+                    encode_png(picture),
                     [CaptionRow(prompt.text, "short"), *(prompt.captions if split == "train" else ())],
                     identity=prompt.image_id,
                     split=split,

@@ -1,6 +1,6 @@
 """The same training, by one process and by Ray Train workers: two loss curves that should lie on each other.
 
-The only stage that always starts Ray processes. It shows that the laptop's local mode and a cluster's workers compute the same thing.
+The only stage that always starts Ray processes. It shows that local mode and a cluster's workers compute the same.
 """
 
 import csv
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.context import StageContext
-from pipelines.parity import losses_of
 from pipelines.params import Parameters
+from pipelines.parity import losses_of
 from pipelines.stages import gadms_pretrain, taca_train
 
 TRAININGS: dict[str, tuple[Callable[..., Any], str, str]] = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.errors import DataError
+from components.errors import DataError, ParameterError
 from components.evaluation.attributes import (
     MISSING,
     AttributeProbe,
@@ -55,13 +55,13 @@ def test_an_unstated_attribute_changes_neither_loss_nor_gradient():
     task = ProbeTask(small_probe().eval(), seed=0)
     some = torch.tensor([[0, 1], [1, MISSING], [2, MISSING], [0, MISSING]])
     task({"pixels": pixels, "labels": some}, 0)["loss"].backward()
-    gradient = task.probe.heads["lower"].weight.grad.clone()
+    gradient = task.probe.flat["lower"].weight.grad.clone()
     # The same as a batch in which the other three pictures are not there at all, for the head of the lower half.
-    scores = task.probe(task._augment(pixels, 0))["lower"]
+    scores = task.probe(task._augment(pixels, some, 0)[0])["lower"]
     task.zero_grad()
-    smoothed = torch.nn.functional.cross_entropy(scores[:1], torch.tensor([1]), label_smoothing=task.label_smoothing)
+    smoothed = torch.nn.functional.cross_entropy(scores[:1], torch.tensor([1]))
     (smoothed / len(ATTRIBUTES)).backward()
-    torch.testing.assert_close(gradient, task.probe.heads["lower"].weight.grad)
+    torch.testing.assert_close(gradient, task.probe.flat["lower"].weight.grad)
 
 
 def test_a_batch_that_states_nothing_has_loss_zero():
@@ -72,10 +72,32 @@ def test_a_batch_that_states_nothing_has_loss_zero():
 
 
 def test_two_ranks_see_the_augmentation_of_one_global_batch():
-    pixels, _ = two_halves(6, seed=0)
-    whole = ProbeTask(small_probe(), seed=4)._augment(pixels, 7)
-    halves = [ProbeTask(small_probe(), seed=4, rank=r, world_size=2)._augment(pixels[3 * r : 3 * r + 3], 7) for r in (0, 1)]
-    assert torch.equal(whole, torch.cat(halves))
+    pixels, stated = two_halves(6, seed=0)
+    labels = small_probe().labels(stated)
+    whole, _ = ProbeTask(small_probe(), seed=4, mirrored={})._augment(pixels, labels, 7)
+    for rank in (0, 1):
+        part = slice(3 * rank, 3 * rank + 3)
+        task = ProbeTask(small_probe(), seed=4, mirrored={}, rank=rank, world_size=2)
+        assert torch.equal(whole[part], task._augment(pixels[part], labels[part], 7)[0])
+
+
+def test_a_mirrored_picture_has_mirrored_labels():
+    probe = AttributeProbe({"side": ("left", "right", "none"), "hat": ("no", "yes")}, height=16, width=8, channels=8)
+    pixels = torch.zeros(64, 3, 16, 8)
+    pixels[:, :, :, 0] = 1.0  # the mark is at the left edge
+    labels = probe.labels([{"side": "left", "hat": "yes"}, {"side": "none"}] * 32)
+    mirrored = {"side": {"left": "right", "right": "left"}}
+    task = ProbeTask(probe, seed=0, jitter=0, noise=0.0, mirrored=mirrored)
+    changed, truth = task._augment(pixels, labels, 0)
+    flipped = changed[:, 0, 0, -1] == 1
+    assert 10 < flipped.sum() < 54
+    assert torch.equal(changed[~flipped], pixels[~flipped])
+    assert torch.equal(truth[:, 0], torch.where(flipped & (labels[:, 0] == 0), 1, labels[:, 0]))
+    assert torch.equal(truth[:, 1], labels[:, 1])
+    unchanged, _ = ProbeTask(probe, seed=0, jitter=0, noise=0.0)._augment(pixels, labels, 0)
+    assert torch.equal(unchanged, pixels)
+    with pytest.raises(ParameterError, match="bag"):
+        ProbeTask(probe, seed=0, mirrored={"bag": {}})
 
 
 def test_an_epoch_of_batches_shows_every_picture_once_over_all_ranks():

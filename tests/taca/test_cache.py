@@ -74,7 +74,11 @@ def test_a_batch_trains_a_velocity_task(pipe, cache):
 def test_writing_again_gives_the_same_bytes(pipe, cache, tmp_path):
     write_cache(pipe, tmp_path / "again", ROWS, pictures, batch_size=2, shard_rows=3)
     names = sorted(file.name for file in cache.folder.iterdir())
-    assert names == ["empty.safetensors", "index.json", *(f"{p}-0000{i}.safetensors" for p in ("latents", "text") for i in (0, 1))]
+    assert names == [
+        "empty.safetensors",
+        "index.json",
+        *(f"{p}-0000{i}.safetensors" for p in ("latents", "text") for i in (0, 1)),
+    ]
     for name in names:
         assert (cache.folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 

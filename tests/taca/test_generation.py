@@ -20,7 +20,9 @@ def pipe():
     # FLUX starts with a silent output layer; give it a voice, or every model draws the same noise.
     with torch.no_grad():
         for parameter in pipe.transformer.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+            parameter.add_(
+                0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            )
     return pipe
 
 

@@ -56,7 +56,9 @@ def test_only_the_parts_asked_for_are_read(models):
         load_base(models / "base.json")
 
 
-@pytest.mark.parametrize("name", ["vae/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json", "model_index.json"])
+@pytest.mark.parametrize(
+    "name", ["vae/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json", "model_index.json"]
+)
 def test_one_changed_byte_is_found_and_named(models, name):
     content = bytearray((models / "tiny" / name).read_bytes())
     content[-2] ^= 1

@@ -53,7 +53,9 @@ images = pipe(["red hat", "blue t-shirt"], height=16, width=8, max_sequence_leng
 torch.testing.assert_close(images, torch.load("expected.pt"), rtol=0, atol=1e-5)
 """
     environment = {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -125,7 +127,9 @@ def test_psnr_follows_its_definition():
 
 def batch_of(pipe, **options):
     latents = torch.randn(12, 8, 32, generator=torch.Generator().manual_seed(0))
-    return base_batches(pipe, latents, torch.zeros(8, 3), ["red hat", "blue hat", "t-shirt"] * 4, batch_size=6, seed=0, **options)
+    return base_batches(
+        pipe, latents, torch.zeros(8, 3), ["red hat", "blue hat", "t-shirt"] * 4, batch_size=6, seed=0, **options
+    )
 
 
 def test_two_ranks_take_the_step_that_one_process_takes(pipe):

@@ -1,0 +1,126 @@
+"""What the tracking server knows of the runs that made the results in a workspace: found by fingerprint, never needed."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.fingerprint import fingerprint
+from pipelines.graph import StageRun, all_stages, runs_of
+from pipelines.params import Parameters
+from pipelines.tracking import FINISHED, Tracker, connect, pipeline_identity, tracking_uri
+from pipelines.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+@dataclass(frozen=True)
+class Made:
+    """The run that made a stage's results. Seconds, CPU seconds and MB are None where the run does not tell."""
+
+    run_id: str
+    status: str
+    revision: str
+    dirty: bool
+    seconds: float | None
+    cpu_seconds: float | None
+    peak_memory_mb: float | None
+    workers: str
+    link: str | None
+
+
+@dataclass(frozen=True)
+class Known:
+    """Fingerprints and runs by stage address; `trouble` says in one line why runs could not be looked up."""
+
+    uri: str
+    fingerprints: Mapping[str, str]
+    runs: Mapping[str, Made]
+    trouble: str | None
+
+
+def look_up(workspace: Workspace, params: Parameters) -> Known:
+    """Find the run behind every stage of `workspace`, and name them on the pipeline's run. A server that is away costs nothing."""
+    uri = tracking_uri(workspace)
+    stages = [run for stage in all_stages() for run in runs_of(stage)]
+    prints = {run.address: _fingerprint(run, workspace, params) for run in stages}
+    database = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
+    if database and not Path(database).exists():
+        return Known(uri, prints, {}, f"no MLflow store at {uri}")
+    try:
+        tracker = connect(workspace)
+        found = {run.address: _find(tracker, run, prints[run.address]) for run in stages}
+        runs = {address: _made(run, uri) for address, run in found.items() if run}
+        _name_on_pipeline(tracker, workspace, runs)
+    except Exception as error:  # whatever a server answers: the page is worth having without it
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        print(f"warning: the page has no runs: {reason}", file=sys.stderr)
+        return Known(uri, prints, {}, reason)
+    return Known(uri, prints, runs, None)
+
+
+def _fingerprint(run: StageRun, workspace: Workspace, params: Parameters) -> str:
+    inputs = {name: workspace.path(path) for name, path in run.inputs.items()}
+    return fingerprint(run, params.only(run.stage.reads), inputs, params.compute.threads)
+
+
+def _find(tracker: Tracker, run: StageRun, identity: str) -> "Run | None":
+    """The run that scratch remembers, or the newest finished one with this fingerprint."""
+    from mlflow.exceptions import MlflowException
+
+    remembered = _remembered(tracker.workspace.home / f"{run.address.replace('@', '-')}-{identity[:16]}" / "DONE.json")
+    if remembered:
+        try:
+            return tracker.client.get_run(remembered)
+        except MlflowException:
+            pass  # made under another server, or deleted
+    found = tracker.client.search_runs(
+        [tracker.experiment],
+        f"tags.`pipelines.fingerprint` = '{identity}' and attributes.status = '{FINISHED}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return found[0] if found else None
+
+
+def _remembered(done: Path) -> str | None:
+    try:
+        return str(json.loads(done.read_text())["run"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _made(run: "Run", uri: str) -> Made:
+    metrics: dict[str, Any] = run.data.metrics
+    tags: dict[str, str] = run.data.tags
+    served = uri.startswith(("http://", "https://"))
+    return Made(
+        run_id=run.info.run_id,
+        status=run.info.status,
+        revision=tags.get("git.revision", ""),
+        dirty=tags.get("git.dirty") == "true",
+        seconds=metrics.get("cost/seconds"),
+        cpu_seconds=metrics.get("cost/cpu_seconds"),
+        peak_memory_mb=metrics.get("cost/peak_memory_mb"),
+        workers=tags.get("pipelines.workers", ""),
+        link=f"{uri.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" if served else None,
+    )
+
+
+def _name_on_pipeline(tracker: Tracker, workspace: Workspace, runs: Mapping[str, Made]) -> None:
+    """Tags `stage.<name>` on the pipeline's run, for stages that it found finished too. Its status stays as it was."""
+    identity = pipeline_identity(workspace)
+    found = tracker.client.search_runs(
+        [tracker.experiment],
+        f"tags.`pipelines.pipeline` = '{identity}'",
+        order_by=["attributes.start_time ASC"],
+        max_results=1,
+    )
+    parent = found[0].info.run_id if found else tracker.pipeline_run()
+    for address, made in runs.items():
+        tracker.client.set_tag(parent, f"stage.{address.replace('@', '.')}", made.run_id)  # MLflow allows no @ in a key
+    if not found:
+        tracker.client.set_terminated(parent, FINISHED)

@@ -1,0 +1,34 @@
+"""A copy of this checkout, as somebody else would have it."""
+
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _copy(folder: Path) -> Path:
+    """Every file that git knows or would add, committed in a new repository at `folder`."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    folder.mkdir(parents=True)
+    with tarfile.open(folder / ".files.tar", "w") as archive:
+        for name in filter(None, names):
+            if (ROOT / name).is_file():
+                archive.add(ROOT / name, name)
+    with tarfile.open(folder / ".files.tar") as archive:
+        archive.extractall(folder, filter="data")
+    (folder / ".files.tar").unlink()
+    author = ["-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
+    for command in (["init", "--quiet"], ["add", "--all"], [*author, "commit", "--quiet", "--message", "all"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def copy_of_the_checkout() -> Callable[[Path], Path]:
+    """Makes one in the folder it is given, which must not exist."""
+    return _copy

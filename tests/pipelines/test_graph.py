@@ -1,0 +1,190 @@
+"""The graph, what is written from it, and the closure of source files behind each stage against Python's own imports."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.errors import ParameterError
+from pipelines import dag
+from pipelines.closure import ROOT, stage_sources
+from pipelines.graph import Stage, all_stages, find, runs_of
+from pipelines.params import Parameters
+
+RUNS = [run for stage in all_stages() for run in runs_of(stage)]
+
+
+def test_every_input_is_the_output_of_an_earlier_stage_or_raw_data():
+    """Which also says that the graph has no cycle."""
+    written = {"data/raw"}
+    for stage in all_stages():
+        for run in runs_of(stage):
+            assert set(run.inputs.values()) <= written, run.address
+        written |= {path for run in runs_of(stage) for path in run.all_outputs}
+
+
+def test_no_two_stages_write_the_same_path_or_one_inside_another():
+    paths = [Path(path) for run in RUNS for path in run.all_outputs]
+    assert len(set(paths)) == len(paths)
+    assert not [(a, b) for a in paths for b in paths if a in b.parents]
+
+
+def test_every_key_that_a_stage_reads_is_in_the_schema_and_compute_is_read_by_none():
+    read = {key for stage in all_stages() for key in stage.reads}
+    assert read == set(Parameters.model_fields) - {"compute"}
+
+
+def test_every_stage_can_be_found_by_its_address():
+    assert [find(run.address) for run in RUNS] == RUNS
+
+
+@pytest.mark.parametrize(
+    ("address", "hint"),
+    [
+        ("probee", "one of prepare, probe"),
+        ("taca_train", "taca_train@lora, taca_train@taca"),
+        ("probe@x", "write probe"),
+    ],
+)
+def test_an_address_that_does_not_exist_is_answered_with_those_that_do(address, hint):
+    with pytest.raises(ParameterError, match=hint):
+        find(address)
+
+
+def test_dvc_yaml_is_what_the_graph_says():
+    assert (ROOT / "dvc.yaml").read_text() == dag.render(), "run `make dag`"
+
+
+def test_git_ignores_every_output_that_dvc_keeps():
+    # git asks whether a path that is not there is a folder: by its slash.
+    kept = [
+        path if Path(path).suffix else f"{path}/" for run in RUNS for path in run.all_outputs if path != run.metrics
+    ]
+    asked = subprocess.run(
+        ["git", "check-ignore", "--no-index", "--stdin"],
+        cwd=ROOT,
+        input="\n".join(kept),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert asked.stdout.split() == kept
+
+
+def test_git_keeps_the_metrics():
+    metrics = [run.metrics for run in RUNS]
+    asked = subprocess.run(
+        ["git", "check-ignore", "--no-index", "--stdin"],
+        cwd=ROOT,
+        input="\n".join(metrics),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.stdout == ""
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """Files of ours that Python itself loads for these modules, found by asking it."""
+    code = (
+        "import importlib, json, sys; [importlib.import_module(name) for name in sys.argv[1:]]; "
+        "print(json.dumps([m.__file__ for n, m in sys.modules.items() "
+        "if n.split('.')[0] in ('components', 'pipelines') and getattr(m, '__file__', None)]))"
+    )
+    command = [sys.executable, "-c", code, *modules]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return {Path(path).relative_to(ROOT).as_posix() for path in json.loads(found.stdout)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["prepare", "taca_generate", "gadms_pretrain", "train_parity", "report"])
+def test_what_python_loads_for_a_stage_is_in_its_closure(name):
+    """But for what orchestration alone loads, such as the checkpoint store."""
+    loaded = loaded_by(f"pipelines.stages.{name}") - loaded_by("pipelines.context", "pipelines.parity")
+    counted = {path for path in loaded if path.startswith(("components/", "pipelines/stages/"))}
+    stage = next(stage for stage in all_stages() if stage.name == name)
+    assert f"pipelines/stages/{name}.py" in counted
+    assert counted <= set(stage_sources(stage))
+
+
+def test_the_closure_finds_lazy_imports_and_leaves_out_what_is_not_imported(tmp_path):
+    files = {
+        "pipelines/stages/__init__.py": "",
+        "pipelines/stages/probe.py": "import torch\nfrom components.a import b\nfrom pipelines.context import C\n",
+        "pipelines/context.py": "import components.of_orchestration\n",
+        "components/__init__.py": "",
+        "components/a/__init__.py": "",
+        "components/a/b.py": "def f():\n    from components.c import name_inside\n",
+        "components/a/unused.py": "",
+        "components/c.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import components.d\n",
+        "components/d.py": "import components.a.b\n",
+        "components/of_orchestration.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert stage_sources(Stage("probe", (), {}, {}), tmp_path) == [
+        "components/__init__.py",
+        "components/a/__init__.py",
+        "components/a/b.py",
+        "components/c.py",
+        "components/d.py",
+        "pipelines/stages/__init__.py",
+        "pipelines/stages/probe.py",
+    ]
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> list[tuple[str, tuple[str, ...], int]]:
+    """Every (module, names taken from it, relative level), wherever it stands."""
+    found: list[tuple[str, tuple[str, ...], int]] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, (), 0) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.module or "", tuple(alias.name for alias in node.names), node.level))
+    return found
+
+
+@pytest.mark.parametrize("path", sources("components"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_components_know_nothing_of_orchestration(path):
+    forbidden = {"ray", "mlflow", "dvc", "pipelines"}
+    assert not [module for module, _, _ in imports(path) if module.split(".")[0] in forbidden]
+
+
+@pytest.mark.parametrize("path", sources("components") + sources("pipelines"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_name_the_file_that_they_mean(path):
+    """The closure reads names: a relative import, or a name that a package passes on from one of its files, would hide the file."""
+    for module, names, level in imports(path):
+        assert level == 0, f"relative import of {module}"
+        package = ROOT.joinpath(*module.split("."), "__init__.py")
+        if module.split(".")[0] in ("components", "pipelines") and package.is_file():
+            defined = {node.name for node in ast.parse(package.read_text()).body if hasattr(node, "name")}
+            for name in set(names) - defined:
+                file = package.parent / name
+                assert file.with_suffix(".py").is_file() or file.is_dir(), f"{module} only passes on {name}"
+
+
+def test_stage_files_import_of_orchestration_only_what_cannot_change_a_result():
+    """What else a result depends on must be counted in its fingerprint."""
+    allowed = {"pipelines.context", "pipelines.params", "pipelines.graph", "pipelines.parity", "pipelines.stages"}
+    for path in sources("pipelines/stages"):
+        used = {module for module, _, _ in imports(path) if module.startswith("pipelines")}
+        assert {module for module in used if not module.startswith("pipelines.stages")} <= allowed, path.name
+
+
+def test_dvc_is_told_of_every_source_and_every_input():
+    document = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    assert list(document["stages"]) == [stage.name for stage in all_stages()]
+    for stage in all_stages():
+        entry = document["stages"][stage.name]
+        entry = entry.get("do", entry)
+        assert set(stage_sources(stage)) < set(entry["deps"])
+        assert entry["params"] == list(stage.reads)

@@ -1,0 +1,166 @@
+"""params.yaml: what is refused, in which words, and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.errors import ParameterError
+from pipelines import params, presets
+from pipelines.closure import ROOT
+from pipelines.tracking import flatten
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text())
+    return path
+
+
+def change(path: Path, key: str, value, *, drop: bool = False) -> None:
+    document = yaml.safe_load(path.read_text())
+    *sections, last = key.split(".")
+    target = document
+    for section in sections:
+        target = target[section]
+    if drop:
+        del target[last]
+    else:
+        target[last] = value
+    path.write_text(yaml.safe_dump(document))
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ParameterError) as caught:
+        params.load(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_default_is_valid(file):
+    assert params.load(file).taca.gamma == 1.2
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (ROOT / "presets").glob("*.yaml")])
+def test_every_preset_is_valid_and_holds_only_what_differs(file, name):
+    before = flatten(yaml.safe_load(file.read_text()))
+    wanted = flatten(presets.read(name, ROOT))
+    presets.edit(file, presets.read(name, ROOT))
+    after = flatten(params.load(file).model_dump())
+    assert {key: after[key] for key in wanted} == wanted
+    assert {key for key in wanted if before[key] == wanted[key]} == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("tacca", 1, "tacca: unknown key, did you mean taca?"),
+        ("probe.training.stepz", 1, "probe.training.stepz: unknown key, did you mean steps?"),
+        ("probe.zzzzzz", 1, "probe.zzzzzz: unknown key, known: training"),
+        ("probe.training.steps", "many", "probe.training.steps = 'many': input should be a valid integer"),
+        ("probe.training.steps", 3.5, "probe.training.steps = 3.5"),
+        ("probe.training.steps", True, "probe.training.steps = True"),
+        ("probe.training.steps", 0, "probe.training.steps = 0: input should be greater than or equal to 1"),
+        ("taca.threshold", 1.5, "taca.threshold = 1.5: input should be less than or equal to 1"),
+        ("taca.gamma", float("nan"), "taca.gamma"),
+        ("probe.training.weight_decay", float("inf"), "probe.training.weight_decay"),
+        ("prepare.preset", "foggy", "prepare.preset = 'foggy': input should be 'clean', 'cluttered' or 'occluded'"),
+        ("pictures.height", 128, "height / width is 4.00"),
+        ("prepare.identities", {"train": 3, "val": 1}, "prepare.identities: value error, test missing"),
+        ("taca_generate.guidance", [], "taca_generate.guidance"),
+        ("taca", 1.2, "taca = 1.2"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(file, key, value, expected):
+    change(file, key, value)
+    assert expected in refusal(file)
+
+
+def test_a_misspelt_key_is_named_rather_than_the_one_it_leaves_missing(file):
+    change(file, "probe.training.steps", None, drop=True)
+    change(file, "probe.training.stesp", 4)
+    assert "probe.training.stesp: unknown key, did you mean steps? (and 1 more)" in refusal(file)
+
+
+def test_a_missing_section_is_named(file):
+    change(file, "curate", None, drop=True)
+    assert "curate: missing" in refusal(file)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "seed: [1\n", "seed: 1\n\tb: 2\n"])
+def test_a_file_that_is_no_mapping_is_refused_in_one_line(file, text):
+    file.write_text(text)
+    assert str(file) in refusal(file)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    assert "cannot be read" in refusal(tmp_path / "params.yaml")
+
+
+def test_the_environment_overrides_compute_and_only_compute(file, monkeypatch):
+    monkeypatch.setenv("PIPELINES_COMPUTE__WORKERS", "3")
+    monkeypatch.setenv("PIPELINES_COMPUTE__DEVICE", "cpu")
+    monkeypatch.setenv("PIPELINES_TACA__GAMMA", "9")
+    loaded = params.load(file)
+    assert (loaded.compute.workers, loaded.compute.device, loaded.taca.gamma) == (3, "cpu", 1.2)
+
+
+def test_a_misspelt_override_is_refused(file, monkeypatch):
+    monkeypatch.setenv("PIPELINES_COMPUTE__WORKER", "3")
+    assert "compute.worker: unknown key, did you mean workers?" in refusal(file)
+
+
+def test_an_empty_compute_section_means_its_defaults(file):
+    change(file, "compute", None)
+    assert params.load(file).compute == params.Compute()
+
+
+def test_a_stage_sees_only_the_keys_it_declared(file):
+    loaded = params.load(file)
+    own = params.Parameters.partial(loaded.only(("seed", "probe", "prepare")))
+    assert (own.seed, own.probe, own.prepare) == (loaded.seed, loaded.probe, loaded.prepare)
+    with pytest.raises(AttributeError):
+        _ = own.taca
+
+
+def test_a_preset_keeps_comments_and_order(file):
+    before = file.read_text().splitlines()
+    changes = presets.edit(file, {"taca": {"gamma": 1.5}, "prepare": {"identities": {"train": 7}}})
+    after = file.read_text().splitlines()
+    assert changes == ["taca.gamma: 1.2 -> 1.5", "prepare.identities.train: 1000 -> 7"]
+    differing = [(a.strip(), b.strip()) for a, b in zip(before, after, strict=True) if a != b]
+    assert differing == [("train: 1000", "train: 7"), ("gamma: 1.2", "gamma: 1.5")]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"taca": {"gama": 1.5}},
+        {"tacca": {"gamma": 1.5}},
+        {"prepare": {"source": {"drawn": 1}}},
+        {"base_model": {"revision": {"a": 1}}},
+        {"seed": 1, "taca": {"gamma": -1.0}},
+        {"seed": 1, "probe": {"training": {"steps": "many"}}},
+    ],
+)
+def test_a_preset_that_does_not_fit_is_refused_and_nothing_is_written(file, values):
+    before = file.read_bytes()
+    with pytest.raises(ParameterError):
+        presets.edit(file, values)
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == ["params.yaml"]
+
+
+def test_a_preset_applied_twice_changes_nothing_the_second_time(tmp_path, file):
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "tiny.yaml").write_text("taca: {gamma: 1.5}\n")
+    assert presets.apply("tiny", tmp_path) == ["taca.gamma: 1.2 -> 1.5"]
+    assert presets.apply("tiny", tmp_path) == []
+    assert presets.flags("tiny", tmp_path) == ["-S taca.gamma=1.5"]
+
+
+def test_an_unknown_preset_names_those_there_are(tmp_path):
+    with pytest.raises(ParameterError, match=r"'smok' does not exist: one of .*smoke"):
+        presets.read("smok", ROOT)

@@ -1,0 +1,251 @@
+"""The training loop against an undisturbed run, a formula, or a second way of computing the same."""
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from components.errors import ParameterError
+from components.training.averaging import WeightAverage
+from components.training.context import LocalContext
+from components.training.loop import LoopConfig, NonFiniteLossError, fit
+from components.training.randomness import generator, stream_seed
+from components.training.schedules import learning_rate_factor
+
+
+class Regression(nn.Module):
+    """A small network with batch normalisation (running buffers) and dropout, or without; its loss may turn NaN at a step."""
+
+    def __init__(self, bad_step: int | None = None, normalised: bool = True) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            norm = nn.BatchNorm1d(6) if normalised else nn.LayerNorm(6)
+            dropout = nn.Dropout(0.3 if normalised else 0.0)
+            self.network = nn.Sequential(nn.Linear(4, 6), norm, nn.Tanh(), dropout, nn.Linear(6, 1))
+        self.bad_step = bad_step
+
+    def forward(self, batch, step):
+        inputs, targets = batch
+        loss = (self.network(inputs).squeeze(1) - targets).square().mean()
+        return {"loss": loss * math.nan if step == self.bad_step else loss, "step": torch.tensor(float(step))}
+
+
+def global_batch(step, size=8):
+    rng = generator(0, "batch", step)
+    inputs = torch.randn(size, 4, generator=rng)
+    return inputs, inputs.sin().sum(1)
+
+
+class Killed(Exception):
+    pass
+
+
+class DyingContext(LocalContext):
+    """Dies at the `call`-th call of `method`, before or after it has taken effect. What it reported outlives it."""
+
+    def __init__(self, folder, method, call, before):
+        super().__init__(folder=folder)
+        self.plan, self.call, self.before, self.calls = method, call, before, 0
+
+    def _perform(self, name, act):
+        self.calls += name == self.plan
+        dies = name == self.plan and self.calls == self.call
+        if dies and self.before:
+            raise Killed
+        act()
+        if dies:
+            raise Killed
+
+    def save(self, state, step):
+        self._perform("save", lambda: LocalContext.save(self, state, step))
+
+    def report(self, metrics, step):
+        self._perform("report", lambda: LocalContext.report(self, metrics, step))
+
+
+CONFIG = LoopConfig(
+    steps=23, learning_rate=0.01, weight_decay=0.1, warmup_steps=3, ema_decay=0.9, report_every=4, checkpoint_every=5
+)
+
+
+def train(context, config=CONFIG, task=None):
+    task = task or Regression()
+    fit(task, global_batch, config, context)
+    return {name: value.clone() for name, value in task.state_dict().items()}
+
+
+@pytest.mark.parametrize("method", ["save", "report"])
+@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_killed_run_ends_with_the_weights_and_metrics_of_an_undisturbed_one(tmp_path, method, call, before):
+    calm = LocalContext(folder=tmp_path / "calm")
+    expected = train(calm)
+    dying = DyingContext(tmp_path / "killed", method, call, before)
+    with pytest.raises(Killed):
+        train(dying)
+    second = LocalContext(folder=tmp_path / "killed")
+    found = train(second)
+
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    first_step = second.history[0][0]
+    assert calm.history[-len(second.history) :] == second.history  # bit for bit, also means over a checkpoint's edge
+    assert [entry for entry in dying.history if entry[0] < first_step] == calm.history[: -len(second.history)]
+
+
+def test_the_average_and_the_optimiser_are_those_of_the_undisturbed_run(tmp_path):
+    states = []
+    for name, kills in (("calm", False), ("killed", True)):
+        if kills:
+            with pytest.raises(Killed):
+                train(DyingContext(tmp_path / name, "save", 3, True))
+        context = LocalContext(folder=tmp_path / name)
+        train(context)
+        states.append(context.load()[1])
+    calm, killed = states
+    torch.testing.assert_close(killed, calm, rtol=0, atol=0)
+    assert any(not torch.equal(s, w) for s, w in zip(calm["average"]["shadow"], calm["weights"].values(), strict=True))
+
+
+def test_training_neither_uses_nor_moves_the_global_random_state():
+    torch.manual_seed(1)
+    first, after_first = train(LocalContext()), torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), after_first)
+    second = train(LocalContext())
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_finished_run_trains_no_further_and_gives_the_same_weights(tmp_path):
+    expected = train(LocalContext(folder=tmp_path))
+    again = LocalContext(folder=tmp_path)
+    found = train(again)
+    assert again.history == []
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_optimiser_step(tmp_path):
+    config = LoopConfig(steps=10, learning_rate=0.01, decay="constant", checkpoint_every=100)
+    task = Regression(bad_step=6, normalised=False)
+    with pytest.raises(NonFiniteLossError, match="step 7"):
+        fit(task, global_batch, config, LocalContext(folder=tmp_path))
+    before = Regression(normalised=False)
+    fit(before, global_batch, LoopConfig(steps=6, learning_rate=0.01, decay="constant"), LocalContext())
+    for (name, found), expected in zip(task.named_parameters(), before.parameters(), strict=True):
+        assert torch.equal(found, expected), name
+
+
+def test_weight_decay_shrinks_matrices_and_nothing_else():
+    class Still(nn.Module):
+        """Its gradients are zero, so that weight decay alone moves it."""
+
+        def __init__(self):
+            super().__init__()
+            self.matrix, self.bias, self.scale = (nn.Parameter(torch.ones(s)) for s in ((2, 2), (2,), ()))
+
+        def forward(self, batch, step):
+            return {"loss": sum(p.sum() * 0 for p in self.parameters())}
+
+    task = Still()
+    config = LoopConfig(steps=3, learning_rate=0.1, weight_decay=0.5, decay="constant")
+    fit(task, lambda step: None, config, LocalContext())
+    torch.testing.assert_close(task.matrix, torch.full((2, 2), (1 - 0.1 * 0.5) ** 3))  # decoupled: w <- w (1 - lr wd)
+    assert torch.equal(task.bias, torch.ones(2))
+    assert torch.equal(task.scale, torch.ones(()))
+
+
+def test_frozen_parameters_stay_and_are_not_in_the_checkpoint(tmp_path):
+    task = Regression()
+    task.network[0].weight.requires_grad_(False)
+    before = task.network[0].weight.clone()
+    context = LocalContext(folder=tmp_path)
+    train(context, task=task)
+    assert torch.equal(task.network[0].weight, before)
+    assert "network.0.weight" not in context.load()[1]["weights"]
+
+
+def test_reported_values_are_means_since_the_last_report():
+    context = LocalContext()
+    fit(Regression(), global_batch, LoopConfig(steps=10, learning_rate=0.01, report_every=4), context)
+    assert [(step, metrics["train/step"]) for step, metrics in context.history] == [(4, 1.5), (8, 5.5), (10, 8.5)]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_the_average_follows_its_recurrence(steps):
+    weight = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    average = WeightAverage([weight], 0.9)
+    expected = torch.zeros(3, dtype=torch.float64)
+    for step in range(steps):
+        weight.data += step + 1
+        average.update(step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight.data
+    torch.testing.assert_close(average.shadow[0], expected)
+
+
+def test_the_schedule_warms_up_linearly_and_then_follows_half_a_cosine():
+    found = [learning_rate_factor(step, 104, 4, "cosine") for step in range(105)]
+    assert found[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert found[4:] == pytest.approx([math.cos(math.pi * s / 200) ** 2 for s in range(101)], abs=1e-12)
+    assert [learning_rate_factor(step, 10, 2, "constant") for step in (1, 2, 9)] == pytest.approx([2 / 3, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"report_every": 0}, {"checkpoint_every": 0}, {"learning_rate": 0.0}, {"ema_decay": 1.0}]
+)
+def test_a_loop_that_cannot_run_is_refused_by_name(wrong):
+    with pytest.raises(ParameterError, match=next(iter(wrong))):
+        LoopConfig(**{"steps": 1, "learning_rate": 0.1, **wrong})
+
+
+def _one_of_two(rank, folder, bad_rank):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    try:
+        torch.set_num_threads(1)
+        context = LocalContext()
+        context.rank, context.world_size = rank, 2
+        task = Regression(bad_step=3 if rank == bad_rank else None, normalised=False)
+
+        def batches(step):
+            inputs, targets = global_batch(step)
+            return inputs[4 * rank : 4 * rank + 4], targets[4 * rank : 4 * rank + 4]
+
+        try:
+            fit(task, batches, LoopConfig(steps=12, learning_rate=0.01, report_every=4), context)
+            torch.save((task.state_dict(), context.history), f"{folder}/{rank}.pt")
+        except NonFiniteLossError:
+            torch.save("stopped", f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def _two_processes(folder, bad_rank=None):
+    torch.multiprocessing.spawn(_one_of_two, (str(folder), bad_rank), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_computes_on_the_global_batch(tmp_path):
+    (first, first_history), (second, _) = _two_processes(tmp_path)
+    context, task = LocalContext(), Regression(normalised=False)
+    fit(task, global_batch, LoopConfig(steps=12, learning_rate=0.01, report_every=4), context)
+    for name, expected in task.state_dict().items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], expected, rtol=1e-5, atol=1e-6)
+    for (step, found), (_, expected) in zip(first_history, context.history, strict=True):
+        assert found["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-5), step
+
+
+@pytest.mark.slow
+def test_a_bad_loss_on_one_rank_stops_both(tmp_path):
+    assert _two_processes(tmp_path, bad_rank=1) == ["stopped", "stopped"]
+
+
+def test_streams_do_not_depend_on_the_process_or_on_each_other():
+    assert stream_seed(0, "noise", 3) == 6757770607321690014  # SHA-256 of "0\x1fnoise\x1f3"
+    seeds = {stream_seed(seed, *names) for seed in (0, 1) for names in [("a",), ("b",), ("a", 0), ("a", "b"), ("ab",)]}
+    assert len(seeds) == 10
+    draws = torch.stack([torch.randn(4000, generator=generator(0, "noise", step)) for step in range(4)])
+    assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 0.08  # 5 sigma of 1 / sqrt(4000)
