@@ -71,6 +71,7 @@ class Training(Section):
     warmup_steps: Count
     weight_decay: Annotated[float, Field(ge=0)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     report_every: Positive
     checkpoint_every: Positive
     precision: Literal["fp32", "bf16"]
@@ -79,7 +80,7 @@ class Training(Section):
         """As the training loop takes it."""
         from components.training.loop import LoopConfig
 
-        return LoopConfig(**self.model_dump(exclude={"batch"}))
+        return LoopConfig(betas=(0.9, self.beta2), **self.model_dump(exclude={"batch", "beta2"}))
 
 
 class Probe(Section):

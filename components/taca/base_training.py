@@ -3,11 +3,12 @@
 
 FLUX's text encoders come pre-trained. The toy's start random, and a frozen random encoder gives the transformer words
 without order, so that it cannot tell which garment a colour belongs to. They are therefore trained with the transformer
-here, and frozen in everything that adapts the result.
+here, and frozen in everything that adapts the result, at a tenth of the learning rate: a fast transformer needs words that hold still. (Loss gained
+by the right caption over a wrong one, 400 steps of 16: 0.012 at the full rate, 0.031 frozen, 0.040 at a tenth.)
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ class TextToImageTask(nn.Module):
         seed: int,
         caption_dropout: float = 0.1,
         shift: float = 3.0,
+        text_rate: float = 0.1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -50,8 +52,19 @@ class TextToImageTask(nn.Module):
         self.seed = seed
         self.caption_dropout = caption_dropout
         self.shift = shift
+        self.text_rate = text_rate
         self.rank = rank
         self.world_size = world_size
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Groups for AdamW: weight decay for the transformer's matrices only, `text_rate` of the rate for the encoders."""
+        transformer = list(self.transformer.parameters())
+        text = [*self.text_encoder.parameters(), *self.text_encoder_2.parameters()]
+        return [
+            {"params": [p for p in transformer if p.ndim >= 2], "lr": learning_rate},
+            {"params": [p for p in transformer if p.ndim < 2], "lr": learning_rate, "weight_decay": 0.0},
+            {"params": text, "lr": self.text_rate * learning_rate, "weight_decay": 0.0},
+        ]
 
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         device = next(self.transformer.parameters()).device

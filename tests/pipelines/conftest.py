@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,12 +151,12 @@ def place(place_at: Callable[[Path], Place], tmp_path: Path) -> Place:
 
 
 @pytest.fixture(scope="session")
-def drawn_people(place_at: Callable[[Path], Place], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def drawn_people(place_at: Callable[[Path], Place], tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A workspace in which `prepare` has run, once. Look, do not touch."""
     place = place_at(tmp_path_factory.mktemp("drawn") / "workspace")
     finished = place.run("prepare")
     assert finished.returncode == 0, finished.stderr
-    yield place
+    return place
 
 
 @pytest.fixture
