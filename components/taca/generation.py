@@ -50,12 +50,12 @@ def apply_arm(pipe: "FluxPipeline", arm: Arm) -> "Iterator[FluxPipeline]":
     transformer = pipe.transformer
     before = taca_handle(transformer)
     with ExitStack() as undo:
-        if arm.schedule is not None:
-            enable_taca(transformer, arm.schedule)
-            undo.callback(disable_taca, transformer)
         if before is not None:
             undo.callback(enable_taca, transformer, before.schedule)
         disable_taca(transformer)
+        if arm.schedule is not None:
+            enable_taca(transformer, arm.schedule)
+            undo.callback(disable_taca, transformer)
         if arm.adapter is not None:
             threshold = _adapter_threshold(arm, arm.adapter)
             undo.callback(_restore_trainable, [(p, p.requires_grad) for p in transformer.parameters()])  # PEFT freezes
