@@ -1,0 +1,1 @@
+"""Stages, and what runs, tracks and joins them."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from components.errors import DataError
+from components.persons.png import encode_png
 
 GREEN, RED, PAPER = (46, 139, 87), (190, 70, 60), (255, 255, 255)
 
@@ -41,7 +42,5 @@ def plate(rows: Sequence[Sequence[Tensor]], gap: int = 4, paper: tuple[int, int,
 
 def save_png(picture: Tensor, path: Path) -> None:
     """Write a uint8 picture (3, H, W); the same picture gives the same bytes."""
-    from torchvision.io import encode_png
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(bytes(encode_png(picture.contiguous()).numpy()))
+    path.write_bytes(encode_png(picture))

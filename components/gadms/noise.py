@@ -24,8 +24,8 @@ def word_scores(
     """Score every word of captions with known wrong words.
 
     rows hold caption, image_id, caption_id and wrong_words. A word's score is the mean over its tokens. Returns columns
-    (caption_id, position, word, score, wrong), one entry a word, and the probability that a right word scores above a wrong one of any caption
-    (0.5 says nothing; NaN-free: 0.5 when there is no wrong word).
+    (caption_id, position, word, score, wrong), one entry a word, and the probability that a right word scores above a
+    wrong one of any caption (0.5 says nothing, and stands for captions without a wrong word).
     """
     encoder.eval()
     columns: dict[str, list[Any]] = {key: [] for key in ("caption_id", "position", "word", "score", "wrong")}

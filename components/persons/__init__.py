@@ -6,6 +6,7 @@ from typing import Any
 _PUBLIC = {
     "ATTRIBUTES": "attributes",
     "IDENTITY_ATTRIBUTES": "attributes",
+    "MIRRORED": "attributes",
     "sample_identities": "attributes",
     "Degradation": "degradation",
     "PRESETS": "degradation",
@@ -28,6 +29,7 @@ _PUBLIC = {
     "DatasetWriter": "shards",
     "PersonDataset": "shards",
     "Rows": "shards",
+    "encode_png": "png",
     "write_records": "shards",
     "AugmentationConfig": "transforms",
     "augment": "transforms",

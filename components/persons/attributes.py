@@ -40,6 +40,10 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 """Attribute -> values. `bag_side` and the views `left`, `right` are said from the viewer's side in a picture; in an
 identity, `bag_side` is the wearer's own side."""
 
+_SIDES = {"left": "right", "right": "left"}
+MIRRORED: dict[str, dict[str, str]] = {"view": _SIDES, "bag_side": _SIDES}
+"""The values that change when a picture is flipped left to right."""
+
 IDENTITY_ATTRIBUTES: tuple[str, ...] = tuple(name for name in ATTRIBUTES if name != "view")
 
 _COLOUR_WEIGHTS = (0.16, 0.14, 0.11, 0.13, 0.12, 0.08, 0.07, 0.07, 0.06, 0.06)

@@ -8,7 +8,6 @@ The same configuration and seed give the same bytes. Pictures depend on the seed
 captions also on the whole training split (noise is drawn from its frequencies).
 """
 
-import io
 import json
 import re
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from components.errors import ParameterError
 from components.persons.attributes import Attributes, sample_identities
 from components.persons.captions import short_caption
 from components.persons.degradation import PRESETS
-from components.persons.drawing import Picture, check_size, draw_person
+from components.persons.drawing import check_size, draw_person
 from components.persons.noise import CaptionNoise
+from components.persons.png import encode_png
 from components.training.randomness import numpy_generator
 
 ANNOTATIONS = "reid_raw.json"
@@ -115,17 +115,10 @@ def _draw_pictures(
                 view=views[index] if index < len(views) else None,
             )
             path = f"{split}/{identity:05d}_{index:02d}.png"
-            (folder / "imgs" / path).write_bytes(encode_png(picture))
+            (folder / "imgs" / path).write_bytes(encode_png(picture.pixels))
             entries.append({"split": split, "id": identity, "file_path": path, "source": "drawn"})
             shown.append(picture.shown)
     return entries, shown
-
-
-def encode_png(picture: Picture) -> bytes:
-    """PNG bytes with fixed settings."""
-    buffer = io.BytesIO()
-    picture.image().save(buffer, "PNG", compress_level=6, optimize=False)
-    return buffer.getvalue()
 
 
 def _describe(entries: list[dict[str, Any]], shown: list[Attributes], config: DrawnConfig, seed: int) -> None:

@@ -152,13 +152,6 @@ class DatasetWriter:
         self._pending[split], self._pending_bytes[split] = [], 0
 
 
-def encode_png(picture: torch.Tensor) -> bytes:
-    """A picture, uint8 (3, H, W), as PNG; the same pixels give the same bytes."""
-    file = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(file, format="PNG")
-    return file.getvalue()
-
-
 def _write_parquet(table: pa.Table, path: Path, *, compression: str, row_group_size: int | None = None) -> None:
     pq.write_table(
         table,

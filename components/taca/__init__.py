@@ -5,18 +5,24 @@ from typing import Any
 
 _PUBLIC = {
     "AdapterGate": "lora",
+    "Arm": "generation",
+    "LatentCache": "cache",
     "TacaHandle": "install",
     "TemperatureSchedule": "schedule",
     "VelocityTask": "velocity",
     "add_lora": "lora",
+    "apply_arm": "generation",
     "disable_taca": "install",
     "enable_taca": "install",
+    "generate": "generation",
+    "load_base": "reference",
     "load_lora": "lora",
     "save_lora": "lora",
     "temperature_adjusted_attention": "attention",
     "threshold_for_fraction": "schedule",
     "transfer_threshold": "schedule",
     "unload_lora": "lora",
+    "write_reference": "reference",
 }
 
 __all__ = sorted(_PUBLIC)

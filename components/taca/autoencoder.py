@@ -24,7 +24,7 @@ class AutoencoderTask(nn.Module):
     """
 
     def __init__(
-        self, vae: "AutoencoderKL", *, seed: int, kl_weight: float = 1e-3, rank: int = 0, world_size: int = 1
+        self, vae: "AutoencoderKL", *, seed: int, kl_weight: float = 1e-5, rank: int = 0, world_size: int = 1
     ) -> None:
         super().__init__()
         self.vae = vae

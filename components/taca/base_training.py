@@ -1,10 +1,10 @@
 """Training the small text-to-image model from nothing: rectified flow, text encoders and transformer together, gamma =
 1.
 
-FLUX's text encoders come pre-trained. The toy's start random, and a frozen random encoder gives the transformer words
-without order, so that it cannot tell which garment a colour belongs to. They are therefore trained with the transformer
-here, and frozen in everything that adapts the result, at a tenth of the learning rate: a fast transformer needs words that hold still. (Loss gained
-by the right caption over a wrong one, 400 steps of 16: 0.012 at the full rate, 0.031 frozen, 0.040 at a tenth.)
+FLUX's text encoders come pre-trained. The toy's start random, and are trained with the transformer here, then frozen in
+everything that adapts the result. They learn at a tenth of the rate: a fast transformer needs words that hold still.
+(Loss gained by the right caption over a wrong one, after 400 steps of 16 pictures at rate 4e-3: 0.012 with encoders at
+the full rate, 0.031 with frozen ones, 0.040 at a tenth.)
 """
 
 from collections.abc import Callable, Sequence

@@ -6,14 +6,15 @@ Hugging Face cache; it is never copied. A local location is relative to the refe
 together.
 """
 
-import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError, ParameterError
+from components.files import file_digest
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +62,9 @@ def load_base(
     read nor checked. Raises `ParameterError` for an unknown part, `DataError` for a missing, changed or unreadable
     file.
     """
+    import diffusers
     import torch
+    import transformers
     from diffusers import FluxPipeline
 
     wanted = set(components)
@@ -74,8 +77,11 @@ def load_base(
     if pipeline_class != "FluxPipeline":
         raise DataError(f"{folder}/model_index.json: a {pipeline_class}; only FluxPipeline folders are supported")
     left_out: dict[str, Any] = {name: None for name in COMPONENTS if name not in wanted}
+    if not sys.stderr.isatty():
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
     pipe = FluxPipeline.from_pretrained(
-        folder, torch_dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True, **left_out
+        folder, dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True, **left_out
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -115,12 +121,6 @@ def verify_files(folder: Path, files: Mapping[str, str], only: Iterable[str] | N
                 f"{folder / name}: SHA-256 {actual[:12]}... differs from the reference's {expected[:12]}...; "
                 "rebuild or download the model, or write a new reference"
             )
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's contents, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _relative(folder: Path, start: Path) -> str:

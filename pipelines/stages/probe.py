@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from components.evaluation.attributes import AttributeProbe, ProbeTask, evaluate_probe, probe_batches
-from components.persons.attributes import ATTRIBUTES
+from components.persons.attributes import ATTRIBUTES, MIRRORED
 from components.persons.shards import PersonDataset
 from components.training.loop import fit
 from pipelines.context import StageContext
@@ -24,7 +24,7 @@ def run(
         return people.pixels(list(rows), size.height, size.width), probe.labels([json.loads(a) for a in rows.values()])
 
     training = params.probe.training
-    task = ProbeTask(probe, seed=params.seed, rank=context.rank, world_size=context.world_size)
+    task = ProbeTask(probe, seed=params.seed, mirrored=MIRRORED, rank=context.rank, world_size=context.world_size)
     batches = probe_batches(
         *labelled("train"),
         batch_size=training.batch,

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from components.persons.png import encode_png
 from components.persons.prompts import Prompt, prompts
-from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset, encode_png
+from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.taca.generation import Arm, apply_arm, generate
 from components.taca.reference import load_base
 from components.taca.schedule import TemperatureSchedule

@@ -1,8 +1,8 @@
 """What DVC takes for stale, in a copy of this checkout whose stages do no work.
 
-Deps, params and outs are those of our dvc.yaml, less the files of `components/` (DVC writes its whole lock file again after every
-stage, and with them each takes a second; that they are listed is tested beside the graph). The command is another: it writes outputs that are new every time, so that
-whatever can reach a later stage does.
+Deps, params and outs are those of our dvc.yaml, less the files of `components/`: DVC reads and writes its whole lock file again
+for every stage, and they are most of it. (That they are listed is tested beside the graph.) The command is another: it writes
+outputs that are new every time, so that whatever can reach a later stage does.
 """
 
 import compileall
@@ -112,9 +112,12 @@ def test_outputs_add_nothing_to_what_git_ignores(checkout):
     ("key", "value"),
     [
         ("report.queries", 3),
+        ("index.batch", 7),
         ("taca_evaluate.resamples", 333),
-        ("gadms_finetune.training.steps", 17),
-        ("taca.gamma", 1.3),
+        pytest.param(
+            "gadms_finetune.training.steps", 17, marks=pytest.mark.faults
+        ),  # these two take half a minute each
+        pytest.param("taca.gamma", 1.3, marks=pytest.mark.faults),
     ],
 )
 def test_a_parameter_runs_exactly_the_stages_that_read_it_and_those_below(checkout, key, value):
@@ -132,7 +135,7 @@ def test_the_stages_below_one_are_those_of_the_design():
     assert "gadms_pretrain@gadms" not in at_or_below(["taca_train@lora"])
 
 
-@pytest.mark.parametrize("source", ["pipelines/stages/index.py", "pipelines/stages/gadms_evaluate.py"])
+@pytest.mark.parametrize("source", ["pipelines/stages/index.py", "pipelines/stages/taca_evaluate.py"])
 def test_a_source_file_runs_exactly_the_stages_whose_closure_has_it_and_those_below(checkout, source):
     expected = at_or_below(run.address for run in RUNS if source in checkout.sources[run.stage.name])
     file = checkout.root / source

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,7 @@ def test_git_keeps_the_metrics():
     assert asked.stdout == ""
 
 
+@cache
 def loaded_by(*modules: str) -> set[str]:
     """Files of ours that Python itself loads for these modules, found by asking it."""
     code = (

@@ -163,3 +163,23 @@ def test_training_moves_the_text_encoders_too(pipe):
     before = {name: p.clone() for name, p in pipe.text_encoder_2.named_parameters()}
     fit(TextToImageTask(pipe, seed=0), batch_of(pipe), LoopConfig(steps=2, learning_rate=1e-2), LocalContext())
     assert any(not torch.equal(p, before[name]) for name, p in pipe.text_encoder_2.named_parameters())
+
+
+def test_the_text_encoders_learn_at_a_fraction_of_the_rate(pipe):
+    task = TextToImageTask(pipe, seed=0, text_rate=0.25)
+    rate_of = {id(p): group["lr"] for group in task.parameter_groups(1e-2) for p in group["params"]}
+    assert len(rate_of) == sum(1 for _ in task.parameters())
+    assert {rate_of[id(p)] for p in pipe.transformer.parameters()} == {1e-2}
+    assert {rate_of[id(p)] for p in pipe.text_encoder_2.parameters()} == {0.25e-2}
+
+
+def test_a_word_knows_the_word_before_it_from_the_start():
+    pipe = build_tiny_pipeline(TinyConfig(), ("a", "b", "c", "blue", "red", "hat"), seed=0)
+
+    def hat(sentence):
+        embeds, _, _ = pipe.encode_prompt([sentence], max_sequence_length=24)
+        return embeds[0, sentence.split().index("hat")]
+
+    near = (hat("a b c red hat") - hat("a b c blue hat")).norm()
+    far = (hat("red a b c hat") - hat("blue a b c hat")).norm()
+    assert near > 3 * far
