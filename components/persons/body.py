@@ -80,8 +80,8 @@ class Body:
 def proportions(attributes: Mapping[str, str], sideways: bool) -> Body:
     """The build of a person, seen from the front or back, or sideways."""
     man = attributes["gender"] == "man"
-    breadth = {"slim": 0.74, "medium": 1.0, "heavy": 1.36}[attributes["build"]]
-    belly = {"slim": 0.70, "medium": 1.0, "heavy": 1.60}[attributes["build"]]
+    breadth = {"slim": 0.76, "medium": 1.0, "heavy": 1.36}[attributes["build"]]
+    belly = {"slim": 0.80, "medium": 1.0, "heavy": 1.60}[attributes["build"]]
     if sideways:
         return Body(0.072 * breadth, (0.072 if man else 0.060) * belly, (0.070 if man else 0.084) * breadth, breadth)
     if man:

@@ -263,7 +263,7 @@ class Figure:
         c, b, view, colour = self.canvas, self.body, self.pose.view, PALETTE[self.a["bag_colour"]]
         tone = detail(colour)
         if view == "back":
-            w = b.shoulder * 0.74
+            w = b.shoulder * 0.66
             c.polygon(
                 [
                     (-w * 0.7, 0.195),

@@ -100,7 +100,7 @@ def test_an_unknown_key_is_one_line_and_exit_code_2(place):
 
 def test_a_value_out_of_range_is_one_line_and_exit_code_2(place):
     file = place.root / "params.yaml"
-    file.write_text(file.read_text().replace("threshold: 0.8", "threshold: 8"))
+    file.write_text(file.read_text().replace("  gamma: ", "  gamma: -"))
     finished = place.run("prepare")
     assert finished.returncode == 2
     assert len(error_lines(finished)) == 1
