@@ -9,7 +9,7 @@ UV = $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SMOKE = .runs/smoke-clone
 
-.PHONY: help setup repro report ui test lint smoke dag lock
+.PHONY: help setup repro report ui test test-faults lint smoke dag lock
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ ui: setup ## compare runs in MLflow's web interface (http://127.0.0.1:5000)
 
 test: lint ## lint, types and tests
 	OMP_NUM_THREADS=1 pytest -n 2 -m "not faults"
+
+test-faults: setup ## kill every long stage at 20, 50 and 80 %, and compare with the undisturbed run (slow)
+	OMP_NUM_THREADS=1 pytest -m faults
 
 lint: setup
 	ruff check .
