@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from components.evaluation.figures import plate, save_png
 from components.persons.png import encode_png
 from components.persons.prompts import Prompt, prompts
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
@@ -21,6 +22,8 @@ from pipelines.context import StageContext
 from pipelines.params import Parameters
 
 CORPUS_ARM = "taca_lora"
+SHOWN, SHOWN_IN_A_ROW = 40, 10
+"""Pictures of each set on the sheet that the tracking server shows."""
 
 
 def run(
@@ -42,6 +45,9 @@ def run(
     with apply_arm(pipe, arm), DatasetWriter(outputs["generated"]) as writer:
         for split, source, scale, asked in wanted:
             pictures = _draw(pipe, asked, scale, source, params, context)
+            save_png(
+                plate([list(row) for row in pictures[:SHOWN].split(SHOWN_IN_A_ROW)]), context.figures / f"{source}.png"
+            )
             for picture, prompt in zip(pictures, asked, strict=True):
                 writer.add(
                     encode_png(picture),
