@@ -89,7 +89,7 @@ def under_ray_train(
         train = ray.train.get_context()
         return work(train.get_world_rank(), train.get_world_size(), lambda metrics: ray.train.report(dict(metrics)))
 
-    local = compute.workers == 0
+    local, on_gpu = compute.workers == 0, _uses_gpu(compute)
     started = not local and not ray.is_initialized()
     if started:
         _start_ray(compute)
@@ -98,10 +98,8 @@ def under_ray_train(
         loop,
         scaling_config=ScalingConfig(
             num_workers=compute.workers,
-            use_gpu=_uses_gpu(compute),
-            resources_per_worker=None
-            if local
-            else {"CPU": compute.threads, **({"GPU": 1} if _uses_gpu(compute) else {})},
+            use_gpu=on_gpu,
+            resources_per_worker=None if local else {"CPU": compute.threads, **({"GPU": 1} if on_gpu else {})},
         ),
         run_config=RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
@@ -111,7 +109,7 @@ def under_ray_train(
     )
     try:
         result = trainer.fit()
-    except Exception as error:
+    except Exception as error:  # nothing is forgiven: the stage's own error is raised in place of Ray's wrapping
         raise _cause(error) from error
     finally:
         shutil.rmtree(storage / "ray", ignore_errors=True)

@@ -185,7 +185,7 @@ def _close(tracked: TrackedRun, status: str, metrics: dict[str, float], figures:
     try:
         tracked.deliver(patience=20)
         tracked.finish(status, numbers, figures)
-    except Exception as error:
+    except Exception as error:  # whatever a server answers: the outputs are on disk, and worth more than the run's end
         reason = str(error)[:160]
         print(f"warning: run {tracked.run_id} could not be closed as {status} ({reason})", file=sys.stderr, flush=True)
 

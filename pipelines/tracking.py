@@ -75,7 +75,7 @@ def connect(workspace: Workspace) -> "Tracker":
                 identifier = client.create_experiment(EXPERIMENT, artifact_location=artifacts)
             else:
                 identifier = experiment.experiment_id
-    except Exception as error:
+    except Exception as error:  # drivers and servers fail in many types; all of them mean that no run can begin
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InfrastructureError(
             f"the MLflow server at {uri} does not answer ({reason}): start it, or set MLFLOW_TRACKING_URI; nothing was run"
