@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from components.errors import ParameterError
+from components.taca.schedule import Effect, Queries
 
 
 def temperature_adjusted_attention(
@@ -28,6 +29,8 @@ def temperature_adjusted_attention(
     *,
     attn_mask: Tensor | None = None,
     scale: float | None = None,
+    effect: Effect = "temperature",
+    queries: Queries = "image",
     backend: Any = None,
     parallel_config: Any = None,
 ) -> Tensor:
@@ -38,6 +41,9 @@ def temperature_adjusted_attention(
     or its end (SD3). gamma: a number, or a tensor that broadcasts to the text keys (B, T, H, 1), e.g. (B, 1, 1, 1)
     per sample. attn_mask: as diffusers' dispatcher takes it, (B, S) over keys or broadcastable to (B, H, S, S).
     scale: the softmax scale, default 1/sqrt(D). backend: diffusers' attention backend, default the active one.
+
+    Control arms: effect "bias" adds log(gamma) to the logits instead (the kernel must take a float mask); queries
+    "text" acts on text queries x image keys, and gamma then broadcasts to the image keys.
 
     Returns (B, S, H, D) in query's dtype. Exact and differentiable in query, key, value and gamma. A gamma that is
     the number 1, or a sequence that is all text or all image, is one stock attention call. Raises `ParameterError`
@@ -62,16 +68,45 @@ def temperature_adjusted_attention(
             "reshape (B,) to (B, 1, 1, 1)"
         )
 
-    # The product is rounded once: a float32 gamma promotes bfloat16 keys, and 1.2 is never rounded to bfloat16 itself.
-    text_key = (key[:, start:stop] * gamma).to(key.dtype)  # (B, T, H, D)
     text_first = start == 0
-    image = slice(stop, length) if text_first else slice(0, start)
-    image_key = key[:, image]
-    scaled_key = torch.cat([text_key, image_key] if text_first else [image_key, text_key], dim=1)  # (B, S, H, D)
+    of_text = slice(start, stop)
+    of_image = slice(stop, length) if text_first else slice(0, start)
+    adjusted, plain = (of_image, of_text) if queries == "image" else (of_text, of_image)  # query rows
+    columns = plain  # the keys whose logits change are those of the other modality
 
-    image_rows = attend(query[:, image], scaled_key, _mask_rows(attn_mask, query, image))
-    text_rows = attend(query[:, start:stop], key, _mask_rows(attn_mask, query, slice(start, stop)))
-    return torch.cat([text_rows, image_rows] if text_first else [image_rows, text_rows], dim=1)
+    adjusted_mask = _mask_rows(attn_mask, query, adjusted)
+    if effect == "bias":
+        adjusted_rows = attend(query[:, adjusted], key, _with_bias(adjusted_mask, gamma, query, columns))
+    else:
+        adjusted_rows = attend(query[:, adjusted], _scaled(key, gamma, columns), adjusted_mask)
+    plain_rows = attend(query[:, plain], key, _mask_rows(attn_mask, query, plain))
+    adjusted_comes_first = adjusted.start == 0
+    return torch.cat([adjusted_rows, plain_rows] if adjusted_comes_first else [plain_rows, adjusted_rows], dim=1)
+
+
+def _scaled(key: Tensor, gamma: float | Tensor, columns: slice) -> Tensor:
+    """The keys (B, S, H, D) with those at `columns`, one end of the sequence, multiplied by gamma."""
+    # The product is rounded once: a float32 gamma promotes bfloat16 keys, and 1.2 is never rounded to bfloat16 itself.
+    scaled = (key[:, columns] * gamma).to(key.dtype)
+    if columns.start == 0:
+        return torch.cat([scaled, key[:, columns.stop :]], dim=1)
+    return torch.cat([key[:, : columns.start], scaled], dim=1)
+
+
+def _with_bias(mask: Tensor | None, gamma: float | Tensor, query: Tensor, columns: slice) -> Tensor:
+    """A mask for some query rows, with log(gamma) added over the keys at `columns`. Without a mask (B, H or 1, 1, S)."""
+    batch, length = query.shape[:2]
+    exact = torch.promote_types(query.dtype, torch.float32)
+    factor = torch.as_tensor(gamma, dtype=exact, device=query.device)
+    bias = (factor if factor.ndim else factor.view(1, 1, 1, 1)).log()
+    bias = bias.expand(batch, columns.stop - columns.start, -1, 1)
+    before, after = columns.start, length - columns.stop
+    row = torch.nn.functional.pad(bias.permute(0, 2, 3, 1), (before, after)).to(query.dtype)  # (B, H or 1, 1, S)
+    if mask is None:
+        return row
+    if mask.ndim == 2 and mask.shape == (batch, length):
+        mask = mask[:, None, None, :]
+    return row.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else row + mask
 
 
 def _text_range(query: Tensor, key: Tensor, text: slice) -> tuple[int, int]:

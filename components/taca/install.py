@@ -1,53 +1,68 @@
 """Putting TACA into a diffusers transformer and taking it out again.
 
 Two things are installed: attention processors in every joint attention layer, and a forward pre-hook on the
-transformer that turns this call's timestep into gamma (B, 1, 1, 1) and sends it down as an attention keyword
-argument. Pipelines, training loops, two forwards of true classifier-free guidance and gradient checkpointing all go
-through that one path; there is nothing to do per step.
+transformer (`components.taca.injection`) that turns each call's timestep into what those processors are to do. Pipelines,
+training loops, two forwards of true classifier-free guidance and gradient checkpointing all go through that one path;
+there is nothing to do per step.
 
 The release of the paper finds modules by class name and silently patches none on newer diffusers; here the number of
 patched modules is checked against the transformer's config and reported.
 """
 
 import logging
+import weakref
 from types import TracebackType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from components.errors import ParameterError
-from components.taca.families import Family, family_of, forward_parameters, named_arguments
-from components.taca.processors import StockProcessor
+from components.taca.families import Family, family_of, forward_parameters
+from components.taca.injection import Injection, NamedPasses
+from components.taca.processors import StockProcessor, TemperatureProcessor
 from components.taca.schedule import TemperatureSchedule
 
 logger = logging.getLogger(__name__)
 
 _HANDLE = "_taca_handle"
-# Timesteps reach 1 + a rounding error, never 1.01: a larger one is in another unit.
-_LARGEST_SIGMA = 1.01
 
 
 class TacaHandle:
     """TACA as installed in one transformer; a context manager that removes it.
 
-    `patched_modules` counts the attention layers, `schedule` may be replaced, `remove()` restores the original.
+    `patched_modules` counts the attention layers it acts on, `schedule` is what it was enabled with, `remove()` restores
+    the original.
     """
 
-    def __init__(self, transformer: nn.Module, family: Family, schedule: TemperatureSchedule) -> None:
+    def __init__(self, transformer: nn.Module, family: Family, schedule: TemperatureSchedule, pipe: Any = None) -> None:
         self.transformer = transformer
         self.family = family
         self.schedule = schedule
-        self._installed = _install_processors(transformer, family)
-        self._hook: RemovableHandle | None = transformer.register_forward_pre_hook(
-            _GammaInjection(self, forward_parameters(transformer)), with_kwargs=True
-        )
+        self._pipe = weakref.ref(pipe) if pipe is not None else None  # weak: copying the transformer copies no pipeline
+        self._installed = _install_processors(transformer, family, schedule)
+        injection = Injection(self, forward_parameters(transformer))
+        self._hooks: list[RemovableHandle] = [
+            transformer.register_forward_pre_hook(injection, with_kwargs=True),
+        ]
+        if family.checkpointed_kwargs:
+            self._hooks.append(transformer.register_forward_hook(injection.after, always_call=True))
+        self.passes = NamedPasses.install(transformer) if not schedule.unconditional else None
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline that TACA was enabled through, if any."""
+        return self._pipe() if self._pipe is not None else None
+
+    @property
+    def joint_processors(self) -> list[TemperatureProcessor]:
+        """The processors of all joint attention layers, in the order of the forward pass."""
+        return [processor for _, processor in self._installed if isinstance(processor, TemperatureProcessor)]
 
     @property
     def patched_modules(self) -> int:
         """How many attention modules apply the temperature."""
-        return sum(not isinstance(processor, StockProcessor) for _, processor in self._installed)
+        return sum(processor.selected for processor in self.joint_processors)
 
     def check_installed(self) -> None:
         """Raise `ParameterError` if something replaced the processors since (an IP-Adapter does)."""
@@ -60,10 +75,13 @@ class TacaHandle:
 
     def remove(self) -> None:
         """Put the original processors back, except where something else replaced ours. Safe to call twice."""
-        if self._hook is None:
+        if not self._hooks:
             return
-        self._hook.remove()
-        self._hook = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if self.passes is not None:
+            self.passes.remove(self.transformer)
         for module, processor in self._installed:
             if module.processor is processor:
                 module.set_processor(processor.original)
@@ -80,32 +98,52 @@ class TacaHandle:
         self.remove()
 
 
-def enable_taca(transformer: nn.Module, schedule: TemperatureSchedule) -> TacaHandle:
-    """Install temperature-adjusted attention into a FLUX or SD3 transformer of diffusers.
+def enable_taca(transformer: Any, schedule: TemperatureSchedule) -> TacaHandle:
+    """Install temperature-adjusted attention into a diffusers transformer, or the one of a pipeline.
 
-    Every joint attention layer (double- and single-stream; never SD3's attn2) uses `schedule`'s gamma for the
-    timestep of each sample; the text length is read from each call's input. Weights, LoRA adapters, dtype and device
-    are untouched. Enabling again replaces the schedule. For FLUX.1-Kontext, reference-image tokens count as image
-    tokens. Install before compiling.
+    Every joint attention layer that the schedule selects (double- and single-stream; never SD3's attn2) uses the gamma of
+    each sample's timestep; the text length is read from each call's input. Weights, LoRA adapters, dtype and device
+    are untouched. Enabling again replaces the schedule. Reference-image tokens (FLUX.1-Kontext, Qwen-Image-Edit) count
+    as image tokens. Install before compiling. With a feature cache of
+    diffusers (first-block cache and its like) enabled, a warning says that it reuses results across the threshold.
 
-    Raises `ParameterError` for other transformers, fused projections, and attention processors other than the stock
-    ones.
+    Give the pipeline for `unconditional=False` on models that run both halves of guidance in one batch (SD3, AuraFlow):
+    only it knows whether there are two.
+
+    Raises `ParameterError` for other transformers, layers that are not there, and attention processors other than the
+    stock ones.
     """
+    pipe = None if isinstance(transformer, nn.Module) else transformer
+    if pipe is not None:
+        transformer = getattr(pipe, "transformer", None)
+        if transformer is None:
+            raise ParameterError(f"TACA: {type(pipe).__name__} has no transformer")
     family = family_of(transformer)
+    if not schedule.unconditional and family.guidance == "batch" and pipe is None:
+        raise ParameterError(
+            f"TACA: unconditional=False on {family.transformer} needs the pipeline, enable_taca(pipe, ...): both halves "
+            "of guidance run in one batch"
+        )
     disable_taca(transformer)
-    handle = TacaHandle(transformer, family, schedule)
+    handle = TacaHandle(transformer, family, schedule, pipe)
     setattr(transformer, _HANDLE, handle)
     logger.info(
         "TACA: patched %d attention modules of %s, gamma %g at sigma >= %g",
         handle.patched_modules,
         family.transformer,
         schedule.gamma,
-        schedule.threshold,
+        0.0 if schedule.form == "constant" else schedule.threshold,
     )
+    if getattr(transformer, "is_cache_enabled", False) and schedule.form != "constant":
+        logger.warning(
+            "TACA: a feature cache is enabled on %s; it may reuse what was computed at another temperature. Enable it after "
+            "the active steps, or not at all",
+            family.transformer,
+        )
     return handle
 
 
-def disable_taca(transformer: nn.Module) -> bool:
+def disable_taca(transformer: Any) -> bool:
     """Put the original processors back. Returns whether TACA was installed."""
     handle = taca_handle(transformer)
     if handle is None:
@@ -114,55 +152,16 @@ def disable_taca(transformer: nn.Module) -> bool:
     return True
 
 
-def taca_handle(transformer: nn.Module) -> TacaHandle | None:
-    """The handle of the TACA installed in `transformer`, or None."""
+def taca_handle(transformer: Any) -> TacaHandle | None:
+    """The handle of the TACA installed in a transformer, or in that of a pipeline; None without."""
+    if not isinstance(transformer, nn.Module):
+        transformer = transformer.transformer
     return transformer.__dict__.get(_HANDLE)
 
 
-class _GammaInjection:
-    """The forward pre-hook: timestep -> gamma -> attention keyword arguments."""
-
-    def __init__(self, handle: TacaHandle, parameters: tuple[str, ...]) -> None:
-        self.handle = handle
-        self.parameters = parameters
-
-    def __call__(
-        self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        handle = self.handle
-        if not torch.compiler.is_compiling():
-            handle.check_installed()
-        arguments = named_arguments(self.parameters, args, kwargs)
-        sigma = handle.family.sigma(arguments["timestep"])
-        if not _is_on(handle.schedule, sigma):
-            return None
-        # A copy: the dictionary is the caller's, and usually serves every step.
-        attention = dict(arguments.get("joint_attention_kwargs") or {})
-        attention["taca_gamma"] = handle.schedule.gamma_at(sigma).view(-1, 1, 1, 1)  # (B, 1, 1, 1) float32
-        if handle.family.pass_text_length:
-            attention["taca_text_length"] = arguments["encoder_hidden_states"].shape[1]
-        arguments["joint_attention_kwargs"] = attention
-        return (), arguments
-
-
-def _is_on(schedule: TemperatureSchedule, sigma: Tensor) -> bool:
-    """Whether any sample needs the temperature, where that can be known cheaply; True is always safe.
-
-    Reading a timestep from an accelerator waits for it. Sampling reads: once per step, and steps with TACA off then
-    run the stock kernel. Training on an accelerator and compiled models do not: a sample with gamma 1 costs and gives
-    the same either way.
-    """
-    if torch.compiler.is_compiling() or (sigma.device.type != "cpu" and torch.is_grad_enabled()):
-        return True
-    largest = float(sigma.max())
-    if not largest <= _LARGEST_SIGMA:
-        raise ParameterError(f"TACA: the transformer was called at sigma {largest:g}; a noise level must lie in [0, 1]")
-    return schedule.gamma != 1 and bool(schedule.is_active(sigma).any())
-
-
-def _install_processors(transformer: Any, family: Family) -> list[tuple[Any, Any]]:
+def _install_processors(transformer: Any, family: Family, schedule: TemperatureSchedule) -> list[tuple[Any, Any]]:
     """Replace the processors of one transformer; all modules are checked before the first is changed."""
-    joint: list[Any] = []
+    joint: list[tuple[str, Any]] = []
     other: list[Any] = []
     for name, module in transformer.named_modules():
         if not hasattr(module, "set_processor"):
@@ -173,17 +172,38 @@ def _install_processors(transformer: Any, family: Family) -> list[tuple[Any, Any
                 f"TACA: {name} of {family.transformer} uses {found}, which TACA would drop (IP-Adapter and fused "
                 f"processors are not supported); restore {family.stock_processor} first"
             )
-        if getattr(module, "fused_projections", False):
-            raise ParameterError(f"TACA: {name} has fused projections; call unfuse_qkv_projections() first")
-        (joint if name.rsplit(".", 1)[-1] == family.joint_attention else other).append(module)
+        if name.rsplit(".", 1)[-1] == family.joint_attention:
+            joint.append((name, module))
+        else:
+            other.append(module)
     expected = family.layers(transformer.config)
     if len(joint) != expected:
         raise ParameterError(
             f"TACA: found {len(joint)} joint attention modules in {family.transformer}, its config says {expected}; "
             "this version of diffusers is laid out differently"
         )
-    installed = [(module, family.processor(module.processor)) for module in joint]
+    selected = _selected(schedule, family, [name for name, _ in joint])
+    installed: list[tuple[Any, Any]] = [
+        (module, family.processor(module.processor, name, selected=name in selected)) for name, module in joint
+    ]
     installed += [(module, StockProcessor(module.processor)) for module in other]
     for module, processor in installed:
         module.set_processor(processor)
     return installed
+
+
+def _selected(schedule: TemperatureSchedule, family: Family, layers: list[str]) -> set[str]:
+    """The joint attention layers that the schedule acts on, by module name."""
+    wanted = range(len(layers)) if schedule.layers is None else schedule.layers
+    if max(wanted) >= len(layers):
+        raise ParameterError(
+            f"TemperatureSchedule layers: {max(wanted)} does not exist, {family.transformer} has {len(layers)} (0 to "
+            f"{len(layers) - 1})"
+        )
+    chosen = {layers[index] for index in wanted if family.stream(layers[index]) in schedule.streams}
+    if not chosen:
+        raise ParameterError(
+            f"TemperatureSchedule streams = {list(schedule.streams)}, layers = {schedule.layers}: no layer of "
+            f"{family.transformer} is in both"
+        )
+    return chosen

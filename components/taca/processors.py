@@ -1,30 +1,72 @@
-"""Attention processors that apply the temperature; stateless, gamma is a keyword argument of each call.
+"""Attention processors that apply the temperature: one body for all families, and a few lines that differ.
 
-That matters for gradient checkpointing, which calls a block again during backward: the arguments of the first call
-are replayed, whereas state kept on the processor would by then belong to a later forward (and give wrong gradients
-without an error). Without a gamma a processor calls the one it replaced, so a step with TACA off is the stock
-computation itself.
+What to do arrives as a keyword argument of each call, an `Adjustment`, and never as state of the processor. That matters
+for gradient checkpointing, which calls a block again during backward: the arguments of the first call are replayed,
+whereas state would by then belong to a later forward (and give wrong gradients without an error). Without an
+adjustment a processor calls the one it replaced, so a step with TACA off is the stock computation itself.
 """
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from components.taca.attention import temperature_adjusted_attention
+from components.taca.schedule import Effect, Queries
+
+Part = Literal["text", "image", "joint"]
+Rotation = Callable[[Tensor, Part], Tensor]
+"""Rotary embedding of a part (B, S, H, D) of the sequence: its text, its image, or an already joined one."""
+Observer = Callable[[str, Tensor, Tensor, slice, Tensor | None, Tensor | None, float | None], None]
+"""(layer, query, key (B, S, H, D), text, gamma or None, mask, scale), called before each joint attention."""
 
 
-class FluxTemperatureProcessor:
-    """Replaces `FluxAttnProcessor` in double- and single-stream blocks. Text comes first in the joint sequence."""
+@dataclass(frozen=True)
+class Adjustment:
+    """What one forward asks of every joint attention layer.
 
-    def __init__(self, original: Any) -> None:
+    gamma: broadcasts to (B, T, H, 1) over the text keys, float32; None for stock attention. text_length: T.
+
+    On purpose neither a tuple nor a dictionary: FSDP rounds every tensor that it finds in a block's arguments to the
+    block's precision, and gamma must stay float32. Offloading moves arguments by calling their `to`.
+    """
+
+    gamma: Tensor | None
+    text_length: int
+    effect: Effect = "temperature"
+    queries: Queries = "image"
+
+    def to(self, device: torch.device | str, *args: Any, **kwargs: Any) -> "Adjustment":
+        """The same on another device; the dtype stays."""
+        return self if self.gamma is None else replace(self, gamma=self.gamma.to(device))
+
+
+class TemperatureProcessor:
+    """The joint attention of one layer with the image-to-text logits scaled.
+
+    A family's subclass names the arguments of its attention call and hands them to `attend`. Layers with projections
+    of their own for text (FLUX's double blocks, SD3) and layers that share theirs (CogVideoX) are told apart by
+    whether the attention module has them; a layer called without `encoder_hidden_states` sees an already joined
+    sequence (FLUX's single blocks).
+    """
+
+    text_first = True
+    """Whether text comes before the image in the joint sequence."""
+
+    def __init__(self, original: Any, layer: str = "", *, selected: bool = True) -> None:
         self.original = original
+        self.layer = layer
+        self.selected = selected
+        self.observer: Observer | None = None
 
     # diffusers configures attention by assigning these on the processor. They live on the original, which computes
-    # the steps with TACA off, and which is put back by `disable_taca` with whatever was chosen meanwhile.
+    # the steps with TACA off, and which is put back by `disable_taca` with whatever was chosen meanwhile. Processors
+    # that do not know them (SD3, AuraFlow) call PyTorch's attention, the same as the dispatcher's default.
     @property
     def _attention_backend(self) -> Any:
-        return self.original._attention_backend
+        return getattr(self.original, "_attention_backend", None)
 
     @_attention_backend.setter
     def _attention_backend(self, backend: Any) -> None:
@@ -32,11 +74,72 @@ class FluxTemperatureProcessor:
 
     @property
     def _parallel_config(self) -> Any:
-        return self.original._parallel_config
+        return getattr(self.original, "_parallel_config", None)
 
     @_parallel_config.setter
     def _parallel_config(self, config: Any) -> None:
         self.original._parallel_config = config
+
+    def attend(
+        self,
+        attn: Any,
+        taca: Adjustment,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None,
+        *,
+        rotate: Rotation | None = None,
+        attn_mask: Tensor | None = None,
+        scale: float | None = None,
+    ) -> Any:
+        """hidden_states (B, I, C) with encoder_hidden_states (B, T, C) -> the same two after attention and output
+        projection; or (B, T + I, C) alone -> the same after attention."""
+        if encoder_hidden_states is None:
+            query, key, value = _projected(attn, hidden_states, "joint", rotate)
+        else:
+            of_image = _projected(attn, hidden_states, "image", rotate)
+            of_text = _projected(attn, encoder_hidden_states, "text", rotate)
+            parts = (of_text, of_image) if self.text_first else (of_image, of_text)
+            query, key, value = (torch.cat(pair, dim=1) for pair in zip(*parts, strict=True))
+
+        length = query.shape[1]
+        text = slice(0, taca.text_length) if self.text_first else slice(length - taca.text_length, length)
+        joint = self._joint_attention(query, key, value, taca, text, attn_mask, scale)
+        joint = joint.flatten(2, 3).to(query.dtype)  # (B, T + I, C)
+        if encoder_hidden_states is None:
+            return joint if getattr(attn, "to_out", None) is None else attn.to_out[1](attn.to_out[0](joint))
+        image = slice(text.stop, length) if self.text_first else slice(0, text.start)
+        return _output(attn, joint[:, image].contiguous(), "image"), _output(attn, joint[:, text].contiguous(), "text")
+
+    def _joint_attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        taca: Adjustment,
+        text: slice,
+        attn_mask: Tensor | None,
+        scale: float | None,
+    ) -> Tensor:
+        gamma = taca.gamma if self.selected else None
+        if self.observer is not None:
+            self.observer(self.layer, query, key, text, gamma, attn_mask, scale)
+        return temperature_adjusted_attention(
+            query,
+            key,
+            value,
+            1.0 if gamma is None else gamma.to(key.device),
+            text,
+            attn_mask=attn_mask,
+            scale=scale,
+            effect=taca.effect,
+            queries=taca.queries,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+
+
+class FluxTemperatureProcessor(TemperatureProcessor):
+    """Replaces `FluxAttnProcessor` in double- and single-stream blocks (FLUX, Chroma)."""
 
     def __call__(
         self,
@@ -45,54 +148,36 @@ class FluxTemperatureProcessor:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Any = None,
-        taca_gamma: Tensor | None = None,
-        taca_text_length: int | None = None,
+        taca: Adjustment | None = None,
     ) -> Any:
-        """hidden_states (B, S_image, C) with encoder_hidden_states (B, T, C), or (B, T + S_image, C) alone.
-
-        taca_gamma: broadcasts to (B, T, H, 1), None for stock attention; taca_text_length: T.
-        """
-        if taca_gamma is None or taca_text_length is None:
+        """As the original, with `taca`. The rotary embedding covers the joint sequence, its text first."""
+        if taca is None:
             return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         from diffusers.models.embeddings import apply_rotary_emb
 
-        query = attn.norm_q(_heads(attn.to_q(hidden_states), attn.head_dim))
-        key = attn.norm_k(_heads(attn.to_k(hidden_states), attn.head_dim))
-        value = _heads(attn.to_v(hidden_states), attn.head_dim)
-        if encoder_hidden_states is not None:
-            text_query = attn.norm_added_q(_heads(attn.add_q_proj(encoder_hidden_states), attn.head_dim))
-            text_key = attn.norm_added_k(_heads(attn.add_k_proj(encoder_hidden_states), attn.head_dim))
-            text_value = _heads(attn.add_v_proj(encoder_hidden_states), attn.head_dim)
-            query = torch.cat([text_query, query], dim=1)  # (B, T + S_image, H, D)
-            key = torch.cat([text_key, key], dim=1)
-            value = torch.cat([text_value, value], dim=1)
-        if image_rotary_emb is not None:
-            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
-            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+        texts = taca.text_length
+        rows = {"text": slice(0, texts), "image": slice(texts, None), "joint": slice(None)}
 
-        joint = temperature_adjusted_attention(
-            query,
-            key,
-            value,
-            taca_gamma,
-            slice(0, taca_text_length),
+        def rotate(part: Tensor, of: Part) -> Tensor:
+            cos, sin = image_rotary_emb
+            rotated: Tensor = apply_rotary_emb(part, (cos[rows[of]], sin[rows[of]]), sequence_dim=1)
+            return rotated
+
+        return self.attend(
+            attn,
+            taca,
+            hidden_states,
+            encoder_hidden_states,
+            rotate=None if image_rotary_emb is None else rotate,
             attn_mask=attention_mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
         )
-        joint = joint.flatten(2, 3).to(query.dtype)  # (B, T + S_image, C)
-        if encoder_hidden_states is None:
-            return joint
-        text = attn.to_add_out(joint[:, :taca_text_length].contiguous())
-        image = attn.to_out[1](attn.to_out[0](joint[:, taca_text_length:].contiguous()))
-        return image, text
 
 
-class SD3TemperatureProcessor:
-    """Replaces diffusers' `JointAttnProcessor2_0` in SD3's joint attention. Text comes last in the joint sequence."""
+class SD3TemperatureProcessor(TemperatureProcessor):
+    """Replaces diffusers' `JointAttnProcessor2_0` in SD3's joint attention: image first, no rotary embedding, and a mask
+    that is ignored, as by the original."""
 
-    def __init__(self, original: Any) -> None:
-        self.original = original
+    text_first = False
 
     def __call__(
         self,
@@ -100,37 +185,71 @@ class SD3TemperatureProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        taca_gamma: Tensor | None = None,
+        taca: Adjustment | None = None,
     ) -> Any:
-        """hidden_states (B, S_image, C), encoder_hidden_states (B, T, C); taca_gamma as for Flux.
-
-        `attention_mask` is ignored, as by the stock processor. The native backend is the stock processor's kernel.
-        """
-        if taca_gamma is None or encoder_hidden_states is None:
+        if taca is None or encoder_hidden_states is None:
             return self.original(attn, hidden_states, encoder_hidden_states, attention_mask)
-        images = hidden_states.shape[1]
-        head_dim = attn.to_k.out_features // attn.heads
+        return self.attend(attn, taca, hidden_states, encoder_hidden_states)
 
-        query = _normalised(attn.norm_q, _heads(attn.to_q(hidden_states), head_dim))
-        key = _normalised(attn.norm_k, _heads(attn.to_k(hidden_states), head_dim))
-        value = _heads(attn.to_v(hidden_states), head_dim)
-        text_query = _normalised(attn.norm_added_q, _heads(attn.add_q_proj(encoder_hidden_states), head_dim))
-        text_key = _normalised(attn.norm_added_k, _heads(attn.add_k_proj(encoder_hidden_states), head_dim))
-        text_value = _heads(attn.add_v_proj(encoder_hidden_states), head_dim)
 
-        joint = temperature_adjusted_attention(
-            torch.cat([query, text_query], dim=1),  # (B, S_image + T, H, D)
-            torch.cat([key, text_key], dim=1),
-            torch.cat([value, text_value], dim=1),
-            taca_gamma,
-            slice(images, images + encoder_hidden_states.shape[1]),
-            backend="native",
+class QwenTemperatureProcessor(TemperatureProcessor):
+    """Replaces `QwenDoubleStreamAttnProcessor2_0`: text first, complex rotary embeddings for each stream, padding masked."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_hidden_states_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+        taca: Adjustment | None = None,
+    ) -> Any:
+        if taca is None or attention_mask is not None:  # the original explains why it takes no other mask
+            return self.original(
+                attn,
+                hidden_states,
+                encoder_hidden_states,
+                encoder_hidden_states_mask,
+                attention_mask,
+                image_rotary_emb,
+            )
+        from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
+
+        def rotate(part: Tensor, of: Part) -> Tensor:
+            of_image, of_text = image_rotary_emb
+            rotated: Tensor = apply_rotary_emb_qwen(part, of_text if of == "text" else of_image, use_real=False)
+            return rotated
+
+        mask = None
+        if encoder_hidden_states_mask is not None:
+            images = encoder_hidden_states_mask.new_ones(hidden_states.shape[:2])
+            mask = torch.cat([encoder_hidden_states_mask, images], dim=1)[:, None, None, :]  # (B, 1, 1, T + I)
+        return self.attend(
+            attn,
+            taca,
+            hidden_states,
+            encoder_hidden_states,
+            rotate=None if image_rotary_emb is None else rotate,
+            attn_mask=mask,
         )
-        joint = joint.flatten(2, 3).to(query.dtype)  # (B, S_image + T, C)
-        text = joint[:, images:]
-        if not attn.context_pre_only:
-            text = attn.to_add_out(text)
-        return attn.to_out[1](attn.to_out[0](joint[:, :images])), text
+
+
+class AuraFlowTemperatureProcessor(TemperatureProcessor):
+    """Replaces `AuraFlowAttnProcessor2_0` in double- and single-stream blocks: text first, a scale of its own, and a mask
+    that is ignored, as by the original."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        taca: Adjustment | None = None,
+    ) -> Any:
+        if taca is None:
+            return self.original(attn, hidden_states, encoder_hidden_states)
+        return self.attend(attn, taca, hidden_states, encoder_hidden_states, scale=attn.scale)
 
 
 class StockProcessor:
@@ -148,15 +267,33 @@ class StockProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        taca_gamma: Tensor | None = None,
+        taca: Adjustment | None = None,
     ) -> Any:
         return self.original(attn, hidden_states, encoder_hidden_states, attention_mask)
 
 
-def _heads(projected: Tensor, head_dim: int) -> Tensor:
-    """(B, S, H * D) -> (B, S, H, D)"""
-    return projected.unflatten(-1, (-1, head_dim))
+def _projected(attn: Any, tokens: Tensor, of: Part, rotate: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of one part of the sequence, (B, S, C) -> (B, S, H, D) each: normalised, then rotated."""
+    own = of == "text" and getattr(attn, "add_k_proj", None) is not None
+    head_dim = getattr(attn, "head_dim", None) or attn.inner_dim // attn.heads
+    if getattr(attn, "fused_projections", False):
+        projected = (attn.to_added_qkv if own else attn.to_qkv)(tokens).chunk(3, dim=-1)
+    elif own:
+        projected = (attn.add_q_proj(tokens), attn.add_k_proj(tokens), attn.add_v_proj(tokens))
+    else:
+        projected = (attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens))
+    # A head has a fixed width; their number is taken from the tensor, which tensor parallelism makes smaller.
+    query, key, value = (part.unflatten(-1, (-1, head_dim)) for part in projected)
+    norm_query, norm_key = (attn.norm_added_q, attn.norm_added_k) if own else (attn.norm_q, attn.norm_k)
+    query = query if norm_query is None else norm_query(query)
+    key = key if norm_key is None else norm_key(key)
+    return (rotate(query, of), rotate(key, of), value) if rotate else (query, key, value)
 
 
-def _normalised(norm: Any, heads: Tensor) -> Tensor:
-    return heads if norm is None else norm(heads)
+def _output(attn: Any, tokens: Tensor, of: Part) -> Tensor:
+    """The output projection of one part, (B, S, C)."""
+    if of == "text" and getattr(attn, "add_k_proj", None) is not None:
+        # SD3's last block has no use for the text it returns.
+        return tokens if getattr(attn, "context_pre_only", False) else attn.to_add_out(tokens)
+    projected: Tensor = attn.to_out[1](attn.to_out[0](tokens))
+    return projected

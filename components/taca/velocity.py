@@ -8,12 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.errors import ParameterError
-from components.taca.families import FLUX, SD3, Family, family_of
+from components.taca.families import AURAFLOW, CHROMA, FLUX, QWEN_IMAGE, SD3, Family, family_of
 from components.taca.install import enable_taca
-from components.taca.schedule import TemperatureSchedule, shift_sigma
+from components.taca.schedule import TemperatureSchedule
+from components.taca.transfer import shift_sigma
 from components.training.randomness import generator
 
 Batch = Mapping[str, Tensor]
+
+_TEXT_PARTS = ("prompt_embeds", "pooled", "text_mask")
 
 
 class VelocityTask(nn.Module):
@@ -24,11 +27,12 @@ class VelocityTask(nn.Module):
     uniform in the unshifted time and shifted as a sampler's steps are. With a `schedule`, TACA is enabled in the
     transformer and every sample gets the gamma of its own noise level; without one the transformer is left as it is.
 
-    Batch, any device: "latents" (B, S, C) packed as FLUX takes them, or (B, C, H, W) for SD3; "prompt_embeds" (B, T,
-    D); "pooled" (B, P); for FLUX "img_ids" (S, 3). A caption is dropped with probability `caption_dropout`: both its
-    embeddings are replaced by those of the empty prompt, `null_prompt_embeds` (T, D) and `null_pooled` (P,), which
-    classifier-free guidance needs. `guidance` is the scale given to a guidance-distilled model (FLUX.1-dev) and
-    unused by others.
+    Batch, any device: "latents" (B, S, C) packed, with "img_ids" (S, 3), for FLUX, Chroma and Qwen-Image, or (B, C, H,
+    W) for SD3 and AuraFlow; "prompt_embeds" (B, T, D); for FLUX and SD3 "pooled" (B, P); for Chroma and Qwen-Image
+    "text_mask" (B, T) bool, True where the transformer is to look. `LatentCache.batch` gives it so. A caption is dropped
+    with probability `caption_dropout`: all of its tensors are replaced by those of the empty prompt,
+    `null_prompt_embeds` (T, D), `null_pooled` (P,), `null_text_mask` (T,), which classifier-free guidance needs.
+    `guidance` is the scale given to a guidance-distilled model (FLUX.1-dev) and unused by others.
 
     Noise, noise levels and dropped captions depend on (seed, name, step) and are drawn for the global batch of
     `world_size` * B samples; rank r uses samples r B to (r + 1) B. So the same data is seen whatever the number of
@@ -37,15 +41,13 @@ class VelocityTask(nn.Module):
     forward(batch, step) -> {"loss": scalar, this rank's mean}.
     """
 
-    null_prompt_embeds: Tensor
-    null_pooled: Tensor
-
     def __init__(
         self,
         transformer: nn.Module,
         *,
         null_prompt_embeds: Tensor,
-        null_pooled: Tensor,
+        null_pooled: Tensor | None = None,
+        null_text_mask: Tensor | None = None,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -66,12 +68,22 @@ class VelocityTask(nn.Module):
             raise ParameterError(f"rank = {rank}: must lie in [0, {world_size})")
         self.transformer = transformer
         self.family: Family = family_of(transformer)
+        if self.family.name not in _CALLS:
+            raise ParameterError(
+                f"{type(transformer).__name__}: cannot be trained here; TACA's LoRA is trained on {', '.join(_CALLS)}"
+            )
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.sigma_low, self.shift = sigma_low, shift
         self.caption_dropout, self.guidance = caption_dropout, guidance
-        # Not persistent: a checkpoint holds what training changes, and these are inputs.
-        self.register_buffer("null_prompt_embeds", null_prompt_embeds.reshape(null_prompt_embeds.shape[-2:]), False)
-        self.register_buffer("null_pooled", null_pooled.reshape(-1), False)
+        null = {
+            "prompt_embeds": null_prompt_embeds.reshape(null_prompt_embeds.shape[-2:]),
+            "pooled": None if null_pooled is None else null_pooled.reshape(-1),
+            "text_mask": None if null_text_mask is None else null_text_mask.reshape(-1),
+        }
+        self._text_parts = [name for name, tensor in null.items() if tensor is not None]
+        for name in self._text_parts:
+            # Not persistent: a checkpoint holds what training changes, and these are inputs.
+            self.register_buffer(f"null_{name}", null[name], False)
         if schedule is not None:
             enable_taca(transformer, schedule)
 
@@ -102,20 +114,20 @@ class VelocityTask(nn.Module):
         return sigma[mine].float(), noise[mine], dropped[mine]
 
     def _drop_captions(self, batch: Batch, dropped: Tensor) -> dict[str, Tensor]:
-        prompt, pooled = batch["prompt_embeds"], batch["pooled"]
-        for name, given, null in (
-            ("prompt_embeds", prompt, self.null_prompt_embeds),
-            ("pooled", pooled, self.null_pooled),
-        ):
+        if unknown := [name for name in _TEXT_PARTS if name in batch and name not in self._text_parts]:
+            raise ParameterError(
+                f"batch {unknown[0]}: null_{unknown[0]}, that of the empty prompt, was not given (LatentCache.null_caption())"
+            )
+        kept = {}
+        for name in self._text_parts:
+            given, null = batch[name], getattr(self, f"null_{name}")
             if given.shape[1:] != null.shape:
                 raise ParameterError(
                     f"batch {name} has shape {tuple(given.shape)}, the empty prompt's is {tuple(null.shape)}; "
                     "embed both at one text length"
                 )
-        return {
-            "prompt_embeds": torch.where(dropped[:, None, None], self.null_prompt_embeds.to(prompt), prompt),
-            "pooled": torch.where(dropped[:, None], self.null_pooled.to(pooled), pooled),
-        }
+            kept[name] = torch.where(dropped.view(-1, *[1] * null.ndim), null.to(given), given)
+        return kept
 
 
 def _flux_velocity(task: VelocityTask, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
@@ -147,9 +159,55 @@ def _sd3_velocity(task: VelocityTask, noisy: Tensor, sigma: Tensor, batch: Batch
     )[0]
 
 
+def _chroma_velocity(task: VelocityTask, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+    transformer: Any = task.transformer
+    dtype, ids, text = transformer.dtype, batch["img_ids"], batch["prompt_embeds"]
+    # Over text and image, and in the dtype that ChromaPipeline passes it in, so that training and sampling attend alike.
+    mask = F.pad(batch["text_mask"].to(dtype), (0, noisy.shape[1]), value=1)
+    return transformer(
+        hidden_states=noisy.to(dtype),
+        encoder_hidden_states=text.to(dtype),
+        timestep=CHROMA.timestep(sigma),
+        img_ids=ids[0] if ids.ndim == 3 else ids,
+        txt_ids=torch.zeros(text.shape[1], 3, device=noisy.device, dtype=ids.dtype),
+        attention_mask=mask,
+        return_dict=False,
+    )[0]
+
+
+def _qwen_velocity(task: VelocityTask, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+    transformer: Any = task.transformer
+    dtype = transformer.dtype
+    _, down, across = (int(last) + 1 for last in batch["img_ids"].flatten(0, -2).amax(0))
+    guidance = torch.full_like(sigma, task.guidance) if transformer.config.guidance_embeds else None
+    return transformer(
+        hidden_states=noisy.to(dtype),
+        encoder_hidden_states=batch["prompt_embeds"].to(dtype),
+        encoder_hidden_states_mask=batch["text_mask"],
+        timestep=QWEN_IMAGE.timestep(sigma),
+        img_shapes=[[(1, down, across)]] * len(noisy),
+        guidance=guidance,
+        return_dict=False,
+    )[0]
+
+
+def _auraflow_velocity(task: VelocityTask, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+    transformer: Any = task.transformer
+    dtype = transformer.dtype
+    return transformer(
+        hidden_states=noisy.to(dtype),
+        encoder_hidden_states=batch["prompt_embeds"].to(dtype),
+        timestep=AURAFLOW.timestep(sigma),
+        return_dict=False,
+    )[0]
+
+
 # How each family's forward is called. The noise level stays float32 up to the transformer, also for a bfloat16 model,
 # so that TACA compares the level that was drawn.
 _CALLS: dict[str, Callable[[VelocityTask, Tensor, Tensor, Batch], Tensor]] = {
     FLUX.name: _flux_velocity,
     SD3.name: _sd3_velocity,
+    CHROMA.name: _chroma_velocity,
+    QWEN_IMAGE.name: _qwen_velocity,
+    AURAFLOW.name: _auraflow_velocity,
 }

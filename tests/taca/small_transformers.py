@@ -1,5 +1,7 @@
-"""Random FLUX and SD3 transformers small enough to run in milliseconds, and inputs for them."""
+"""Random transformers of every supported family, small enough to run in milliseconds, and inputs for them."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,6 +54,66 @@ def sd3(seed: int = 0) -> Any:
     )
 
 
+def chroma(seed: int = 0) -> Any:
+    """2 double-stream and 2 single-stream blocks, width 64."""
+    from diffusers import ChromaTransformer2DModel
+
+    return _random(
+        lambda: ChromaTransformer2DModel(
+            in_channels=12,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            axes_dims_rope=(8, 12, 12),
+            approximator_num_channels=16,
+            approximator_hidden_dim=32,
+            approximator_layers=1,
+        ),
+        seed,
+    )
+
+
+def qwen(seed: int = 0) -> Any:
+    """3 double-stream blocks, width 64."""
+    from diffusers import QwenImageTransformer2DModel
+
+    return _random(
+        lambda: QwenImageTransformer2DModel(
+            in_channels=12,
+            out_channels=3,
+            num_layers=3,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            axes_dims_rope=(8, 12, 12),
+        ),
+        seed,
+    )
+
+
+def auraflow(seed: int = 0) -> Any:
+    """2 double-stream and 2 single-stream blocks, width 64."""
+    from diffusers import AuraFlowTransformer2DModel
+
+    return _random(
+        lambda: AuraFlowTransformer2DModel(
+            sample_size=16,
+            in_channels=3,
+            out_channels=3,
+            num_mmdit_layers=2,
+            num_single_dit_layers=2,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            caption_projection_dim=64,
+            pos_embed_max_size=64,
+        ),
+        seed,
+    )
+
+
 def _random(build: Any, seed: int) -> Any:
     """Weights large enough that attention is not uniform and the temperature has a visible effect."""
     with torch.random.fork_rng(devices=[]):
@@ -97,4 +159,60 @@ def sd3_inputs(sigma: list[float], text: int = 6, side: int = 10, dtype: torch.d
     }
 
 
-FAMILIES = {"flux": (flux, flux_inputs), "sd3": (sd3, sd3_inputs)}
+def chroma_inputs(
+    sigma: list[float], text: int = 6, side: int = 5, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    inputs = flux_inputs(sigma, text, side, dtype)
+    del inputs["pooled_projections"]
+    return inputs
+
+
+def qwen_inputs(
+    sigma: list[float], text: int = 6, side: int = 5, dtype: torch.dtype = torch.float32, padded: int = 2
+) -> dict[str, Any]:
+    """The last `padded` text tokens of the first sample are padding."""
+    flux = flux_inputs(sigma, text, side, dtype)
+    mask = torch.ones(len(sigma), text, dtype=torch.bool)
+    mask[0, text - padded :] = False
+    return {
+        "hidden_states": flux["hidden_states"],
+        "encoder_hidden_states": flux["encoder_hidden_states"],
+        "encoder_hidden_states_mask": mask,
+        "timestep": flux["timestep"],
+        "img_shapes": [[(1, side, side)]] * len(sigma),
+    }
+
+
+def auraflow_inputs(
+    sigma: list[float], text: int = 6, side: int = 10, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    inputs = sd3_inputs(sigma, text, side, dtype)
+    del inputs["pooled_projections"]
+    return inputs | {"timestep": torch.tensor(sigma)}
+
+
+@dataclass(frozen=True)
+class Small:
+    """A family's small model, its inputs, and what its code says about it, stated here a second time."""
+
+    build: Callable[..., Any]
+    inputs: Callable[..., dict[str, Any]]
+    layers: int
+    text_first: bool
+    prefix: int = 0
+    """Learned tokens in front of the text, whose logits TACA leaves alone."""
+    single: int = 0
+    """How many of the layers are single-stream, the last ones."""
+    attention_kwargs: str = "joint_attention_kwargs"
+
+
+SMALL = {
+    "flux": Small(flux, flux_inputs, FLUX_LAYERS, text_first=True, single=3),
+    "chroma": Small(chroma, chroma_inputs, 4, text_first=True, single=2),
+    "sd3": Small(sd3, sd3_inputs, SD3_LAYERS, text_first=False),
+    "qwen-image": Small(qwen, qwen_inputs, 3, text_first=True, attention_kwargs="attention_kwargs"),
+    "auraflow": Small(
+        auraflow, auraflow_inputs, 4, text_first=True, prefix=8, single=2, attention_kwargs="attention_kwargs"
+    ),
+}
+FAMILIES = {name: (SMALL[name].build, SMALL[name].inputs) for name in ("flux", "sd3")}

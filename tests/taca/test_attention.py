@@ -22,17 +22,27 @@ def explicit(
     text: slice,
     mask: Tensor | None = None,
     scale: float | None = None,
+    effect: str = "temperature",
+    queries: str = "image",
 ) -> Tensor:
-    """Eq. 10 as written: scale the image-query x text-key block of the logits, one softmax over each row."""
+    """Eq. 10 as written: scale the image-query x text-key block of the logits, one softmax over each row.
+
+    The control arms add log(gamma) to that block, or act on the block of text queries x image keys.
+    """
     logits = torch.einsum("bqhd,bkhd->bhqk", query, key) * (scale or 1 / math.sqrt(query.shape[-1]))
     is_text = torch.zeros(key.shape[1], dtype=torch.bool)
     is_text[text] = True
     block = (~is_text)[:, None] & is_text[None, :]  # (S, S)
-    if isinstance(gamma, Tensor) and gamma.ndim == 4:  # (B, T, H, 1) over text keys -> (B, H, 1, S)
+    if isinstance(gamma, Tensor) and gamma.ndim == 4 and queries == "image":  # (B, T, H, 1) -> (B, H, 1, S)
         factor = torch.ones(query.shape[0], key.shape[1], query.shape[2], 1, dtype=query.dtype).expand_as(key[..., :1])
         factor = torch.where(is_text[:, None, None], _over_sequence(gamma, key, text), factor)
         gamma = factor.permute(0, 2, 3, 1)
-    logits = torch.where(block, logits * gamma, logits)
+    if queries == "text":
+        block = block.T
+    if effect == "bias":
+        logits = torch.where(block, logits + torch.as_tensor(gamma, dtype=logits.dtype).log(), logits)
+    else:
+        logits = torch.where(block, logits * gamma, logits)
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
     return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), value)
@@ -84,6 +94,32 @@ def test_the_split_equals_the_explicit_softmax(text: slice, gamma: str, mask: st
     assert (got - expected).abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("mask", masks())
+@pytest.mark.parametrize("gamma", gammas())
+@pytest.mark.parametrize("text", [FIRST, LAST], ids=["text first", "text last"])
+def test_the_bias_arm_adds_a_logarithm_to_the_same_block(text: slice, gamma: str, mask: str) -> None:
+    query, key, value = qkv()
+    options = {"effect": "bias"}
+    got = temperature_adjusted_attention(query, key, value, gammas()[gamma], text, attn_mask=masks()[mask], **options)
+    expected = explicit(query, key, value, gammas()[gamma], text, masks()[mask], **options)
+    assert (got - expected).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("effect", ["temperature", "bias"])
+@pytest.mark.parametrize("mask", masks())
+@pytest.mark.parametrize("gamma", ["number", "scalar tensor", "per sample", "per head"])
+@pytest.mark.parametrize("text", [FIRST, LAST], ids=["text first", "text last"])
+def test_the_text_query_arm_acts_on_the_opposite_block(text: slice, gamma: str, mask: str, effect: str) -> None:
+    query, key, value = qkv()
+    factor = gammas()[gamma]
+    got = temperature_adjusted_attention(
+        query, key, value, factor, text, attn_mask=masks()[mask], effect=effect, queries="text"
+    )
+    whole = factor.permute(0, 2, 3, 1) if isinstance(factor, Tensor) and factor.ndim == 4 else factor  # (B, H, 1, 1)
+    expected = explicit(query, key, value, whole, text, masks()[mask], effect=effect, queries="text")
+    assert (got - expected).abs().max() <= 1e-12
+
+
 @pytest.mark.parametrize("text", [FIRST, LAST], ids=["text first", "text last"])
 def test_gradients_of_query_key_value_and_gamma_equal_the_explicit_ones(text: slice) -> None:
     weight = torch.randn(BATCH, LENGTH, HEADS, DIM, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -127,8 +163,14 @@ def test_gamma_one_is_stock_attention_bit_for_bit(dtype: torch.dtype) -> None:
         *(x.transpose(1, 2) for x in (query, key, value))
     ).transpose(1, 2)
     assert torch.equal(temperature_adjusted_attention(query, key, value, 1.0, FIRST), stock)
-    ones = torch.ones(BATCH, 1, 1, 1)
-    assert torch.equal(temperature_adjusted_attention(query, key, value, ones, FIRST), stock)
+
+
+def test_a_tensor_of_ones_is_stock_attention_to_rounding() -> None:
+    """Not skipped, as reading it would wait for the device; kernels may round by the number of rows."""
+    query, key, value = qkv(torch.float32)
+    stock = temperature_adjusted_attention(query, key, value, 1.0, FIRST)
+    got = temperature_adjusted_attention(query, key, value, torch.ones(BATCH, 1, 1, 1), FIRST)
+    assert (got - stock).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 5e-2)])
@@ -138,6 +180,47 @@ def test_lower_precision_keeps_its_dtype_and_its_accuracy(dtype: torch.dtype, to
     assert got.dtype == dtype
     expected = explicit(query.double(), key.double(), value.double(), 1.2, FIRST)
     assert (got.double() - expected).abs().max() <= tolerance
+
+
+def test_no_tensor_as_large_as_the_score_matrix_is_made() -> None:
+    """Every tensor that any operation gives, in forward and backward, stays linear in the sequence length."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for tensor in torch.utils._pytree.tree_leaves(result):
+                if isinstance(tensor, Tensor):
+                    largest = max(largest, tensor.untyped_storage().nbytes() // tensor.element_size())
+            return result
+
+    length, heads, dim = 1536, 2, 8
+    leaves = [torch.randn(1, length, heads, dim, requires_grad=True) for _ in range(3)]
+    for effect in ("temperature", "bias"):
+        with Watch():
+            out = temperature_adjusted_attention(*leaves, torch.full((1, 1, 1, 1), 1.2), slice(0, 256), effect=effect)
+            out.sum().backward()
+    assert length * heads * dim <= largest < length * length / 8
+
+
+@pytest.mark.parametrize("queries", ["image", "text"])
+def test_the_chosen_backend_computes_both_halves(queries: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers.models import attention_dispatch
+
+    query, key, value = qkv(torch.float32)
+    asked = []
+    stock = attention_dispatch.dispatch_attention_fn
+
+    def watched(*arguments, backend=None, **options):  # type: ignore[no-untyped-def]
+        asked.append(backend)
+        return stock(*arguments, backend=backend, **options)
+
+    monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", watched)
+    temperature_adjusted_attention(query, key, value, 1.3, FIRST, queries=queries, backend="_native_math")
+    assert asked == ["_native_math", "_native_math"]
 
 
 @pytest.mark.parametrize("text", [slice(0, 0), slice(LENGTH, LENGTH), slice(0, LENGTH)])

@@ -2,11 +2,14 @@
 
 import copy
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
-from small_transformers import FAMILIES, FLUX_LAYERS, SD3_LAYERS, flux, flux_inputs, sd3, sd3_inputs
+from small_transformers import SMALL, Small, flux, flux_inputs, sd3, sd3_inputs
 from torch import Tensor
 
 from components.errors import ParameterError
@@ -14,7 +17,7 @@ from components.taca.install import disable_taca, enable_taca, taca_handle
 from components.taca.schedule import TemperatureSchedule
 
 SCHEDULE = TemperatureSchedule(gamma=1.6, threshold=0.9)
-both = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize("family", SMALL)
 
 
 def run(model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -22,128 +25,118 @@ def run(model: Any, inputs: dict[str, Any]) -> Tensor:
         return model(**inputs, return_dict=False)[0]
 
 
-class ExplicitProcessor:
-    """Both models' joint attention written out, one softmax over all logits; gamma (B,) and text length are given."""
+@contextmanager
+def explicit_attention(
+    small: Small, gamma: list[float], text: int, *, effect: str = "temperature", queries: str = "image"
+) -> Iterator[list[int]]:
+    """Stock models compute all attention by PyTorch's function: here it is one softmax over the whole score matrix, with
+    the block of image queries x text keys changed by each sample's gamma. Yields the lengths of the sequences seen.
 
-    def __init__(self, gamma: Tensor, text: int, text_first: bool) -> None:
-        self.gamma, self.text, self.text_first = gamma, text, text_first
+    gamma is rounded to float32 as the schedule's is; the comparison is of the attention, not of that constant.
+    """
+    factor = torch.tensor(gamma, dtype=torch.float32).double().view(-1, 1, 1, 1)
+    lengths: list[int] = []
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-    ) -> Any:
-        from diffusers.models.embeddings import apply_rotary_emb
+    def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):  # type: ignore[no-untyped-def]
+        length = key.shape[2]  # (B, H, S, D)
+        lengths.append(length)
+        logits = query @ key.transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)
+        position = torch.arange(length)
+        stream = position < small.prefix + text if small.text_first else position >= length - text
+        words = stream & (position >= small.prefix)
+        if length != max(lengths):  # SD3's second attention, over the image alone
+            words = stream = torch.zeros_like(stream)
+        block = (~stream)[:, None] & words[None, :] if queries == "image" else stream[:, None] & (~stream)[None, :]
+        changed = logits * factor.to(logits) if effect == "temperature" else logits + factor.to(logits).log()
+        logits = torch.where(block, changed, logits)
+        if attn_mask is not None:
+            logits = logits.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
+        return logits.softmax(-1) @ value
 
-        batch, heads = hidden_states.shape[0], attn.heads
-
-        def split(x: Tensor) -> Tensor:  # (B, S, C) -> (B, H, S, D)
-            return x.reshape(batch, x.shape[1], heads, -1).transpose(1, 2)
-
-        parts = [
-            attn.norm_q(split(attn.to_q(hidden_states))),
-            attn.norm_k(split(attn.to_k(hidden_states))),
-            split(attn.to_v(hidden_states)),
-        ]
-        if encoder_hidden_states is not None:
-            added = [
-                attn.norm_added_q(split(attn.add_q_proj(encoder_hidden_states))),
-                attn.norm_added_k(split(attn.add_k_proj(encoder_hidden_states))),
-                split(attn.add_v_proj(encoder_hidden_states)),
-            ]
-            pairs = zip(added, parts, strict=True) if self.text_first else zip(parts, added, strict=True)
-            parts = [torch.cat(pair, dim=2) for pair in pairs]
-        query, key, value = parts
-        if image_rotary_emb is not None:
-            query, key = (apply_rotary_emb(x, image_rotary_emb) for x in (query, key))
-
-        length = query.shape[2]
-        positions = torch.arange(length)
-        is_text = positions < self.text if self.text_first else positions >= length - self.text
-        logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-        scaled = logits * self.gamma.to(logits).view(-1, 1, 1, 1)
-        logits = torch.where(~is_text[:, None] & is_text[None, :], scaled, logits)
-        out = (logits.softmax(-1) @ value).transpose(1, 2).flatten(2)
-        if encoder_hidden_states is None:
-            return out
-        image = attn.to_out[0](out[:, ~is_text])
-        text = out[:, is_text] if getattr(attn, "context_pre_only", False) else attn.to_add_out(out[:, is_text])
-        return image, text
+    with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", attend):
+        yield lengths
 
 
-def explicit_output(model: Any, inputs: dict[str, Any], gamma: list[float], text_first: bool) -> Tensor:
-    model = copy.deepcopy(model)
+def explicit_output(small: Small, model: Any, inputs: dict[str, Any], gamma: list[float], **arm: str) -> Tensor:
     text = inputs["encoder_hidden_states"].shape[1]
-    # Rounded to float32 as the schedule's gamma is; the comparison is of the attention, not of that constant.
-    factor = torch.tensor(gamma, dtype=torch.float32).double()
-    for name, module in model.named_modules():
-        if hasattr(module, "set_processor") and not name.endswith("attn2"):
-            module.set_processor(ExplicitProcessor(factor, text, text_first))
-    return run(model, inputs)
+    with explicit_attention(small, gamma, text, **arm) as lengths:
+        out = run(model, inputs)
+    assert len(lengths) >= small.layers
+    return out
 
 
-@both
+@every_family
 @pytest.mark.parametrize("text", [3, 9])
 def test_a_whole_model_equals_an_explicit_softmax_in_float64(family: str, text: int) -> None:
-    build, make_inputs = FAMILIES[family]
-    model = build().double()
-    inputs = make_inputs([1.0, 0.95, 0.5], text=text, dtype=torch.float64)
+    small = SMALL[family]
+    model = small.build().double()
+    inputs = small.inputs([1.0, 0.95, 0.5], text=text, dtype=torch.float64)
     stock = run(model, inputs)
     with enable_taca(model, SCHEDULE):
         got = run(model, inputs)
-    expected = explicit_output(model, inputs, [1.6, 1.6, 1.0], text_first=family == "flux")
+    expected = explicit_output(small, model, inputs, [1.6, 1.6, 1.0])
     assert (got - expected).abs().max() < 1e-7
     assert (got[:2] - stock[:2]).abs().max() > 1e-3  # so that the agreement means something
 
 
-@both
+@every_family
+@pytest.mark.parametrize("effect", ["temperature", "bias"])
+@pytest.mark.parametrize("queries", ["image", "text"])
+def test_the_control_arms_equal_an_explicit_softmax_too(family: str, effect: str, queries: str) -> None:
+    small = SMALL[family]
+    model, inputs = small.build().double(), small.inputs([1.0, 0.5], dtype=torch.float64)
+    with enable_taca(model, TemperatureSchedule(1.6, 0.9, effect=effect, queries=queries)):
+        got = run(model, inputs)
+    expected = explicit_output(small, model, inputs, [1.6, 1.0], effect=effect, queries=queries)
+    assert (got - expected).abs().max() < 1e-7
+    assert (got[0] - run(model, inputs)[0]).abs().max() > 1e-3
+
+
+@every_family
 def test_gamma_one_is_the_stock_model_bit_for_bit(family: str) -> None:
-    build, make_inputs = FAMILIES[family]
+    build, make_inputs = SMALL[family].build, SMALL[family].inputs
     model, inputs = build(), make_inputs([1.0, 0.95])
     stock = run(model, inputs)
     with enable_taca(model, TemperatureSchedule(gamma=1.0, threshold=0.9)):
         assert torch.equal(run(model, inputs), stock)
 
 
-@both
-def test_rows_of_a_mixed_batch_below_the_threshold_are_stock_bit_for_bit(family: str) -> None:
-    build, make_inputs = FAMILIES[family]
+@every_family
+def test_rows_of_a_mixed_batch_below_the_threshold_are_stock(family: str) -> None:
+    build, make_inputs = SMALL[family].build, SMALL[family].inputs
     model, inputs = build(), make_inputs([0.3, 1.0, 0.89, 0.92])
     stock = run(model, inputs)
     with enable_taca(model, SCHEDULE):
         got = run(model, inputs)
         below = run(model, make_inputs([0.3, 0.5, 0.89, 0.1]))
-    assert torch.equal(got[[0, 2]], stock[[0, 2]])
+    # Bit for bit where a kernel rounds each row by itself; some round by the number of rows, which the split changes.
+    assert (got[[0, 2]] - stock[[0, 2]]).abs().max() < 1e-5 * stock.abs().max()
     assert not torch.equal(got[1], stock[1])
     assert not torch.equal(got[3], stock[3])
     assert torch.equal(below, run(model, make_inputs([0.3, 0.5, 0.89, 0.1])))
 
 
-@both
+@every_family
 def test_a_sample_does_not_depend_on_the_noise_levels_beside_it(family: str) -> None:
-    build, make_inputs = FAMILIES[family]
+    build, make_inputs = SMALL[family].build, SMALL[family].inputs
     model = build()
     with enable_taca(model, SCHEDULE):
         mixed, alike = run(model, make_inputs([1.0, 0.2])), run(model, make_inputs([1.0, 1.0]))
     assert (mixed[0] - alike[0]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize(("build", "expected"), [(flux, FLUX_LAYERS), (sd3, SD3_LAYERS)])
-def test_every_joint_attention_is_patched_counted_and_reported(
-    build: Any, expected: int, caplog: pytest.LogCaptureFixture
-) -> None:
+@every_family
+def test_every_joint_attention_is_patched_counted_and_reported(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    expected = SMALL[family].layers
     with caplog.at_level(logging.INFO, logger="components.taca"):
-        handle = enable_taca(build(), SCHEDULE)
+        handle = enable_taca(SMALL[family].build(), SCHEDULE)
     assert handle.patched_modules == expected
     assert f"patched {expected} attention modules" in caplog.text
 
 
-@both
+@every_family
 def test_disabling_restores_the_very_processors_and_the_outputs(family: str) -> None:
-    build, make_inputs = FAMILIES[family]
+    build, make_inputs = SMALL[family].build, SMALL[family].inputs
     model, inputs = build(), make_inputs([1.0])
     before, stock = dict(model.attn_processors), run(model, inputs)
     enable_taca(model, SCHEDULE)
@@ -192,10 +185,10 @@ def test_a_copy_keeps_its_own_taca() -> None:
     assert torch.equal(run(twin, inputs), run(model, inputs))
 
 
-@both
+@every_family
 def test_gradient_checkpointing_gives_the_same_gradients_with_two_forwards_before_a_backward(family: str) -> None:
     """The recomputation of the first forward must see its own gamma, not the second's."""
-    build, make_inputs = FAMILIES[family]
+    build, make_inputs = SMALL[family].build, SMALL[family].inputs
     gradients = []
     for checkpointing in (False, True):
         model = build()
@@ -212,10 +205,10 @@ def test_gradient_checkpointing_gives_the_same_gradients_with_two_forwards_befor
     assert all(torch.equal(plain, recomputed) for plain, recomputed in zip(*gradients, strict=True))
 
 
-@both
+@every_family
 def test_every_parameter_that_stock_training_reaches_is_still_reached(family: str) -> None:
     """Distributed training waits for every gradient: one that becomes None would hang it."""
-    build, make_inputs = FAMILIES[family]
+    build, make_inputs = SMALL[family].build, SMALL[family].inputs
     reached = []
     for on in (False, True):
         model = build()
@@ -226,9 +219,9 @@ def test_every_parameter_that_stock_training_reaches_is_still_reached(family: st
     assert reached[0] == reached[1]
 
 
-@both
+@every_family
 def test_bfloat16_runs_and_stays_near_float32(family: str) -> None:
-    build, make_inputs = FAMILIES[family]
+    build, make_inputs = SMALL[family].build, SMALL[family].inputs
     exact_model = build()
     with enable_taca(exact_model, SCHEDULE):
         exact = run(exact_model, make_inputs([1.0, 0.5]))
@@ -297,9 +290,22 @@ def test_a_wrapped_transformer_is_refused_with_a_hint() -> None:
         enable_taca(torch.nn.DataParallel(flux()), SCHEDULE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_fused_projections_are_refused_and_nothing_is_changed(family: str) -> None:
-    model = FAMILIES[family][0]()
+@pytest.mark.parametrize("before", [True, False])
+def test_fused_projections_of_flux_give_the_same(before: bool) -> None:
+    model, inputs = flux(), flux_inputs([1.0, 0.5])
+    with enable_taca(model, SCHEDULE):
+        expected = run(model, inputs)
+    if before:
+        model.fuse_qkv_projections()
+    with enable_taca(model, SCHEDULE):
+        if not before:
+            model.fuse_qkv_projections()
+        assert (run(model, inputs) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", ["sd3", "auraflow"])
+def test_fused_processors_are_refused_and_nothing_is_changed(family: str) -> None:
+    model = SMALL[family].build()
     model.fuse_qkv_projections()
     before = dict(model.attn_processors)
     with pytest.raises(ParameterError, match="fused"):
@@ -327,9 +333,9 @@ def test_an_ip_adapter_is_refused_before_and_noticed_after() -> None:
 
 
 @pytest.mark.slow
-@both
+@every_family
 def test_a_compiled_model_agrees_without_recompiling_for_every_timestep(family: str) -> None:
-    build, make_inputs = FAMILIES[family]
+    build, make_inputs = SMALL[family].build, SMALL[family].inputs
     model = build()
     enable_taca(model, SCHEDULE)
     expected = [run(model, make_inputs([sigma, 0.1])) for sigma in (1.0, 0.95, 0.5)]
@@ -337,4 +343,4 @@ def test_a_compiled_model_agrees_without_recompiling_for_every_timestep(family: 
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         got = [run(compiled, make_inputs([sigma, 0.1])) for sigma in (1.0, 0.95, 0.5)]
-    assert all((a - b).abs().max() < 1e-4 for a, b in zip(got, expected, strict=True))
+    assert all((a - b).abs().max() < 1e-5 * b.abs().max() for a, b in zip(got, expected, strict=True))

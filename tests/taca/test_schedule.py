@@ -1,12 +1,13 @@
 """The temperature schedule against the paper's numbers and diffusers' own sampler."""
 
+import json
 import math
 
 import pytest
 import torch
 
 from components.errors import ParameterError
-from components.taca.schedule import TemperatureSchedule, threshold_for_fraction, transfer_threshold
+from components.taca.schedule import TemperatureSchedule
 
 
 def flux_sigmas(steps: int, image_tokens: int) -> torch.Tensor:
@@ -98,6 +99,13 @@ def test_a_bfloat16_timestep_cannot_tell_970_from_966_and_active_steps_says_so()
         {"threshold": -0.1},
         {"threshold": True},
         {"tolerance": -1e-3},
+        {"form": "step"},
+        {"effect": "scale"},
+        {"queries": "both"},
+        {"streams": []},
+        {"streams": ["triple"]},
+        {"layers": []},
+        {"layers": [-1]},
     ],
 )
 def test_a_wrong_setting_is_a_parameter_error_that_names_it(wrong: dict[str, float]) -> None:
@@ -105,28 +113,50 @@ def test_a_wrong_setting_is_a_parameter_error_that_names_it(wrong: dict[str, flo
         TemperatureSchedule(**wrong)
 
 
-def test_a_schedule_survives_a_mapping_and_refuses_unknown_keys() -> None:
-    schedule = TemperatureSchedule(1.3, 0.9)
-    assert TemperatureSchedule.from_mapping(schedule.to_mapping()) == schedule
+SCHEDULES = [
+    TemperatureSchedule(1.3, 0.9),
+    TemperatureSchedule(1.3, 0.9, form="cosine", streams=("double",), layers=(0, 3), padding=False),
+    TemperatureSchedule(1.1, unconditional=False, effect="bias", queries="text"),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_schedule_survives_a_mapping_through_json(schedule: TemperatureSchedule) -> None:
+    assert TemperatureSchedule.from_mapping(json.loads(json.dumps(schedule.to_mapping()))) == schedule
+
+
+def test_a_mapping_holds_the_paper_s_numbers_and_else_only_what_differs_from_the_default() -> None:
+    assert TemperatureSchedule(1.3, 0.9).to_mapping() == {"gamma": 1.3, "threshold": 0.9, "tolerance": 5e-4}
+    assert TemperatureSchedule(form="linear").to_mapping().keys() - TemperatureSchedule().to_mapping() == {"form"}
+
+
+def test_an_unknown_key_is_refused() -> None:
     with pytest.raises(ParameterError, match="t_thresh"):
         TemperatureSchedule.from_mapping({"gamma": 1.2, "t_thresh": 0.97})
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [(4096, 0.97), (1024, 0.942), (256, 0.890), (64, 0.802)])
-def test_a_threshold_follows_the_resolution(tokens: int, expected: float) -> None:
-    assert transfer_threshold(0.97, to_tokens=tokens) == pytest.approx(expected, abs=1e-3)
+FORMS = {
+    "piecewise": lambda sigma: 1.5 if sigma >= 0.6 else 1.0,
+    "constant": lambda sigma: 1.5,
+    "linear": lambda sigma: 1 + 0.5 * max(0.0, (sigma - 0.6) / 0.4),
+    "cosine": lambda sigma: 1 + 0.5 * (0.5 - 0.5 * math.cos(math.pi * max(0.0, (sigma - 0.6) / 0.4))),
+}
 
 
-def test_a_threshold_transferred_by_shift_keeps_the_active_fraction_of_a_sampler() -> None:
-    for target in (1.0, 2.0, 6.0):
-        threshold = transfer_threshold(0.97, from_shift=3.0, to_shift=target)
-        before = TemperatureSchedule(threshold=0.97).active_steps(fixed_shift_sigmas(200, 3.0))
-        after = TemperatureSchedule(threshold=threshold).active_steps(fixed_shift_sigmas(200, target))
-        assert abs(after - before) <= 1
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_is_its_formula(form: str) -> None:
+    sigma = torch.linspace(0, 1, 101)
+    got = TemperatureSchedule(1.5, 0.6, form=form, tolerance=0.0).gamma_at(sigma)
+    assert got.tolist() == pytest.approx([FORMS[form](value) for value in sigma.tolist()], abs=1e-6)
 
 
-@pytest.mark.parametrize(("shift", "expected"), [(3.16, 0.966), (3.0, 0.964), (1.0, 0.90)])
-def test_the_first_tenth_of_the_steps_lies_above_a_threshold_that_depends_on_the_shift(
-    shift: float, expected: float
-) -> None:
-    assert threshold_for_fraction(0.1, shift) == pytest.approx(expected, abs=1e-3)
+@pytest.mark.parametrize("form", ["linear", "cosine"])
+def test_a_decaying_form_is_gamma_at_pure_noise_and_one_below_the_threshold(form: str) -> None:
+    for threshold in (0.0, 0.97, 1.0):
+        schedule = TemperatureSchedule(1.5, threshold, form=form)
+        assert schedule.gamma_at(torch.ones(1)).item() == pytest.approx(1.5)
+        assert schedule.gamma_at(torch.tensor([0.9 * threshold])).item() == pytest.approx(1.0)
+
+
+def test_a_constant_schedule_is_active_at_every_step() -> None:
+    assert TemperatureSchedule(threshold=0.97, form="constant").active_steps(fixed_shift_sigmas(30, 3.0)) == 30
