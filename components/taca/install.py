@@ -132,7 +132,7 @@ def enable_taca(transformer: Any, schedule: TemperatureSchedule) -> TacaHandle:
         handle.patched_modules,
         family.transformer,
         schedule.gamma,
-        0.0 if schedule.form == "constant" else schedule.threshold,
+        schedule.active_from,
     )
     if getattr(transformer, "is_cache_enabled", False) and schedule.form != "constant":
         logger.warning(

@@ -90,6 +90,11 @@ class TemperatureSchedule:
         if self.layers is not None and (not self.layers or min(self.layers) < 0):
             raise _wrong("layers", list(self.layers), "must be null for all, or indices from 0 up")
 
+    @property
+    def active_from(self) -> float:
+        """The sigma from which up the schedule is on: the threshold, or 0 where it plays no part."""
+        return 0.0 if self.form == "constant" else self.threshold
+
     def is_active(self, sigma: Tensor) -> Tensor:
         """Where the schedule is on. sigma: any shape, any float dtype; returns bool of that shape."""
         if self.form == "constant":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from components.errors import ParameterError
+from components.taca.schedule import TemperatureSchedule
 
 
 def shift_sigma(sigma: float, shift: float) -> float:
@@ -75,8 +76,12 @@ def resolve_threshold(rule: float | Mapping[str, Any], *, shift: float, tokens: 
     rule: a sigma, taken as it is; {"sigma", "tokens"}: chosen at that many image tokens; {"sigma", "shift"}: chosen
     for a sampler of that shift; {"fraction"}: the first such fraction of the steps. Raises `ParameterError`.
     """
+    allowed = "give a sigma in [0, 1], or sigma and tokens, or sigma and shift, or fraction"
+    numbers = rule.values() if isinstance(rule, Mapping) else [rule]
+    if any(isinstance(number, bool) or not isinstance(number, int | float) for number in numbers):
+        raise ParameterError(f"threshold = {rule}: {allowed}")
     if not isinstance(rule, Mapping):
-        return float(rule)
+        return transfer_threshold(rule)
     match sorted(rule):
         case ["sigma", "tokens"]:
             return transfer_threshold(rule["sigma"], from_tokens=rule["tokens"], to_tokens=tokens)
@@ -84,9 +89,7 @@ def resolve_threshold(rule: float | Mapping[str, Any], *, shift: float, tokens: 
             return transfer_threshold(rule["sigma"], from_shift=rule["shift"], to_shift=shift)
         case ["fraction"]:
             return threshold_for_fraction(rule["fraction"], shift)
-    raise ParameterError(
-        f"threshold = {dict(rule)}: give a sigma, or sigma and tokens, or sigma and shift, or fraction"
-    )
+    raise ParameterError(f"threshold = {dict(rule)}: {allowed}")
 
 
 def sampler_shift(scheduler: Any, tokens: int) -> float:
@@ -101,3 +104,13 @@ def sampler_shift(scheduler: Any, tokens: int) -> float:
     slope = (config.max_shift - config.base_shift) / (most - fewest)
     mu: float = config.base_shift + slope * (tokens - fewest)
     return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+
+
+def schedule_for(settings: Mapping[str, Any], *, scheduler: Any, tokens: int) -> TemperatureSchedule:
+    """The schedule that a mapping (the section `taca` of params.yaml) means for one model.
+
+    settings: fields of `TemperatureSchedule`, the threshold a sigma or a rule of `resolve_threshold`. scheduler: the
+    model's; tokens: image tokens of its pictures. Raises `ParameterError`.
+    """
+    threshold = resolve_threshold(settings["threshold"], shift=sampler_shift(scheduler, tokens), tokens=tokens)
+    return TemperatureSchedule.from_mapping({**settings, "threshold": threshold})
