@@ -29,6 +29,7 @@ class StageContext:
         rank: int = 0,
         world_size: int = 1,
         phase: str = "main",
+        strategy: str = "ddp",
         on_save: Callable[[Mapping[str, float]], None] = lambda metrics: None,
     ) -> None:
         self.scratch = scratch
@@ -37,6 +38,7 @@ class StageContext:
         self.device = device
         self.rank = rank
         self.world_size = world_size
+        self.strategy = strategy
         self._phase = phase
         self._on_save = on_save
         self._store = CheckpointStore(scratch.checkpoints / phase)
@@ -56,6 +58,7 @@ class StageContext:
             rank=self.rank,
             world_size=self.world_size,
             phase=name,
+            strategy=self.strategy,
             on_save=self._on_save,
         )
 

@@ -7,7 +7,6 @@ ranks above 0 write into a folder that is thrown away, so that stage code has no
 
 import importlib
 import logging
-import os
 import shutil
 import tempfile
 import uuid
@@ -17,7 +16,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from pipelines.closure import ROOT
+from pipelines.cluster import device_of, settle_environment, start_ray, uses_gpu
 from pipelines.context import StageContext
 from pipelines.graph import StageRun
 from pipelines.params import Compute, Parameters
@@ -48,9 +47,10 @@ def execute(run: StageRun, root: Path, scratch: Scratch, params: Parameters, com
             scratch,
             seed=getattr(params, "seed", 0),
             arm=run.arm,
-            device=_device(compute),
+            device=device_of(compute),
             rank=rank,
             world_size=world_size,
+            strategy=compute.strategy,
             on_save=on_save,
         )
         discarded = Path(tempfile.mkdtemp(prefix="rank-")) if rank else None
@@ -78,7 +78,7 @@ def under_ray_train(
     A lost worker is replaced and the group starts again, up to `compute.max_failures` times; our own checkpoint store decides
     where it goes on. Each attempt has a new run name, as Ray must not resume by itself.
     """
-    _settle_environment()
+    settle_environment()
     import ray
     import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -89,10 +89,10 @@ def under_ray_train(
         train = ray.train.get_context()
         return work(train.get_world_rank(), train.get_world_size(), lambda metrics: ray.train.report(dict(metrics)))
 
-    local, on_gpu = compute.workers == 0, _uses_gpu(compute)
+    local, on_gpu = compute.workers == 0, uses_gpu(compute)
     started = not local and not ray.is_initialized()
     if started:
-        _start_ray(compute)
+        start_ray(compute)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     trainer = TorchTrainer(
         loop,
@@ -116,52 +116,6 @@ def under_ray_train(
         if started:
             ray.shutdown()
     return cast(Metrics, result.return_value)
-
-
-def _settle_environment() -> None:
-    """Ray's settings, before its import. Each may be overridden from outside."""
-    defaults = {
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # report() waits for this poll; 2 s by default
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of a worker is printed twice
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-        "RAY_TRAIN_METRICS_ENABLED": "0",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_worker_niceness": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_DEDUP_LOGS": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    # Workers import this checkout's code, whatever is installed.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-
-
-def _start_ray(compute: Compute) -> None:
-    """Connect to the cluster at RAY_ADDRESS, or start one on this machine that nobody else can reach.
-
-    What workers print stays in Ray's logs: errors come back as exceptions, metrics through the log of the run.
-    """
-    import ray
-
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
-        return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only; token mode would write to the home directory
-    cpus = max(os.cpu_count() or 1, compute.workers * compute.threads)
-    ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
-
-
-def _uses_gpu(compute: Compute) -> bool:
-    return compute.device == "cuda" or (compute.device == "auto" and torch.cuda.is_available())
-
-
-def _device(compute: Compute) -> torch.device:
-    if not _uses_gpu(compute):
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -18,14 +18,12 @@ import torch
 from components.errors import DataError, ParameterError
 from components.taca.families import Family, family_of, forward_parameters, named_arguments
 from components.taca.install import taca_handle
+from components.taca.lora_files import METADATA_KEY, SETTINGS_PREFIX, WEIGHTS, lora_file, read_lora, read_lora_settings
 from components.taca.schedule import TemperatureSchedule
+from components.training.distribution import whole
 from components.training.randomness import generator, stream_seed
 
-WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name: a folder loads without naming the file
-_METADATA_KEY = "lora_adapter_metadata"  # diffusers' key
-_SETTINGS_PREFIX = (
-    "taca."  # diffusers reads "transformer.*" and "text_encoder*.*" under its key and passes over the rest
-)
+__all__ = ["AdapterGate", "add_lora", "load_lora", "read_lora_settings", "save_lora", "unload_lora"]
 
 
 def add_lora(transformer: Any, rank: int, seed: int, adapter_name: str = "taca") -> int:
@@ -70,14 +68,14 @@ def add_lora(transformer: Any, rank: int, seed: int, adapter_name: str = "taca")
 def save_lora(transformer: Any, folder: Path, metadata: Mapping[str, Any], adapter_name: str = "taca") -> Path:
     """Write an adapter as `folder/pytorch_lora_weights.safetensors`, which diffusers' `load_lora_weights` reads.
 
-    The same adapter gives the same bytes.
+    The same adapter gives the same bytes. The adapter of a sharded transformer is gathered; every process must then call this.
     metadata: JSON-able settings to keep with the weights, for TACA `{**schedule.to_mapping(), ...}`; "rank" is added.
     """
     from peft.utils import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     config = _adapter_config(transformer, adapter_name)
-    weights = get_peft_model_state_dict(transformer, adapter_name=adapter_name)
+    weights = whole(get_peft_model_state_dict(transformer, adapter_name=adapter_name))
     described: dict[str, Any] = {
         "transformer.r": config.r,
         "transformer.lora_alpha": config.lora_alpha,
@@ -85,64 +83,56 @@ def save_lora(transformer: Any, folder: Path, metadata: Mapping[str, Any], adapt
         "transformer.bias": config.bias,
         "transformer.target_modules": sorted(config.target_modules),
     }
-    described |= {f"{_SETTINGS_PREFIX}{key}": value for key, value in {**metadata, "rank": config.r}.items()}
+    described |= {f"{SETTINGS_PREFIX}{key}": value for key, value in {**metadata, "rank": config.r}.items()}
     folder.mkdir(parents=True, exist_ok=True)
     # One metadata key only (so not the customary "format" beside it): safetensors writes several in random order.
     save_file(
         {f"transformer.{name}": weight.detach().cpu().contiguous() for name, weight in sorted(weights.items())},
         folder / WEIGHTS,
-        metadata={_METADATA_KEY: json.dumps(described, sort_keys=True)},
+        metadata={METADATA_KEY: json.dumps(described, sort_keys=True)},
     )
     return folder / WEIGHTS
 
 
-def read_lora_settings(folder: Path) -> dict[str, Any]:
-    """What `save_lora` stored; {} for an adapter from elsewhere. `DataError` if there is no readable file."""
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(folder) / WEIGHTS
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: not a LoRA adapter in diffusers' format ({error})") from error
-    return {
-        key.removeprefix(_SETTINGS_PREFIX): value for key, value in stored.items() if key.startswith(_SETTINGS_PREFIX)
-    }
-
-
-def load_lora(pipe_or_transformer: Any, folder: Path, adapter_name: str = "taca") -> dict[str, Any]:
+def load_lora(pipe_or_transformer: Any, path: Path, adapter_name: str = "taca") -> dict[str, Any]:
     """Load an adapter beside any others and activate it; return the settings stored in it.
 
-    Adapters already there stay as active, scaled and frozen as they were (diffusers itself would deactivate them).
-    Warns where the settings say that the adapter was trained under TACA and TACA is not enabled: enable it first.
+    `path` is a file or folder, ours or in one of the layouts of lora_files.py; every key of it must find its layer. Adapters
+    already there stay as active, scaled and frozen as they were (diffusers itself would deactivate them).
+
+    Warns where the settings say that the adapter was trained under TACA and TACA is not enabled: enable it first. Somebody who
+    calls diffusers' own `pipe.load_lora_weights` is not warned, as none of our code runs there; nor is there a warning for files
+    from elsewhere, which do not say how they were trained.
     """
-    settings = read_lora_settings(folder)
+    path = Path(path)
+    settings = read_lora_settings(path)
     transformer = getattr(pipe_or_transformer, "transformer", pipe_or_transformer)
     pipe = None if transformer is pipe_or_transformer else pipe_or_transformer
     if adapter_name in getattr(transformer, "peft_config", {}):
         raise ParameterError(
             f"LoRA adapter {adapter_name!r} already exists; choose another name or unload_lora it first"
         )
+    weights, config = read_lora(path, transformer)
     others = _active_adapters(transformer)
     trainable = {name for name, parameter in transformer.named_parameters() if parameter.requires_grad}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
-        transformer.load_lora_adapter(
-            str(folder),
-            prefix="transformer",
-            weight_name=WEIGHTS,
-            adapter_name=adapter_name,
-            local_files_only=True,
-            _pipeline=pipe,
-        )
+        try:
+            transformer.load_lora_adapter(
+                weights, prefix="transformer", adapter_name=adapter_name, metadata=config, _pipeline=pipe
+            )
+        except (TypeError, ValueError, RuntimeError) as error:
+            if config is None or isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = (str(error).splitlines() or [""])[0]
+            raise DataError(f"{lora_file(path)}: its settings do not fit its weights ({reason})") from error
     transformer.set_adapter([*others, adapter_name])
     for name, parameter in transformer.named_parameters():
         if f".{adapter_name}." not in name:
             parameter.requires_grad_(name in trainable)
     if settings.get("gamma", 1) != 1 and taca_handle(transformer) is None:
         warnings.warn(
-            f"{folder}: this LoRA was trained under TACA (gamma {settings['gamma']:g}) and repairs its side effects; "
+            f"{path}: this LoRA was trained under TACA (gamma {settings['gamma']:g}) and repairs its side effects; "
             "without TACA it does little. Call enable_taca(transformer, TemperatureSchedule(...)) before load_lora",
             stacklevel=2,
         )

@@ -2,11 +2,12 @@
 
 A method brings a *task*: a module that holds the model, knows the loss and the form of a batch, and maps `(batch, step)` to a
 dictionary of scalars with the key "loss". Everything else (optimiser, schedule, averaging, checkpoints, several processes, bad
-numbers) is here, once. The same steps run on the same data whether or not the run was killed in between.
+numbers) is here, once. The same steps run on the same data whether or not the run was killed in between, by however many processes
+(distribution.py) and in however many parts (accumulation.py).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,12 +15,13 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from components.errors import ParameterError
+from components.training.accumulation import as_part, require_splittable, virtual_ranks
 from components.training.averaging import WeightAverage
 from components.training.context import Context
+from components.training.distribution import gradient_sync, laid_out_like, replicate, shard, whole
 from components.training.randomness import stream_seed
 from components.training.schedules import learning_rate_factor
 
@@ -46,9 +48,10 @@ class LoopConfig:
     report_every: int = 20
     checkpoint_every: int = 100
     precision: Literal["fp32", "bf16"] = "fp32"
+    accumulate: int = 1  # micro-batches that a worker computes one after the other for one step
 
     def __post_init__(self) -> None:
-        for name in ("steps", "report_every", "checkpoint_every"):
+        for name in ("steps", "report_every", "checkpoint_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} = {getattr(self, name)}: must be at least 1")
         if not self.learning_rate > 0:
@@ -59,38 +62,41 @@ class LoopConfig:
 
 def fit(
     task: nn.Module,
-    batches: Callable[[int], Batch],
+    batches: Callable[[int], Batch] | Sequence[Callable[[int], Batch]],
     config: LoopConfig,
     context: Context,
     *,
     prefix: str = "train",
     on_report: Callable[[int], Mapping[str, float]] | None = None,
+    blocks: Sequence[nn.Module] = (),
 ) -> None:
     """Train `task` in place for `config.steps` steps, resuming from the context's newest checkpoint.
 
-    `batches(step)` gives this rank's part of the global batch of a 0-based step. Scalars are averaged over the steps and ranks
-    since the last report and named `<prefix>/<key>`; `on_report(step)` may add metrics of its own (rank 0 counts). With
-    `ema_decay`, the averaged weights are in `task` at the end.
+    `batches(step)` gives this rank's part of the global batch of a 0-based step; with `accumulate`, a sequence of such functions
+    gives the parts of its virtual ranks. Scalars are averaged over the steps and ranks since the last report and named
+    `<prefix>/<key>`; `on_report(step)` may add metrics of its own (rank 0 counts). With `ema_decay`, the averaged weights are in
+    `task` at the end. `blocks` are the modules that the strategy fsdp gathers one at a time; `task` is still sharded afterwards.
 
     Raises NonFiniteLossError on every rank, before the optimiser step, when any rank's loss is not finite.
     """
+    parts = [batches] if callable(batches) else list(batches)
+    require_splittable(task, len(parts), config.accumulate)
+    sharded = shard(task, blocks, context)
     task.to(context.device)
     optimizer = _optimizer(task, config)
     average = WeightAverage(_trainable(task).values(), config.ema_decay) if config.ema_decay else None
     meter = _Meter(context)
     start = _resume(task, optimizer, average, meter, context)
-    model = _distributed(task, context)
+    model = task if sharded else replicate(task, context)
     task.train()
     for step in _progress(start, config.steps, prefix, context):
         for group in optimizer.param_groups:
             factor = learning_rate_factor(step, config.steps, config.warmup_steps, config.decay)
             group["lr"] = group["base_lr"] * factor
-        with _autocast(context.device, config.precision), _seeded(context, prefix, step):
-            scalars = model(batches(step), step)
-        _require_finite(scalars["loss"], step, context)
         optimizer.zero_grad(set_to_none=True)
-        scalars["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(_trainable(task).values(), config.clip_norm or math.inf)
+        scalars = _accumulate(model, task, parts, step, config, context, prefix)
+        _require_finite(scalars["loss"], step, context)
+        norm = whole(nn.utils.clip_grad_norm_(_trainable(task).values(), config.clip_norm or math.inf))
         optimizer.step()
         if average:
             average.update(step)
@@ -105,6 +111,27 @@ def fit(
     if average:
         average.copy_to_parameters()
     task.eval()
+
+
+def _accumulate(
+    model: nn.Module,
+    task: nn.Module,
+    parts: Sequence[Callable[[int], Batch]],
+    step: int,
+    config: LoopConfig,
+    context: Context,
+    prefix: str,
+) -> dict[str, Tensor]:
+    """Add up the gradients of this rank's micro-batches, exchanged once, with the last; returns the means of their scalars."""
+    seen: list[Mapping[str, Tensor]] = []
+    for share, batch in zip(virtual_ranks(context, config.accumulate), parts, strict=True):
+        last = len(seen) == len(parts) - 1
+        with as_part(task, share, config.accumulate), gradient_sync(model, last):
+            with _autocast(context.device, config.precision), _seeded(context, prefix, step, share["rank"]):
+                scalars = model(batch(step), step)
+            (scalars["loss"] / len(parts)).backward()
+        seen.append({key: value.detach().double() for key, value in scalars.items()})
+    return {key: torch.stack([scalars[key] for scalars in seen]).mean(dim=0) for key in seen[0]}
 
 
 def _trainable(task: nn.Module) -> dict[str, nn.Parameter]:
@@ -142,10 +169,10 @@ def _state(
     weights = {name: p.detach() for name, p in trainable.items()}
     buffers = {name: t for name, t in task.state_dict().items() if name not in dict(task.named_parameters())}
     return {
-        "weights": weights,
+        "weights": whole(weights),
         "buffers": buffers,
-        "optimizer": optimizer.state_dict(),
-        "average": average.state_dict() if average else None,
+        "optimizer": whole(optimizer.state_dict()),
+        "average": whole(average.state_dict()) if average else None,
         "meter": meter.state_dict(),
     }
 
@@ -162,20 +189,21 @@ def _resume(
     if loaded is None:
         return 0
     step, state = loaded
-    task.load_state_dict({**state["weights"], **state["buffers"]}, strict=False)
-    optimizer.load_state_dict(state["optimizer"])
+    trainable = _trainable(task)
+    weights = {name: laid_out_like(value, trainable[name]) for name, value in state["weights"].items()}
+    task.load_state_dict({**weights, **state["buffers"]}, strict=False)
+    updated = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        index: {name: laid_out_like(value, updated[index]) for name, value in entry.items()}
+        for index, entry in state["optimizer"]["state"].items()
+    }
+    optimizer.load_state_dict({**state["optimizer"], "state": moments})
     if average:
-        average.load_state_dict(state["average"])
-    if context.world_size == 1:  # with several ranks the sums are each rank's own, and only rank 0's are stored
+        pairs = zip(state["average"]["shadow"], average.shadow, strict=True)
+        average.load_state_dict({"shadow": [laid_out_like(value, shadow) for value, shadow in pairs]})
+    if context.world_size == 1:  # with several ranks the sums are each rank's own, and none are stored
         meter.load_state_dict(state["meter"])
     return step
-
-
-def _distributed(task: nn.Module, context: Context) -> nn.Module:
-    if context.world_size == 1:
-        return task
-    ids = [context.device.index] if context.device.type == "cuda" else None
-    return DistributedDataParallel(task, device_ids=ids, broadcast_buffers=False)
 
 
 def _autocast(device: torch.device, precision: str) -> Any:
@@ -183,10 +211,10 @@ def _autocast(device: torch.device, precision: str) -> Any:
 
 
 @contextmanager
-def _seeded(context: Context, prefix: str, step: int) -> Iterator[None]:
-    """Dropout and its like draw from PyTorch's global generator: for one step it is a stream named by that step."""
+def _seeded(context: Context, prefix: str, step: int, rank: int) -> Iterator[None]:
+    """Dropout and its like draw from PyTorch's global generator: for one step it is a stream named by that step and rank."""
     with torch.random.fork_rng([context.device] if context.device.type == "cuda" else []):
-        torch.manual_seed(stream_seed(context.seed, prefix, "global", step, context.rank))
+        torch.manual_seed(stream_seed(context.seed, prefix, "global", step, rank))
         yield
 
 
@@ -216,6 +244,8 @@ class _Meter:
             self.counts[key] = self.counts.get(key, 0) + 1
 
     def state_dict(self) -> dict[str, Any]:
+        if self.context.world_size > 1:  # rank 0's alone are no means over the ranks
+            return {"sums": {}, "counts": {}}
         return {"sums": self.sums, "counts": self.counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

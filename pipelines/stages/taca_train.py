@@ -7,9 +7,12 @@ from typing import Any
 from components.taca.batches import cache_batches
 from components.taca.cache import LatentCache
 from components.taca.lora import add_lora, save_lora
-from components.taca.reference import load_base
+from components.taca.reference import DTYPES, load_base
 from components.taca.schedule import TemperatureSchedule
+from components.taca.transfer import schedule_for
 from components.taca.velocity import VelocityTask
+from components.training.accumulation import require_even, virtual_ranks
+from components.training.distribution import repeated_blocks
 from components.training.loop import fit
 from pipelines.context import StageContext
 from pipelines.params import Parameters
@@ -18,23 +21,33 @@ from pipelines.params import Parameters
 def run(
     params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
 ) -> dict[str, Any]:
-    settings, gamma = params.taca_train, params.taca.gamma if context.arm == "taca" else 1.0
-    schedule = TemperatureSchedule(gamma=gamma, threshold=params.taca.threshold)
+    settings = params.taca_train
+    training = settings.training
+    require_even(training.batch, context, training.accumulate)
     cache = LatentCache.open(inputs["cache"])
-    transformer = load_base(inputs["base"], components=("transformer",)).transformer
+    pipe = load_base(inputs["base"], components=("transformer", "scheduler"), dtype=DTYPES[settings.base_dtype])
+    taca = schedule_for(params.taca.model_dump(), scheduler=pipe.scheduler, tokens=cache.tokens)
+    schedule = taca if context.arm == "taca" else TemperatureSchedule(gamma=1.0, threshold=taca.active_from)
+    transformer = pipe.transformer
     trainable = add_lora(transformer, settings.rank, params.seed)
-    embeds, pooled = cache.empty_prompt()
-    ranks = {"seed": params.seed, "rank": context.rank, "world_size": context.world_size}
+    if settings.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    null_caption: dict[str, Any] = cache.null_caption()
     task = VelocityTask(
         transformer,
-        null_prompt_embeds=embeds,
-        null_pooled=pooled,
-        sigma_low=schedule.threshold,
+        **null_caption,
+        sigma_low=schedule.active_from,
         caption_dropout=settings.caption_dropout,
-        schedule=schedule if gamma != 1.0 else None,
-        **ranks,
+        guidance=settings.embedded_guidance,
+        schedule=schedule if schedule.gamma != 1 else None,
+        seed=params.seed,
+        rank=context.rank,
+        world_size=context.world_size,
     )
-    batches = cache_batches(cache, batch_size=settings.training.batch, device=context.device, **ranks)
-    fit(task, batches, settings.training.loop(), context, prefix="lora")
+    batches = [
+        cache_batches(cache, batch_size=training.batch, seed=params.seed, device=context.device, **ranks)
+        for ranks in virtual_ranks(context, training.accumulate)
+    ]
+    fit(task, batches, training.loop(), context, prefix="lora", blocks=repeated_blocks(transformer))
     save_lora(transformer, outputs["adapter"], schedule.to_mapping())
     return {"trainable_parameters": trainable}

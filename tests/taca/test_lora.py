@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_transformers import FAMILIES, flux, flux_inputs, sd3
+from small_transformers import FAMILIES, SMALL, flux, flux_inputs, sd3
 from torch import Tensor
 
 from components.errors import DataError, ParameterError
@@ -71,6 +71,31 @@ def test_sd3_adapter_leaves_the_image_only_attention_alone() -> None:
     modules = adapted_modules(model)
     assert not [name for name in modules if "attn2" in name or "ff" in name]
     assert len(modules) == 3 * 8 - 1  # the last block has no to_add_out
+
+
+ARCHITECTURES = Path(__file__).resolve().parents[2] / "presets" / "architectures"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rank", "linears", "expected"),
+    [
+        ("flux-dev", 64, 19 * 8 + 38 * 3, 104_595_456),  # 104.6 M
+        ("flux-dev", 16, 19 * 8 + 38 * 3, 26_148_864),  # 26.1 M
+        ("sd35-medium", 64, 24 * 8 - 1, 37_552_128),  # 37.6 M: the last block has no to_add_out, else it were 37.7 M
+    ],
+)
+def test_the_adapter_of_a_published_architecture_has_the_parameters_of_its_attention_layers(
+    architecture: str, rank: int, linears: int, expected: int
+) -> None:
+    import diffusers
+
+    config = json.loads((ARCHITECTURES / f"{architecture}.json").read_text())
+    with torch.device("meta"):
+        model = getattr(diffusers, config.pop("_class_name"))(**config)
+        count = add_lora(model, rank=rank, seed=0)
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    assert len(adapted_modules(model)) == linears
+    assert count == expected == linears * rank * 2 * width
 
 
 def test_a_new_adapter_changes_no_output_and_depends_on_its_seed_alone() -> None:
@@ -187,18 +212,21 @@ def test_an_adapter_from_elsewhere_has_no_settings_and_a_broken_one_is_a_data_er
         read_lora_settings(tmp_path)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_below_the_threshold_a_gated_adapter_has_no_effect_at_all(family: str) -> None:
-    build, make_inputs = FAMILIES[family]
-    model = trained(build())
-    low, high = make_inputs([0.5, 0.2]), make_inputs([1.0, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", SMALL)
+def test_below_the_threshold_a_gated_adapter_has_no_effect_at_all(family: str, dtype: torch.dtype) -> None:
+    build, make_inputs = SMALL[family].build, SMALL[family].inputs
+    model, plain = trained(build().to(dtype)), build().to(dtype)
+    low, high = make_inputs([0.5, 0.2], dtype=dtype), make_inputs([1.0, 0.9], dtype=dtype)
     ungated_low, ungated_high = run(model, low), run(model, high)
+    assert ungated_low.dtype == dtype
     gate = AdapterGate(model, "taca", threshold=0.9)
-    assert torch.equal(run(model, low), run(build(), low))
+    assert torch.equal(run(model, low), run(plain, low))
     assert torch.equal(run(model, high), ungated_high)
+    assert not torch.equal(ungated_high, run(plain, high))
     gate.remove()
     assert torch.equal(run(model, low), ungated_low)
-    assert not torch.equal(ungated_low, run(build(), low))
+    assert not torch.equal(ungated_low, run(plain, low))
 
 
 def test_gating_touches_no_other_adapter_and_no_trainable_flag() -> None:

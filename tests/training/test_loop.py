@@ -1,6 +1,7 @@
 """The training loop against an undisturbed run, a formula, or a second way of computing the same."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from components.errors import ParameterError
+from components.training.accumulation import require_even, virtual_ranks
 from components.training.averaging import WeightAverage
 from components.training.context import LocalContext
 from components.training.loop import LoopConfig, NonFiniteLossError, fit
@@ -193,7 +195,15 @@ def test_the_schedule_warms_up_linearly_and_then_follows_half_a_cosine():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"report_every": 0}, {"checkpoint_every": 0}, {"learning_rate": 0.0}, {"ema_decay": 1.0}]
+    "wrong",
+    [
+        {"steps": 0},
+        {"report_every": 0},
+        {"checkpoint_every": 0},
+        {"accumulate": 0},
+        {"learning_rate": 0.0},
+        {"ema_decay": 1.0},
+    ],
 )
 def test_a_loop_that_cannot_run_is_refused_by_name(wrong):
     with pytest.raises(ParameterError, match=next(iter(wrong))):
@@ -249,3 +259,80 @@ def test_streams_do_not_depend_on_the_process_or_on_each_other():
     assert len(seeds) == 10
     draws = torch.stack([torch.randn(4000, generator=generator(0, "noise", step)) for step in range(4)])
     assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 0.08  # 5 sigma of 1 / sqrt(4000)
+
+
+class Independent(Regression):
+    """Says that its samples are independent of each other, and keeps which part of the batch it was asked for."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self) -> None:
+        super().__init__(normalised=False)
+        self.asked: list[tuple[int, int]] = []
+
+    def forward(self, batch, step):
+        self.asked.append((self.rank, self.world_size))
+        return super().forward(batch, step)
+
+
+def parts_of(count, size=8):
+    def part(index):
+        return lambda step: tuple(values.chunk(count)[index] for values in global_batch(step, size))
+
+    return [part(index) for index in range(count)]
+
+
+def test_a_batch_in_parts_takes_the_steps_of_the_whole_batch():
+    config = LoopConfig(steps=12, learning_rate=0.01, report_every=4, ema_decay=0.9)
+    contexts, tasks = [LocalContext(), LocalContext()], [Independent(), Independent()]
+    fit(tasks[0], global_batch, config, contexts[0])
+    fit(tasks[1], parts_of(4), replace(config, accumulate=4), contexts[1])
+    for (name, expected), found in zip(tasks[0].named_parameters(), tasks[1].parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, msg=name)
+    for (step, expected), (_, found) in zip(contexts[0].history, contexts[1].history, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5), step
+    assert tasks[0].asked == [(0, 1)] * 12
+    assert tasks[1].asked == [(0, 4), (1, 4), (2, 4), (3, 4)] * 12
+    assert (tasks[1].rank, tasks[1].world_size) == (0, 1)
+
+
+def test_virtual_ranks_are_those_of_one_worker_after_the_other():
+    context = LocalContext()
+    context.rank, context.world_size = 1, 3
+    assert virtual_ranks(context, 2) == [{"rank": 2, "world_size": 6}, {"rank": 3, "world_size": 6}]
+    require_even(12, context, 2)
+    with pytest.raises(ParameterError, match="batch = 16: must be a multiple of 3 workers x accumulate 2"):
+        require_even(16, context, 2)
+
+
+@pytest.mark.parametrize(
+    ("task", "batches", "accumulate", "message"),
+    [
+        (Regression(), global_batch, 2, "Regression needs its whole batch at once; set accumulate to 1"),
+        (Independent(), global_batch, 2, r"given batches in 1 part\(s\) a step"),
+        (Independent(), parts_of(4), 2, r"given batches in 4 part\(s\) a step"),
+    ],
+)
+def test_what_cannot_be_computed_in_parts_is_refused_before_the_first_step(task, batches, accumulate, message):
+    config = LoopConfig(steps=1, learning_rate=0.1, accumulate=accumulate)
+    with pytest.raises(ParameterError, match=message):
+        fit(task, batches, config, LocalContext())
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_part_that_is_not_finite_stops_before_the_optimiser_step(place):
+    task = Independent()
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    parts = parts_of(4)
+    good = parts[place]
+    parts[place] = lambda step: (good(step)[0] * math.nan, good(step)[1])
+    with pytest.raises(NonFiniteLossError, match="step 1"):
+        fit(task, parts, LoopConfig(steps=1, learning_rate=0.1, accumulate=4), LocalContext())
+    assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+
+
+def test_a_strategy_that_does_not_exist_is_refused():
+    context = LocalContext()
+    context.strategy = "zero"
+    with pytest.raises(ParameterError, match="strategy = 'zero': allowed are ddp, fsdp"):
+        fit(Regression(), global_batch, LoopConfig(steps=1, learning_rate=0.1), context)

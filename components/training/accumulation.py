@@ -1,0 +1,61 @@
+"""Gradient accumulation: a global batch computed in parts, some at the same time by other workers, some one after the other.
+
+Worker r of w that accumulates k micro-batches computes parts r k to r k + k - 1 of w k. Tasks and batches already know "part r of
+w" from training by several workers, so a micro-batch is to them what a worker is: a virtual rank among w k. Rows and random
+numbers are drawn for the global batch and cut by that rank; the step is therefore the same, to rounding, for every w and k.
+(What the global generator draws, dropout for one, is a stream of each virtual rank, as it is of each worker.)
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from components.errors import ParameterError
+from components.training.context import Context
+
+
+def virtual_ranks(context: Context, accumulate: int) -> list[dict[str, int]]:
+    """The parts of the global batch that this worker computes in a step, in order, as `{"rank": ..., "world_size": ...}`."""
+    parts = context.world_size * accumulate
+    return [{"rank": context.rank * accumulate + part, "world_size": parts} for part in range(accumulate)]
+
+
+def require_even(batch: int, context: Context, accumulate: int) -> None:
+    """Raise ParameterError unless a global batch of `batch` samples divides into all parts."""
+    if batch % (context.world_size * accumulate):
+        raise ParameterError(
+            f"batch = {batch}: must be a multiple of {context.world_size} workers x accumulate {accumulate}"
+        )
+
+
+def require_splittable(task: nn.Module, parts: int, accumulate: int) -> None:
+    """Raise ParameterError for a task or batches that cannot be computed in `accumulate` parts.
+
+    A loss that compares the samples of a batch with each other is another loss on a part of it. So a task says that its samples are
+    independent by having `rank` and `world_size`: which part of the global batch it draws random numbers for.
+    """
+    if accumulate == 1 and parts == 1:
+        return
+    name = type(task).__name__
+    if not (hasattr(task, "rank") and hasattr(task, "world_size")):
+        raise ParameterError(f"accumulate = {accumulate}: {name} needs its whole batch at once; set accumulate to 1")
+    if parts != accumulate:
+        raise ParameterError(
+            f"accumulate = {accumulate}: {name} is given batches in {parts} part(s) a step; set accumulate to {parts}"
+        )
+
+
+@contextmanager
+def as_part(task: Any, share: dict[str, int], accumulate: int) -> Iterator[None]:
+    """Let `task` draw for one part of the global batch inside. Nothing is touched where the worker has one part only."""
+    if accumulate == 1:
+        yield
+        return
+    before = task.rank, task.world_size
+    task.rank, task.world_size = share["rank"], share["world_size"]
+    try:
+        yield
+    finally:
+        task.rank, task.world_size = before

@@ -1,0 +1,98 @@
+"""How several processes train one model: each holds all of it (ddp), or each holds a part (fsdp).
+
+ddp keeps the whole model in every process and averages gradients. fsdp (PyTorch's FSDP2) cuts every tensor along its first
+dimension, so that a process stores 1/n of base, adapter, gradients and optimiser state; the whole of a block exists only while it
+computes. Both run the same operations on the same data and differ in rounding alone: `fsdp` casts nothing, a base stored in
+bfloat16 travels in bfloat16, float32 masters stay float32, and gradients are reduced in float32.
+
+Checkpoints hold whole tensors (`whole`), and reading one cuts them again (`laid_out_like`), so a run may go on with another number
+of processes or the other strategy.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from components.errors import ParameterError
+from components.training.context import Context
+
+Strategy = Literal["ddp", "fsdp"]
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks a transformer repeats: the members of its lists of modules. FLUX.1-dev has 57."""
+    return [block for child in model.children() if isinstance(child, nn.ModuleList) for block in child]
+
+
+def shard(task: nn.Module, blocks: Sequence[nn.Module], context: Context) -> bool:
+    """Cut `task` over the processes of `context` if its strategy is fsdp, in place; returns whether it was done.
+
+    Each of `blocks` is a unit that is gathered before it computes and let go after it; the rest of `task` is one more. Every
+    process must hold the same weights; they go to `context.device` one unit at a time, so the whole model need not fit there.
+    Without blocks nothing is done: such a model is small, and a copy in every process is faster.
+    """
+    if strategy_of(context) == "ddp" or context.world_size == 1 or not blocks:
+        return False
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(context.device.type, (context.world_size,))
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for unit in (*blocks, task):
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
+    return True
+
+
+def replicate(task: nn.Module, context: Context) -> nn.Module:
+    """`task` in DistributedDataParallel, or as it is for one process."""
+    if context.world_size == 1:
+        return task
+    ids = [context.device.index] if context.device.type == "cuda" else None
+    return DistributedDataParallel(task, device_ids=ids, broadcast_buffers=False)
+
+
+def strategy_of(context: Context) -> Strategy:
+    """How the processes of `context` share a model; a context that does not say means ddp. Raises ParameterError."""
+    strategy: Strategy = getattr(context, "strategy", "ddp")
+    if strategy not in ("ddp", "fsdp"):
+        raise ParameterError(f"strategy = {strategy!r}: allowed are ddp, fsdp")
+    return strategy
+
+
+@contextmanager
+def gradient_sync(model: Any, wanted: bool) -> Iterator[None]:
+    """Whether the backward pass inside exchanges gradients; all but the last micro-batch of a step only add to their own."""
+    waiting: AbstractContextManager[None] = nullcontext()
+    if isinstance(model, DistributedDataParallel) and not wanted:
+        waiting = model.no_sync()
+    elif hasattr(model, "set_requires_gradient_sync"):  # FSDP2
+        model.set_requires_gradient_sync(wanted)
+    with waiting:
+        yield
+
+
+def whole(value: Any) -> Any:
+    """`value` with every sharded tensor in it gathered, on the CPU; the rest as it is. All processes must call it together."""
+    if isinstance(value, Mapping):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    return value.full_tensor().cpu() if _is_sharded(value) else value
+
+
+def laid_out_like(value: Any, parameter: Tensor) -> Any:
+    """This process's part of a whole tensor, if `parameter` is sharded and of its shape; else `value` as it is."""
+    if not _is_sharded(parameter) or not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded: Any = parameter
+    return distribute_tensor(value.to(parameter.device), sharded.device_mesh, sharded.placements, src_data_rank=None)
+
+
+def _is_sharded(value: Any) -> bool:
+    return isinstance(value, Tensor) and hasattr(value, "full_tensor")

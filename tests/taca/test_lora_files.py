@@ -1,0 +1,264 @@
+"""LoRA files of other people: every layout gives the weight change that its own matrices say, and no key goes missing."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_transformers import SMALL, flux, sd3
+from torch import Tensor
+
+from components.errors import DataError
+from components.taca.lora import load_lora, unload_lora
+from components.taca.lora_files import lora_file, read_lora, read_lora_settings
+
+RANK = 3
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+PEFT, KOHYA = ("lora_A", "lora_B"), ("lora_down", "lora_up")
+
+
+def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    return {name: (m.out_features, m.in_features) for name, m in linears.items()}
+
+
+def matrices(shapes: dict[str, tuple[int, int]], seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
+    """Random (down, up) for each layer."""
+    source = torch.Generator().manual_seed(seed)
+    return {
+        name: (torch.randn(RANK, into, generator=source), torch.randn(out, RANK, generator=source))
+        for name, (out, into) in shapes.items()
+    }
+
+
+def write(path: Path, pairs: dict[str, tuple[Tensor, Tensor]], halves: tuple[str, str], alpha: float | None) -> Path:
+    """A file of `<name>.<half>.weight`, and `<name>.alpha` where there is one."""
+    weights: dict[str, Tensor] = {}
+    for name, (down, up) in pairs.items():
+        weights |= {f"{name}.{halves[0]}.weight": down, f"{name}.{halves[1]}.weight": up}
+        weights |= {f"{name}.alpha": torch.tensor(alpha)} if alpha is not None else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path)
+    return path
+
+
+def change_of(build: Any, file: Path) -> dict[str, Tensor]:
+    """What merging the adapter adds to each weight, where it is not zero."""
+    model = build()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    load_lora(model, file)
+    model.fuse_lora()
+    unload_lora(model)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    return {
+        name.removesuffix(".weight"): after[name] - before[name]
+        for name in before
+        if not torch.equal(after[name], before[name])
+    }
+
+
+def assert_changes(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def product(pair: tuple[Tensor, Tensor], scale: float = 1.0) -> Tensor:
+    down, up = pair
+    return (scale * up.double() @ down.double()).float()
+
+
+@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize(
+    ("prefix", "flat", "halves", "alpha"),
+    [
+        ("transformer.", False, PEFT, None),
+        ("transformer.", False, KOHYA, 2.0),
+        ("diffusion_model.", False, PEFT, None),
+        ("diffusion_model.", False, KOHYA, 1.5),
+        ("lora_transformer_", True, KOHYA, 1.5),
+    ],
+)
+def test_a_file_in_diffusers_names_adds_alpha_over_rank_times_b_a(
+    family: str, prefix: str, flat: bool, halves: tuple[str, str], alpha: float | None, tmp_path: Path
+) -> None:
+    build = SMALL[family].build
+    shapes = {
+        name: shape
+        for name, shape in linear_shapes(build()).items()
+        if re.search(r"(attn|attn2)\.to_[qkv]$|\.to_add_out$|\.to_out\.0$|add_q_proj$|ff\.net\.2$|^proj_out$", name)
+    }
+    assert len(shapes) > 5
+    pairs = matrices(shapes)
+    named = {prefix + (name.replace(".", "_") if flat else name): pair for name, pair in pairs.items()}
+    file = write(tmp_path / "somebody's.safetensors", named, halves, alpha)
+    scale = 1.0 if alpha is None else alpha / RANK
+    assert_changes(change_of(build, file), {name: product(pair, scale) for name, pair in pairs.items()})
+
+
+BFL = {  # layers of FLUX's own code, and what diffusers calls them, in order of their rows
+    "double_blocks.0.img_attn.qkv": [f"transformer_blocks.0.attn.{x}" for x in ("to_q", "to_k", "to_v")],
+    "double_blocks.1.txt_attn.qkv": [f"transformer_blocks.1.attn.add_{x}_proj" for x in "qkv"],
+    "double_blocks.0.img_attn.proj": ["transformer_blocks.0.attn.to_out.0"],
+    "double_blocks.1.txt_attn.proj": ["transformer_blocks.1.attn.to_add_out"],
+    "double_blocks.0.img_mlp.0": ["transformer_blocks.0.ff.net.0.proj"],
+    "double_blocks.0.txt_mlp.2": ["transformer_blocks.0.ff_context.net.2"],
+    "single_blocks.2.linear2": ["single_transformer_blocks.2.proj_out"],
+    "single_blocks.2.modulation.lin": ["single_transformer_blocks.2.norm.linear"],
+    "img_in": ["x_embedder"],
+}
+
+
+@pytest.mark.parametrize("alpha", [None, 1.0, 4.0])
+@pytest.mark.parametrize(
+    ("prefix", "flat", "halves"),
+    [("lora_unet_", True, KOHYA), ("diffusion_model.", False, PEFT), ("diffusion_model.", False, KOHYA)],
+)
+def test_a_file_in_the_names_of_fluxs_own_code_splits_fused_projections(
+    prefix: str, flat: bool, halves: tuple[str, str], alpha: float | None, tmp_path: Path
+) -> None:
+    linears = linear_shapes(flux())
+    fused = {name: (sum(linears[part][0] for part in parts), linears[parts[0]][1]) for name, parts in BFL.items()}
+    pairs = matrices(fused)
+    file = write(
+        tmp_path / "kohya.safetensors",
+        {prefix + (name.replace(".", "_") if flat else name): pair for name, pair in pairs.items()},
+        halves,
+        alpha,
+    )
+    expected = {}
+    for name, parts in BFL.items():
+        rows = product(pairs[name], 1.0 if alpha is None else alpha / RANK).split([linears[p][0] for p in parts])
+        expected |= dict(zip(parts, rows, strict=True))
+    assert_changes(change_of(flux, file), expected)
+
+
+def test_the_fused_layer_of_a_full_size_single_block_is_split_too(tmp_path: Path) -> None:
+    """The converter knows its rows for FLUX.1's own width only: q, k, v of 3072 and the 12288 of the feed-forward."""
+    from diffusers import FluxTransformer2DModel
+
+    with torch.device("meta"):
+        model = FluxTransformer2DModel(num_layers=1, num_single_layers=1)
+    pair = matrices({"x": (3 * 3072 + 12288, 3072)})["x"]
+    file = write(tmp_path / "single.safetensors", {"lora_unet_single_blocks_0_linear1": pair}, KOHYA, 6.0)
+    weights, settings = read_lora(file, model)
+    assert settings is None
+    parts = [
+        f"transformer.single_transformer_blocks.0.{x}" for x in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+    ]
+    assert {key.rsplit(".lora_", 1)[0] for key in weights} == set(parts)
+    found = torch.cat([weights[f"{part}.lora_B.weight"] @ weights[f"{part}.lora_A.weight"] for part in parts])
+    torch.testing.assert_close(found, product(pair, 2.0), rtol=1e-4, atol=1e-4)
+
+
+def test_the_published_layout_is_read_by_file_and_by_folder_whatever_its_name(tmp_path: Path) -> None:
+    """`ldiex/TACA` has several files in one folder, with names of their own and no settings."""
+    pairs = matrices({f"transformer_blocks.0.attn.{x}": (64, 64) for x in ATTENTION})
+    named = {f"transformer.{name}": pair for name, pair in pairs.items()}
+    first = write(tmp_path / "flux-dev-lora-rank-64.safetensors", named, PEFT, None)
+    expected = {name: product(pair) for name, pair in pairs.items()}
+    assert_changes(change_of(flux, first), expected)
+    assert_changes(change_of(flux, tmp_path), expected)
+    assert read_lora_settings(tmp_path) == read_lora_settings(first) == {}
+    write(tmp_path / "flux-dev-lora-rank-16.safetensors", named, PEFT, None)
+    with pytest.raises(DataError, match=r"several LoRAs, give one of flux-dev-lora-rank-16.safetensors, flux-dev"):
+        load_lora(flux(), tmp_path)
+
+
+def test_ranks_may_differ_between_layers(tmp_path: Path) -> None:
+    source = torch.Generator().manual_seed(0)
+    ranks = {"transformer_blocks.0.attn.to_q": 2, "transformer_blocks.0.attn.to_k": 5, "proj_out": 1}
+    shapes = linear_shapes(flux())
+    pairs = {
+        name: (
+            torch.randn(rank, shapes[name][1], generator=source),
+            torch.randn(shapes[name][0], rank, generator=source),
+        )
+        for name, rank in ranks.items()
+    }
+    file = write(tmp_path / "x.safetensors", {f"transformer.{n}": p for n, p in pairs.items()}, PEFT, None)
+    assert_changes(change_of(flux, file), {name: product(pair) for name, pair in pairs.items()})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"transformer.transformer_blocks.7.attn.to_q.lora_A.weight": (3, 64),
+          "transformer.transformer_blocks.7.attn.to_q.lora_B.weight": (64, 3)},
+         r"1 of 2 layers are none of FluxTransformer2DModel's \(transformer.transformer_blocks.7.attn.to_q\)"),
+        ({"lora_unet_input_blocks_4_proj.lora_down.weight": (3, 64), "lora_unet_input_blocks_4_proj.lora_up.weight": (64, 3)},
+         r"1 of 2 layers are none of .*input_blocks_4_proj"),
+        ({"transformer.proj_out.dora_scale": (12, 1)}, r"1 keys are no LoRA's \(transformer.proj_out.dora_scale\)"),
+        ({"transformer.norm.diff": (3,)}, "1 keys are no LoRA's"),
+        ({"transformer.proj_out.lora_A.weight": (3, 64)}, "proj_out needs two matrices"),
+        ({"transformer.proj_out.lora_A.weight": (3, 64), "transformer.proj_out.lora_B.weight": (12, 4)}, "ranks differ"),
+        ({"transformer.proj_out.lora_A.weight": (3, 32), "transformer.proj_out.lora_B.weight": (12, 3)},
+         "proj_out maps 32 to 12 channels, this transformer's maps 64 to 12"),
+        ({"text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": (3, 4)}, "1 keys are for a text encoder"),
+        ({"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": (3, 4)}, "1 keys are for a text encoder"),
+        ({"diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight": (3, 64),
+          "diffusion_model.transformer_blocks.0.attn.to_q.lora_B.weight": (64, 3)},
+         "transformer_blocks.0.attn.to_q twice"),
+        ({"transformer.transformer_blocks.0.attn.to_q.lora_down.weight": (3, 64)}, "there twice under other names"),
+    ],
+)  # fmt: skip
+def test_a_key_that_would_be_passed_over_is_one_clear_error(
+    change: dict[str, tuple[int, ...]], message: str, tmp_path: Path
+) -> None:
+    good = {"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": (3, 64)}
+    good |= {"transformer.transformer_blocks.0.attn.to_q.lora_B.weight": (64, 3)}
+    file = tmp_path / "x.safetensors"
+    save_file({key: torch.zeros(shape) for key, shape in (good | change).items()}, file)
+    model = flux()
+    with pytest.raises(DataError, match=message) as caught:
+        load_lora(model, file)
+    assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert not [name for name, _ in model.named_modules() if "lora" in name]
+
+
+def test_kohyas_names_of_sd3_are_refused_as_diffusers_has_no_converter_for_them(tmp_path: Path) -> None:
+    pairs = matrices({"lora_unet_joint_blocks_0_x_block_attn_qkv": (192, 64)})
+    file = write(tmp_path / "x.safetensors", pairs, KOHYA, 1.0)
+    with pytest.raises(DataError, match="1 of 1 layers are none of SD3Transformer2DModel's"):
+        load_lora(sd3(), file)
+
+
+def test_what_is_no_safetensors_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no LoRA there"):
+        lora_file(tmp_path)
+    pickled = tmp_path / "lora.bin"
+    torch.save({}, pickled)
+    with pytest.raises(DataError, match=r"only \.safetensors"):
+        load_lora(flux(), pickled)
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(b"not a file of weights")
+    with pytest.raises(DataError, match="not a LoRA adapter"):
+        load_lora(flux(), torn)
+
+
+def test_settings_that_contradict_the_weights_are_a_data_error_and_leave_the_model_alone(tmp_path: Path) -> None:
+    pair = matrices({"transformer.transformer_blocks.0.attn.to_q": (64, 64)})[
+        "transformer.transformer_blocks.0.attn.to_q"
+    ]
+    settings = {"transformer.r": 7, "transformer.lora_alpha": 7, "transformer.target_modules": ["attn.to_q"]}
+    keys = [f"transformer.transformer_blocks.0.attn.to_q.{half}.weight" for half in PEFT]
+    file = tmp_path / "x.safetensors"
+    save_file(dict(zip(keys, pair, strict=True)), file, {"lora_adapter_metadata": json.dumps(settings)})
+    model = flux()
+    with pytest.raises(DataError, match="settings do not fit its weights"):
+        load_lora(model, file)
+    assert "taca" not in getattr(model, "peft_config", {})
+
+
+def test_another_adapter_in_the_model_does_not_hide_a_layer(tmp_path: Path) -> None:
+    pairs = matrices({"transformer_blocks.0.attn.to_q": (64, 64)})
+    file = write(tmp_path / "x.safetensors", {f"transformer.{n}": p for n, p in pairs.items()}, PEFT, None)
+    model = flux()
+    load_lora(model, file, "first")
+    load_lora(model, file, "second")
+    assert set(model.active_adapters()) == {"first", "second"}
