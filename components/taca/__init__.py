@@ -6,6 +6,7 @@ from typing import Any
 _PUBLIC = {
     "AdapterGate": "lora",
     "Arm": "generation",
+    "Family": "families",
     "LatentCache": "cache",
     "TacaHandle": "install",
     "TemperatureSchedule": "schedule",
@@ -17,10 +18,12 @@ _PUBLIC = {
     "generate": "generation",
     "load_base": "reference",
     "load_lora": "lora",
+    "observe_attention": "observation",
+    "register_family": "families",
     "save_lora": "lora",
     "temperature_adjusted_attention": "attention",
-    "threshold_for_fraction": "schedule",
-    "transfer_threshold": "schedule",
+    "threshold_for_fraction": "transfer",
+    "transfer_threshold": "transfer",
     "unload_lora": "lora",
     "write_reference": "reference",
 }

@@ -2,8 +2,8 @@
 
 A folder of safetensors shards and one index:
 
-    latents-00000.safetensors  latents (n, S, C): packed, shifted and scaled, one row a picture
-    text-00000.safetensors     prompt_embeds (n, T, D), pooled (n, P): one row a caption
+    latents-00000.safetensors  latents, shifted and scaled, one row a picture: (n, S, C) packed (FLUX), (n, C, H, W) (SD3)
+    text-00000.safetensors     prompt_embeds (n, T, D), pooled (n, P), text_mask (n, T) bool, as far as the model has them
     empty.safetensors          the same for the empty prompt, for caption dropout
     index.json                 image_ids, captions, the picture of each caption, the grid of latent tokens, rows a shard
 
@@ -15,16 +15,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from components.errors import DataError
-from components.taca.autoencoder import signed_pixels
-
-if TYPE_CHECKING:
-    from diffusers import FluxPipeline
+from components.taca.conventions import encode_captions, encode_pictures, picture_multiple
 
 INDEX = "index.json"
 
@@ -38,39 +35,8 @@ class CaptionRow:
     caption: str
 
 
-@torch.no_grad()
-def encode_pictures(pipe: "FluxPipeline", pixels: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W), uint8 or float in [0, 1], as packed latents (B, S, C) of the VAE's dtype: (z - shift) *
-    scale.
-
-    The posterior mean is taken, so the result is a function of the picture. S = (H / 2f) (W / 2f) for a VAE of scale f.
-    Raises `DataError` for a size that the packing does not divide.
-    """
-    vae = pipe.vae
-    height, width = pixels.shape[-2:]
-    multiple = 2 * pipe.vae_scale_factor
-    if height % multiple or width % multiple:
-        raise DataError(f"pictures of {height}x{width}: both sides must be multiples of {multiple} for this model")
-    mean = vae.encode(signed_pixels(pixels.to(vae.device)).to(vae.dtype)).latent_dist.mean  # (B, C/4, H/f, W/f)
-    scaled = (mean - vae.config.shift_factor) * vae.config.scaling_factor
-    batch, channels, rows, columns = scaled.shape
-    return pipe._pack_latents(scaled, batch, channels, rows, columns)
-
-
-@torch.no_grad()
-def encode_captions(pipe: "FluxPipeline", captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Captions as (prompt_embeds (N, T, D), pooled (N, P)), through the pipeline's own `encode_prompt`."""
-    embeds, pooled, _ = pipe.encode_prompt(list(captions), max_sequence_length=text_length(pipe))
-    return embeds, pooled
-
-
-def text_length(pipe: "FluxPipeline") -> int:
-    """Text tokens to run the pipeline with: its T5 tokenizer's own length, 512 at most as `FluxPipeline` demands."""
-    return min(512, pipe.tokenizer_2.model_max_length)
-
-
 def write_cache(
-    pipe: "FluxPipeline",
+    pipe: Any,
     folder: Path,
     rows: Sequence[CaptionRow],
     pixels: Callable[[Sequence[int]], Tensor],
@@ -101,18 +67,17 @@ def write_cache(
         return {"latents": encode_pictures(pipe, pictures)}
 
     def text(start: int, stop: int) -> dict[str, Tensor]:
-        embeds, pooled = encode_captions(pipe, [row.caption for row in rows[start:stop]])
+        encoded = encode_captions(pipe, [row.caption for row in rows[start:stop]])
         if progress:
             progress(len(image_ids) + stop, total)
-        return {"prompt_embeds": embeds, "pooled": pooled}
+        return encoded
 
     _write_shards(folder, "latents", len(image_ids), latents, batch_size, shard_rows)
     _write_shards(folder, "text", len(rows), text, batch_size, shard_rows)
-    embeds, pooled = encode_captions(pipe, [""])
-    _save(folder / "empty.safetensors", {"prompt_embeds": embeds, "pooled": pooled})
+    _save(folder / "empty.safetensors", encode_captions(pipe, [""]))
     row_of = {image_id: row for row, image_id in enumerate(image_ids)}
     index = {
-        "grid": [side // (2 * pipe.vae_scale_factor) for side in size],
+        "grid": [side // picture_multiple(pipe) for side in size],
         "shard_rows": shard_rows,
         "image_ids": image_ids,
         "captions": [[row_of[row.image_id], row.caption_id, row.caption] for row in rows],
@@ -149,6 +114,11 @@ class LatentCache:
         return {**self.__dict__, "_open": {}}  # memory maps stay behind when the cache travels to a worker
 
     @property
+    def tokens(self) -> int:
+        """How many image tokens the transformer sees; a threshold is transferred by it."""
+        return self.grid[0] * self.grid[1]
+
+    @property
     def img_ids(self) -> Tensor:
         """Positions of the latent tokens for rotary embedding: (S, 3) float32 of (0, row, column)."""
         down, across = self.grid
@@ -160,20 +130,25 @@ class LatentCache:
     def batch(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
         """Rows as a batch for `VelocityTask`.
 
-        Returns `{"latents": (B, S, C), "img_ids": (S, 3), "prompt_embeds": (B, T, D), "pooled": (B, P)}`. FLUX's text
-        positions are zeros, which the task makes itself.
+        Returns `{"latents": (B, S, C), "img_ids": (S, 3)}` for packed latents or `{"latents": (B, C, H, W)}`, with
+        "prompt_embeds" (B, T, D), and "pooled" (B, P) and "text_mask" (B, T) as far as the model has them. Text has no
+        positions of its own: FLUX's are zeros, which the task makes itself.
         """
         chosen = [int(index) for index in indices]
-        return {
-            "latents": torch.stack([self._row("latents", "latents", self._picture_rows[index]) for index in chosen]),
-            "img_ids": self.img_ids,
-            "prompt_embeds": torch.stack([self._row("text", "prompt_embeds", index) for index in chosen]),
-            "pooled": torch.stack([self._row("text", "pooled", index) for index in chosen]),
+        batch = {
+            "latents": torch.stack([self._row("latents", "latents", self._picture_rows[index]) for index in chosen])
         }
+        if batch["latents"].ndim == 3:
+            batch["img_ids"] = self.img_ids
+        for name in self._file("empty").keys():  # noqa: SIM118 (a safetensors file is no mapping)
+            batch[name] = torch.stack([self._row("text", name, index) for index in chosen])
+        return batch
 
-    def empty_prompt(self) -> tuple[Tensor, Tensor]:
-        """The empty prompt as (prompt_embeds (T, D), pooled (P,)): what a dropped caption becomes."""
-        return self._file("empty").get_tensor("prompt_embeds")[0], self._file("empty").get_tensor("pooled")[0]
+    def null_caption(self) -> dict[str, Tensor]:
+        """What a dropped caption becomes, as `VelocityTask` takes it: null_prompt_embeds (T, D), null_pooled (P,),
+        null_text_mask (T,), as far as the model has them."""
+        empty = self._file("empty")
+        return {f"null_{name}": empty.get_tensor(name)[0] for name in empty.keys()}  # noqa: SIM118
 
     def _row(self, part: str, name: str, row: int) -> Tensor:
         shard, place = divmod(row, self.shard_rows)

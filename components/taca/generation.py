@@ -1,21 +1,26 @@
 """Pictures from prompts, and the arms that are compared: the base as it is, with TACA, with its LoRA, with both."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from components.errors import ParameterError
-from components.taca.cache import text_length
+from components.taca.conventions import (
+    as_transformer_input,
+    conventions_of,
+    image_tokens,
+    latent_shape,
+    sampler_sigmas,
+    text_length,
+)
 from components.training.randomness import generator
 
 if TYPE_CHECKING:
-    from diffusers import FluxPipeline
-
     from components.taca.schedule import TemperatureSchedule
 
 ADAPTER = "taca"
@@ -37,7 +42,7 @@ class Arm:
 
 
 @contextmanager
-def apply_arm(pipe: "FluxPipeline", arm: Arm) -> "Iterator[FluxPipeline]":
+def apply_arm(pipe: Any, arm: Arm) -> Iterator[Any]:
     """Enable the arm's TACA and gated LoRA on `pipe.transformer`; on leaving, even by an error, restore it.
 
     The attention processors, adapters and any TACA that was enabled before are afterwards as they were; an arm without
@@ -51,10 +56,10 @@ def apply_arm(pipe: "FluxPipeline", arm: Arm) -> "Iterator[FluxPipeline]":
     before = taca_handle(transformer)
     with ExitStack() as undo:
         if before is not None:
-            undo.callback(enable_taca, transformer, before.schedule)
+            undo.callback(enable_taca, before.pipe or transformer, before.schedule)
         disable_taca(transformer)
         if arm.schedule is not None:
-            enable_taca(transformer, arm.schedule)
+            enable_taca(pipe, arm.schedule)
             undo.callback(disable_taca, transformer)
         if arm.adapter is not None:
             threshold = _adapter_threshold(arm, arm.adapter)
@@ -77,28 +82,38 @@ def _adapter_threshold(arm: Arm, adapter: Path) -> float:
         return arm.adapter_threshold
     settings = read_lora_settings(adapter)
     if "threshold" in settings:
-        return float(settings["threshold"])
+        return 0.0 if settings.get("form") == "constant" else float(settings["threshold"])
     if arm.schedule is None:
         raise ParameterError(f"{adapter}: does not say where it is active; give adapter_threshold, a sigma in [0, 1]")
-    return arm.schedule.threshold
+    return arm.schedule.active_from
 
 
-def initial_noise(pipe: "FluxPipeline", seeds: Sequence[int], height: int, width: int) -> Tensor:
-    """Packed noise (N, S, C) float32, row i from seeds[i] alone, so that it does not depend on the batch."""
-    factor = 2 * pipe.vae_scale_factor
-    if height % factor or width % factor:
-        raise ParameterError(f"pictures of {height}x{width}: both sides must be multiples of {factor} for this model")
-    channels = pipe.transformer.config.in_channels // 4
-    rows, columns = 2 * (height // factor), 2 * (width // factor)
-    noise = torch.stack(
-        [torch.randn((channels, rows, columns), generator=generator(s, "initial noise")) for s in seeds]
-    )
-    return pipe._pack_latents(noise, len(seeds), channels, rows, columns)
+def initial_noise(pipe: Any, seeds: Sequence[int], height: int, width: int) -> Tensor:
+    """Noise in float32 as the pipeline's transformer takes latents, packed (N, S, C) or (N, C, H, W).
+
+    Row i is from seeds[i] alone, so it does not depend on the batch, nor on the dtype that the model runs in.
+    """
+    shape = latent_shape(pipe, height, width)
+    noise = torch.stack([torch.randn(shape, generator=generator(s, "initial noise")) for s in seeds])
+    return as_transformer_input(pipe, noise)
+
+
+def schedule_of(pipe: Any, settings: Mapping[str, Any], *, height: int, width: int) -> "TemperatureSchedule":
+    """The schedule that settings (the section `taca` of params.yaml) mean for pictures of this size from `pipe`."""
+    from components.taca.transfer import schedule_for
+
+    return schedule_for(settings, scheduler=pipe.scheduler, tokens=image_tokens(pipe, height, width))
+
+
+def active_steps(pipe: Any, schedule: "TemperatureSchedule", *, height: int, width: int, steps: int) -> int:
+    """At how many of the sampler's steps `schedule` is on, the timesteps rounded as the pipeline rounds them."""
+    dtype = pipe.transformer.dtype if conventions_of(pipe).rounds_timesteps else torch.float32
+    return schedule.active_steps(sampler_sigmas(pipe, steps, height, width), dtype)
 
 
 @torch.no_grad()
 def generate(
-    pipe: "FluxPipeline",
+    pipe: Any,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -110,8 +125,9 @@ def generate(
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """One picture for each (prompt, seed): uint8 (N, 3, height, width) on the CPU, through `FluxPipeline.__call__`.
+    """One picture for each (prompt, seed): uint8 (N, 3, height, width) on the CPU, through the pipeline's own `__call__`.
 
+    pipe: of any class in `components.taca.conventions`, in float32 or bfloat16; noise is drawn in float32 always.
     guidance: the true classifier-free guidance scale against the empty prompt; 1 is off.
     embedded_guidance: the scalar that guidance-distilled models (FLUX.1-dev) are told; ignored by others.
     progress: called with (done, total) after every batch.
@@ -128,14 +144,13 @@ def generate(
         raise ParameterError(
             f"generate: steps {steps}, batch_size {batch_size}, guidance {guidance}: each must be at least 1"
         )
-    pictures = []
+    conventions, pictures = conventions_of(pipe), []
     for start in range(0, len(prompts), batch_size):
         part = list(prompts[start : start + batch_size])
         drawn = pipe(
             prompt=part,
             negative_prompt=[""] * len(part) if guidance > 1 else None,
-            true_cfg_scale=guidance,
-            guidance_scale=embedded_guidance,
+            **conventions.guidance(pipe, guidance, embedded_guidance),
             height=height,
             width=width,
             num_inference_steps=steps,

@@ -10,19 +10,21 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
 
 from components.errors import DataError, ParameterError
 from components.files import file_digest
+from components.taca.conventions import CONVENTIONS
+from components.taca.pipeline_folder import INDEX, PipelineFolder
 
-if TYPE_CHECKING:
-    import torch
-    from diffusers import FluxPipeline
+# Parts of pipelines by purpose, over all supported classes; a part that a pipeline does not have is passed over.
+COMPONENTS = tuple(dict.fromkeys(part for conventions in CONVENTIONS.values() for part in conventions.parts))
+TEXT = tuple(dict.fromkeys(part for conventions in CONVENTIONS.values() for part in conventions.text))
 
-# The parts of a FluxPipeline that can be left out, and which others they bring along.
-COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-TEXT = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by their names in params.yaml
 
 
 def write_reference(location: str | Path, path: Path, *, revision: str | None = None) -> dict[str, Any]:
@@ -30,10 +32,12 @@ def write_reference(location: str | Path, path: Path, *, revision: str | None = 
 
     `location` is a folder, or with `revision` (a full commit hash) the id of a model on the Hugging Face hub that is
     already in the local cache. Raises `ParameterError` for a revision that is not pinned, `DataError` when no pipeline
-    is found.
+    is found, or one of a class that is not supported, or one that is not there whole.
     """
     if revision is None:
         folder = Path(location)
+        if not folder.is_dir():
+            raise DataError(f"{location}: no such folder; of a model on the Hugging Face hub, give the revision too")
         stored = _relative(folder.resolve(), path.resolve().parent)
     else:
         if len(revision) != 40 or set(revision) - set("0123456789abcdef"):
@@ -45,7 +49,7 @@ def write_reference(location: str | Path, path: Path, *, revision: str | None = 
     reference = {
         "location": stored,
         "revision": revision,
-        "files": {name: file_digest(folder / name) for name in _pipeline_files(folder)},
+        "files": {name: file_digest(folder / name) for name in PipelineFolder(folder).files()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(reference, indent=2, sort_keys=True) + "\n")
@@ -53,36 +57,40 @@ def write_reference(location: str | Path, path: Path, *, revision: str | None = 
 
 
 def load_base(
-    reference_path: Path, *, components: Iterable[str] = COMPONENTS, dtype: "torch.dtype | None" = None
-) -> "FluxPipeline":
-    """The pipeline a reference points to, after checking the digests of the files that are read; in eval mode, on the
-    CPU.
+    reference_path: Path, *, components: Iterable[str] = COMPONENTS, dtype: torch.dtype = torch.float32
+) -> Any:
+    """The pipeline a reference points to, after checking the digests of the files that are read; in eval mode, on the CPU.
 
+    Its class is the one that `model_index.json` names, out of `components.taca.conventions`; its weights are in `dtype`.
     `components` names the parts to load (`TEXT` to encode captions); the others are None and their files are neither
-    read nor checked. Raises `ParameterError` for an unknown part, `DataError` for a missing, changed or unreadable
-    file.
+    read nor checked. An encoder that the folder does without (SD3.5's T5) is None too; what stands in for it is loaded
+    with the text. Weights may be sharded, and in a variant ("fp16") where there are no others. Raises `ParameterError` for
+    an unknown part, `DataError` for a missing, changed or unreadable file.
     """
     import diffusers
-    import torch
     import transformers
-    from diffusers import FluxPipeline
+    from safetensors import SafetensorError
 
-    wanted = set(components)
-    if unknown := wanted - set(COMPONENTS):
+    if unknown := set(components) - set(COMPONENTS):
         raise ParameterError(f"load_base: unknown components {sorted(unknown)}; there are {', '.join(COMPONENTS)}")
     reference = read_reference(reference_path)
-    folder = _folder_of(reference, reference_path)
-    verify_files(folder, reference["files"], only=wanted)
-    pipeline_class = json.loads((folder / "model_index.json").read_text()).get("_class_name")
-    if pipeline_class != "FluxPipeline":
-        raise DataError(f"{folder}/model_index.json: a {pipeline_class}; only FluxPipeline folders are supported")
-    left_out: dict[str, Any] = {name: None for name in COMPONENTS if name not in wanted}
+    location, files = _folder_of(reference, reference_path), reference["files"]
+    verify_files(location, {INDEX: files[INDEX]})
+    folder = PipelineFolder(location)
+    parts = folder.parts_for(components)
+    read, variant = folder.files_read(files, parts)
+    verify_files(location, {name: files[name] for name in read})
     if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-    pipe = FluxPipeline.from_pretrained(
-        folder, dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True, **left_out
-    )
+    left_out: dict[str, Any] = dict.fromkeys(folder.named - parts)
+    try:
+        pipe = getattr(diffusers, folder.conventions.pipeline).from_pretrained(
+            location, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True, **left_out
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{location}: cannot be read as a {folder.conventions.pipeline} ({reason})") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -97,21 +105,17 @@ def read_reference(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not JSON ({error})") from None
     if not isinstance(reference, dict) or set(reference) != {"location", "revision", "files"}:
         raise DataError(f"{path}: a model reference has the keys location, revision and files")
-    if "model_index.json" not in reference["files"]:
-        raise DataError(f"{path}: lists no model_index.json, so it describes no pipeline")
+    if INDEX not in reference["files"]:
+        raise DataError(f"{path}: lists no {INDEX}, so it describes no pipeline")
+    for name in reference["files"]:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise DataError(f"{path}: lists {name}, which is outside the model's folder")
     return reference
 
 
-def verify_files(folder: Path, files: Mapping[str, str], only: Iterable[str] | None = None) -> None:
-    """Compare files under `folder` with their SHA-256; `only` limits it to these sub-folders and the top level.
-
-    Raises `DataError` naming the first file that is missing or differs.
-    """
-    kept = None if only is None else set(only)
+def verify_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Compare files under `folder` with their SHA-256. Raises `DataError` naming the first that is missing or differs."""
     for name, expected in sorted(files.items()):
-        part = name.split("/", 1)[0]
-        if kept is not None and "/" in name and part not in kept:
-            continue
         if not (folder / name).is_file():
             raise DataError(
                 f"{folder / name}: missing, but the model reference lists it; rebuild or download the model again"
@@ -126,14 +130,6 @@ def verify_files(folder: Path, files: Mapping[str, str], only: Iterable[str] | N
 def _relative(folder: Path, start: Path) -> str:
     """`folder` as seen from `start`, with forward slashes, so that the reference does not depend on the machine."""
     return Path(os.path.relpath(folder, start)).as_posix()
-
-
-def _pipeline_files(folder: Path) -> list[str]:
-    """model_index.json and what lies in the sub-folders of known components: the files that loading reads."""
-    if not (folder / "model_index.json").is_file():
-        raise DataError(f"{folder}: no model_index.json, so this is no diffusers pipeline")
-    found = [file for part in COMPONENTS for file in (folder / part).rglob("*") if file.is_file()]
-    return ["model_index.json", *sorted(file.relative_to(folder).as_posix() for file in found)]
 
 
 def _folder_of(reference: Mapping[str, Any], reference_path: Path) -> Path:

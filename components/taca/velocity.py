@@ -1,6 +1,7 @@
 """Flow matching for a text-to-image transformer: the task that trains TACA's LoRA (arXiv 2506.07986, Eq. 13)."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ class VelocityTask(nn.Module):
             # Not persistent: a checkpoint holds what training changes, and these are inputs.
             self.register_buffer(f"null_{name}", null[name], False)
         if schedule is not None:
-            enable_taca(transformer, schedule)
+            enable_taca(transformer, replace(schedule, unconditional=True))  # training has no two halves of guidance
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         device = next(self.transformer.parameters()).device
@@ -114,9 +115,10 @@ class VelocityTask(nn.Module):
         return sigma[mine].float(), noise[mine], dropped[mine]
 
     def _drop_captions(self, batch: Batch, dropped: Tensor) -> dict[str, Tensor]:
-        if unknown := [name for name in _TEXT_PARTS if name in batch and name not in self._text_parts]:
+        if (found := [name for name in _TEXT_PARTS if name in batch]) != self._text_parts:
             raise ParameterError(
-                f"batch {unknown[0]}: null_{unknown[0]}, that of the empty prompt, was not given (LatentCache.null_caption())"
+                f"batch has {', '.join(found)} of its captions, and of the empty prompt null_ {', '.join(self._text_parts)} "
+                "were given; pass all that LatentCache.null_caption() returns"
             )
         kept = {}
         for name in self._text_parts:

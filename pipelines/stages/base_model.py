@@ -9,7 +9,7 @@ import torch
 from components.persons.shards import PersonDataset
 from components.taca.autoencoder import AutoencoderTask, pixel_batches, psnr, reconstruct, set_latent_scale
 from components.taca.base_training import TextToImageTask, base_batches
-from components.taca.cache import encode_pictures
+from components.taca.conventions import encode_pictures
 from components.taca.reference import write_reference
 from components.taca.tiny import TinyConfig, build_tiny_pipeline, word_vocabulary
 from components.training.loop import fit
@@ -22,9 +22,10 @@ def run(
 ) -> dict[str, Any]:
     settings = params.base_model
     if settings.source != "tiny":
+        revision = settings.pinned_revision()
         outputs["base_weights"].mkdir()
-        (outputs["base_weights"] / "PUBLISHED").write_text(f"{settings.source} at {settings.revision}: never copied\n")
-        reference = write_reference(settings.source, outputs["base"], revision=settings.revision)
+        (outputs["base_weights"] / "PUBLISHED").write_text(f"{settings.source} at {revision}: never copied\n")
+        reference = write_reference(settings.source, outputs["base"], revision=revision)
         return {"files": len(reference["files"])}
 
     people, size = PersonDataset.open(inputs["people"]), params.pictures

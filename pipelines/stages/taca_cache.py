@@ -7,7 +7,7 @@ from typing import Any
 from components.persons.prompts import prompt_form
 from components.persons.shards import PersonDataset
 from components.taca.cache import CaptionRow, write_cache
-from components.taca.reference import TEXT, load_base
+from components.taca.reference import DTYPES, TEXT, load_base
 from pipelines.context import StageContext
 from pipelines.params import Parameters
 
@@ -15,15 +15,15 @@ from pipelines.params import Parameters
 def run(
     params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
 ) -> dict[str, Any]:
-    people, size = PersonDataset.open(inputs["people"]), params.pictures
-    rows = people.rows(split="train", form=prompt_form(people))[: params.taca_cache.captions]
+    settings, people, size = params.taca_cache, PersonDataset.open(inputs["people"]), params.pictures
+    rows = people.rows(split="train", form=prompt_form(people))[: settings.captions]
     captions = [CaptionRow(row["image_id"], row["caption_id"], row["caption"]) for row in rows]
-    pipe = load_base(inputs["base"], components=("vae", *TEXT)).to(context.device)
+    pipe = load_base(inputs["base"], components=("vae", *TEXT), dtype=DTYPES[settings.base_dtype]).to(context.device)
     write_cache(
         pipe,
         outputs["cache"],
         captions,
         lambda image_ids: people.pixels(image_ids, size.height, size.width),
-        batch_size=params.taca_cache.batch,
+        batch_size=settings.batch,
     )
     return {"captions": len(captions)}

@@ -14,9 +14,8 @@ from components.evaluation.figures import plate, save_png
 from components.persons.png import encode_png
 from components.persons.prompts import Prompt, prompts
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
-from components.taca.generation import Arm, apply_arm, generate
-from components.taca.reference import load_base
-from components.taca.schedule import TemperatureSchedule
+from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_of
+from components.taca.reference import DTYPES, load_base
 from components.training.randomness import stream_seed
 from pipelines.context import StageContext
 from pipelines.params import Parameters
@@ -30,18 +29,19 @@ def run(
     params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
 ) -> dict[str, Any]:
     settings, people = params.taca_generate, PersonDataset.open(inputs["people"])
-    schedule = TemperatureSchedule(gamma=params.taca.gamma, threshold=params.taca.threshold)
+    size: dict[str, Any] = {"height": params.pictures.height, "width": params.pictures.width}
+    pipe = load_base(inputs["base"], dtype=DTYPES[settings.base_dtype]).to(context.device)
+    schedule = schedule_of(pipe, params.taca.model_dump(), **size)
     arm = Arm(
         adapter=inputs.get("adapter"),
         schedule=schedule if context.arm in ("taca", "taca_lora") else None,
-        adapter_threshold=schedule.threshold,
+        adapter_threshold=schedule.active_from,
     )
     evaluation = prompts(people, "test", settings.prompts)
     wanted = [("val", f"guidance {scale:g}", scale, evaluation) for scale in settings.guidance]
     if context.arm == CORPUS_ARM:
         wanted.append(("train", "corpus", settings.corpus_guidance, prompts(people, "train", settings.corpus)))
 
-    pipe = load_base(inputs["base"]).to(context.device)
     with apply_arm(pipe, arm), DatasetWriter(outputs["generated"]) as writer:
         for split, source, scale, asked in wanted:
             pictures = _draw(pipe, asked, scale, source, params, context)
@@ -57,11 +57,10 @@ def run(
                     source=source,
                     attributes=prompt.attributes,
                 )
-    sigmas = pipe.scheduler.sigmas[:-1]
     return {
         "pictures": sum(len(asked) for *_, asked in wanted),
-        "active_steps": schedule.active_steps(sigmas) if arm.schedule else 0,
-        "steps": len(sigmas),
+        "active_steps": active_steps(pipe, schedule, steps=settings.steps, **size) if arm.schedule else 0,
+        "steps": settings.steps,
     }
 
 
@@ -84,6 +83,7 @@ def _draw(
                 width=params.pictures.width,
                 steps=settings.steps,
                 guidance=guidance,
+                embedded_guidance=settings.embedded_guidance,
                 batch_size=settings.batch,
             )
         )

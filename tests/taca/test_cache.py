@@ -1,10 +1,13 @@
 import pickle
 
 import pytest
+import small_pipelines
 import torch
 
 from components.errors import DataError
-from components.taca.cache import CaptionRow, LatentCache, encode_captions, encode_pictures, write_cache
+from components.taca.batches import cache_batches
+from components.taca.cache import CaptionRow, LatentCache, write_cache
+from components.taca.conventions import encode_captions, encode_pictures
 from components.taca.tiny import TinyConfig, build_tiny_pipeline
 
 SMALL = TinyConfig(width=32, heads=2, double_blocks=1, single_blocks=1, text_width=16, text_layers=1, text_tokens=6)
@@ -40,10 +43,10 @@ def test_a_cached_row_is_what_encoding_it_gives(pipe, cache):
     chosen = [3, 2, 0, 4, 1]  # crosses the shards, out of order
     batch = cache.batch(chosen)
     rows = [ROWS[index] for index in chosen]
-    embeds, pooled = encode_captions(pipe, [row.caption for row in rows])
+    encoded = encode_captions(pipe, [row.caption for row in rows])
     torch.testing.assert_close(batch["latents"], encode_pictures(pipe, pictures([row.image_id for row in rows])))
-    torch.testing.assert_close(batch["prompt_embeds"], embeds)
-    torch.testing.assert_close(batch["pooled"], pooled)
+    torch.testing.assert_close(batch["prompt_embeds"], encoded["prompt_embeds"])
+    torch.testing.assert_close(batch["pooled"], encoded["pooled"])
     assert cache.rows == tuple(ROWS)
     assert len(cache) == 5
 
@@ -57,17 +60,16 @@ def test_packed_latents_decode_to_the_picture_the_vae_would_decode(pipe):
 
 def test_positions_and_the_empty_prompt_are_those_of_the_pipeline(pipe, cache):
     assert torch.equal(cache.img_ids, pipe._prepare_latent_image_ids(1, 4, 2, "cpu", torch.float32))
-    embeds, pooled = encode_captions(pipe, [""])
-    empty_embeds, empty_pooled = cache.empty_prompt()
-    torch.testing.assert_close(empty_embeds, embeds[0])
-    torch.testing.assert_close(empty_pooled, pooled[0])
+    null, empty = cache.null_caption(), encode_captions(pipe, [""])
+    assert {name.removeprefix("null_") for name in null} == set(empty)
+    for name, tensor in empty.items():
+        torch.testing.assert_close(null[f"null_{name}"], tensor[0])
 
 
 def test_a_batch_trains_a_velocity_task(pipe, cache):
     from components.taca.velocity import VelocityTask
 
-    embeds, pooled = cache.empty_prompt()
-    task = VelocityTask(pipe.transformer, null_prompt_embeds=embeds, null_pooled=pooled, seed=0)
+    task = VelocityTask(pipe.transformer, **cache.null_caption(), seed=0)
     assert torch.isfinite(task(cache.batch([0, 1, 2]), 0)["loss"])
 
 
@@ -113,3 +115,56 @@ def test_what_cannot_be_cached_or_read_is_refused(pipe, cache, tmp_path):
     (cache.folder / "text-00001.safetensors").write_bytes(b"")
     with pytest.raises(DataError, match="text-00001"):
         cache.batch([4])
+
+
+PIPELINES = ("flux", "sd3", "chroma", "qwen", "auraflow")
+
+
+@pytest.fixture(scope="module", params=PIPELINES)
+def small(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return getattr(small_pipelines, f"small_{request.param}_pipeline")(folder / "pipeline")
+
+
+def test_every_pipelines_cache_holds_what_its_transformer_takes(small, tmp_path):
+    write_cache(small, tmp_path, ROWS, pictures, batch_size=2, shard_rows=3)
+    cache = LatentCache.open(tmp_path)
+    batch, encoded = cache.batch([4, 1, 2]), encode_captions(small, ["blue", "blue hat", "hat"])
+    packed = hasattr(small, "_pack_latents")
+    assert set(batch) == {"latents", *encoded} | ({"img_ids"} if packed else set())
+    torch.testing.assert_close(batch["latents"], encode_pictures(small, pictures([12, 11, 11])))
+    assert batch["latents"].shape == ((3, 8, 12) if packed else (3, 3, 8, 4))
+    for name, tensor in encoded.items():
+        torch.testing.assert_close(batch[name], tensor)
+        assert batch[name].dtype == tensor.dtype
+    assert cache.tokens == 8
+
+
+def test_a_picture_of_another_size_has_another_number_of_tokens(pipe, tmp_path):
+    write_cache(pipe, tmp_path, ROWS, lambda ids: torch.zeros(len(ids), 3, 24, 16))
+    assert LatentCache.open(tmp_path).tokens == 6 * 4
+
+
+def test_a_bfloat16_pipeline_is_cached_in_bfloat16(tmp_path):
+    pipe = small_pipelines.small_sd3_pipeline(tmp_path / "sd3").to(torch.bfloat16)
+    write_cache(pipe, tmp_path / "cache", ROWS, pictures)
+    assert {tensor.dtype for tensor in LatentCache.open(tmp_path / "cache").batch([0]).values()} == {torch.bfloat16}
+
+
+def test_every_pipelines_cache_trains_its_transformer(small, tmp_path):
+    from components.taca.lora import add_lora
+    from components.taca.schedule import TemperatureSchedule
+    from components.taca.velocity import VelocityTask
+
+    write_cache(small, tmp_path, ROWS, pictures)
+    cache, transformer = LatentCache.open(tmp_path), small.transformer
+    add_lora(transformer, rank=2, seed=0)
+    schedule = TemperatureSchedule(gamma=1.5, threshold=0.6)
+    task = VelocityTask(
+        transformer, **cache.null_caption(), seed=0, sigma_low=0.6, caption_dropout=0.3, schedule=schedule
+    )
+    batches = cache_batches(cache, batch_size=4, seed=0)
+    task(batches(0), 0)["loss"].backward()
+    moved = [name for name, p in transformer.named_parameters() if p.grad is not None and p.grad.any()]
+    assert moved
+    assert all("lora_B" in name for name in moved)  # lora_B is 0, so lora_A has no gradient yet

@@ -1,12 +1,19 @@
+from contextlib import nullcontext
+
 import pytest
+import small_pipelines
 import torch
 
 from components.errors import ParameterError
+from components.taca.batches import cache_batches
+from components.taca.cache import CaptionRow, LatentCache, write_cache
 from components.taca.generation import Arm, apply_arm, generate, initial_noise
 from components.taca.install import enable_taca, taca_handle
 from components.taca.lora import add_lora, save_lora, unload_lora
+from components.taca.reference import TEXT, load_base, write_reference
 from components.taca.schedule import TemperatureSchedule
 from components.taca.tiny import TinyConfig, build_tiny_pipeline
+from components.taca.velocity import VelocityTask
 
 SMALL = TinyConfig(width=32, heads=2, double_blocks=1, single_blocks=1, text_width=16, text_layers=1, text_tokens=6)
 PROMPTS = ["red hat", "blue hat", "red", "hat red blue"]
@@ -174,3 +181,139 @@ def test_an_adapter_of_unknown_threshold_needs_one(pipe, tmp_path):
 def test_impossible_requests_are_refused(pipe, wrong):
     with pytest.raises(ParameterError):
         draw(pipe, **wrong)
+
+
+PIPELINES = ("flux", "sd3", "chroma", "qwen", "auraflow")
+
+
+@pytest.fixture(scope="module", params=PIPELINES)
+def small(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return getattr(small_pipelines, f"small_{request.param}_pipeline")(folder / "pipeline")
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_every_pipeline_draws_a_prompt_and_seed_alike_in_any_company(small, guidance):
+    together = draw(small, guidance=guidance)
+    assert together.shape == (4, 3, 16, 8)
+    assert together.dtype == torch.uint8
+    assert torch.equal(together, draw(small, guidance=guidance))
+    backwards = draw(small, prompts=PROMPTS[::-1], seeds=SEEDS[::-1], guidance=guidance, batch_size=3).flip(0)
+    assert (together.int() - backwards.int()).abs().max() <= 1
+    assert not torch.equal(together, draw(small, seeds=[1, 2, 3, 4], guidance=guidance))
+    assert not torch.equal(together, draw(small, prompts=["coat"] * 4, guidance=guidance))
+
+
+def test_every_pipeline_draws_differently_under_taca_and_is_restored(small):
+    before, base = fingerprint(small.transformer), draw(small)
+    with apply_arm(small, Arm(schedule=SCHEDULE)):
+        assert not torch.equal(draw(small), base)
+    assert fingerprint(small.transformer) == before
+    assert torch.equal(draw(small), base)
+
+
+def test_every_pipeline_draws_in_bfloat16_from_the_same_noise(small, tmp_path):
+    small.save_pretrained(tmp_path / "pipeline")
+    write_reference(tmp_path / "pipeline", tmp_path / "base.json")
+    half = load_base(tmp_path / "base.json", dtype=torch.bfloat16)
+    assert half.transformer.dtype == torch.bfloat16
+    noise = initial_noise(half, SEEDS, 16, 8)
+    assert noise.dtype == torch.float32
+    assert torch.equal(noise, initial_noise(small, SEEDS, 16, 8))
+    given = []
+    half.transformer.register_forward_pre_hook(
+        lambda _, args, kw: given.append((args or [kw["hidden_states"]])[0]), with_kwargs=True
+    )
+    # One step: random weights as large as these turn a rounding into another picture within a few.
+    near, far = draw(half, steps=1), draw(small, steps=1)
+    other = draw(small, steps=1, seeds=[1, 2, 3, 4])
+    assert torch.equal(given[0], noise.to(torch.bfloat16))
+    assert (near.int() - far.int()).abs().float().mean() < 0.3 * (other.int() - far.int()).abs().float().mean()
+
+
+def test_sd3_guidance_moves_away_from_the_empty_prompt(tmp_path):
+    pipe = small_pipelines.small_sd3_pipeline(tmp_path)
+    noise = initial_noise(pipe, SEEDS[:1], 16, 8)
+    velocity = []
+    for prompt in ("", PROMPTS[0]):
+        embeds, _, pooled, _ = pipe.encode_prompt(
+            prompt, None, None, do_classifier_free_guidance=False, max_sequence_length=6
+        )
+        with torch.no_grad():
+            velocity.append(
+                pipe.transformer(
+                    hidden_states=noise,
+                    timestep=torch.full((1,), 1000.0),
+                    encoder_hidden_states=embeds,
+                    pooled_projections=pooled,
+                    return_dict=False,
+                )[0]
+            )
+    latents = noise - (velocity[0] + 4.0 * (velocity[1] - velocity[0]))
+    with torch.no_grad():
+        decoded = pipe.vae.decode(latents / 1.5 + 0.125).sample
+    expected = (decoded / 2 + 0.5).clamp(0, 1) * 255
+    drawn = draw(pipe, prompts=PROMPTS[:1], seeds=SEEDS[:1], steps=1, guidance=4.0)
+    assert (drawn - expected).abs().max() < 0.51
+
+
+def test_taca_on_the_conditional_half_alone_works_in_an_arm_of_sd3(tmp_path):
+    pipe = small_pipelines.small_sd3_pipeline(tmp_path)
+    half = TemperatureSchedule(gamma=3.0, threshold=0.8, unconditional=False)
+    base = draw(pipe, guidance=2.5)
+    with apply_arm(pipe, Arm(schedule=half)):
+        conditional = draw(pipe, guidance=2.5)
+    with apply_arm(pipe, Arm(schedule=SCHEDULE)):
+        both = draw(pipe, guidance=2.5)
+    assert not torch.equal(conditional, base)
+    assert not torch.equal(conditional, both)
+    assert torch.equal(draw(pipe, guidance=2.5), base)
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3"])
+def test_from_pictures_to_a_trained_adapter_to_pictures(name, tmp_path):
+    """The whole TACA half on one pipeline folder: reference, cache, training, adapter file, arms, plain diffusers."""
+    getattr(small_pipelines, f"small_{name}_pipeline")(tmp_path / "model")
+    reference = tmp_path / "base.json"
+    write_reference(tmp_path / "model", reference)
+    pixels = torch.rand(8, 3, 16, 8, generator=torch.Generator().manual_seed(0))
+    rows = [CaptionRow(number, number, PROMPTS[number % 4]) for number in range(8)]
+    text = load_base(reference, components=("vae", *TEXT))
+    write_cache(text, tmp_path / "cache", rows, lambda ids: pixels[list(ids)])
+
+    cache, transformer = (
+        LatentCache.open(tmp_path / "cache"),
+        load_base(reference, components=["transformer"]).transformer,
+    )
+    schedule = TemperatureSchedule(gamma=2.0, threshold=0.7)
+    add_lora(transformer, rank=4, seed=0)
+    task = VelocityTask(transformer, **cache.null_caption(), seed=0, sigma_low=0.7, schedule=schedule)
+    optimizer = torch.optim.AdamW([p for p in transformer.parameters() if p.requires_grad], lr=1e-2)
+    batches, losses = cache_batches(cache, batch_size=8, seed=0), []
+    for step in range(12):
+        optimizer.zero_grad()
+        loss = task(batches(step), step)["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-3:]) < sum(losses[:3])
+    save_lora(transformer, tmp_path / "adapter", schedule.to_mapping())
+
+    pipe = load_base(reference)
+    before, drawn = fingerprint(pipe.transformer), {"base": draw(pipe)}
+    for arm in (Arm(adapter=tmp_path / "adapter", adapter_threshold=0.0), Arm(schedule=schedule)):
+        with (
+            pytest.warns(UserWarning, match="without TACA") if arm.schedule is None else nullcontext(),
+            apply_arm(pipe, arm),
+        ):
+            drawn["lora" if arm.adapter else "taca"] = draw(pipe)
+    with apply_arm(pipe, Arm(adapter=tmp_path / "adapter", schedule=schedule)):
+        drawn["taca_lora"] = draw(pipe)
+    pictures = list(drawn.values())
+    assert all(not torch.equal(a, b) for i, a in enumerate(pictures) for b in pictures[i + 1 :])
+    assert fingerprint(pipe.transformer) == before
+
+    plain = type(pipe).from_pretrained(tmp_path / "model", local_files_only=True)
+    plain.set_progress_bar_config(disable=True)
+    plain.load_lora_weights(tmp_path / "adapter")
+    assert torch.equal(draw(plain), drawn["lora"])

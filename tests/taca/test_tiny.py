@@ -14,7 +14,7 @@ from components.taca.autoencoder import (
     signed_pixels,
 )
 from components.taca.base_training import TextToImageTask, base_batches, token_ids
-from components.taca.cache import encode_pictures
+from components.taca.conventions import encode_pictures
 from components.taca.tiny import TinyConfig, build_tiny_pipeline, word_vocabulary
 from components.training.context import LocalContext
 from components.training.loop import LoopConfig, fit

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_transformers import flux, sd3
+from small_transformers import SMALL, flux
 from torch import Tensor
 
 from components.errors import ParameterError
@@ -18,21 +18,39 @@ NULL = {"null_prompt_embeds": torch.full((6, 24), 0.5), "null_pooled": torch.ful
 SCHEDULE = TemperatureSchedule(gamma=1.5, threshold=0.9)
 
 
+PACKED = ("flux", "chroma", "qwen-image")
+POOLED = ("flux", "sd3")
+MASKED = ("chroma", "qwen-image")
+
+
 def batch_of(count: int, family: str = "flux") -> dict[str, Tensor]:
+    """Packed latents are 4 down by 5 across."""
     source = torch.Generator().manual_seed(4)
-    shape = (25, 12) if family == "flux" else (3, 10, 10)
+    shape = (20, 12) if family in PACKED else (3, 8, 10)
     batch = {
         "latents": torch.randn(count, *shape, generator=source),
         "prompt_embeds": torch.randn(count, 6, 24, generator=source),
-        "pooled": torch.randn(count, 20, generator=source),
     }
-    if family == "flux":
-        batch["img_ids"] = torch.cartesian_prod(torch.zeros(1), torch.arange(5.0), torch.arange(5.0))
+    if family in POOLED:
+        batch["pooled"] = torch.randn(count, 20, generator=source)
+    if family in MASKED:
+        batch["text_mask"] = torch.arange(6) < torch.arange(3, 3 + count).clamp(max=6)[:, None]
+    if family in PACKED:
+        batch["img_ids"] = torch.cartesian_prod(torch.zeros(1), torch.arange(4.0), torch.arange(5.0))
     return batch
 
 
-def make_task(model: Any = None, **settings: Any) -> VelocityTask:
-    return VelocityTask(model if model is not None else flux(), **NULL, **({"seed": 3} | settings))
+def null_of(family: str) -> dict[str, Tensor]:
+    null = {"null_prompt_embeds": NULL["null_prompt_embeds"]}
+    if family in POOLED:
+        null["null_pooled"] = NULL["null_pooled"]
+    if family in MASKED:
+        null["null_text_mask"] = torch.arange(6) < 1
+    return null
+
+
+def make_task(model: Any = None, family: str = "flux", **settings: Any) -> VelocityTask:
+    return VelocityTask(model if model is not None else flux(), **null_of(family), **({"seed": 3} | settings))
 
 
 class Recorder(torch.nn.Module):
@@ -46,19 +64,62 @@ class Recorder(torch.nn.Module):
         model.register_forward_hook(lambda _m, _a, output: self.answers.append(output[0]))
 
 
-@pytest.mark.parametrize("family", ["flux", "sd3"])
+def velocity_by_hand(model: Any, family: str, noisy: Tensor, sigma: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Each class called as its pipeline in diffusers calls it."""
+    text: dict[str, Any] = {"encoder_hidden_states": batch["prompt_embeds"]}
+    if family in POOLED:
+        text["pooled_projections"] = batch["pooled"]
+    if family in ("flux", "chroma"):
+        text |= {"img_ids": batch["img_ids"], "txt_ids": torch.zeros(6, 3)}
+    if family == "chroma":  # ChromaPipeline joins a mask of floats to ones for the image
+        text["attention_mask"] = torch.cat([batch["text_mask"].float(), torch.ones(len(noisy), 20)], dim=1)
+    if family == "qwen-image":
+        text |= {"encoder_hidden_states_mask": batch["text_mask"], "img_shapes": [[(1, 4, 5)]] * len(noisy)}
+    with torch.no_grad():
+        return model(noisy, timestep=1000 * sigma if family == "sd3" else sigma, return_dict=False, **text)[0]
+
+
+@pytest.mark.parametrize("family", list(SMALL))
 def test_the_loss_is_that_of_equation_13(family: str) -> None:
-    model = flux() if family == "flux" else sd3()
-    recorder, batch = Recorder(model), batch_of(3, family)
-    task = make_task(model, caption_dropout=0.0, sigma_low=0.2)
+    model, batch = SMALL[family].build(), batch_of(3, family)
+    task = make_task(model, family, caption_dropout=0.0, sigma_low=0.2)
     loss = task(batch, step=7)["loss"]
     sigma, noise, _ = task.draw(batch["latents"].shape, 7)
-    level = sigma.reshape(-1, *[1] * (noise.ndim - 1)).double()
-    x0, call = batch["latents"].double(), recorder.calls[0]
-    torch.testing.assert_close(call["hidden_states"].double(), x0 - level * x0 + level * noise, atol=1e-6, rtol=0)
-    torch.testing.assert_close(call["timestep"], sigma * (1000 if family == "sd3" else 1))
-    expected = (recorder.answers[0].double() - (noise.double() - x0)).pow(2).mean()
+    level, x0 = sigma.reshape(-1, *[1] * (noise.ndim - 1)), batch["latents"]
+    velocity = velocity_by_hand(model, family, x0 - level * x0 + level * noise, sigma, batch).double()
+    expected = (velocity - (noise.double() - x0.double())).pow(2).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", MASKED)
+def test_the_text_mask_reaches_the_transformer_and_drops_with_its_caption(family: str) -> None:
+    model, batch = SMALL[family].build(), batch_of(8, family)
+    recorder, task = Recorder(model), make_task(model, family, caption_dropout=0.5)
+    task(batch, 0)
+    dropped = task.draw(batch["latents"].shape, 0)[2]
+    assert 0 < dropped.sum() < 8
+    mask = recorder.calls[0].get("encoder_hidden_states_mask", recorder.calls[0].get("attention_mask"))
+    expected = torch.where(dropped[:, None], torch.arange(6) < 1, batch["text_mask"])
+    assert torch.equal(mask[:, :6].bool(), expected)
+    assert mask[:, 6:].all()
+    unmasked = make_task(SMALL[family].build(), family, caption_dropout=0.5)
+    assert unmasked(batch | {"text_mask": torch.ones(8, 6).bool()}, 0)["loss"] != task(batch, 0)["loss"]
+
+
+@pytest.mark.parametrize("family", list(SMALL))
+def test_every_family_trains_in_bfloat16_with_a_loss_near_that_in_float32(family: str) -> None:
+    batch, losses = batch_of(3, family), []
+    for dtype in (torch.float32, torch.bfloat16):
+        task = make_task(SMALL[family].build().to(dtype), family, caption_dropout=0.0, schedule=SCHEDULE)
+        losses.append(task(batch, 1)["loss"])
+        assert losses[-1].dtype == torch.float32
+    # Some families round the timestep to bfloat16 themselves, and these weights are large.
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=0.15)
+
+
+def test_what_the_empty_prompt_lacks_is_named() -> None:
+    with pytest.raises(ParameterError, match=r"pass all that LatentCache.null_caption\(\) returns"):
+        VelocityTask(flux(), null_prompt_embeds=NULL["null_prompt_embeds"], seed=0)(batch_of(2), 0)
 
 
 def test_a_perfect_velocity_has_no_loss() -> None:
@@ -70,10 +131,10 @@ def test_a_perfect_velocity_has_no_loss() -> None:
 
 @pytest.mark.parametrize("step", [0, 5])
 def test_all_ranks_together_see_what_one_rank_sees(step: int) -> None:
-    whole = make_task(caption_dropout=0.5).draw(torch.Size((8, 25, 12)), step)
+    whole = make_task(caption_dropout=0.5).draw(torch.Size((8, 20, 12)), step)
     for world_size in (2, 4):
         ranks = [make_task(caption_dropout=0.5, rank=r, world_size=world_size) for r in range(world_size)]
-        parts = [task.draw(torch.Size((8 // world_size, 25, 12)), step) for task in ranks]
+        parts = [task.draw(torch.Size((8 // world_size, 20, 12)), step) for task in ranks]
         for drawn, pieces in zip(whole, zip(*parts, strict=True), strict=True):
             assert torch.equal(drawn, torch.cat(pieces))
 
@@ -89,7 +150,7 @@ def test_the_mean_of_the_ranks_losses_is_the_whole_batchs_loss() -> None:
 
 
 def test_draws_change_with_step_and_seed_and_ignore_global_random_state() -> None:
-    shape = torch.Size((4, 25, 12))
+    shape = torch.Size((4, 20, 12))
     torch.manual_seed(0)
     first = make_task().draw(shape, 1)
     torch.manual_seed(1)
@@ -143,7 +204,7 @@ def test_the_schedule_acts_on_each_sample_by_its_own_noise_level() -> None:
         assert (taca_handle(model) is not None) == (schedule is not None)
         task(batch_of(8), 0)
         outputs.append(recorder.answers[0])
-        sigma = task.draw(torch.Size((8, 25, 12)), 0)[0]
+        sigma = task.draw(torch.Size((8, 20, 12)), 0)[0]
     changed = (outputs[0] - outputs[1]).abs().amax((1, 2)) > 0
     assert 0 < changed.sum() < 8
     assert torch.equal(changed, sigma >= 0.9)
