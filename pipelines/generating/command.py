@@ -1,0 +1,140 @@
+"""`python -m pipelines generate PROMPTS --output DIR`: pictures for every prompt of a file.
+
+Stopped or killed at any moment, the same command goes on with the shards that are missing, and the folder ends with the same bytes.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from components.errors import ParameterError
+from pipelines.generating.options import BASE
+from pipelines.params import Compute, Parameters, load
+from pipelines.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipelines.generating.painter import Drawing, Drawn
+    from pipelines.generating.plan import Shard
+
+
+def generate(options: argparse.Namespace, workspace: Workspace) -> None:
+    """Read, plan, draw what is missing, write the manifest.
+
+    Raises ParameterError for options that contradict each other or an output folder that is not ours, DataError for prompts, a
+    model or an adapter that cannot be read, InfrastructureError when workers keep dying.
+    """
+    params = load(workspace.path("params.yaml"))
+    compute = _compute(options, params)
+
+    from pipelines.generating.folder import OutputFolder
+    from pipelines.generating.plan import plan, plan_digest
+    from pipelines.generating.pool import draw
+    from pipelines.generating.prompts import read_prompts
+    from pipelines.generating.samples import RENAMED, SAMPLES, export_samples
+
+    drawing = _drawing(options, params, workspace)
+    prompts, skipped = read_prompts(options.prompts, options.max_characters)
+    seed = params.seed if options.seed is None else options.seed
+    shards = plan(prompts, seed, options.images_per_prompt, options.shard_size)
+    settings = {**drawing.facts(compute.threads), "seed": seed, "images_per_prompt": options.images_per_prompt}
+    settings |= {"shard_size": options.shard_size, "prompts": plan_digest(shards)}
+    folder = OutputFolder(options.output)
+    with folder.claim(json.loads(json.dumps(settings))):
+        folder.skip(skipped)
+        digests = folder.finished(shards)
+        missing = [shard for shard in shards if shard.number not in digests]
+        with (
+            closing(draw(drawing, folder.shards, missing, compute)) as drawn,
+            _progress(shards, missing, drawing) as tell,
+        ):
+            for shard, result in drawn:
+                folder.record(shard, result.digest)
+                digests[shard.number] = result.digest
+                tell(shard, result)
+        folder.conclude(shards, digests, settings)
+        pictures = sum(len(shard.pictures) for shard in shards)
+        print(f"{folder.path}: {pictures} pictures in {len(shards)} shards, {len(missing)} of them drawn now")
+        if skipped:
+            print(f"{len(skipped)} bad prompts skipped: see {folder.path / 'skipped.json'}", file=sys.stderr)
+        if options.naming == "compbench":
+            written, renamed = export_samples(folder.path, shards)
+            print(f"{folder.path / SAMPLES}: {written} of {pictures} pictures written now")
+            if renamed:
+                print(
+                    f"{len(renamed)} file names do not give their prompt: see {folder.path / RENAMED}", file=sys.stderr
+                )
+
+
+def _drawing(options: argparse.Namespace, params: Parameters, workspace: Workspace) -> "Drawing":
+    from components.taca.schedule import TemperatureSchedule
+    from pipelines.generating.painter import Drawing
+
+    def chosen(value: Any, default: Any) -> Any:
+        return default if value is None else value
+
+    if options.threshold is not None and options.gamma is None and options.adapter is None:
+        raise ParameterError("--threshold says from where up --gamma or --adapter is on: give one of them")
+    schedule = None
+    if options.gamma is not None:
+        threshold = chosen(options.threshold, params.taca.threshold)
+        if not isinstance(threshold, int | float):
+            raise ParameterError(
+                "taca.threshold of params.yaml is a rule that follows the model: give --threshold, a sigma"
+            )
+        settings = {**params.taca.model_dump(), "gamma": options.gamma, "threshold": threshold}
+        schedule = TemperatureSchedule.from_mapping(settings)
+    return Drawing(
+        model=(options.model or workspace.path(BASE)).absolute(),
+        adapter=options.adapter and options.adapter.absolute(),  # a worker's folder is another
+        schedule=schedule,
+        adapter_threshold=options.threshold,
+        height=chosen(options.height, params.pictures.height),
+        width=chosen(options.width, params.pictures.width),
+        steps=chosen(options.steps, params.taca_generate.steps),
+        guidance=options.guidance,
+        embedded_guidance=chosen(options.embedded_guidance, params.taca_generate.embedded_guidance),
+        dtype=chosen(options.dtype, params.taca_generate.base_dtype),
+        batch=options.batch,
+    )
+
+
+def _compute(options: argparse.Namespace, params: Parameters) -> Compute:
+    """params.yaml's section, with what is given in its place; every value has been checked."""
+    given = {name: getattr(options, name) for name in ("workers", "threads", "device", "max_failures")}
+    return params.compute.model_copy(update={name: value for name, value in given.items() if value is not None})
+
+
+@contextmanager
+def _progress(
+    shards: "list[Shard]", missing: "list[Shard]", drawing: "Drawing"
+) -> "Iterator[Callable[[Shard, Drawn], None]]":
+    """Tells of each finished shard: a bar on a terminal, else a line each."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    total, to_draw = (sum(len(shard.pictures) for shard in some) for some in (shards, missing))
+    finished: list[tuple[float, int]] = []  # (when, pictures) of each shard
+    columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task("", total=total, completed=total - to_draw)
+
+        def tell(shard: "Shard", result: "Drawn") -> None:
+            if not finished and drawing.schedule:
+                print(f"TACA is on at {result.active_steps} of {drawing.steps} steps", flush=True)
+            finished.append((time.monotonic(), len(shard.pictures)))
+            bar.advance(task, len(shard.pictures))
+            if not sys.stdout.isatty():
+                done = total - to_draw + sum(pictures for _, pictures in finished)
+                print(f"{shard.name}: {done} of {total} pictures{_rate(finished)}", flush=True)
+
+        yield tell
+
+
+def _rate(finished: "list[tuple[float, int]]") -> str:
+    """Since the first shard, which waited for the model."""
+    if len(finished) < 2:
+        return ""
+    return f", {sum(pictures for _, pictures in finished[1:]) / (finished[-1][0] - finished[0][0]):.3g} a second"

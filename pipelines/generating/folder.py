@@ -1,0 +1,140 @@
+"""The output folder. It belongs to one set of settings; a shard is in it whole or not at all.
+
+settings.json     what decides the pictures; written first
+skipped.json      the prompts that are not drawn: line, reason
+shards/<n>.parquet   image_id, prompt_id, prompt, seed, index, image (PNG)
+finished.jsonl    the digest of each finished shard, while others are missing
+manifest.json     every shard's digest, and the settings; written last, so that a folder with one is whole
+samples/, samples.json   with `--naming compbench`
+lock              held by the one command that works here
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from components.errors import ParameterError
+from components.files import file_digest, write_atomically
+from pipelines.errors import InfrastructureError
+from pipelines.generating.plan import Shard
+from pipelines.generating.prompts import Skipped
+from pipelines.scratch import Scratch
+
+SETTINGS, SKIPPED, FINISHED, MANIFEST = "settings.json", "skipped.json", "finished.jsonl", "manifest.json"
+SHARDS = "shards"
+
+
+class OutputFolder:
+    """Reads and writes what is in the folder at `path`, but for the shards themselves, which painters write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shards = path / SHARDS
+
+    @contextmanager
+    def claim(self, settings: Mapping[str, Any]) -> Iterator[None]:
+        """Hold the folder, made or found, for pictures of these settings.
+
+        Raises ParameterError when it holds anything else: files that are not ours, or finished shards of other settings.
+        """
+        self._refuse_what_is_not_ours()
+        with Scratch(self.path).lock():
+            known = self._read(SETTINGS)
+            if known is not None and known != settings and any(self.shards.glob("*.parquet")):
+                raise ParameterError(f"{self.path}: {_difference(known, settings)}; choose another --output")
+            self._write(SETTINGS, settings)
+            self.shards.mkdir(exist_ok=True)
+            for left in [*self.path.glob(".*.tmp"), *self.shards.glob(".*.tmp")]:  # of a command that was killed
+                left.unlink(missing_ok=True)
+            yield
+
+    def finished(self, shards: Sequence[Shard]) -> dict[int, str]:
+        """Digests of the finished shards, by number; only those whose file still has its digest.
+
+        If some are missing, the manifest goes: it promises a whole folder.
+        """
+        recorded = self._recorded()
+        holding = {
+            shard.number: recorded[shard.name]
+            for shard in shards
+            if shard.name in recorded
+            and (self.shards / shard.name).is_file()
+            and file_digest(self.shards / shard.name) == recorded[shard.name]
+        }
+        if len(holding) < len(shards):
+            lines = [_line(shard, holding[shard.number]) for shard in shards if shard.number in holding]
+            write_atomically(self.path / FINISHED, "".join(lines))
+            (self.path / MANIFEST).unlink(missing_ok=True)
+        return holding
+
+    def record(self, shard: Shard, digest: str) -> None:
+        """Note that `shard` is finished. Raises InfrastructureError when its file cannot be seen from here."""
+        path = self.shards / shard.name
+        if not path.is_file() or file_digest(path) != digest:
+            raise InfrastructureError(
+                f"{path}: a worker wrote this shard, but it is not here; --output must be a folder that all nodes share"
+            )
+        with open(self.path / FINISHED, "a", encoding="utf-8") as file:
+            file.write(_line(shard, digest))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def skip(self, skipped: Sequence[Skipped]) -> None:
+        self._write(SKIPPED, [asdict(one) for one in skipped])
+
+    def conclude(self, shards: Sequence[Shard], digests: Mapping[int, str], settings: Mapping[str, Any]) -> None:
+        """Write the manifest: all shards are there."""
+        rows = [
+            {"file": shard.name, "pictures": len(shard.pictures), "sha256": digests[shard.number]} for shard in shards
+        ]
+        self._write(MANIFEST, {"pictures": sum(row["pictures"] for row in rows), "settings": settings, "shards": rows})
+        (self.path / FINISHED).unlink(missing_ok=True)
+
+    def _refuse_what_is_not_ours(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ParameterError(f"--output {self.path}: is not a folder")
+        names = {file.name for file in self.path.iterdir()} if self.path.exists() else set()
+        theirs = sorted(name for name in names if name != "lock" and not (name[0] == "." and name.endswith(".tmp")))
+        if theirs and "generator" not in (self._read(SETTINGS) or {}):
+            raise ParameterError(f"--output {self.path}: holds {theirs[0]}, which is not ours; choose an empty folder")
+        if self.shards.is_symlink():
+            raise ParameterError(f"{self.shards}: is a link to another place; choose another --output")
+
+    def _recorded(self) -> dict[str, str]:
+        """Digest by file, of every shard that was ever finished here."""
+        manifest = self._read(MANIFEST) or {}
+        digests = {row["file"]: row["sha256"] for row in manifest.get("shards", [])}
+        path = self.path / FINISHED
+        for line in path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []:  # the last may be torn
+            row = json.loads(line)
+            digests[row["file"]] = row["sha256"]
+        return digests
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of ours; None where there is none."""
+        try:
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def _write(self, name: str, value: Any) -> None:
+        write_atomically(self.path / name, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def _line(shard: Shard, digest: str) -> str:
+    return json.dumps({"file": shard.name, "sha256": digest}) + "\n"
+
+
+def _difference(known: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """The first setting that differs; a digest says nothing to a reader, so that only its name is told."""
+    for key, value in settings.items():
+        if key in ("model", "adapter", "code", "packages", "prompts") and known.get(key) != value:
+            return f"was made with other {key}"
+        if known.get(key) != value:
+            return f"was made with {key} {json.dumps(known.get(key))}, now it is {json.dumps(value)}"
+    return f"was made with {next(key for key in known if key not in settings)}, which is unknown here"

@@ -1,0 +1,174 @@
+"""One shard: loads the model once, draws, and writes a file that is there whole or not at all."""
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from components.errors import DataError
+from components.files import file_digest
+from components.persons.png import encode_png
+from components.taca.generation import Arm, active_steps, apply_arm, generate
+from components.taca.reference import DTYPES, load_base, read_reference
+from components.taca.schedule import TemperatureSchedule
+from pipelines.closure import ROOT, stage_sources
+from pipelines.cluster import device_of
+from pipelines.fingerprint import LOCK, digest, tree_digests
+from pipelines.generating.plan import Shard
+from pipelines.graph import find
+from pipelines.params import Compute
+
+GENERATOR_VERSION = 1
+"""Counts changes of what this package writes; the code that draws is counted by its digest."""
+
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("index", pa.int32()),
+        ("image", pa.binary()),
+    ]
+)
+_ROWS_PER_GROUP = 64
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What decides the picture of a (prompt, seed).
+
+    schedule: TACA; None for ordinary attention. adapter_threshold: where the LoRA is on; None takes what its file says.
+    """
+
+    model: Path
+    adapter: Path | None
+    schedule: TemperatureSchedule | None
+    adapter_threshold: float | None
+    height: int
+    width: int
+    steps: int
+    guidance: float
+    embedded_guidance: float
+    dtype: str
+    batch: int
+
+    def facts(self, threads: int) -> dict[str, Any]:
+        """All that pictures depend on, as JSON values without a path. Raises DataError for a model or adapter that is missing.
+
+        Counted as in a stage's fingerprint: contents of the inputs, the code that draws, the package lock, the thread count.
+        Not counted: how many work at it, and on what.
+        """
+        adapter = tree_digests(self.adapter) if self.adapter else None
+        if self.adapter and not adapter:
+            raise DataError(
+                f"{self.adapter}: no adapter there; train one (`dvc repro taca_train@taca`) or leave --adapter out"
+            )
+        sources = stage_sources(find("taca_generate@base").stage)
+        return {
+            "generator": GENERATOR_VERSION,
+            "model": digest(read_reference(self.model)["files"]),
+            "adapter": adapter and digest(adapter),
+            "taca": self.schedule and self.schedule.to_mapping(),
+            "adapter_threshold": self.adapter_threshold,
+            "height": self.height,
+            "width": self.width,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "embedded_guidance": self.embedded_guidance,
+            "dtype": self.dtype,
+            "batch": self.batch,
+            "threads": threads,
+            "code": digest({source: file_digest(ROOT / source) for source in sources}),
+            "packages": file_digest(ROOT / LOCK),
+        }
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A finished shard: its SHA-256, and at how many of the sampler's steps TACA was on."""
+
+    digest: str
+    active_steps: int
+
+
+class Painter:
+    """Draws shards of one `Drawing` into the folder `shards`. The model is loaded with the first shard."""
+
+    def __init__(self, drawing: Drawing, shards: Path, compute: Compute) -> None:
+        self._drawing, self._shards, self._compute = drawing, shards, compute
+        self._pipe: Any = None
+        self._arm = ExitStack()
+
+    def ready(self) -> None:
+        """Returns at once: who answers has a process."""
+
+    def draw(self, shard: Shard) -> Drawn:
+        """Draw and write one shard. Raises what loading and drawing raise: DataError, ParameterError."""
+        if self._pipe is None:
+            self._load()
+        drawing = self._drawing
+        pictures = generate(
+            self._pipe,
+            [picture.prompt for picture in shard.pictures],
+            [picture.seed for picture in shard.pictures],
+            height=drawing.height,
+            width=drawing.width,
+            steps=drawing.steps,
+            guidance=drawing.guidance,
+            embedded_guidance=drawing.embedded_guidance,
+            batch_size=drawing.batch,
+        )
+        path = self._shards / shard.name
+        write_shard(shard, [encode_png(picture) for picture in pictures], path)
+        active = 0
+        if drawing.schedule:
+            size = {"height": drawing.height, "width": drawing.width}
+            active = active_steps(self._pipe, drawing.schedule, steps=drawing.steps, **size)
+        return Drawn(file_digest(path), active)
+
+    def close(self) -> None:
+        """Give the model back."""
+        self._arm.close()
+        self._pipe = None
+
+    def _load(self) -> None:
+        torch.set_num_threads(self._compute.threads)
+        drawing = self._drawing
+        pipe = load_base(drawing.model, dtype=DTYPES[drawing.dtype]).to(device_of(self._compute))
+        self._arm.enter_context(apply_arm(pipe, Arm(drawing.adapter, drawing.schedule, drawing.adapter_threshold)))
+        self._pipe = pipe
+
+
+def write_shard(shard: Shard, images: list[bytes], path: Path) -> None:
+    """A shard as Parquet with fixed settings: the same pictures, the same bytes. It appears by a rename."""
+    columns: Mapping[str, Any] = {
+        "image_id": [picture.image_id for picture in shard.pictures],
+        "prompt_id": [picture.prompt_id for picture in shard.pictures],
+        "prompt": [picture.prompt for picture in shard.pictures],
+        "seed": [picture.seed for picture in shard.pictures],
+        "index": [picture.index for picture in shard.pictures],
+        "image": images,
+    }
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        pq.write_table(
+            pa.table(columns, schema=SCHEMA),
+            file,
+            compression="none",  # PNG is compressed already
+            row_group_size=_ROWS_PER_GROUP,
+            use_dictionary=False,
+            write_statistics=False,
+            version="2.6",
+            data_page_version="1.0",
+            store_schema=False,
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,191 @@
+"""Prompts from a file. A bad one is told by its line and a reason; it never stops the others.
+
+`.txt` (or no suffix) holds a prompt a line, as T2I-CompBench's `<category>_val.txt`. `.csv`, `.parquet` and `.jsonl` hold rows with
+the column `prompt` and, if wanted, `prompt_id` and `seed`; other columns are left alone.
+"""
+
+import csv
+import io
+import json
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.errors import DataError
+
+SEEDS = 2**63
+EXCERPT = 80
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to draw. `prompt_id` is the line number where the file gives none; `seed` None leaves the noise to the plan."""
+
+    prompt_id: str
+    text: str
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A bad prompt: its line (of Parquet: its row, from 1), why it is not drawn, and how it begins."""
+
+    line: int
+    reason: str
+    begins: str
+
+
+class _BadPromptError(ValueError):
+    """The reason, as people read it in skipped.json."""
+
+
+def read_prompts(path: Path, max_characters: int | None = None) -> tuple[list[Prompt], list[Skipped]]:
+    """All prompts of a file in their order, and those that cannot be used.
+
+    Bad are: empty, not text, not UTF-8, a control character, more than `max_characters`, a `prompt_id` that an earlier line has, a
+    `seed` that is no whole number from 0 to 2^63 - 1, a line that is not JSON.
+    Raises DataError when the file cannot be read, has no column `prompt`, or holds no good prompt.
+    """
+    good: dict[str, tuple[int, Prompt]] = {}
+    skipped = []
+    for line, row in _rows(path):
+        try:
+            prompt = _prompt(line, row, max_characters)
+            if prompt.prompt_id in good:
+                raise _BadPromptError(f"prompt_id {prompt.prompt_id!r} is that of line {good[prompt.prompt_id][0]}")
+            good[prompt.prompt_id] = line, prompt
+        except _BadPromptError as error:
+            text = row.get("prompt") if isinstance(row, Mapping) else row
+            begins = "" if text is None else str(text)[:EXCERPT].encode("utf-8", "backslashreplace").decode()
+            skipped.append(Skipped(line, str(error), begins))
+    if not good:
+        first = f": line {skipped[0].line}: {skipped[0].reason}" if skipped else ""
+        raise DataError(f"{path}: holds no prompt that can be drawn{first}")
+    return [prompt for _, prompt in good.values()], skipped
+
+
+def _prompt(line: int, row: Mapping[str, Any] | str, max_characters: int | None) -> Prompt:
+    if isinstance(row, str):
+        raise _BadPromptError("is not a JSON object")
+    text = _checked(row.get("prompt"), "prompt")
+    if max_characters is not None and len(text) > max_characters:
+        raise _BadPromptError(f"has {len(text)} characters; the limit is {max_characters}")
+    given = row.get("prompt_id")
+    if isinstance(given, int) and not isinstance(given, bool):
+        given = str(given)
+    prompt_id = str(line) if given is None else _checked(given, "prompt_id")
+    return Prompt(prompt_id, text, _seed(row.get("seed")))
+
+
+def _checked(value: Any, name: str) -> str:
+    """Text without space around it, or the reason why it is none."""
+    if value is None:
+        raise _BadPromptError(f"{name} is missing")
+    if not isinstance(value, str):
+        raise _BadPromptError(f"{name} is not text but {type(value).__name__}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise _BadPromptError(f"{name} is not UTF-8") from None
+    text = value.strip()
+    if not text:
+        raise _BadPromptError(f"{name} is empty")
+    for character in text:
+        if unicodedata.category(character) == "Cc" and character not in "\t\n\r":
+            raise _BadPromptError(f"{name} has the control character U+{ord(character):04X}")
+    return text
+
+
+def _seed(value: Any) -> int | None:
+    if value is None or value == "" or value != value:  # NaN is how pandas writes a missing number
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    try:
+        seed = int(value) if isinstance(value, int | str) and not isinstance(value, bool) else -1
+    except ValueError:
+        seed = -1
+    if not 0 <= seed < SEEDS:
+        raise _BadPromptError(f"seed {value!r} is no whole number from 0 to 2^63 - 1")
+    return seed
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    """(line, row) of any file that we read; a JSON line that is no object comes as its text."""
+    readers = {"": _text_rows, ".txt": _text_rows, ".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
+    if path.suffix.lower() not in readers:
+        raise DataError(f"{path}: prompts are read from .txt, .csv, .jsonl and .parquet")
+    try:
+        yield from readers[path.suffix.lower()](path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _text(path: Path) -> str:
+    """The file as text. Bytes that are not UTF-8 become lone surrogates, which the check of their line finds."""
+    return path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    lines = _text(path).split("\n")  # not splitlines(), which also cuts at characters that may stand inside a prompt
+    if not lines[-1]:
+        lines.pop()
+    yield from enumerate(lines, 1)
+
+
+def _text_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in _lines(path):
+        yield number, {"prompt": line}
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    for number, line in _lines(path):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        yield number, row if isinstance(row, dict) else line
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+    end = 0
+    try:
+        _require_prompt(path, reader.fieldnames or ())
+        end = reader.line_num
+        for row in reader:  # a quoted prompt may run over several lines; the first is its number
+            yield end + 1, row
+            end = reader.line_num
+    except csv.Error as error:
+        raise DataError(f"{path}: line {end + 1} is not CSV ({error})") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        _require_prompt(path, file.schema_arrow.names)
+        columns = [name for name in ("prompt", "prompt_id", "seed") if name in file.schema_arrow.names]
+        number = 0
+        for batch in file.iter_batches(columns=columns):
+            for row in range(batch.num_rows):
+                number += 1
+                yield number, {name: _value(batch[name][row]) for name in columns}
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: not Parquet ({' '.join(str(error).split())})") from error
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return scalar.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
+
+
+def _require_prompt(path: Path, names: Any) -> None:
+    if "prompt" not in names:
+        raise DataError(f"{path}: has no column `prompt`, only {', '.join(map(str, names)) or 'nothing'}")

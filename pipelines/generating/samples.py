@@ -1,0 +1,71 @@
+"""The pictures as single files, named as T2I-CompBench's scripts write and read them.
+
+`samples/<prompt>_<number>.png` with a running number of six digits over all pictures (GORS_finetune/inference_eval.py). Its
+evaluation sorts by the number and takes for the prompt what stands before the first underscore (BLIPvqa_eval/BLIP_vqa.py).
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from components.errors import ParameterError
+from components.files import write_atomically
+from pipelines.generating.plan import Picture, Shard
+
+SAMPLES, RENAMED = "samples", "samples.json"
+LONGEST_NAME = 255
+"""Bytes of a file name on the file systems in use."""
+
+
+def file_name(picture: Picture) -> str:
+    """`<prompt>_<6-digit number>.png`; what no file name can hold becomes a space, and a prompt that is too long is cut."""
+    number = f"_{picture.image_id:06d}.png"
+    text = "".join(
+        " " if character in "/\\" or not character.isprintable() else character for character in picture.prompt
+    )
+    kept = text.encode()[: LONGEST_NAME - len(number)].decode("utf-8", "ignore")
+    return f"{kept}{number}"
+
+
+def export_samples(folder: Path, shards: Sequence[Shard]) -> tuple[int, list[dict[str, str]]]:
+    """Write every picture of the finished `shards` as a file; those that are there already stay.
+
+    Returns how many were written, and where the file name is not the prompt, which samples.json tells as well.
+    """
+    samples = folder / SAMPLES
+    if samples.is_symlink():
+        raise ParameterError(f"{samples}: is a link to another place; remove it")
+    samples.mkdir(exist_ok=True)
+    for left in samples.glob(".*.tmp"):
+        left.unlink()
+    written, renamed = 0, []
+    for shard in shards:
+        images = pq.read_table(folder / "shards" / shard.name, columns=["image"])["image"]
+        for picture, image in zip(shard.pictures, images, strict=True):
+            name = file_name(picture)
+            written += _write(samples / name, image.as_py())
+            if reason := _why_renamed(picture, name):
+                renamed.append({"file": name, "prompt": picture.prompt, "reason": reason})
+    write_atomically(folder / RENAMED, json.dumps(renamed, indent=1, ensure_ascii=False) + "\n")
+    return written, renamed
+
+
+def _why_renamed(picture: Picture, name: str) -> str | None:
+    """Why a script that reads the prompt from the file name reads another; None when it does not."""
+    if name != f"{picture.prompt}_{picture.image_id:06d}.png":
+        return "the prompt cannot be a file name"
+    if "_" in picture.prompt:
+        return "the published scripts read a prompt up to its first underscore"
+    return None
+
+
+def _write(path: Path, image: bytes) -> int:
+    if path.is_file() and not path.is_symlink() and path.read_bytes() == image:
+        return 0
+    temporary = path.with_name(f".{os.getpid()}.tmp")
+    temporary.write_bytes(image)
+    os.replace(temporary, path)
+    return 1
