@@ -118,6 +118,12 @@ STAGES: tuple[Stage, ...] = (
         arms=TACA_ARMS,
     ),
     Stage(
+        "taca_attention",
+        ("seed", "pictures", "taca", "taca_generate", "taca_attention"),
+        {**PEOPLE, **BASE},
+        {"attention": "results/attention.parquet"},
+    ),
+    Stage(
         "curate",
         ("seed", "pictures", "retrieval", "curate"),
         {**PEOPLE, "generated": "data/generated/taca_lora"},

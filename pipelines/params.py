@@ -36,12 +36,6 @@ class Pictures(Section):
     height: Annotated[int, Field(ge=32, multiple_of=16)]
     width: Annotated[int, Field(ge=16, multiple_of=8)]
 
-    @model_validator(mode="after")
-    def _upright(self) -> Self:
-        if not 2 <= self.height / self.width <= 3:
-            raise ValueError(f"height / width is {self.height / self.width:.2f}: people are drawn between 2:1 and 3:1")
-        return self
-
 
 class Prepare(Section):
     """Where the people come from. `drawn` makes them; the others are read from data/raw."""
@@ -63,10 +57,14 @@ class Prepare(Section):
 
 
 class Training(Section):
-    """What every training run has. Rates are those after warm-up."""
+    """What every training run has. Rates are those after warm-up.
+
+    `batch` is that of an optimiser step, over all workers; each computes its share in `accumulate` parts, one after the other.
+    """
 
     steps: Positive
     batch: Positive
+    accumulate: Positive = 1
     learning_rate: Rate
     warmup_steps: Count
     weight_decay: Annotated[float, Field(ge=0)]
@@ -109,12 +107,39 @@ class BaseModelSection(Section):
     autoencoder: Training
     training: Training
 
+    def pinned_revision(self) -> str:
+        """The commit of a published model. Raises ParameterError until it is filled in: a branch can move."""
+        if self.revision is None:
+            raise ParameterError(f"base_model.revision is null: set it to the full commit of {self.source}")
+        return self.revision
+
 
 class Taca(Section):
-    """Temperature-adjusted attention: gamma multiplies image-to-text logits where sigma >= threshold."""
+    """Temperature-adjusted attention: when it is on, how strong, and where. See components/taca/schedule.py.
+
+    `threshold` is a sigma, or a rule that follows the model: {sigma, tokens}, {sigma, shift} or {fraction}.
+    """
 
     gamma: Annotated[float, Field(gt=0)]
-    threshold: Fraction
+    threshold: float | dict[str, float]
+    form: Literal["piecewise", "constant", "linear", "cosine"]
+    streams: Annotated[list[Literal["double", "single"]], Field(min_length=1)]
+    layers: Annotated[list[Count], Field(min_length=1)] | None
+    padding: bool
+    unconditional: bool
+    effect: Literal["temperature", "bias"]
+    queries: Literal["image", "text"]
+
+    @field_validator("threshold", mode="before")
+    @classmethod
+    def _rule(cls, threshold: Any) -> Any:
+        from components.taca.transfer import resolve_threshold
+
+        try:
+            resolve_threshold(threshold, shift=1.0, tokens=1)
+        except ParameterError as error:
+            raise ValueError(str(error).rsplit(": ", 1)[-1]) from error
+        return threshold
 
 
 class TacaCache(Section):
@@ -122,13 +147,17 @@ class TacaCache(Section):
 
     captions: Positive
     batch: Positive
+    base_dtype: Literal["fp32", "bf16"]
 
 
 class TacaTrain(Section):
-    """The LoRA that repairs what the temperature shifts."""
+    """The LoRA that repairs what the temperature shifts. The base is frozen; the LoRA itself is float32 always."""
 
     rank: Positive
     caption_dropout: Fraction
+    embedded_guidance: Annotated[float, Field(ge=0)]
+    base_dtype: Literal["fp32", "bf16"]
+    gradient_checkpointing: bool
     training: Training
 
 
@@ -139,14 +168,22 @@ class TacaGenerate(Section):
     guidance: Annotated[list[Annotated[float, Field(ge=1)]], Field(min_length=1)]
     corpus: Positive
     corpus_guidance: Annotated[float, Field(ge=1)]
+    embedded_guidance: Annotated[float, Field(ge=0)]
     steps: Positive
     batch: Positive
+    base_dtype: Literal["fp32", "bf16"]
 
 
 class TacaEvaluate(Section):
     """Bootstrap resamples of the alignment intervals."""
 
     resamples: Annotated[int, Field(ge=100)]
+
+
+class TacaAttention(Section):
+    """How many of the evaluation prompts the attention mass on text is measured on."""
+
+    prompts: Positive
 
 
 class Retrieval(Section):
@@ -223,6 +260,7 @@ class Compute(Section):
     workers: Count = 0
     threads: Positive = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     max_failures: Count = 2
 
 
@@ -239,6 +277,7 @@ class Parameters(Section):
     taca_train: TacaTrain
     taca_generate: TacaGenerate
     taca_evaluate: TacaEvaluate
+    taca_attention: TacaAttention
     retrieval: Retrieval
     curate: Curate
     gadms_pretrain: GadmsPretrain
@@ -248,6 +287,13 @@ class Parameters(Section):
     train_parity: TrainParity
     report: Report
     compute: Compute
+
+    @model_validator(mode="after")
+    def _drawn_people_are_upright(self) -> Self:
+        shape = self.pictures.height / self.pictures.width
+        if self.prepare.source == "drawn" and not 2 <= shape <= 3:
+            raise ValueError(f"pictures: height / width is {shape:.2f}: people are drawn between 2:1 and 3:1")
+        return self
 
     def only(self, keys: Iterable[str]) -> dict[str, Any]:
         """The named top-level keys as plain JSON values: what a stage is fingerprinted by and given."""
@@ -305,8 +351,11 @@ def _one_line(error: ValidationError) -> str:
         return f"{key}: unknown key, {hint}{more}"
     if first["type"] == "missing":
         return f"{key}: missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not key:  # keys that contradict each other: the message names them
+        return f"{message}{more}"
     value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
-    return f"{key}{value}: {first['msg'][0].lower()}{first['msg'][1:]}{more}"
+    return f"{key}{value}: {message[0].lower()}{message[1:]}{more}"
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:

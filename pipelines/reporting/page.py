@@ -17,7 +17,9 @@ from components.files import write_atomically
 from pipelines import params
 from pipelines.graph import GADMS_ARMS, TACA_ARMS, Stage, all_stages, runs_of
 from pipelines.reporting import charts, diagram
+from pipelines.reporting.attention import mass_panels
 from pipelines.reporting.runs import Known, look_up
+from pipelines.reporting.studies import seeds_bar, study_views
 from pipelines.tracking import flatten
 from pipelines.workspace import Workspace
 
@@ -42,6 +44,7 @@ ABOUT = {
     "taca_train": "Trains a LoRA above the threshold: under the temperature schedule, and at γ = 1 as a control.",
     "taca_generate": "Draws people for prompts with every arm, from the same noise, and a corpus for retrieval.",
     "taca_evaluate": "Asks the probe whether generated people show what their prompts asked for.",
+    "taca_attention": "Measures how much of the image's attention goes to the text, with TACA and without.",
     "curate": "Keeps the generated people that are sharp enough and match their captions.",
     "gadms_pretrain": "Pre-trains the dual encoder on generated people, one arm per masking method.",
     "gadms_finetune": "Fine-tunes it on real people by the same method.",
@@ -83,6 +86,8 @@ def render(workspace: Workspace) -> Path:
                     5,
                 )
             ),
+            masses=mass_panels(report["attention"]),
+            studies=study_views(workspace),
             curves=curve_panels(report["curves"]),
             parity=parity_panels(report["parity"]),
             total=sum(made.seconds or 0 for made in known.runs.values()),
@@ -115,6 +120,7 @@ def environment(figures: Path) -> Environment:
     }
     made.globals |= {
         "interval_bar": charts.interval_bar,
+        "seeds_bar": seeds_bar,
         "style": (TEMPLATES / "style.css").read_text(encoding="utf-8"),
     }
     return made

@@ -18,6 +18,7 @@ from components.persons.shards import PersonDataset
 from pipelines.context import StageContext
 from pipelines.graph import GADMS_ARMS, METHODS, STAGES, TACA_ARMS, runs_of
 from pipelines.params import Parameters
+from pipelines.stages.report_attention import attention_section
 from pipelines.stages.report_checks import checks
 from pipelines.stages.report_pictures import Album, curation_examples, people, queries, spread
 
@@ -38,6 +39,7 @@ def run(
     report = {
         "setting": {"seed": params.seed, "height": params.pictures.height, "width": params.pictures.width},
         "alignment": alignment_section(metrics, alignment, params.seed),
+        "attention": attention_section(metrics["taca_attention"], columns(inputs["results/attention.parquet"])),
         "retrieval": retrieval_section(metrics, ranks, real, params.seed),
         "people": people(album, real, inputs, alignment, params.report.people),
         "queries": queries(album, real, inputs["model"], inputs["index"], params.report.queries),

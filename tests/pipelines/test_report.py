@@ -91,6 +91,22 @@ def alignment_table(arm: str) -> dict[str, list]:
     return table
 
 
+def attention_table() -> dict[str, list]:
+    """Two prompts, three steps, two layers; TACA on at the first step of the first layer only."""
+    cells = [
+        (a, p, s, n) for a in ("base", "taca") for p in (7, 8) for s in (1, 2, 3) for n in ("double 0", "single 0")
+    ]
+    return {
+        "arm": [arm for arm, _, _, _ in cells],
+        "prompt_id": [prompt for _, prompt, _, _ in cells],
+        "step": [step for _, _, step, _ in cells],
+        "sigma": [1 - 0.1 * step for _, _, step, _ in cells],
+        "layer": [layer for _, _, _, layer in cells],
+        "active": [(arm, step, layer) == ("taca", 1, "double 0") for arm, _, step, layer in cells],
+        "mass": [hash_of(arm, layer) % 50 / 100 + 0.1 * step + 0.01 * prompt for arm, prompt, step, layer in cells],
+    }
+
+
 def retrieval_table(arm: str) -> dict[str, list]:
     random = np.random.default_rng(hash_of(arm, "ranks"))
     # caption ids count every caption: short, long; so image i has 2 i and 2 i + 1.
@@ -122,6 +138,18 @@ def stage_metrics(stage: str) -> dict:
         },
         "base_model": {"vae_psnr": 31.0},
         "taca_evaluate": {"guidance_1": scores, "guidance_2.5": scores},
+        "taca_attention": {
+            "prompts": 2,
+            "steps": 3,
+            "active_steps": 1,
+            "text_tokens": 2,
+            "image_tokens": 6,
+            "uniform_share": 25.0,
+            "base": 20.0,
+            "taca": 40.0,
+            "difference": interval,
+            "layer": {"double_0": {"base": 20.0, "taca": 40.0, "difference": interval}, "single_0": {}},
+        },
         "curate": {"pictures": 6, "kept": 4, "dropped": {"blurred": 2}},
         "gadms_evaluate": {
             **search,
@@ -146,6 +174,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for arm in TACA_ARMS:
         write_generated(root / f"data/generated/{arm}", arm)
         write_parquet(root / f"results/alignment/{arm}.parquet", alignment_table(arm))
+    write_parquet(root / "results/attention.parquet", attention_table())
     words = {
         "caption_id": [1, 1, 3],
         "position": [0, 1, 0],

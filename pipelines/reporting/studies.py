@@ -1,0 +1,131 @@
+"""The results of studies, as the page shows them: an interval with a dot for each seed, and a map in diverging colours."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from components.errors import DataError
+from pipelines.graph import TACA_ARMS
+from pipelines.reporting.charts import interval_bar, scale
+from pipelines.workspace import Workspace
+
+FOLDER = "studies/results"
+VARIANTS = {
+    "taca": "TACA, as in params.yaml",
+    "bias": "bias: logits + log γ",
+    "text_queries": "text queries × image keys",
+    "constant": "constant: every step",
+    "linear": "linear: γ falls to 1",
+    "cosine": "cosine: γ falls to 1",
+}
+DIFFERENCE = ("difference", "difference_by_seed")
+
+
+def study_views(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """name -> what the page says of a study, for those of a known kind whose results are there.
+
+    Raises DataError for a results file that cannot be read.
+    """
+    views = {}
+    for name, view in {"taca": taca_view}.items():
+        file = workspace.path(f"{FOLDER}/{name}.json")
+        if file.is_file():
+            try:
+                views[name] = view(json.loads(file.read_text(encoding="utf-8")))
+            except (ValueError, KeyError, TypeError) as error:
+                reason = f"{type(error).__name__}: {error}"
+                raise DataError(
+                    f"{FOLDER}/{name}.json: cannot be shown ({reason}); run `python -m pipelines study {name}` again"
+                ) from error
+    return views
+
+
+def taca_view(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Arms, map and variants for each guidance, on axes common to both."""
+    summary = results["summary"]
+    guidances = sorted(summary["arms"], key=lambda name: float(name.split()[-1]))
+    arms = {name: _ordered(summary["arms"][name], TACA_ARMS) for name in guidances}
+    variants = {name: _ordered(summary["variants"][name], VARIANTS) for name in guidances}
+    every_map = [row for name in guidances for row in summary["map"][name]]
+    sigmas = [arms[name]["taca"]["sigma"] for name in guidances if "taca" in arms[name]]
+    default = {"gamma": summary["default"]["gamma"], "sigma": (sigmas or [None])[0]}
+    largest = max((abs(row["difference"]["mean"]) for row in every_map), default=0.0)
+    return {
+        **{key: results[key] for key in ("revision", "dirty", "done", "of")},
+        "default": default,
+        "guidances": guidances,
+        "arms": arms,
+        "variants": variants,
+        "variant_names": VARIANTS,
+        "maps": {name: gamma_map(summary["map"][name], default, largest) for name in guidances},
+        "largest": largest,
+        "axes": {
+            "alignment": _axis((row for rows in arms.values() for row in rows.values()), "alignment", "by_seed"),
+            "arms": _even(_axis((row for rows in arms.values() for row in rows.values()), *DIFFERENCE, step=2)),
+            "variants": _even(_axis((row for rows in variants.values() for row in rows.values()), *DIFFERENCE, step=2)),
+        },
+    }
+
+
+def gamma_map(rows: Sequence[Mapping[str, Any]], default: Mapping[str, Any], largest: float) -> dict[str, Any] | None:
+    """Gamma down, threshold across from late to always; each place with its difference to the base. None without rows.
+
+    "share" says how much colour a difference gets, 0 to 1 for the `largest`: by the square root, as one large harm must not bleach
+    the small gains.
+    """
+    if not rows:
+        return None
+    found = {(row["gamma"], row["threshold"]): row for row in rows}
+    gammas = sorted({row["gamma"] for row in rows})
+    thresholds = sorted({row["threshold"] for row in rows}, reverse=True)
+    active = {row["threshold"]: row["active_steps"] for row in rows}
+
+    def place(gamma: float, threshold: float) -> dict[str, Any] | None:
+        row = found.get((gamma, threshold))
+        if row is None:
+            return None
+        difference = row["difference"]
+        return {
+            **difference,
+            "kind": "up" if difference["mean"] >= 0 else "down",
+            "share": math.sqrt(abs(difference["mean"]) / largest) if largest else 0.0,
+            "sure": difference["low"] > 0 or difference["high"] < 0,
+            "default": (gamma, threshold) == (default["gamma"], default["sigma"]),
+        }
+
+    return {
+        "columns": [{"threshold": threshold, "active_steps": active[threshold]} for threshold in thresholds],
+        "rows": [{"gamma": gamma, "places": [place(gamma, threshold) for threshold in thresholds]} for gamma in gammas],
+        **{key: rows[0][key] for key in ("steps", "prompts", "seeds")},
+    }
+
+
+def seeds_bar(
+    interval: Mapping[str, float], values: Sequence[float], axis: tuple[float, float], kind: str = "", width: int = 170
+) -> Markup:
+    """An interval bar with a small dot below it for the value of each seed."""
+    start, end = axis
+    places = [4 + (width - 8) * (min(max(value, start), end) - start) / (end - start) for value in values]
+    marks = "".join(f'<circle class="seed" cx="{place:.1f}" cy="15.5" r="1.9"/>' for place in places)
+    bar = str(interval_bar(interval, axis, f"{kind} seeds", width))  # text: Markup would escape what is put in
+    told = ", ".join(f"{value:.1f}" for value in values)
+    return Markup(bar.replace("</title>", f"; by seed {told}</title>", 1).replace("</svg>", f"{marks}</svg>"))
+
+
+def _ordered(rows: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """`rows` with those in `names` first, in that order."""
+    return {name: rows[name] for name in [*(n for n in names if n in rows), *(n for n in rows if n not in set(names))]}
+
+
+def _axis(rows: Iterable[Mapping[str, Any]], interval: str, values: str, step: float = 5) -> tuple[float, float]:
+    """A round axis that holds every interval and every seed's value."""
+    ends = [end for row in rows for end in (row[interval]["low"], row[interval]["high"], *row[values])]
+    return scale(min(ends), max(ends), step) if ends else (0, step)
+
+
+def _even(limits: tuple[float, float]) -> tuple[float, float]:
+    reach = max(abs(limits[0]), abs(limits[1]))
+    return -reach, reach
