@@ -5,6 +5,7 @@ a result: it has a version of its own in the fingerprint.
 """
 
 import ast
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,12 +17,17 @@ COUNTED = ("components", "pipelines.stages")
 
 def stage_sources(stage: Stage, root: Path = ROOT) -> list[str]:
     """Paths of the source files behind `stage`, sorted, relative to the repository, POSIX."""
-    todo = [f"pipelines.stages.{name}" for name in (stage.name, *stage.code)]
+    return sources_behind([f"pipelines.stages.{name}" for name in (stage.name, *stage.code)], root)
+
+
+def sources_behind(modules: Sequence[str], root: Path = ROOT) -> list[str]:
+    """Paths of `modules` and of all that they import and that counts; sorted, relative to the repository, POSIX."""
+    todo = list(modules)
     seen: set[str] = set()
     files: set[Path] = set()
     while todo:
         module = todo.pop()
-        if module in seen or not _counts(module):
+        if module in seen or not (module in modules or _counts(module)):
             continue
         seen.add(module)
         file = _file(module, root)

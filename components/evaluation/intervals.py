@@ -72,6 +72,34 @@ def bootstrap_difference(
     return bootstrap_mean(a - b, units=units, level=level, resamples=resamples, seed=seed)
 
 
+def bootstrap_crossed(values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
+    """The mean of `values` (S, P): S repetitions (training seeds) of the same P things (prompts); NaN is left out.
+
+    Repetitions and things are resampled independently and crossed, so that the interval says how far the mean would move
+    with other seeds as well as with other prompts (the pigeonhole bootstrap; Owen 2007, Annals of Applied Statistics 1(2)).
+    It errs on the wide side, by the noise of single values. With one repetition it is the bootstrap over things alone,
+    and with few it knows little of how repetitions differ. Paired arms: give their differences.
+
+    Raises `ParameterError` for no values, another shape, or settings out of range.
+    """
+    if not 0 < level < 1 or resamples < 1:
+        raise ParameterError(f"bootstrap: level {level} must lie in (0, 1) and resamples {resamples} be at least 1")
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2:
+        raise ParameterError(f"bootstrap: values of shape {table.shape}; give repetitions x things, (S, P)")
+    kept = ~np.isnan(table)
+    if not kept.any():
+        raise ParameterError("bootstrap: no values (all of them are NaN or there are none)")
+    filled = np.where(kept, table, 0.0)
+    random = numpy_generator(seed, "crossed bootstrap")
+    repetitions, things = (random.multinomial(n, [1 / n] * n, size=resamples) for n in table.shape)  # (R, S), (R, P)
+    sums = ((repetitions @ filled) * things).sum(1)
+    counts = ((repetitions @ kept.astype(np.float64)) * things).sum(1)
+    means = sums[counts > 0] / counts[counts > 0]  # a draw may hit nothing but NaN
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(filled.sum() / kept.sum()), float(low), float(high))
+
+
 def _unit_sums(
     values: NDArray[np.float64], units: Sequence[Any] | NDArray[Any] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

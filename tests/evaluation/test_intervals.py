@@ -1,10 +1,11 @@
+import itertools
 import math
 
 import numpy as np
 import pytest
 
 from components.errors import ParameterError
-from components.evaluation.intervals import bootstrap_difference, bootstrap_mean
+from components.evaluation.intervals import bootstrap_crossed, bootstrap_difference, bootstrap_mean
 
 
 def test_the_interval_covers_the_true_mean_as_often_as_it_says():
@@ -75,3 +76,49 @@ def test_unpaired_lengths_and_bad_settings_are_refused():
         bootstrap_mean([1.0], level=95)
     with pytest.raises(ParameterError, match="units"):
         bootstrap_mean([1.0, 2.0], units=["a"])
+
+
+def test_crossed_resampling_is_the_quantiles_of_every_pair_of_resamples():
+    table = np.array([[0.0, 4.0, 9.0], [1.0, 7.0, 30.0]])
+    every = [
+        table[np.ix_(rows, columns)].mean()
+        for rows in itertools.product(range(2), repeat=2)
+        for columns in itertools.product(range(3), repeat=3)
+    ]  # all 4 x 27
+    interval = bootstrap_crossed(table, level=0.6, resamples=60_000, seed=1)
+    assert interval.mean == pytest.approx(table.mean())
+    # Between two neighbouring resampled means lies at most 1.3 in this table, near these quantiles.
+    assert interval.low == pytest.approx(np.quantile(every, 0.2), abs=0.7)
+    assert interval.high == pytest.approx(np.quantile(every, 0.8), abs=0.7)
+
+
+def test_seeds_that_disagree_widen_a_crossed_interval_and_copies_of_a_seed_do_not_narrow_it():
+    random = np.random.default_rng(0)
+    prompts = random.normal(0, 10, 200)
+    alone = bootstrap_mean(prompts, seed=2)
+    once = bootstrap_crossed(prompts[None], seed=2)
+    copied = bootstrap_crossed(np.tile(prompts, (5, 1)), seed=2)
+    for interval in (once, copied):
+        assert width(interval) == pytest.approx(width(alone), rel=0.1)
+    apart = bootstrap_crossed(prompts + np.array([[-3.0], [-1.0], [0.0], [1.0], [3.0]]), seed=2)
+    # Variances of both means add up: 10^2 / 200 over prompts, 4 / 5 over seeds; 3.92 deviations is 95 %.
+    assert width(apart) == pytest.approx(3.92 * math.sqrt(prompts.var() / 200 + 4 / 5), rel=0.1)
+
+
+def test_a_crossed_mean_leaves_out_missing_values():
+    table = np.array([[1.0, math.nan, 3.0], [5.0, math.nan, math.nan]])
+    interval = bootstrap_crossed(table)
+    assert interval.mean == 3.0
+    assert (interval.low, interval.high) == (1.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"), [([1.0, 2.0], "repetitions x things"), ([[math.nan]], "no values"), ([[]], "no values")]
+)
+def test_a_crossed_mean_of_nothing_or_of_another_shape_is_refused(values, message):
+    with pytest.raises(ParameterError, match=message):
+        bootstrap_crossed(values)
+
+
+def width(interval):
+    return interval.high - interval.low

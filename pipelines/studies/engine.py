@@ -1,0 +1,220 @@
+"""The life of a study.
+
+    studies/<name>.yaml -> cells -> measure those without a kept result, one after another -> studies/results/<name>.json
+
+A kill costs at most the cell that was being measured: the same command goes on with the next. A cell that fails is named, the
+others are measured, and the command ends with exit code 1. The results file is written at the end, after an interrupt too, from
+every result that is there; it holds no clock and no machine, so the same results give the same bytes.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import traceback
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from components.errors import DataError, ParameterError
+from components.files import write_atomically
+from pipelines import params
+from pipelines.errors import OTHER, StageFailedError, speaks_for_itself
+from pipelines.params import Parameters, Section
+from pipelines.studies.cells import Bench, Cell, Result, Study
+from pipelines.studies.identity import fingerprints, input_digests, provenance
+from pipelines.studies.plans import read_plan
+from pipelines.studies.progress import Teller
+from pipelines.studies.store import ResultStore
+from pipelines.workspace import Workspace
+
+FOLDER, RESULTS = "studies", "studies/results"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A study as it stands in one workspace. `cells` holds every cell after those it needs; `identities` is by key."""
+
+    name: str
+    study: Study
+    plan: Section
+    params: Parameters
+    workspace: Workspace
+    cells: Sequence[Cell]
+    identities: Mapping[str, str]
+    store: ResultStore
+
+    def done(self) -> dict[str, Result]:
+        """key -> kept result, in the order of the cells."""
+        kept = {cell.key: self.store.read(self.identities[cell.key]) for cell in self.cells}
+        return {key: result for key, result in kept.items() if result is not None}
+
+    def chosen(self, pattern: str | None) -> list[Cell]:
+        """The cells whose key matches a shell pattern, and those that they need. Raises ParameterError when none does."""
+        wanted = {cell.key for cell in self.cells if pattern is None or fnmatchcase(cell.key, pattern)}
+        if not wanted:
+            raise ParameterError(f"study {self.name}: no cell matches {pattern!r}; `--list` shows them")
+        for cell in reversed(self.cells):
+            if cell.key in wanted:
+                wanted.update(cell.needs)
+        return [cell for cell in self.cells if cell.key in wanted]
+
+
+def open_study(name: str, workspace: Workspace, study: Study | None = None) -> Opened:
+    """Read the study's plan and the parameters, and identify every cell.
+
+    `study` is what the module `pipelines.studies.<name>` brings, unless given. Raises ParameterError for an unknown study or a
+    mistake in its plan, DataError for an input that is not there.
+    """
+    file = workspace.path(f"{FOLDER}/{name}.yaml")
+    if not file.is_file():
+        known = sorted(path.stem for path in workspace.path(FOLDER).glob("*.yaml"))
+        raise ParameterError(f"study {name!r} does not exist: one of {', '.join(known) or 'none'}")
+    settings = params.load(workspace.path("params.yaml"))
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before anything starts a thread pool
+        os.environ[variable] = str(settings.compute.threads)
+    found = study or importlib.import_module(f"pipelines.studies.{name}").STUDY
+    plan = read_plan(file, found.plan)
+    cells = list(found.cells(plan, settings))
+    _require_order(cells)
+    _require_inputs(name, cells, workspace)
+    identities = fingerprints(cells, found.code, settings, workspace)
+    store = ResultStore(workspace.home / FOLDER / name)
+    return Opened(name, found, plan, settings, workspace, cells, identities, store)
+
+
+def run_study(opened: Opened, only: str | None = None) -> Path:
+    """Measure what is chosen and not done, then write the results file. Returns its path.
+
+    Raises StageFailedError (exit code 1) when a cell failed, having measured the others; KeyboardInterrupt after an interrupt,
+    having written what there is.
+    """
+    chosen = opened.chosen(only)
+    with opened.store.lock():
+        try:
+            failed = _measure(opened, chosen)
+        finally:
+            path = write_results(opened)
+    if failed:
+        raise StageFailedError(f"study {opened.name}: {len(failed)} of {len(chosen)} cells failed", OTHER)
+    return path
+
+
+def list_cells(opened: Opened, only: str | None = None) -> None:
+    """Print a line for each chosen cell: done or not, and its key."""
+    done = opened.done()
+    chosen = opened.chosen(only)
+    for cell in chosen:
+        print(f"{'done ' if cell.key in done else 'to do'}  {cell.key}")
+    print(f"{sum(cell.key in done for cell in chosen)} of {len(chosen)} done")
+
+
+def write_results(opened: Opened) -> Path:
+    """Write `studies/results/<name>.json` from every result that is there, measuring nothing."""
+    done = opened.done()
+    reads = sorted({key for cell in opened.cells for key in cell.reads})
+    document = {
+        "study": opened.name,
+        **provenance(opened.study.code, opened.workspace.path(f"{FOLDER}/{opened.name}.yaml")),
+        "done": len(done),
+        "of": len(opened.cells),
+        "plan": opened.plan.model_dump(mode="json"),
+        "parameters": opened.params.only(reads),
+        "inputs": input_digests(opened.cells, opened.workspace),
+        "cells": [
+            {
+                "key": cell.key,
+                "fingerprint": opened.identities[cell.key][:16],
+                "settings": dict(cell.settings),
+                "result": {k: v for k, v in done[cell.key].items() if isinstance(v, str | int | float)},
+            }
+            for cell in sorted(opened.cells, key=lambda cell: cell.key)
+            if cell.key in done
+        ],
+        "summary": opened.study.summarise(opened.plan, opened.params, done),
+    }
+    path = opened.workspace.path(f"{RESULTS}/{opened.name}.json")
+    write_atomically(path, json.dumps(_rounded(document), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    print(f"wrote {path}: {len(done)} of {len(opened.cells)} cells", flush=True)
+    return path
+
+
+def _measure(opened: Opened, chosen: Sequence[Cell]) -> list[str]:
+    """Measure the cells of `chosen` that have no result. Returns the keys of those that failed."""
+    ready = {cell.key for cell in chosen if opened.store.read(opened.identities[cell.key]) is not None}
+    todo = [cell for cell in chosen if cell.key not in ready]
+    print(f"study {opened.name}: {len(chosen)} cells, {len(ready)} done before", flush=True)
+    if not todo:
+        return []
+    import torch
+
+    torch.set_num_threads(opened.params.compute.threads)
+    works = importlib.import_module(opened.study.code)
+    failed: list[str] = []
+    shelf: dict[Hashable, Any] = {}
+    with Teller(len(todo)) as teller:
+        for cell in todo:
+            teller.begin(cell.key)
+            if missing := [key for key in cell.needs if key in failed]:
+                reason: str | None = f"needs {missing[0]}"
+            else:
+                reason = _measure_one(opened, cell, works, shelf, teller)
+            if reason is not None:
+                failed.append(cell.key)
+                teller.failed(cell.key, reason)
+    return failed
+
+
+def _measure_one(opened: Opened, cell: Cell, works: Any, shelf: dict[Hashable, Any], teller: Teller) -> str | None:
+    """Measure one cell and keep its result. Returns why it failed, or None."""
+    from pipelines.cluster import device_of
+
+    identity = opened.identities[cell.key]
+    result = opened.store.read(identity)  # a cell before it may have asked for the same
+    if result is not None:
+        teller.done(cell.key, result)
+        return None
+    bench = Bench(
+        parameters=opened.params.only(cell.reads),
+        inputs={name: opened.workspace.path(path) for name, path in cell.inputs.items()},
+        needs={key: opened.store.files(opened.identities[key]) for key in cell.needs},
+        folder=opened.store.folder(identity),
+        device=device_of(opened.params.compute),
+        shelf=shelf,
+    )
+    shutil.rmtree(bench.files, ignore_errors=True)  # of a cell that was killed
+    try:
+        result = getattr(works, cell.work)(cell, bench)
+        opened.store.write(cell, identity, result)
+    except Exception as error:  # whatever it is: it is reported, and the other cells are worth having
+        if not speaks_for_itself(error):
+            traceback.print_exc()
+        return str(error) or type(error).__name__
+    teller.done(cell.key, result)
+    return None
+
+
+def _require_order(cells: Sequence[Cell]) -> None:
+    seen: set[str] = set()
+    for cell in cells:
+        if cell.key in seen or not seen.issuperset(cell.needs):
+            raise RuntimeError(f"cell {cell.key}: listed twice, or before one that it needs ({', '.join(cell.needs)})")
+        seen.add(cell.key)
+
+
+def _require_inputs(name: str, cells: Sequence[Cell], workspace: Workspace) -> None:
+    paths = sorted({path for cell in cells for path in cell.inputs.values()})
+    missing = [path for path in paths if not workspace.path(path).exists()]
+    if missing:
+        raise DataError(f"study {name}: {', '.join(missing)} not there: run `dvc repro`, or `dvc pull`")
+
+
+def _rounded(value: Any) -> Any:
+    """Floats of 6 significant digits: enough for a reader, and few enough for a diff."""
+    if isinstance(value, Mapping):
+        return {str(key): _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,0 +1,64 @@
+"""What a cell's result depends on, in one number; and which revision of the code that was.
+
+The same idea as a stage's fingerprint (`pipelines/fingerprint.py`): the source files behind the measuring function, the settings,
+the sections of params.yaml that the cell reads, the contents of its inputs, the cells it needs, the lock of packages and the
+thread count. So a kept result is what this code would measure, whichever revision measured it.
+"""
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from components.files import file_digest
+from pipelines import closure, fingerprint
+from pipelines.closure import sources_behind
+from pipelines.fingerprint import LOCK, digest, tree_digests
+from pipelines.params import Parameters
+from pipelines.studies.cells import Cell
+from pipelines.workspace import Workspace, git_state
+
+ENGINE_VERSION = 1
+
+
+def fingerprints(cells: Sequence[Cell], code: str, params: Parameters, workspace: Workspace) -> dict[str, str]:
+    """key -> 64 hexadecimal digits. `cells` come after those that they need."""
+    root = fingerprint.ROOT
+    shared = {
+        "engine": ENGINE_VERSION,
+        "sources": {source: file_digest(root / source) for source in sources_behind([code])},
+        "lock": file_digest(root / LOCK),
+        "threads": params.compute.threads,
+    }
+    contents = input_digests(cells, workspace)
+    found: dict[str, str] = {}
+    for cell in cells:
+        found[cell.key] = digest(
+            {
+                **shared,
+                "work": cell.work,
+                "settings": dict(cell.settings),
+                "parameters": params.only(cell.reads),
+                "inputs": {name: contents[path] for name, path in cell.inputs.items()},
+                "needs": [found[key] for key in cell.needs],
+            }
+        )
+    return found
+
+
+def input_digests(cells: Sequence[Cell], workspace: Workspace) -> dict[str, str]:
+    """path -> SHA-256 over everything at or below it, for every input of `cells`."""
+    paths = sorted({path for cell in cells for path in cell.inputs.values()})
+    return {path: digest(tree_digests(workspace.path(path))) for path in paths}
+
+
+def provenance(code: str, plan: Path) -> Mapping[str, Any]:
+    """The revision, and whether files that the results come from (sources, lock, `plan`) differ from it. None without git.
+
+    Other files may differ: a README, or the results that the study itself writes.
+    """
+    revision = git_state(closure.ROOT)["git.revision"] or None
+    files = [*sources_behind([code]), LOCK, *([str(plan)] if plan.is_relative_to(closure.ROOT) else [])]
+    command = ["git", "-C", str(closure.ROOT), "status", "--porcelain", "--", *files]
+    changed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return {"revision": revision, "dirty": bool(changed) if revision else None}

@@ -1,0 +1,55 @@
+"""What a person sees of a running study: a bar on a terminal, elsewhere a line a cell."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Teller:
+    """Tells of `total` cells, one after another; a context manager."""
+
+    def __init__(self, total: int, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._total = total
+        self._begun = 0
+        self._started = time.monotonic()
+        self._bar = Progress(
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> "Teller":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def begin(self, key: str) -> None:
+        self._begun += 1
+        self._started = time.monotonic()
+        self._bar.update(self._task, description=key)
+
+    def done(self, key: str, result: Mapping[str, Any]) -> None:
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.items() if isinstance(value, int | float))
+        self._bar.advance(self._task)
+        if not self._console.is_terminal:
+            self.say(f"[{self._begun}/{self._total}] {key}: {numbers} ({time.monotonic() - self._started:.1f} s)")
+
+    def failed(self, key: str, reason: str) -> None:
+        self._bar.advance(self._task)
+        self.say(f"[{self._begun}/{self._total}] {key}: failed: {reason}")
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False)

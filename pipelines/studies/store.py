@@ -1,0 +1,76 @@
+"""Results of cells in the scratch root: one JSON file each, named by its fingerprint, there whole or not at all.
+
+<home>/studies/<name>/
+    lock                 held by the one process that measures
+    <fingerprint>.json   the result, and the digests of the files kept with it; written last
+    <fingerprint>/       files/ (kept), and checkpoints while it is being measured
+"""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.files import write_atomically
+from pipelines.errors import InfrastructureError
+from pipelines.fingerprint import tree_digests
+from pipelines.studies.cells import Cell, Result
+
+DIGITS = 16
+"""Of a fingerprint, in file names."""
+
+
+@dataclass(frozen=True)
+class ResultStore:
+    """The results of one study."""
+
+    root: Path
+
+    def folder(self, identity: str) -> Path:
+        """Scratch of one cell."""
+        return self.root / identity[:DIGITS]
+
+    def files(self, identity: str) -> Path:
+        """What the cell kept with its result."""
+        return self.folder(identity) / "files"
+
+    def read(self, identity: str) -> Result | None:
+        """The result, if it is there and the files kept with it are as they were."""
+        try:
+            record = json.loads(self._record(identity).read_text(encoding="utf-8"))
+            whole = record["fingerprint"] == identity and record["files"] == tree_digests(self.files(identity))
+            return record["result"] if whole else None
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def write(self, cell: Cell, identity: str, result: Result) -> None:
+        """Keep a result. Raises ValueError for one that has no JSON form (NaN, infinity)."""
+        record: dict[str, Any] = {
+            "key": cell.key,
+            "settings": dict(cell.settings),
+            "fingerprint": identity,
+            "result": dict(result),
+            "files": tree_digests(self.files(identity)),
+        }
+        write_atomically(self._record(identity), json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        shutil.rmtree(self.folder(identity) / "checkpoints", ignore_errors=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the study. Raises InfrastructureError when another process does: it measures the very same cells."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / "lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InfrastructureError(
+                    f"{self.root}: another process measures this study; run again when it has ended"
+                ) from None
+            yield
+
+    def _record(self, identity: str) -> Path:
+        return self.root / f"{identity[:DIGITS]}.json"

@@ -1,0 +1,225 @@
+"""The TACA study: does it help, how much and when, on the small base model, without guidance and with.
+
+Three questions, each over several seeds and always on the same prompts and noise as the base model, so that differences are
+paired. *Arms*: base, LoRA at gamma 1, TACA without training, both. *Map*: gamma by threshold, without training. *Variants*: what
+TACA is not (an additive bias, the opposite block of the attention) and other forms of its schedule, without training.
+
+A seed is that of the LoRA's start, data order and noise, and of the noise that pictures begin with. The base model is one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Annotated, Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field, model_validator
+
+from components.evaluation.intervals import bootstrap_crossed
+from pipelines.graph import ADAPTERS, BASE, PEOPLE, TACA_ARMS
+from pipelines.params import Count, Fraction, Parameters, Positive, Section, Taca
+from pipelines.studies.cells import Cell, Result, Study
+from pipelines.studies.plans import checked
+
+REFERENCE, TEMPERATURE = "base", "taca"
+TRAINED = {"lora": "lora", "taca_lora": "taca"}
+"""arm -> the adapter it draws with."""
+HEATED = ("taca", "taca_lora")
+"""Arms that draw under the temperature schedule."""
+Label = TypeVar("Label")
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if len(set(values)) < len(values):
+        raise ValueError("a value is listed twice")
+    return values
+
+
+Listed = (Field(min_length=1), AfterValidator(_distinct))
+Seeds = Annotated[list[Count], *Listed]
+Guidances = Annotated[list[Annotated[float, Field(ge=1)]], *Listed]
+Gammas = Annotated[list[Annotated[float, Field(gt=0)]], *Listed]
+Thresholds = Annotated[list[Fraction], *Listed]
+
+
+class Arms(Section):
+    """The four arms. Their base is what everything else is compared to."""
+
+    seeds: Seeds
+    prompts: Positive
+
+
+class Map(Section):
+    """gamma by threshold. Gamma 1 is the base, and need not be listed."""
+
+    gammas: Gammas
+    thresholds: Thresholds
+    seeds: Seeds
+    prompts: Positive
+
+
+class Variants(Section):
+    """Schedules by name: how each differs from the section `taca` of params.yaml."""
+
+    schedules: dict[str, dict[str, Any]]
+    seeds: Seeds
+    prompts: Positive
+
+
+class Plan(Section):
+    """`studies/taca.yaml`."""
+
+    guidance: Guidances
+    arms: Arms
+    map: Map
+    variants: Variants
+
+    @model_validator(mode="after")
+    def _compared_to_the_base(self) -> Self:
+        for name, part in (("map", self.map), ("variants", self.variants)):
+            if not set(part.seeds) <= set(self.arms.seeds) or part.prompts > self.arms.prompts:
+                raise ValueError(f"{name}: seeds and prompts must be among those of arms, whose base it is compared to")
+        return self
+
+
+def cells(plan: Plan, params: Parameters) -> list[Cell]:
+    """Every cell of the study: adapters, then arms, map and variants."""
+    default = params.taca
+    found = [_train(arm, seed) for seed in plan.arms.seeds for arm in ADAPTERS]
+    for seed, guidance, arm in product(plan.arms.seeds, plan.guidance, TACA_ARMS):
+        needs = (train_key(TRAINED[arm], seed),) if arm in TRAINED else ()
+        schedule = default if arm in HEATED else None
+        found.append(_draw(f"arms/{arm}", plan.arms.prompts, guidance, seed, schedule, needs))
+    for part, schedules in (
+        (plan.map, {map_line(*point): schedule for point, schedule in _map_schedules(plan, default).items()}),
+        (plan.variants, {f"variants/{name}": schedule for name, schedule in _variant_schedules(plan, default).items()}),
+    ):
+        for seed, guidance, line in product(part.seeds, plan.guidance, schedules):
+            found.append(_draw(line, part.prompts, guidance, seed, schedules[line]))
+    return found
+
+
+def summarise(plan: Plan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:
+    """Means, paired differences to the base, intervals over seeds and prompts, by guidance; what is not done yet is left out."""
+    summary: dict[str, Any] = {"default": params.taca.model_dump(mode="json"), "arms": {}, "map": {}, "variants": {}}
+    for guidance in plan.guidance:
+        compare = _Comparison(results, guidance, {"resamples": params.taca_evaluate.resamples, "seed": params.seed})
+        name = f"guidance {guidance:g}"
+        summary["arms"][name] = compare.rows(plan.arms, {arm: f"arms/{arm}" for arm in TACA_ARMS})
+        points = {point: map_line(*point) for point in _map_schedules(plan, params.taca)}
+        summary["map"][name] = [
+            {"gamma": gamma, "threshold": threshold, **row}
+            for (gamma, threshold), row in compare.rows(plan.map, points).items()
+        ]
+        # The default schedule itself, on the variants' seeds and prompts: what they are to be read against.
+        lines = {TEMPERATURE: f"arms/{TEMPERATURE}", **{each: f"variants/{each}" for each in plan.variants.schedules}}
+        summary["variants"][name] = compare.rows(plan.variants, lines)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Arms beside the base at one guidance: prompt by prompt, seed by seed."""
+
+    results: Mapping[str, Result]
+    guidance: float
+    bootstrap: Mapping[str, int]
+
+    def rows(self, part: Arms | Map | Variants, lines: Mapping[Label, str]) -> dict[Label, dict[str, Any]]:
+        """label -> `row` of its line, for those that have one."""
+        rows = {label: self.row(part, line) for label, line in lines.items()}
+        return {label: row for label, row in rows.items() if row}
+
+    def row(self, part: Arms | Map | Variants, line: str) -> dict[str, Any] | None:
+        """One line over the seeds that it and the base have, on the first `part.prompts` prompts. None without a seed.
+
+        "sigma" is the threshold that the schedule had for this model (None for none), "active_steps" what that means for
+        its sampler. "alignment" and "difference" (to the base) are intervals in percent and percentage points, "by_seed" and
+        "difference_by_seed" their values for each of "seeds".
+        """
+        pairs = {
+            seed: (self.results.get(draw_key(line, self.guidance, seed)), self.results.get(self._base(seed)))
+            for seed in part.seeds
+        }
+        done = {seed: (own, base) for seed, (own, base) in pairs.items() if own is not None and base is not None}
+        if not done:
+            return None
+        first, _ = next(iter(done.values()))
+        prompts = first["prompt_ids"][: part.prompts]
+        own = np.stack([_shown(own, prompts) for own, _ in done.values()])  # (S, P)
+        difference = own - np.stack([_shown(base, prompts) for _, base in done.values()])
+        return {
+            "seeds": list(done),
+            "prompts": len(prompts),
+            "steps": first["steps"],
+            "active_steps": first["active_steps"],
+            "sigma": first["sigma"],
+            "alignment": bootstrap_crossed(own, **self.bootstrap).as_dict(),
+            "by_seed": np.nanmean(own, axis=1).tolist(),
+            "difference": bootstrap_crossed(difference, **self.bootstrap).as_dict(),
+            "difference_by_seed": np.nanmean(difference, axis=1).tolist(),
+        }
+
+    def _base(self, seed: int) -> str:
+        return draw_key(f"arms/{REFERENCE}", self.guidance, seed)
+
+
+def _shown(result: Result, prompts: Sequence[int]) -> NDArray[np.float64]:
+    """Percent of each prompt's attributes that its picture shows, (P,), NaN where it asks for none."""
+    of = dict(zip(result["prompt_ids"], result["shown"], strict=True))
+    return np.array([np.nan if of[prompt] is None else of[prompt] for prompt in prompts], dtype=np.float64)
+
+
+def _train(arm: str, seed: int) -> Cell:
+    inputs = {**BASE, "cache": "data/taca_cache"}
+    return Cell(train_key(arm, seed), "train", {"arm": arm, "seed": seed}, ("taca", "taca_train"), inputs)
+
+
+def _draw(
+    line: str,
+    prompts: int,
+    guidance: float,
+    seed: int,
+    schedule: Taca | None,
+    needs: tuple[str, ...] = (),
+) -> Cell:
+    settings = {
+        "seed": seed,
+        "guidance": guidance,
+        "prompts": prompts,
+        **(schedule.model_dump(mode="json") if schedule else {}),
+    }
+    inputs = {**PEOPLE, **BASE, "probe": "models/probe"}
+    return Cell(draw_key(line, guidance, seed), "draw", settings, ("pictures", "taca_generate"), inputs, needs)
+
+
+def _map_schedules(plan: Plan, default: Taca) -> dict[tuple[float, float], Taca]:
+    return {
+        (gamma, threshold): default.model_copy(update={"gamma": gamma, "threshold": threshold})
+        for gamma, threshold in product(plan.map.gammas, plan.map.thresholds)
+    }
+
+
+def _variant_schedules(plan: Plan, default: Taca) -> dict[str, Taca]:
+    every = default.model_dump(mode="json")
+    return {
+        name: checked({**every, **changes}, Taca, f"studies/taca.yaml: variants.schedules.{name}")
+        for name, changes in plan.variants.schedules.items()
+    }
+
+
+def train_key(arm: str, seed: int) -> str:
+    return f"train/{arm}/seed-{seed}"
+
+
+def map_line(gamma: float, threshold: float) -> str:
+    return f"map/gamma-{gamma:g}/threshold-{threshold:g}"
+
+
+def draw_key(line: str, guidance: float, seed: int) -> str:
+    """The cell of one line (an arm, a point of the map, a variant) at one guidance and seed."""
+    return f"{line}/guidance-{guidance:g}/seed-{seed}"
+
+
+STUDY = Study(plan=Plan, cells=cells, summarise=summarise, code="pipelines.studies.taca_cells")
