@@ -10,7 +10,6 @@ import yaml
 from components.errors import ParameterError
 from components.files import write_atomically
 from pipelines import params
-from pipelines.tracking import flatten
 
 
 def read(name: str, root: Path) -> dict[str, Any]:
@@ -24,7 +23,8 @@ def read(name: str, root: Path) -> dict[str, Any]:
 
 def flags(name: str, root: Path) -> list[str]:
     """The preset as `-S key=value` flags for `dvc exp run`."""
-    return [f"-S {key}={value}" for key, value in flatten(read(name, root)).items()]
+    document = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    return [f"-S {key}={value}" for key, value in _leaves(read(name, root), document)]
 
 
 def apply(name: str, root: Path) -> list[str]:
@@ -47,7 +47,7 @@ def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
     editor.width = 120
     document = editor.load(path.read_text(encoding="utf-8"))
     changes = []
-    for key, value in flatten(values).items():
+    for key, value in _leaves(values, document):
         *sections, last = key.split(".")
         target = document
         for section in sections:
@@ -67,3 +67,15 @@ def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
         trial.unlink(missing_ok=True)
     write_atomically(path, text.getvalue())
     return changes
+
+
+def _leaves(values: Mapping[str, Any], document: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """`values` by dotted key. A mapping in place of a plain value (a threshold given as a rule) is itself a value."""
+    leaves: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        here = document.get(key) if isinstance(document, Mapping) else None
+        if isinstance(value, Mapping) and (here is None or isinstance(here, Mapping)):
+            leaves += _leaves(value, here, f"{prefix}{key}.")
+        else:
+            leaves.append((f"{prefix}{key}", value))
+    return leaves

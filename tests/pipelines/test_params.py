@@ -61,13 +61,16 @@ def test_every_preset_is_valid_and_takes_effect(file, name):
         ("probe.training.steps", 3.5, "probe.training.steps = 3.5"),
         ("probe.training.steps", True, "probe.training.steps = True"),
         ("probe.training.steps", 0, "probe.training.steps = 0: input should be greater than or equal to 1"),
-        ("taca.threshold", 1.5, "taca.threshold = 1.5: input should be less than or equal to 1"),
+        ("taca.threshold", 1.5, "taca.threshold = 1.5: must be a sigma in [0, 1]"),
         ("taca.gamma", float("nan"), "taca.gamma"),
         ("probe.training.weight_decay", float("inf"), "probe.training.weight_decay"),
         ("prepare.preset", "foggy", "prepare.preset = 'foggy': input should be 'clean', 'cluttered' or 'occluded'"),
         ("pictures.height", 128, "height / width is 4.00"),
-        ("prepare.identities", {"train": 3, "val": 1}, "prepare.identities: value error, test missing"),
+        ("prepare.identities", {"train": 3, "val": 1}, "prepare.identities: test missing"),
         ("taca_generate.guidance", [], "taca_generate.guidance"),
+        ("taca.threshold", {"sigma": 0.9}, "taca.threshold: give a sigma in [0, 1], or sigma and tokens"),
+        ("taca.threshold", {"fraction": "some"}, "taca.threshold: give a sigma in [0, 1]"),
+        ("taca.form", "step", "taca.form = 'step'"),
         ("taca", 1.2, "taca = 1.2"),
     ],
 )
@@ -156,6 +159,20 @@ def test_a_preset_that_does_not_fit_is_refused_and_nothing_is_written(file, valu
         presets.edit(file, values)
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == ["params.yaml"]
+
+
+def test_a_preset_may_put_a_rule_where_there_was_a_number_and_back(file):
+    before = file.read_text()
+    presets.edit(file, {"taca": {"threshold": {"sigma": 0.97, "tokens": 4096}}})
+    assert params.load(file).taca.threshold == {"sigma": 0.97, "tokens": 4096}
+    presets.edit(file, {"taca": {"threshold": 0.8}})
+    assert params.load(file).taca.threshold == 0.8
+    assert comments(file.read_text()) <= comments(before)
+    assert "# TACA, eq. 11" in file.read_text()
+
+
+def comments(text):
+    return {line.split("#", 1)[1].strip() for line in text.splitlines() if "#" in line}
 
 
 def test_a_preset_applied_twice_changes_nothing_the_second_time(tmp_path, file):
