@@ -6,6 +6,7 @@ import traceback
 from pathlib import Path
 
 from pipelines.errors import StageFailedError, exit_code, speaks_for_itself
+from pipelines.generating import options as generating
 from pipelines.workspace import Workspace
 
 
@@ -19,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(error, StageFailedError):
             pass  # the stage's process has said why
         elif speaks_for_itself(error):
-            print(f"error: {error or type(error).__name__}", file=sys.stderr)
+            print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         else:
             traceback.print_exc()
         return exit_code(error)
@@ -60,6 +61,60 @@ def _search(options: argparse.Namespace) -> None:
     search(options.query, Workspace.at(options.workspace), options.top, options.picture)
 
 
+def _generate(options: argparse.Namespace) -> None:
+    from pipelines.generating.command import generate
+
+    generate(options, Workspace.at(options.workspace))
+
+
+def _compbench(options: argparse.Namespace) -> None:
+    from pipelines.compbench import Weights, compbench
+
+    compbench(
+        options.prompts,
+        options.images,
+        baseline=options.baseline,
+        weights=Weights(options.blip, options.clip, options.phrases, options.blip_size),
+        output=options.output,
+        rows=options.grid,
+        per_prompt=options.per_prompt,
+    )
+
+
+def _dry_run(options: argparse.Namespace) -> None:
+    from pipelines.dryrun import dry_run
+
+    dry_run(Workspace.at(options.workspace), options.preset, options.architecture)
+
+
+def _study(options: argparse.Namespace) -> None:
+    import signal
+
+    from pipelines.studies import engine
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: what is measured is summarised
+    opened = engine.open_study(options.name, Workspace.at(options.workspace))
+    if options.list:
+        engine.list_cells(opened, options.only)
+    elif options.summary:
+        engine.write_results(opened)
+    else:
+        engine.run_study(opened, options.only)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from pipelines.doctor import CHECKS, doctor
+
+    chosen = [name for name in CHECKS if getattr(options, name)]
+    doctor(Workspace.at(options.workspace), chosen, options.preset)
+
+
+def _leaderboard(options: argparse.Namespace) -> None:
+    from pipelines.leaderboard import show_leaderboards
+
+    show_leaderboards(Workspace.at(options.workspace), options.dataset, options.setting)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description="Crossmodal pipelines: TACA and GA-DMS.")
     parser.add_argument("--workspace", type=Path, default=Path.cwd(), help="folder of params.yaml (default: here)")
@@ -83,9 +138,63 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--picture", type=Path, help="also write the matches side by side into this PNG")
     search.set_defaults(act=_search)
 
+    generate = verbs.add_parser("generate", help="draw pictures for the prompts of a file, in shards")
+    generating.add_options(generate)
+    generate.set_defaults(act=_generate)
+
+    _add_compbench(verbs.add_parser("compbench", help="score folders of pictures as T2I-CompBench does"))
+
+    dry = verbs.add_parser("dry-run", help="what a run of TACA would do and need; writes and downloads nothing")
+    dry.add_argument("--preset", metavar="NAME", help="a file in presets/, laid over params.yaml")
+    dry.add_argument("--architecture", type=Path, metavar="FILE", help="config.json of the transformer")
+    dry.set_defaults(act=_dry_run)
+
+    study = verbs.add_parser("study", help="measure what a study in studies/ has not measured yet, and sum it up")
+    study.add_argument("name", help="a file in studies/, without .yaml")
+    study.add_argument(
+        "--only", metavar="PATTERN", help="only cells whose key matches, such as 'map/*' (and what they need)"
+    )
+    study.add_argument("--list", action="store_true", help="list the cells and which are done; measure nothing")
+    study.add_argument("--summary", action="store_true", help="write the results of what is done; measure nothing")
+    study.set_defaults(act=_study)
+
+    health = verbs.add_parser("doctor", help="is what a run needs there, and how to get what is not")
+    health.add_argument("--data", action="store_true", help="look at datasets only")
+    health.add_argument("--weights", action="store_true", help="look at weights only")
+    health.add_argument("--preset", metavar="NAME", help="a file in presets/, laid over params.yaml")
+    health.set_defaults(act=_doctor)
+
+    board = verbs.add_parser("leaderboard", help="published person retrieval results, and this workspace's own")
+    board.add_argument("--dataset", help="cuhk-pedes, icfg-pedes or rstpreid (default: all three)")
+    board.add_argument("--setting", default="fine-tuned", help='"fine-tuned" (default) or "direct transfer"')
+    board.set_defaults(act=_leaderboard)
+
     dag = verbs.add_parser("dag", help="write dvc.yaml from the graph")
     dag.set_defaults(act=_dag)
     return parser
+
+
+def _add_compbench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompts", required=True, type=Path, help="a <category>_val.txt, or a folder of them")
+    parser.add_argument(
+        "--images",
+        required=True,
+        type=Path,
+        help="folder of <prompt>_000000.png, ...; for several categories one in it for each",
+    )
+    parser.add_argument("--baseline", type=Path, help="pictures to compare with, laid out like --images")
+    parser.add_argument("--blip", type=Path, help="folder of BLIP's VQA model, for BLIP-VQA")
+    parser.add_argument(
+        "--blip-size", type=int, metavar="PIXELS", help="BLIP's pictures (default: the model's; paper: 480)"
+    )
+    parser.add_argument("--clip", type=Path, help="weights of OpenAI's ViT-B/32 for open_clip, for CLIPScore")
+    parser.add_argument("--phrases", type=Path, help="JSON, prompt -> its noun phrases (default: spaCy finds them)")
+    parser.add_argument("--output", type=Path, default=Path("results/compbench"), help="default results/compbench")
+    parser.add_argument("--grid", type=int, default=8, metavar="N", help="prompts in grid.png (default 8)")
+    parser.add_argument(
+        "--per-prompt", type=int, default=10, metavar="N", help="pictures expected of a prompt (default 10)"
+    )
+    parser.set_defaults(act=_compbench)
 
 
 if __name__ == "__main__":

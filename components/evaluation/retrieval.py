@@ -12,19 +12,31 @@ strictly higher score; for the first this is 1 + the number of strictly higher p
 on the gallery's order, and a tie with an irrelevant picture is resolved in the query's favour (a duplicate file is
 not the model's error).
 
-Only ranks of relevant pictures are needed, so a chunk of queries is compared with the gallery and forgotten: memory is
-chunk x gallery, where the usual dense code needs queries x gallery several times (over 10 GB for ICFG-PEDES).
+Only ranks of relevant pictures are needed, and those only need counting: a block of scores (chunk of queries x block of
+the gallery) is compared with the scores of the queries' relevant pictures and forgotten. Memory is that of one block,
+where the usual dense code needs queries x gallery several times (over 10 GB for ICFG-PEDES). The size of the blocks
+changes nothing but the last bit of a score, as a matrix product rounds differently in other shapes and at its edges. It
+can part two pictures whose scores differ by less than that, equal pictures among them; embeddings in float64 make
+that bit a billion times smaller.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from components.errors import DataError
+from components.errors import DataError, ParameterError
 
 TOP_K = (1, 5, 10)
+BLOCK_SCORES = 16 << 20
+"""Scores of a block unless its size is given: 64 MB in float32."""
+_SORT_FROM = 64
+"""Comparing a row with each relevant score is cheaper than sorting it up to about this many relevant pictures."""
+
+Keys = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,15 +74,50 @@ def retrieval_metrics(
     gallery_ids: Tensor,
     *,
     chunk: int = 256,
+    block: int | None = None,
     normalize: bool = True,
+    leave_out: Keys | None = None,
 ) -> dict[str, float]:
     """R@1, R@5, R@10, mAP, mINP in percent, and "queries", "queries_without_match" as counts.
 
-    queries (Q, D), gallery (G, D), float32 or float64; query_ids (Q,), gallery_ids (G,) identities. Queries whose
-    identity is not in the gallery are counted and left out of the means. Raises DataError on empty or mismatched
-    input, on values that are not finite, or when no query has a match.
+    Args:
+        queries, gallery: (Q, D) and (G, D), compared in float64 where they are, else in float32.
+        query_ids, gallery_ids: (Q,) and (G,), identities. Queries whose identity is not in the gallery are counted and left
+            out of the means.
+        chunk, block: queries and gallery pictures compared at once; `block` None takes what fits BLOCK_SCORES.
+        normalize: cosine similarity; False takes the scalar product as it is.
+        leave_out: keys (Q,) of the queries and (G,) of the gallery: of the pictures of a query's identity, those that share
+            its key are neither to be found nor in the way. With image ids the caption's own picture is left out; with
+            camera numbers it is the protocol of person re-identification.
+
+    Raises:
+        DataError: empty or mismatched input, values that are not finite, or no query with a match.
+        ParameterError: `chunk` or `block` below 1.
     """
-    return retrieval_results(queries, gallery, query_ids, gallery_ids, chunk=chunk, normalize=normalize).metrics()
+    return retrieval_results(
+        queries,
+        gallery,
+        query_ids,
+        gallery_ids,
+        chunk=chunk,
+        block=block,
+        normalize=normalize,
+        leave_out=leave_out,
+    ).metrics()
+
+
+def both_directions(
+    texts: Tensor, images: Tensor, text_ids: Tensor, image_ids: Tensor, *, chunk: int = 256, block: int | None = None
+) -> dict[str, dict[str, float]]:
+    """`retrieval_metrics` of sentences that search pictures ("text_to_image", what is published) and of the reverse.
+
+    texts (T, D), images (I, D), text_ids (T,), image_ids (I,). In the reverse a picture's relevant sentences are those of
+    every picture of its identity.
+    """
+    return {
+        "text_to_image": retrieval_metrics(texts, images, text_ids, image_ids, chunk=chunk, block=block),
+        "image_to_text": retrieval_metrics(images, texts, image_ids, text_ids, chunk=chunk, block=block),
+    }
 
 
 @torch.no_grad()
@@ -81,53 +128,103 @@ def retrieval_results(
     gallery_ids: Tensor,
     *,
     chunk: int = 256,
+    block: int | None = None,
     normalize: bool = True,
+    leave_out: Keys | None = None,
 ) -> RetrievalResult:
     """As `retrieval_metrics`, per query: what bootstrap intervals and failure analysis need."""
-    _check(queries, gallery, query_ids, gallery_ids)
+    _check(queries, gallery, query_ids, gallery_ids, leave_out)
+    queries, gallery = (t if t.dtype == torch.float64 else t.float() for t in (queries, gallery))
+    if chunk < 1 or (block is not None and block < 1):
+        raise ParameterError(f"retrieval: chunk {chunk} and block {block} must be at least 1")
     if normalize:
         queries, gallery = F.normalize(queries, dim=-1), F.normalize(gallery, dim=-1)
-    positives, counts = _positives(query_ids, gallery_ids)
-    parts = [
-        _rank_chunk(
-            queries[begin : begin + chunk] @ gallery.T, positives[begin : begin + chunk], counts[begin : begin + chunk]
-        )
-        for begin in range(0, len(queries), chunk)
-    ]
-    first, precision, penalty = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return RetrievalResult(first, precision, penalty, counts > 0)
+    block = block or max(1, BLOCK_SCORES // chunk)
+    ordered, rows = gallery_ids.cpu().sort(stable=True)
+    parts = []
+    for begin in range(0, len(queries), chunk):
+        own = slice(begin, begin + chunk)
+        positives, real = _positives(query_ids[own].cpu(), ordered, rows)
+        wanted = real
+        if leave_out:
+            wanted = real & (leave_out[1].cpu()[positives] != leave_out[0].cpu()[own, None])
+        relevant, above = _compare(queries[own], gallery, positives, real, wanted, block)
+        parts.append(_measure(relevant, above, wanted.sum(1)))
+    first, precision, penalty, valid = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return RetrievalResult(first, precision, penalty, valid)
 
 
-def _positives(query_ids: Tensor, gallery_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Gallery rows of each query's identity, (Q, most) padded with 0, and how many there are, (Q,)."""
-    ordered, rows = gallery_ids.sort(stable=True)
+def _positives(query_ids: Tensor, ordered: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Gallery rows of each query's identity, (q, P), and which of them are real and not padding, bool (q, P).
+
+    ordered (G,): the gallery's identities, sorted; rows (G,): where they stood.
+    """
     begin = torch.searchsorted(ordered, query_ids, side="left")
     counts = torch.searchsorted(ordered, query_ids, side="right") - begin
-    offsets = torch.arange(max(1, int(counts.max())), device=rows.device)
+    offsets = torch.arange(max(1, int(counts.max())))
     index = (begin[:, None] + offsets).clamp_max(len(rows) - 1)
-    return torch.where(offsets < counts[:, None], rows[index], 0), counts
+    return rows[index], offsets < counts[:, None]
 
 
-def _rank_chunk(scores: Tensor, positives: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rank of the first relevant picture, AP and INP of each row of scores (q, G)."""
-    real = torch.arange(positives.shape[1], device=scores.device) < counts[:, None]  # (q, P)
-    # Relevant scores from high to low; padding goes last.
-    relevant = scores.gather(1, positives).masked_fill(~real, -torch.inf).sort(dim=1, descending=True).values
-    above = _strictly_above(scores, relevant) - _strictly_above(relevant, relevant)  # irrelevant ones only
-    order = torch.arange(1, positives.shape[1] + 1, device=scores.device)
+def _compare(
+    queries: Tensor, gallery: Tensor, positives: Tensor, real: Tensor, wanted: Tensor, block: int
+) -> tuple[Tensor, Tensor]:
+    """Scores of the wanted pictures from high to low, (q, P), -inf after the last; and for each the number of irrelevant
+    pictures with a strictly higher score, int64 (q, P).
+
+    A picture of the query's identity is never irrelevant, wanted or not. Two passes over the gallery, as the wanted scores
+    must be known before anything is counted; the first computes only blocks that hold one of them.
+    """
+    relevant = torch.full(positives.shape, -torch.inf, dtype=queries.dtype)
+    # As a rule one block is the whole gallery: then it is computed once.
+    kept = list(_blocks(queries, gallery, block)) if len(gallery) <= block else None
+    for begin, scores in kept or _blocks(queries, gallery, block, positives[wanted]):
+        row, place = _inside(positives, wanted, begin, scores.shape[1])
+        relevant[row, place] = scores[row, positives[row, place] - begin]
+    relevant = relevant.sort(dim=1, descending=True).values
+    above = torch.zeros(positives.shape, dtype=torch.int64)
+    for begin, scores in kept or _blocks(queries, gallery, block):
+        row, place = _inside(positives, real, begin, scores.shape[1])
+        scores[row, positives[row, place] - begin] = -torch.inf
+        _count_above(scores.numpy(), relevant.numpy(), wanted.sum(1).tolist(), above.numpy())
+    return relevant, above
+
+
+def _blocks(queries: Tensor, gallery: Tensor, block: int, needed: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+    """(first row, scores (q, up to `block`)) over the gallery, on the CPU; only blocks that hold one of the rows `needed`."""
+    chosen = None if needed is None else set((needed // block).tolist())
+    for begin in range(0, len(gallery), block):
+        if chosen is None or begin // block in chosen:
+            yield begin, (queries @ gallery[begin : begin + block].T).cpu()
+
+
+def _inside(positives: Tensor, which: Tensor, begin: int, length: int) -> tuple[Tensor, Tensor]:
+    """Where `positives` (q, P), as far as `which` is true, are rows begin ... begin + length - 1: two index vectors."""
+    row, place = (which & (positives >= begin) & (positives < begin + length)).nonzero(as_tuple=True)
+    return row, place
+
+
+def _count_above(scores: np.ndarray, relevant: np.ndarray, counts: list[int], above: np.ndarray) -> None:
+    """Add to above (q, P) how many of scores (q, G) are strictly higher than each of the first `counts` of relevant (q, P)."""
+    for row, values, count, total in zip(scores, relevant, counts, above, strict=True):
+        if count < _SORT_FROM:
+            for place in range(count):
+                total[place] += np.count_nonzero(row > values[place])
+        else:
+            total[:count] += len(row) - np.searchsorted(np.sort(row), values[:count], side="right")
+
+
+def _measure(relevant: Tensor, above: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rank of the first relevant picture, AP, INP, and whether there is one, each (q,)."""
+    order = torch.arange(1, relevant.shape[1] + 1)
     rank = above + order
-    precision = torch.where(real, order.double() / rank, 0.0).sum(1) / counts.clamp_min(1)
+    precision = torch.where(order <= counts[:, None], order.double() / rank, 0.0).sum(1) / counts.clamp_min(1)
     last = rank.gather(1, (counts - 1).clamp_min(0)[:, None])[:, 0]
-    first = torch.where(counts > 0, rank[:, 0], 0)
-    return first, precision, torch.where(counts > 0, counts.double() / last, 0.0)
+    valid = counts > 0
+    return torch.where(valid, rank[:, 0], 0), precision, torch.where(valid, counts.double() / last, 0.0), valid
 
 
-def _strictly_above(row: Tensor, values: Tensor) -> Tensor:
-    """How many entries of each row (q, N) are strictly higher than each of `values` (q, P)."""
-    return row.shape[1] - torch.searchsorted(row.sort(dim=1).values, values.contiguous(), side="right")
-
-
-def _check(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> None:
+def _check(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor, leave_out: Keys | None) -> None:
     if not len(queries) or not len(gallery):
         raise DataError(f"retrieval: {len(queries)} queries and {len(gallery)} gallery pictures; both must be there")
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
@@ -136,5 +233,7 @@ def _check(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Ten
         )
     if len(query_ids) != len(queries) or len(gallery_ids) != len(gallery):
         raise DataError("retrieval: one identity per query and per gallery picture is needed")
+    if leave_out and (len(leave_out[0]) != len(queries) or len(leave_out[1]) != len(gallery)):
+        raise DataError("retrieval: leave_out needs one key per query and one per gallery picture")
     if not (torch.isfinite(queries).all() and torch.isfinite(gallery).all()):
         raise DataError("retrieval: embeddings hold values that are not finite; the model has diverged")

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from components.errors import DataError, ParameterError
+from components.persons.pictures import PictureReader
 from components.persons.records import SPLITS, Record
 
 FORMS = ("short", "long")
@@ -174,10 +175,11 @@ def write_records(
     Raises:
         DataError: a picture cannot be read; ParameterError: `folder` already holds a dataset.
     """
+    pictures = PictureReader()
     with DatasetWriter(folder, images_per_shard=images_per_shard, bytes_per_shard=bytes_per_shard) as writer:
         for record in records:
             try:
-                image = Path(record.image_path).read_bytes()
+                image = pictures.read(record.image_path)
             except OSError as error:
                 raise DataError(f"cannot read {record.image_path}: {error.strerror}; validate the records") from error
             wrong = record.wrong_words or ((),) * len(record.captions)

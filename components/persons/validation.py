@@ -1,6 +1,7 @@
 """Checks every record before anything is computed from it, and says what is wrong with the bad ones."""
 
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from components.errors import DataError, ParameterError
+from components.persons.pictures import PictureReader, embedded, split_address
 from components.persons.readers import Listing
 from components.persons.records import SPLITS, Record
 
@@ -65,22 +67,21 @@ def validate_records(listing: Listing, *, max_bad_fraction: float = 0.0) -> tupl
     if not 0.0 <= max_bad_fraction <= 1.0:
         raise ParameterError(f"max_bad_fraction is {max_bad_fraction}; it is a fraction, from 0 to 1")
     home_split = _home_splits(listing)
-    files_seen: dict[Path, int] = {}
-    bytes_seen: dict[bytes, int] = {}
+    seen = _Seen()
     good: list[Record] = []
     bad: list[dict[str, Any]] = []
     for index, record in enumerate(listing.records):
         problem = (
             _check_annotation(record, home_split)
             or _check_path(record, listing.folder)
-            or _check_picture(record, index, listing, files_seen, bytes_seen)
+            or _check_picture(record, index, listing, seen)
         )
         if problem:
             reason, detail = problem
             place = {"index": index, "image_path": record.image_path, "identity": record.identity}
             bad.append({**place, "reason": reason, "detail": detail})
         else:
-            good.append(replace(record, image_path=str((listing.folder / record.image_path).resolve())))
+            good.append(replace(record, image_path=_resolved(listing.folder, record.image_path)))
     total = len(listing.records)
     counts = dict(Counter(entry["reason"] for entry in bad))
     report = ValidationReport(total, len(good), counts, tuple(bad))
@@ -95,6 +96,15 @@ def validate_records(listing: Listing, *, max_bad_fraction: float = 0.0) -> tupl
 
 
 Problem = tuple[str, str] | None
+
+
+class _Seen:
+    """The pictures that were good so far, by address and by content, and the reader that they are read with."""
+
+    def __init__(self) -> None:
+        self.addresses: dict[str, int] = {}
+        self.digests: dict[bytes, int] = {}
+        self.reader = PictureReader()
 
 
 def _home_splits(listing: Listing) -> dict[int, str]:
@@ -127,36 +137,52 @@ def _check_annotation(record: Record, home_split: Mapping[int, str]) -> Problem:
     return None
 
 
+def _resolved(folder: Path, image_path: str) -> str:
+    """An address that can be opened from anywhere, links followed."""
+    file, row = split_address(image_path)
+    path = str((folder / file).resolve())
+    return path if row is None else embedded(path, row)
+
+
 def _check_path(record: Record, folder: Path) -> Problem:
-    reason = "path leaves the folder"
-    posix, windows = PurePosixPath(record.image_path), PureWindowsPath(record.image_path)
+    reason, file = "path leaves the folder", split_address(record.image_path)[0]
+    posix, windows = PurePosixPath(file), PureWindowsPath(file)
     if posix.is_absolute() or windows.is_absolute() or windows.drive or windows.root:
         return reason, "absolute path; paths are relative to the dataset's folder"
-    if ".." in posix.parts or ".." in windows.parts or "\0" in record.image_path:
+    if ".." in posix.parts or ".." in windows.parts or "\0" in file:
         return reason, "contains '..'"
-    if not (folder / record.image_path).resolve().is_relative_to(folder.resolve()):
+    if not (folder / file).resolve().is_relative_to(folder.resolve()):
         return reason, "a link that points outside the dataset's folder"
     return None
 
 
-def _check_picture(
-    record: Record, index: int, listing: Listing, files_seen: dict[Path, int], bytes_seen: dict[bytes, int]
-) -> Problem:
-    path = (listing.folder / record.image_path).resolve()
-    if not path.is_file():
-        return "missing file", f"{path} does not exist"
-    if path in files_seen:
-        return "duplicate", f"the file of record {files_seen[path]}"
+def _check_picture(record: Record, index: int, listing: Listing, seen: _Seen) -> Problem:
+    address = _resolved(listing.folder, record.image_path)
+    file, _ = split_address(address)
+    if not Path(file).is_file():
+        return "missing file", "no such file in the dataset's folder"
+    if address in seen.addresses:
+        return "duplicate", f"the file of {_named(seen.addresses[address], listing)}"
     try:
-        content = path.read_bytes()
-        with Image.open(path) as image:
+        content = seen.reader.read(address)
+        with Image.open(io.BytesIO(content)) as image:
             image.load()
             if min(image.size) < 2:
                 return "corrupt image", f"{image.size[0]} x {image.size[1]} pixels"
+    except DataError as error:
+        return "corrupt image", str(error).replace(file, split_address(record.image_path)[0])
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
-        return "corrupt image", f"{type(error).__name__}: {error}"
+        # Without the message where it names a buffer by its place in memory: the report is the same bytes every time.
+        told = "" if "<_io" in str(error) else f": {error}"
+        return "corrupt image", f"{type(error).__name__}{told}"
     digest = hashlib.sha256(content).digest()
-    if digest in bytes_seen:
-        return "duplicate", f"the bytes of record {bytes_seen[digest]}"
-    files_seen[path], bytes_seen[digest] = index, index
+    if digest in seen.digests:
+        return "duplicate", f"the bytes of {_named(seen.digests[digest], listing)}"
+    seen.addresses[address], seen.digests[digest] = index, index
     return None
+
+
+def _named(index: int, listing: Listing) -> str:
+    """A record in words, with what makes a duplicate of it harmful: another split, another identity."""
+    record = listing.records[index]
+    return f"record {index}, {record.image_path!r} (identity {record.identity}, {record.split})"

@@ -1,0 +1,164 @@
+"""Where retrieval succeeds and where it fails: the same metrics over parts of the queries, with intervals.
+
+On the drawn set everything about a query is known, so its results can be parted by what the picture shows (`by_attribute`) and by
+how many words of the sentence are false (`by_false_words`), or the same people can be described again with more and more false
+facts (`recaption`) and searched for (`by_noise_level`). Intervals resample whole identities (`components.evaluation.intervals`):
+the sentences of one person are not independent. A part with few people has a wide interval, and that is the point of it.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from components.errors import DataError
+from components.evaluation.intervals import Interval, bootstrap_mean
+from components.evaluation.retrieval import RetrievalResult, retrieval_results
+from components.persons.noise import CaptionNoise, NoisyCaption
+from components.training.randomness import numpy_generator
+
+
+@dataclass(frozen=True)
+class Part:
+    """Retrieval over some of the queries, in percent; queries without a match are not counted.
+
+    Attributes:
+        queries, identities: how many.
+        metrics: R@1, R@5, R@10, mAP, mINP.
+        interval: of R@1.
+    """
+
+    queries: int
+    identities: int
+    metrics: dict[str, float]
+    interval: Interval
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        counts = {"queries": self.queries, "identities": self.identities}
+        return {**counts, **self.metrics, "R@1_interval": self.interval.as_dict()}
+
+
+def by_group(
+    results: RetrievalResult,
+    groups: Sequence[Hashable],
+    identities: Sequence[int],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[Any, Part]:
+    """group -> metrics over its queries, groups in order of appearance; a group of None is left out.
+
+    groups and identities: (Q,), in the order of `results`. A group in which no query has a match is left out too.
+
+    Raises:
+        DataError: the lengths differ.
+    """
+    if not len(groups) == len(identities) == len(results.valid):
+        raise DataError(
+            f"breakdown: {len(results.valid)} queries, {len(groups)} groups and {len(identities)} identities; give one "
+            "of each per query"
+        )
+    members: dict[Hashable, list[int]] = {}
+    for query, (group, valid) in enumerate(zip(groups, results.valid.tolist(), strict=True)):
+        if group is not None and valid:
+            members.setdefault(group, []).append(query)
+    return {
+        group: _part(results, rows, [identities[row] for row in rows], resamples, seed)
+        for group, rows in members.items()
+    }
+
+
+def by_attribute(
+    results: RetrievalResult,
+    attributes: Sequence[Mapping[str, str]],
+    identities: Sequence[int],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict[str, Part]]:
+    """attribute -> value -> metrics over the queries whose picture shows it; both sorted by name.
+
+    attributes: (Q,), what each query's picture shows. A query is counted once under every attribute that applies to it.
+    """
+    found = {}
+    for name in sorted({name for shown in attributes for name in shown}):
+        groups = [shown.get(name) for shown in attributes]
+        parts = by_group(results, groups, identities, resamples=resamples, seed=seed)
+        found[name] = dict(sorted(parts.items()))
+    return found
+
+
+def by_false_words(
+    results: RetrievalResult,
+    wrong_words: Sequence[Sequence[int]],
+    identities: Sequence[int],
+    *,
+    most: int = 3,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[int, Part]:
+    """Number of false words -> metrics, in order; `most` stands for that many and more. wrong_words (Q,): their positions."""
+    groups = [min(len(positions), most) for positions in wrong_words]
+    return dict(sorted(by_group(results, groups, identities, resamples=resamples, seed=seed).items()))
+
+
+def recaption(
+    shown: Sequence[Mapping[str, str]], corpus: Sequence[Mapping[str, str]], rate: float, seed: int
+) -> list[NoisyCaption]:
+    """A new long sentence for each of `shown`, in which each stated attribute is false with probability `rate`.
+
+    corpus: what the pictures of the training split show, whose frequencies the false values have. The same seed gives sentence i
+    the same random numbers at every rate.
+
+    Raises:
+        ParameterError: `rate` outside [0, 1].
+    """
+    noise = CaptionNoise(corpus, rate)
+    return [noise.corrupt(picture, numpy_generator(seed, "noisy query", i)) for i, picture in enumerate(shown)]
+
+
+def by_noise_level(
+    rates: Sequence[float],
+    shown: Sequence[Mapping[str, str]],
+    corpus: Sequence[Mapping[str, str]],
+    embed: Callable[[Sequence[str]], Tensor],
+    gallery: Tensor,
+    query_ids: Tensor,
+    gallery_ids: Tensor,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[float, Part]:
+    """rate -> metrics when the sentences about the same pictures are false at that rate (`recaption`).
+
+    shown (Q,): what the queries' pictures show; embed: sentences -> (Q, D); gallery (G, D); query_ids (Q,), gallery_ids (G,).
+    """
+    parts = {}
+    for rate in rates:
+        sentences = [caption.text for caption in recaption(shown, corpus, rate, seed)]
+        results = retrieval_results(embed(sentences), gallery, query_ids, gallery_ids)
+        everybody = by_group(results, ["all"] * len(shown), query_ids.tolist(), resamples=resamples, seed=seed)
+        if "all" not in everybody:
+            raise DataError("breakdown: no query has a picture of its identity in the gallery")
+        parts[rate] = everybody["all"]
+    return parts
+
+
+def _part(results: RetrievalResult, rows: list[int], identities: list[int], resamples: int, seed: int) -> Part:
+    chosen = RetrievalResult(
+        results.first_rank[rows],
+        results.average_precision[rows],
+        results.inverse_negative_penalty[rows],
+        results.valid[rows],
+    )
+    metrics = chosen.metrics()
+    counts = ("queries", "queries_without_match")
+    hits = (chosen.first_rank == 1).double() * 100
+    return Part(
+        queries=len(rows),
+        identities=len(set(identities)),
+        metrics={name: value for name, value in metrics.items() if name not in counts},
+        interval=bootstrap_mean(hits.numpy(), units=identities, resamples=resamples, seed=seed),
+    )

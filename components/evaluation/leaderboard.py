@@ -1,0 +1,95 @@
+"""Published text-to-person retrieval results beside one's own.
+
+The numbers, each with the place it was read, are in `published_retrieval.yaml` beside this file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.errors import DataError, ParameterError
+
+PUBLISHED = Path(__file__).with_name("published_retrieval.yaml")
+DATASETS = ("cuhk-pedes", "icfg-pedes", "rstpreid")
+SETTINGS = ("fine-tuned", "direct transfer")
+METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method on one dataset.
+
+    Attributes:
+        venue, pretraining: None where there is none, or it is not stated.
+        metrics: those of METRICS that are stated, in percent.
+        source: where the numbers were read.
+        own: whether it was computed here.
+    """
+
+    method: str
+    venue: str | None
+    dataset: str
+    setting: str
+    pretraining: str | None
+    metrics: Mapping[str, float]
+    source: str
+    own: bool = False
+
+
+def published_results(path: Path = PUBLISHED) -> list[Result]:
+    """Every published result, one per method and dataset. Raises DataError for an entry that is not what the file says it is."""
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise DataError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+    found = []
+    for entry in entries:
+        for dataset, values in entry["results"].items():
+            found.append(_result(entry, dataset, values, path))
+    return found
+
+
+def leaderboard(
+    dataset: str, setting: str = "fine-tuned", own: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Result]:
+    """Results on a dataset in one setting, the best R@1 first, with those of `own` (name -> metrics in percent) among them.
+
+    Of `own` only METRICS are taken; other keys, such as the number of queries, are passed over.
+
+    Raises:
+        ParameterError: an unknown dataset or setting, or own results without R@1.
+    """
+    if dataset not in DATASETS or setting not in SETTINGS:
+        raise ParameterError(
+            f"leaderboard of {dataset!r}, {setting!r}: datasets are {', '.join(DATASETS)}; settings {', '.join(SETTINGS)}"
+        )
+    rows = [result for result in published_results() if (result.dataset, result.setting) == (dataset, setting)]
+    for name, metrics in (own or {}).items():
+        stated = {metric: float(metrics[metric]) for metric in METRICS if metric in metrics}
+        if "R@1" not in stated:
+            raise ParameterError(
+                f"leaderboard: own results {name!r} have no R@1, but {', '.join(metrics) or 'nothing'}"
+            )
+        rows.append(Result(name, None, dataset, setting, None, stated, "computed here", own=True))
+    return sorted(rows, key=lambda result: -result.metrics["R@1"])
+
+
+def _result(entry: Mapping[str, Any], dataset: str, values: list[float | None], path: Path) -> Result:
+    where = f"{path.name}: {entry.get('method')} on {dataset}"
+    if dataset not in DATASETS or entry.get("setting") not in SETTINGS or not entry.get("source"):
+        raise DataError(f"{where}: unknown dataset or setting, or no source")
+    if len(values) != len(METRICS) or values[0] is None:
+        raise DataError(f"{where}: {values}; expected {', '.join(METRICS)}, of which R@1 must be there")
+    metrics = {name: float(value) for name, value in zip(METRICS, values, strict=True) if value is not None}
+    return Result(
+        method=entry["method"],
+        venue=entry["venue"],
+        dataset=dataset,
+        setting=entry["setting"],
+        pretraining=entry["pretraining"],
+        metrics=metrics,
+        source=entry["source"],
+    )

@@ -1,0 +1,48 @@
+import pytest
+from small_datasets import SETS, lay_out, picture, write_json
+
+from components.persons.layouts import LAYOUTS, Counts
+from components.persons.readers import find_source
+from components.persons.survey import differences, survey
+
+
+def entry(path, identity, split, captions=("A man.", "In red.")):
+    return {"split": split, "captions": list(captions), "file_path": path, "processed_tokens": [], "id": identity}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_what_is_laid_out_whole_has_nothing_missing(tmp_path, name):
+    lay_out(tmp_path, name)
+    found = survey(find_source(name, tmp_path))
+    assert found.images == 4
+    assert (found.missing, found.missing_fraction, found.shared, found.without_caption) == ({}, 0.0, 0, 0)
+
+
+def test_missing_pictures_are_counted_by_folder_and_faults_of_the_annotations_found(tmp_path):
+    lay_out(tmp_path, "cuhk-pedes", 2)  # imgs/CUHK01/0.png and 1.png
+    picture(tmp_path / "outside.png", 9)  # is there, but not in the dataset's folder
+    entries = [
+        entry("CUHK01/0.png", 1, "train"),
+        entry("CUHK01/1.png", 1, "test"),
+        entry("Market/a.png", 2, "train"),
+        entry("Market/b.png", 2, "train", ["A man.", " "]),
+        entry("cam_a/x/c.png", 3, "val", []),
+        entry("../../outside.png", 4, "val"),
+    ]
+    write_json(tmp_path / "CUHK-PEDES/reid_raw.json", entries)
+    found = survey(find_source("cuhk-pedes", tmp_path))
+    assert found.splits == {"train": Counts(3, 6, 2), "val": Counts(2, 2, 2), "test": Counts(1, 2, 1)}
+    assert found.missing == {"imgs/..": 1, "imgs/Market": 2, "imgs/cam_a": 1}
+    assert found.example == "imgs/Market/a.png"
+    assert found.missing_fraction == pytest.approx(4 / 6)
+    assert (found.shared, found.without_caption) == (1, 2)
+    lines = differences(found, LAYOUTS["cuhk-pedes"])
+    assert "train: 3 images, published 34,054" in lines
+    assert "test: 1 identities, published 1,000" in lines
+    assert len(lines) == 9
+
+
+def test_a_count_that_nobody_published_is_not_compared(tmp_path):
+    lay_out(tmp_path, "luperson-mllm")
+    found = survey(find_source("luperson-mllm", tmp_path))
+    assert differences(found, LAYOUTS["luperson-mllm"]) == ["train: 4 images, published 1,020,022"]
