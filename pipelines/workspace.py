@@ -33,13 +33,13 @@ def main_worktree(root: Path) -> Path:
 
 
 def git_state(root: Path) -> dict[str, str]:
-    """Revision, and whether tracked files differ from it. Empty values without git."""
+    """Revision, and whether tracked files differ from it. Without git, the revision that an image was built from, if any."""
 
     def git(*arguments: str) -> str:
         found = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
         return found.stdout.strip() if found.returncode == 0 else ""
 
-    revision = git("rev-parse", "HEAD")
+    revision = git("rev-parse", "HEAD") or os.environ.get("GIT_REVISION", "")
     # dvc.lock and metrics change while the pipeline runs; they say nothing about the code.
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!metrics", ":!reports")
     return {"git.revision": revision, "git.dirty": str(bool(changed)).lower()}
