@@ -1,11 +1,17 @@
 """A copy of this checkout, as somebody else would have it."""
 
+import signal
 import subprocess
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# A suite that a shell started in the background inherits an ignored SIGINT, and so would every process that a test interrupts.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
