@@ -17,10 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from timing import describe, save
 
-from components.taca.conventions import PATCH, latent_shape
+from components.taca.generation import schedule_of
 from components.taca.reference import load_base
 from components.taca.schedule import TemperatureSchedule
-from components.taca.transfer import schedule_for
 from pipelines import params
 from pipelines.cluster import settle_environment, start_ray
 from pipelines.generating.painter import Drawing
@@ -90,9 +89,8 @@ def main() -> None:
     torch.set_num_threads(1)
     chosen = params.load(ROOT / "params.yaml")
     pipe = load_base(options.model, components=("transformer", "vae", "scheduler"))
-    _, rows_of_latents, columns = latent_shape(pipe, chosen.pictures.height, chosen.pictures.width)
-    tokens = rows_of_latents * columns // PATCH**2
-    schedule = schedule_for(chosen.taca.model_dump(), scheduler=pipe.scheduler, tokens=tokens)
+    size = chosen.pictures
+    schedule = schedule_of(pipe, chosen.taca.model_dump(), height=size.height, width=size.width)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     settle_environment()

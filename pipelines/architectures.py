@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from components.errors import DataError, ParameterError
-from components.taca.conventions import FLUX, PATCH, SD3, Conventions, latent_shape, text_length
+from components.taca.conventions import FLUX, SD3, Conventions, image_tokens, latent_shape, text_length
 from components.taca.footprint import skeleton
 from pipelines.params import Parameters
 
@@ -38,8 +38,8 @@ class Architecture:
 
     def image_tokens(self, height: int, width: int) -> int:
         """How many tokens a picture is to the transformer. Raises ParameterError for a size that does not divide."""
-        _, rows, columns = latent_shape(self.pipe, height, width)
-        return rows * columns // PATCH**2
+        latent_shape(self.pipe, height, width)  # refuses a size that does not divide
+        return image_tokens(self.pipe, height, width)
 
 
 def find(params: Parameters, root: Path, file: Path | None = None) -> Architecture:

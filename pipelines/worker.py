@@ -56,7 +56,7 @@ def main() -> int:
         if not speaks_for_itself(error):
             traceback.print_exc()
         else:
-            print(f"error: {work.address}: {error or type(error).__name__}", file=sys.stderr, flush=True)
+            print(f"error: {work.address}: {str(error) or type(error).__name__}", file=sys.stderr, flush=True)
         return exit_code(error)
     return 0
 
