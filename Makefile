@@ -57,4 +57,4 @@ dag: setup ## write dvc.yaml from pipelines/graph.py
 
 lock: ## write the exact versions of everything, for all platforms
 	$(UV) pip compile --universal --no-emit-index-url --no-annotate --python-version 3.11 \
-		--extra dev --quiet pyproject.toml --output-file requirements.lock
+		--extra cluster --extra dev --quiet pyproject.toml --output-file requirements.lock
