@@ -17,9 +17,6 @@ from rich.console import Console
 from rich.table import Table
 from timing import describe, save
 
-from components.taca.generation import schedule_of
-from components.taca.reference import load_base
-from components.taca.schedule import TemperatureSchedule
 from pipelines import params
 from pipelines.cluster import settle_environment, start_ray
 from pipelines.generating.painter import Drawing
@@ -48,12 +45,12 @@ def measure(drawing: Drawing, pictures: int, compute: Compute) -> dict[str, Any]
     return {"pictures": drawn_then, "seconds": seconds, "rate": drawn_then / seconds, "active_steps": active}
 
 
-def drawing_of(model: Path, chosen: Parameters, batch: int, schedule: TemperatureSchedule | None) -> Drawing:
+def drawing_of(model: Path, chosen: Parameters, batch: int, taca: dict[str, Any] | None) -> Drawing:
     """As params.yaml draws, without guidance."""
     return Drawing(
         model=model.absolute(),
         adapter=None,
-        schedule=schedule,
+        taca=taca,
         adapter_threshold=None,
         height=chosen.pictures.height,
         width=chosen.pictures.width,
@@ -88,9 +85,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     chosen = params.load(ROOT / "params.yaml")
-    pipe = load_base(options.model, components=("transformer", "vae", "scheduler"))
-    size = chosen.pictures
-    schedule = schedule_of(pipe, chosen.taca.model_dump(), height=size.height, width=size.width)
+    taca = chosen.taca.model_dump()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     settle_environment()
@@ -102,7 +97,7 @@ def main() -> None:
         for _ in range(options.rounds):  # in turns, so that each meets the same machine
             for workers in WORKERS:
                 for on in (False, True):
-                    drawing = drawing_of(options.model, chosen, options.batch, schedule if on else None)
+                    drawing = drawing_of(options.model, chosen, options.batch, taca if on else None)
                     found = measure(drawing, options.pictures, Compute(workers=workers, threads=1))
                     best[workers, on] = max(best.get((workers, on), found), found, key=lambda each: each["rate"])
     finally:

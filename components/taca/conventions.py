@@ -76,6 +76,12 @@ def picture_multiple(pipe: Any) -> int:
     return PATCH * int(pipe.vae_scale_factor)
 
 
+def _require_whole_patches(pipe: Any, height: int, width: int, error: type[Exception]) -> None:
+    multiple = picture_multiple(pipe)
+    if height % multiple or width % multiple:
+        raise error(f"pictures of {height}x{width}: both sides must be multiples of {multiple} for this model")
+
+
 @torch.no_grad()
 def encode_captions(pipe: Any, captions: Sequence[str]) -> dict[str, Tensor]:
     """Captions as the transformer reads them: `{"prompt_embeds": (N, T, D)}`, for most "pooled" (N, P), for some
@@ -92,9 +98,7 @@ def encode_pictures(pipe: Any, pixels: Tensor) -> Tensor:
     that does not divide.
     """
     height, width = pixels.shape[-2:]
-    multiple = picture_multiple(pipe)
-    if height % multiple or width % multiple:
-        raise DataError(f"pictures of {height}x{width}: both sides must be multiples of {multiple} for this model")
+    _require_whole_patches(pipe, height, width, DataError)
     return as_transformer_input(pipe, conventions_of(pipe).latents(pipe.vae, signed_pixels(pixels.to(pipe.vae.device))))
 
 
@@ -107,9 +111,7 @@ def as_transformer_input(pipe: Any, latents: Tensor) -> Tensor:
 
 def latent_shape(pipe: Any, height: int, width: int) -> tuple[int, int, int]:
     """(C, H, W) of a picture's latents, not packed. Raises `ParameterError` for a size that does not divide."""
-    multiple = picture_multiple(pipe)
-    if height % multiple or width % multiple:
-        raise ParameterError(f"pictures of {height}x{width}: both sides must be multiples of {multiple} for this model")
+    _require_whole_patches(pipe, height, width, ParameterError)
     channels = pipe.transformer.config.in_channels
     if conventions_of(pipe).packed:
         channels //= PATCH * PATCH

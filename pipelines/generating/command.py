@@ -78,19 +78,20 @@ def _drawing(options: argparse.Namespace, params: Parameters, workspace: Workspa
 
     if options.threshold is not None and options.gamma is None and options.adapter is None:
         raise ParameterError("--threshold says from where up --gamma or --adapter is on: give one of them")
-    schedule = None
+    taca = None
     if options.gamma is not None:
-        threshold = chosen(options.threshold, params.taca.threshold)
-        if not isinstance(threshold, int | float):
-            raise ParameterError(
-                "taca.threshold of params.yaml is a rule that follows the model: give --threshold, a sigma"
-            )
-        settings = {**params.taca.model_dump(), "gamma": options.gamma, "threshold": threshold}
-        schedule = TemperatureSchedule.from_mapping(settings)
+        taca = {
+            **params.taca.model_dump(),
+            "gamma": options.gamma,
+            "threshold": chosen(options.threshold, params.taca.threshold),
+        }
+        # Mistakes are told before anything is loaded. A rule for the threshold was checked with params.yaml.
+        rule = isinstance(taca["threshold"], dict)
+        TemperatureSchedule.from_mapping({**taca, **({"threshold": 1.0} if rule else {})})
     return Drawing(
         model=(options.model or workspace.path(BASE)).absolute(),
         adapter=options.adapter and options.adapter.absolute(),  # a worker's folder is another
-        schedule=schedule,
+        taca=taca,
         adapter_threshold=options.threshold,
         height=chosen(options.height, params.pictures.height),
         width=chosen(options.width, params.pictures.width),
@@ -122,7 +123,7 @@ def _progress(
         task = bar.add_task("", total=total, completed=total - to_draw)
 
         def tell(shard: "Shard", result: "Drawn") -> None:
-            if not finished and drawing.schedule:
+            if not finished and drawing.taca:
                 print(f"TACA is on at {result.active_steps} of {drawing.steps} steps", flush=True)
             finished.append((time.monotonic(), len(shard.pictures)))
             bar.advance(task, len(shard.pictures))

@@ -14,7 +14,7 @@ import torch
 from components.errors import DataError
 from components.files import file_digest
 from components.persons.png import encode_png
-from components.taca.generation import Arm, active_steps, apply_arm, generate
+from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_of
 from components.taca.reference import DTYPES, load_base, read_reference
 from components.taca.schedule import TemperatureSchedule
 from pipelines.closure import ROOT, stage_sources
@@ -44,12 +44,13 @@ _ROWS_PER_GROUP = 64
 class Drawing:
     """What decides the picture of a (prompt, seed).
 
-    schedule: TACA; None for ordinary attention. adapter_threshold: where the LoRA is on; None takes what its file says.
+    taca: settings of the schedule, as the section of params.yaml, whose threshold may be a rule that follows the model; None for
+    ordinary attention. adapter_threshold: where the LoRA is on; None takes what its file says.
     """
 
     model: Path
     adapter: Path | None
-    schedule: TemperatureSchedule | None
+    taca: Mapping[str, Any] | None
     adapter_threshold: float | None
     height: int
     width: int
@@ -75,7 +76,7 @@ class Drawing:
             "generator": GENERATOR_VERSION,
             "model": digest(read_reference(self.model)["files"]),
             "adapter": adapter and digest(adapter),
-            "taca": self.schedule and self.schedule.to_mapping(),
+            "taca": self.taca and dict(self.taca),
             "adapter_threshold": self.adapter_threshold,
             "height": self.height,
             "width": self.width,
@@ -104,6 +105,7 @@ class Painter:
     def __init__(self, drawing: Drawing, shards: Path, compute: Compute) -> None:
         self._drawing, self._shards, self._compute = drawing, shards, compute
         self._pipe: Any = None
+        self._schedule: TemperatureSchedule | None = None
         self._arm = ExitStack()
 
     def ready(self) -> None:
@@ -128,9 +130,9 @@ class Painter:
         path = self._shards / shard.name
         write_shard(shard, [encode_png(picture) for picture in pictures], path)
         active = 0
-        if drawing.schedule:
+        if self._schedule:
             size = {"height": drawing.height, "width": drawing.width}
-            active = active_steps(self._pipe, drawing.schedule, steps=drawing.steps, **size)
+            active = active_steps(self._pipe, self._schedule, steps=drawing.steps, **size)
         return Drawn(file_digest(path), active)
 
     def close(self) -> None:
@@ -142,7 +144,9 @@ class Painter:
         torch.set_num_threads(self._compute.threads)
         drawing = self._drawing
         pipe = load_base(drawing.model, dtype=DTYPES[drawing.dtype]).to(device_of(self._compute))
-        self._arm.enter_context(apply_arm(pipe, Arm(drawing.adapter, drawing.schedule, drawing.adapter_threshold)))
+        if drawing.taca is not None:
+            self._schedule = schedule_of(pipe, drawing.taca, height=drawing.height, width=drawing.width)
+        self._arm.enter_context(apply_arm(pipe, Arm(drawing.adapter, self._schedule, drawing.adapter_threshold)))
         self._pipe = pipe
 
 

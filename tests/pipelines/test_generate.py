@@ -235,10 +235,16 @@ def test_the_rest_of_the_schedule_is_that_of_params_yaml(studio, capsys):
     taca = studio.manifest()["settings"]["taca"]
     assert (taca["gamma"], taca["form"], taca["streams"]) == (2.0, "constant", ["single"])
     assert "TACA is on at 3 of 3 steps" in capsys.readouterr().out
-    text = (studio.root / "params.yaml").read_text()
-    (studio.root / "params.yaml").write_text(text.replace("  threshold: 0.8 ", "  threshold: {fraction: 0.1} "))
-    assert studio.run(gamma=2) == 2
-    assert "give --threshold, a sigma" in one_line(capsys)
+
+
+def test_a_threshold_may_be_a_rule_that_follows_the_model(make_studio, capsys):
+    by_rule, by_sigma = make_studio("rule"), make_studio("sigma")
+    text = (by_rule.root / "params.yaml").read_text()
+    # One of three steps; shift 3 puts them at sigma 1, 6/7, 3/5.
+    (by_rule.root / "params.yaml").write_text(text.replace("  threshold: 0.8 ", "  threshold: {fraction: 0.33} "))
+    assert by_rule.run(gamma=2) == by_sigma.run(gamma=2, threshold=0.9) == 0
+    assert "TACA is on at 1 of 3 steps" in capsys.readouterr().out
+    assert [row["image"] for row in by_rule.rows()] == [row["image"] for row in by_sigma.rows()]
 
 
 def test_progress_is_a_line_a_shard_where_there_is_no_terminal(studio, capsys):
