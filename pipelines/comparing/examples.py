@@ -1,0 +1,79 @@
+"""Where a difference shows: pictures drawn for the same prompts, and queries that one run answers and another does not."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from components.evaluation.grids import side_by_side
+from components.persons.shards import PersonDataset
+from pipelines.comparing.differences import common_stages
+from pipelines.comparing.sides import Side
+from pipelines.stages.report_pictures import spread
+
+
+def drawn_grid(sides: Sequence[Side], prompts: int) -> Any:
+    """A sheet (PIL) of what every run drew for a few prompts that all of them share, a column a run; None without such."""
+    from PIL import Image
+
+    for key in common_stages(sides):
+        folders = [side.stages[key].output("generated") for side in sides]
+        if not all(folders):
+            continue
+        sets = [PersonDataset.open(folder) for folder in folders if folder]
+        drawn = [_evaluation_pictures(dataset) for dataset in sets]
+        common = spread([prompt for prompt in drawn[0] if all(prompt in each for each in drawn)], prompts)
+        if not common:
+            continue
+        pictures = [
+            [
+                Image.open(io.BytesIO(dataset.image_bytes(each[prompt]["image_id"])))
+                for dataset, each in zip(sets, drawn, strict=True)
+            ]
+            for prompt in common
+        ]
+        return side_by_side([drawn[0][prompt]["caption"] for prompt in common], [side.name for side in sides], pictures)
+    return None
+
+
+def _evaluation_pictures(dataset: PersonDataset) -> dict[int, dict[str, Any]]:
+    """prompt -> row of its picture, at the first guidance that was evaluated."""
+    rows = list(dataset.rows(split="val"))
+    sources = sorted({row["source"] for row in rows})
+    return {row["identity"]: row for row in rows if row["source"] == sources[0]}
+
+
+def disputed_queries(sides: Sequence[Side], people: Path | None, number: int) -> list[dict[str, Any]]:
+    """Queries whose person one run finds first and another does not, the most disputed first.
+
+    Each has "caption_id", "image_id", "ranks" (of the first right picture, in each run), and "caption" where `people` knows it.
+    """
+    import pyarrow.parquet as pq
+
+    for key in common_stages(sides):
+        files = [side.stages[key].output("ranks") for side in sides]
+        if not all(files):
+            continue
+        tables = [pq.read_table(file).to_pydict() for file in files if file]
+        if any(table["caption_id"] != tables[0]["caption_id"] for table in tables):
+            continue
+        captions = _captions(people)
+        found = [
+            {
+                "caption_id": caption_id,
+                "image_id": tables[0]["image_id"][row],
+                "ranks": [table["first_rank"][row] for table in tables],
+                "caption": captions.get(caption_id),
+            }
+            for row, caption_id in enumerate(tables[0]["caption_id"])
+        ]
+        disputed = [each for each in found if (1 in each["ranks"]) and set(each["ranks"]) != {1}]
+        return sorted(disputed, key=lambda each: (-max(each["ranks"]), each["caption_id"]))[:number]
+    return []
+
+
+def _captions(people: Path | None) -> dict[int, str]:
+    if people is None or not people.is_dir():
+        return {}
+    rows = PersonDataset.open(people).rows(form="long")
+    return dict(zip(rows.column("caption_id"), rows.column("caption"), strict=True))
