@@ -6,7 +6,12 @@ goes to the masked-token loss: tokens with a high score, worth predicting, are m
     p_noise(s)      = noise_limit      * sigmoid(slope * (threshold - s))          (equation 5)
     p_prediction(s) = prediction_limit * sigmoid(slope * (s - threshold))          (equation 9)
 
-A caption whose score is not known yet is masked at random, at the plain rate. Draws are for the global batch as a
+A token whose score is not known yet is masked at random, at the plain rate. NAM (arXiv 2405.04940) has one copy and
+another rule, which hits its rate by construction:
+
+    p_noise(s)      = clip(rate + (1 - s) - mean of (1 - s) over the caption, 0, 1)
+
+Draws are for the global batch as a
 function of (seed, step), then cut to this rank's rows, so they do not depend on the number of workers.
 """
 
@@ -20,6 +25,7 @@ from components.errors import ParameterError
 from components.training.randomness import generator
 
 Replacement = Literal["mask", "bert"]
+Rule = Literal["sigmoid", "nam"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,10 @@ class MaskingConfig:
     The limits are the paper's (figure 5); it gives neither slope nor threshold, these are the released code's. A
     replacement of "mask" always writes the mask token, as the paper says; "bert" does so in 80 % of cases, writes a
     random token in 10 % and leaves 10 % alone, as the released code does.
+
+    What share of a batch the sigmoids mask depends on how its scores are spread. With a `target_noise_rate` the
+    threshold, of both copies, is moved so that the noise copy's expected rate over the tokens with known scores is that
+    one; rule "nam" takes its rate from it (`random_noise_rate` without) and masks the prediction copy at random.
     """
 
     noise_limit: float = 0.2
@@ -39,8 +49,17 @@ class MaskingConfig:
     random_prediction_rate: float = 0.15
     noise_replacement: Replacement = "mask"
     prediction_replacement: Replacement = "mask"
+    rule: Rule = "sigmoid"
+    target_noise_rate: float | None = None
 
     def __post_init__(self) -> None:
+        if self.rule not in ("sigmoid", "nam"):
+            raise ParameterError(f"masking.rule = {self.rule!r}: 'sigmoid' or 'nam'")
+        if not self.slope > 0:
+            raise ParameterError(f"masking.slope = {self.slope}: must be above 0")
+        limit = self.noise_limit if self.rule == "sigmoid" else 1.0
+        if self.target_noise_rate is not None and not 0 < self.target_noise_rate < limit:
+            raise ParameterError(f"masking.target_noise_rate = {self.target_noise_rate}: must lie in (0, {limit})")
         for name in ("noise_limit", "prediction_limit", "random_noise_rate", "random_prediction_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ParameterError(f"masking.{name} = {getattr(self, name)}: must lie in [0, 1]")
@@ -64,15 +83,48 @@ class DualMask:
     prediction_rate: Tensor
 
 
-def masking_probabilities(scores: Tensor, config: MaskingConfig) -> tuple[Tensor, Tensor]:
-    """(noise, prediction) probabilities, like `scores`; rows that hold a negative score are unknown and get the
-    random rates.
+def masking_probabilities(
+    scores: Tensor, config: MaskingConfig, valid: Tensor | None = None, threshold: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(noise, prediction) probabilities, like `scores` (B, T); a negative score is unknown and gets the random rates.
+
+    `valid` bool (B, T): the tokens that can be masked, all without. `threshold` in place of the one of `config`.
     """
-    distance = config.slope * (scores - config.threshold)
-    unknown = (scores < 0).any(dim=-1, keepdim=True)
-    noise = torch.where(unknown, config.random_noise_rate, config.noise_limit * torch.sigmoid(-distance))
-    prediction = torch.where(unknown, config.random_prediction_rate, config.prediction_limit * torch.sigmoid(distance))
-    return noise, prediction
+    valid = torch.ones_like(scores, dtype=torch.bool) if valid is None else valid
+    unknown = scores < 0
+    if config.rule == "nam":
+        rate = config.random_noise_rate if config.target_noise_rate is None else config.target_noise_rate
+        known, badness = valid & ~unknown, 1 - scores
+        mean = (badness * known).sum(-1, keepdim=True) / known.sum(-1, keepdim=True).clamp_min(1)
+        noise = (rate + badness - mean).clamp(0, 1)
+        prediction = torch.full_like(scores, config.random_prediction_rate)
+    else:
+        distance = config.slope * (scores - (config.threshold if threshold is None else threshold))
+        noise = config.noise_limit * torch.sigmoid(-distance)
+        prediction = config.prediction_limit * torch.sigmoid(distance)
+    noise = torch.where(unknown, config.random_noise_rate, noise)
+    return noise, torch.where(unknown, config.random_prediction_rate, prediction)
+
+
+def calibrated_threshold(scores: Tensor, valid: Tensor, config: MaskingConfig) -> Tensor:
+    """The threshold at which the mean noise probability of the known tokens is the target rate; scalar, by bisection.
+
+    scores, valid (B, T), of the whole batch when ranks share one. Without a target, or known token, that of `config`.
+    """
+    known = scores[valid & (scores >= 0)].double()
+    plain = torch.tensor(config.threshold, dtype=torch.float64, device=scores.device)
+    if config.target_noise_rate is None or config.rule == "nam" or not len(known):
+        return plain.to(scores.dtype)
+    margin = 40 / config.slope  # beyond it the sigmoid is 0 or 1
+    low, high = plain * 0 - margin, plain * 0 + 1 + margin
+    for _ in range(50):
+        middle = (low + high) / 2
+        rate = config.noise_limit * torch.sigmoid(config.slope * (middle - known)).mean()
+        low, high = (
+            torch.where(rate < config.target_noise_rate, middle, low),
+            torch.where(rate < config.target_noise_rate, high, middle),
+        )
+    return ((low + high) / 2).to(scores.dtype)
 
 
 def maskable(ids: Tensor, mask_id: int) -> Tensor:
@@ -91,14 +143,19 @@ def dual_mask(
     config: MaskingConfig | None = None,
     rank: int = 0,
     world_size: int = 1,
+    threshold: Tensor | None = None,
 ) -> DualMask:
     """Draw the noise copy and the prediction copy of raw captions.
 
-    ids int64 (B, T), not changed; scores (B, T) in [0, 1], or a negative value anywhere in a row for "unknown". With
-    several ranks each passes its own rows, all the same number.
+    ids int64 (B, T), not changed; scores (B, T) in [0, 1], negative for "unknown". With several ranks each passes its
+    own rows, all the same number. `threshold`: what `calibrated_threshold` gives for the rows of all ranks; without,
+    it is found for these.
     """
     config = config or MaskingConfig()
-    noise, prediction = masking_probabilities(scores.float(), config)
+    scores, valid = scores.float(), maskable(ids, mask_id)
+    if threshold is None:
+        threshold = calibrated_threshold(scores, valid, config)
+    noise, prediction = masking_probabilities(scores, config, valid, threshold)
     return _draw(ids, noise, prediction, mask_id, seed, step, config, rank, world_size)
 
 

@@ -19,7 +19,9 @@ depend on the end token's stream. They come from one forward pass without gradie
 one token a caption. That is exact: d cos / d o(e) flows through o(e) -> stream of e -> cos alone.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -29,10 +31,56 @@ from torch.nn import functional as F
 from components.errors import ParameterError
 from components.gadms.model import DualEncoder
 
+Heads = Literal["model", "single"]
+
 
 def default_scoring_layers(encoder: DualEncoder) -> int:
-    """The last two thirds of the text tower: 8 of 12 layers in the paper (figure 7)."""
-    return max(1, round(len(encoder.clip.transformer.resblocks) * 2 / 3))
+    """The last two thirds of the text tower, rounded up: 8 of 12 layers in the paper (figure 7), both of two."""
+    return math.ceil(len(encoder.clip.transformer.resblocks) * 2 / 3)
+
+
+@dataclass(frozen=True)
+class EndTokenMaps:
+    """What the end token asked of each of the last n text layers, and what it got; lists of n tensors, no graph."""
+
+    gradients: list[Tensor]  # (B, W) of the cosine at the attention output
+    attentions: list[Tensor]  # (B, L) of the end token, mean over heads; 0 from there on
+    queries: list[Tensor]  # (B, L, W)
+    keys: list[Tensor]  # (B, L, W)
+    values: list[Tensor]  # (B, L, W)
+    end: Tensor  # (B,) position of the end token
+    valid: Tensor  # bool (B, L), the caption's tokens between start and end
+
+
+def end_token_maps(
+    encoder: DualEncoder,
+    ids: Tensor,
+    image: Tensor,
+    *,
+    layers: int | None = None,
+    heads: Heads = "model",
+    padding: bool = False,
+) -> EndTokenMaps:
+    """One pass without gradients over all tokens, then one with gradients over the end tokens alone.
+
+    ids (B, T) raw captions; image (B, D) pooled image features, taken as constants. L is the length of the longest
+    caption, or T with `padding` (nothing but the keys and values there differs).
+    """
+    blocks = encoder.clip.transformer.resblocks
+    layers = default_scoring_layers(encoder) if layers is None else layers
+    if not 1 <= layers <= len(blocks):
+        raise ParameterError(f"scoring layers {layers}: the text tower has {len(blocks)}")
+    end = ids.argmax(dim=-1)  # (B,)
+    length = ids.shape[1] if padding else int(end.max()) + 1
+    with torch.autocast(ids.device.type, enabled=False):
+        with torch.no_grad():
+            start, queries, keys, values = project_tokens(encoder, ids[:, :length], end, layers, heads)
+        gradients, attentions = end_token_gradients(
+            encoder, start, keys, values, end, image.detach().to(start.dtype), heads
+        )
+    positions = torch.arange(length, device=ids.device)
+    valid = (positions > 0) & (positions < end[:, None])
+    return EndTokenMaps(list(gradients), attentions, queries, keys, values, end, valid)
 
 
 def gradient_attention_scores(
@@ -42,7 +90,7 @@ def gradient_attention_scores(
     *,
     layers: int | None = None,
     scales: Sequence[int] = (1, 2),
-    heads: Literal["model", "single"] = "model",
+    heads: Heads = "model",
     use_attention: bool = True,
 ) -> Tensor:
     """Scores in [0, 1], (B, T) in the precision of the weights, 0 outside the caption's tokens.
@@ -52,91 +100,93 @@ def gradient_attention_scores(
     one head, as the released code does. `use_attention=False` leaves out S_a (that is Grad-ECLIP with pooled keys).
     Works in train and eval mode and under no_grad, and leaves no gradient and no graph behind.
     """
-    blocks = encoder.clip.transformer.resblocks
-    layers = default_scoring_layers(encoder) if layers is None else layers
-    if not 1 <= layers <= len(blocks):
-        raise ParameterError(f"scoring layers {layers}: the text tower has {len(blocks)}")
-    end = ids.argmax(dim=-1)  # (B,)
-    length = int(end.max()) + 1
-    with torch.autocast(ids.device.type, enabled=False):
-        with torch.no_grad():
-            start, keys, values = _forward(encoder, ids[:, :length], end, layers, heads)
-        gradients, queries, attentions = _end_token_gradients(
-            encoder, start, keys, values, end, image.detach().to(start.dtype), heads
-        )
-        with torch.no_grad():
-            positions = torch.arange(length, device=ids.device)
-            valid = (positions > 0) & (positions < end[:, None])  # (B, L)
-            total = torch.zeros_like(attentions[0])
-            for gradient, query, attention, key, value in zip(
-                gradients, queries, attentions, keys, values, strict=True
-            ):
-                importance = torch.einsum("bd,bld->bl", gradient, value) * _key_weight(query, key, valid, scales)
-                share = attention.masked_fill(~valid, 0)
-                share = share / share.sum(-1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
-                total += importance * share if use_attention else importance
-            score = (total / layers).relu().masked_fill(~valid, 0)
-            largest = score.amax(-1, keepdim=True)
-            score = torch.where(largest > 0, score / largest, 0.0)
-    return F.pad(score, (0, ids.shape[1] - length))
+    maps = end_token_maps(encoder, ids, image, layers=layers, heads=heads)
+    score = scores_of(maps, scales, use_attention).relu()
+    largest = score.amax(-1, keepdim=True)
+    score = torch.where(largest > 0, score / largest, 0.0)
+    return F.pad(score, (0, ids.shape[1] - score.shape[1]))
 
 
-def _forward(
-    encoder: DualEncoder, ids: Tensor, end: Tensor, layers: int, heads: str
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The end token's stream (B, W) before the scored layers, and those layers' keys and values, each (B, L, W)."""
+@torch.no_grad()
+def scores_of(maps: EndTokenMaps, scales: Sequence[int] = (1, 2), use_attention: bool = True) -> Tensor:
+    """Mean over layers of S_g S_a before ReLU and division, signed, (B, L); 0 outside the caption's tokens."""
+    total = torch.zeros_like(maps.attentions[0])
+    batch = torch.arange(len(maps.end), device=maps.end.device)
+    for gradient, attention, query, key, value in zip(
+        maps.gradients, maps.attentions, maps.queries, maps.keys, maps.values, strict=True
+    ):
+        weight = _key_weight(query[batch, maps.end], key, maps.valid, scales)
+        importance = torch.einsum("bd,bld->bl", gradient, value) * weight
+        total += importance * attention_share(attention, maps.valid) if use_attention else importance
+    return (total / len(maps.keys)).masked_fill(~maps.valid, 0)
+
+
+def attention_share(attention: Tensor, valid: Tensor) -> Tensor:
+    """S_a: the end token's attention (B, L) as shares over the caption's tokens."""
+    share = attention.masked_fill(~valid, 0)
+    return share / share.sum(-1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
+
+
+def project_tokens(
+    encoder: DualEncoder, ids: Tensor, end: Tensor, layers: int, heads: Heads
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    """The end token's stream (B, W) before the scored layers, and their queries, keys and values, each (B, L, W)."""
     mask = encoder.clip.attn_mask[: ids.shape[1], : ids.shape[1]].to(encoder.clip.positional_embedding.dtype)
     hidden = encoder.embed_tokens(ids)
     blocks = encoder.clip.transformer.resblocks
     for block in blocks[:-layers]:
         hidden = block(hidden, attn_mask=mask)
     start = hidden[torch.arange(len(ids), device=ids.device), end]
-    keys, values = [], []
+    queries, keys, values = [], [], []
     for block in blocks[-layers:]:
         query, key, value = _project(block, hidden)
+        queries.append(query)
         keys.append(key)
         values.append(value)
+        if len(keys) == layers:
+            break  # what the last layer makes of them concerns the end token alone, which comes again
         count = _heads(block, heads)
         query, key, value = (part.unflatten(-1, (count, -1)).transpose(1, 2) for part in (query, key, value))
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         hidden = _after_attention(block, hidden, attended.transpose(1, 2).flatten(2))
-    return start, keys, values
+    return start, queries, keys, values
 
 
 @torch.enable_grad()
-def _end_token_gradients(
+def end_token_gradients(
     encoder: DualEncoder,
     start: Tensor,
     keys: list[Tensor],
     values: list[Tensor],
     end: Tensor,
     image: Tensor,
-    heads: str,
-) -> tuple[tuple[Tensor, ...], list[Tensor], list[Tensor]]:
-    """Per scored layer: gradient at the end token's attention output (B, W), its query (B, W), its attention (B, L)."""
+    heads: Heads,
+) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """Per scored layer: gradient at the end token's attention output (B, W), and its attention (B, L), its own excepted."""
     stream = start
     outputs: list[Tensor] = []
-    queries, attentions = [], []
-    batch = torch.arange(len(end), device=end.device)
+    attentions = []
+    places = torch.arange(keys[0].shape[1], device=end.device)
     for block, key, value in zip(encoder.clip.transformer.resblocks[-len(keys) :], keys, values, strict=True):
-        query, own_key, own_value = _project(block, stream)
         count = _heads(block, heads)
-        # Same numbers as the cached ones, but these two carry the gradient of the end token's own stream.
-        key = key.index_put((batch, end), own_key).unflatten(-1, (count, -1))  # (B, L, H, d)
-        value = value.index_put((batch, end), own_value).unflatten(-1, (count, -1))
-        logits = torch.einsum("bhd,blhd->bhl", query.unflatten(-1, (count, -1)), key) * key.shape[-1] ** -0.5
-        future = torch.arange(key.shape[1], device=end.device) > end[:, None]
-        attention = logits.masked_fill(future[:, None], -torch.inf).softmax(dim=-1)
-        output = torch.einsum("bhl,blhd->bhd", attention, value).flatten(1)
+        projected = (part.unflatten(-1, (count, 1, -1)) for part in _project(block, stream))  # (B, H, 1, d)
+        query, own_key, own_value = projected
+        past = [part.unflatten(-1, (count, -1)).transpose(1, 2) for part in (key, value)]  # (B, H, L, d)
+        scale = query.shape[-1] ** -0.5
+        # The end token's own key and value carry the gradient of its stream; those of the past are constants.
+        logits = (query @ past[0].mT * scale).masked_fill(places >= end[:, None, None, None], -torch.inf)
+        own = (query * own_key).sum(-1, keepdim=True) * scale  # (B, H, 1, 1)
+        attention = torch.cat([logits, own], dim=-1).softmax(dim=-1)
+        output = attention[..., :-1] @ past[1] + attention[..., -1:] * own_value
+        output = output.flatten(1)
         # The first output starts the graph: nothing before it is asked for.
         output = output if outputs else output.detach().requires_grad_()
         outputs.append(output)
-        queries.append(query.detach())
-        attentions.append(attention.detach().mean(dim=1))
+        attentions.append(attention.detach()[:, :, 0, :-1].mean(dim=1))
         stream = _after_attention(block, stream, output)
     similarity = F.cosine_similarity(encoder.project_text(stream), image, dim=-1)
     # Captions do not see each other, so the gradient of the sum is each caption's own gradient.
-    return torch.autograd.grad(similarity.sum(), outputs), queries, attentions
+    return torch.autograd.grad(similarity.sum(), outputs), attentions
 
 
 def _project(block: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from components.errors import ParameterError
-from components.gadms.masking import MaskingConfig, dual_mask, maskable, masking_probabilities, random_mask
+from components.gadms.masking import (
+    MaskingConfig,
+    calibrated_threshold,
+    dual_mask,
+    maskable,
+    masking_probabilities,
+    random_mask,
+)
 from components.gadms.score_table import ScoreTable
 
 MASK, END = 97, 99
@@ -78,6 +85,57 @@ def test_a_caption_never_scored_is_masked_at_the_random_rates_and_no_other():
     assert abs(drawn.prediction_chosen[1::2, 1:61].float().mean() - 0.0358) < 0.004
 
 
+def test_single_tokens_can_be_unknown():
+    scores = torch.tensor([[0.9, -1.0, 0.9]])
+    noise, prediction = masking_probabilities(scores, MaskingConfig())
+    torch.testing.assert_close(noise, torch.tensor([[0.0, 0.15, 0.0]]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(prediction, torch.tensor([[0.3, 0.15, 0.3]]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("target", [0.01, 0.05, 0.15, 0.19])
+def test_a_target_rate_is_met_whatever_the_spread_of_the_scores(target):
+    ids = captions(2000)
+    config = MaskingConfig(target_noise_rate=target)
+    random = torch.Generator().manual_seed(3)
+    for spread in (0.02, 1.0):
+        scores = spread * torch.rand(ids.shape, generator=random)
+        scores[::4] = -1  # unknown captions keep the random rate and do not count
+        drawn = dual_mask(ids, scores, mask_id=MASK, seed=0, step=0, config=config)
+        rate = drawn.noise_chosen[scores >= 0].sum() / maskable(ids, MASK)[scores >= 0].sum()
+        assert abs(rate.item() - target) < 4.5 * (target / 90_000) ** 0.5
+        assert abs(drawn.noise_chosen[::4, 1:61].float().mean() - 0.15) < 0.01
+
+
+def test_the_calibrated_threshold_moves_both_copies_and_is_the_plain_one_without_target_or_scores():
+    ids = captions(4)
+    scores, valid = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)), maskable(ids, MASK)
+    config = MaskingConfig(target_noise_rate=0.1)
+    threshold = calibrated_threshold(scores, valid, config)
+    noise, prediction = masking_probabilities(scores, config, valid, threshold)
+    torch.testing.assert_close(noise[valid].mean(), torch.tensor(0.1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(noise / 0.2 + prediction / 0.3, torch.ones_like(noise))
+    assert calibrated_threshold(scores, valid, MaskingConfig()).item() == pytest.approx(0.1)
+    assert calibrated_threshold(scores * 0 - 1, valid, config).item() == pytest.approx(0.1)
+
+
+def test_the_rule_of_nam_gives_each_caption_its_rate_and_the_worse_tokens_more_of_it():
+    ids = captions(1500)
+    scores = 0.25 + 0.1 * torch.rand(ids.shape, generator=torch.Generator().manual_seed(5))
+    config = MaskingConfig(rule="nam")
+    noise, prediction = masking_probabilities(scores, config, maskable(ids, MASK))
+    for row in range(3):  # clip(rate + (1 - s) - mean(1 - s), 0, 1), as it is written, over the caption's tokens
+        badness = [1 - value for value in scores[row, 1:61].tolist()]
+        expected = [min(1, max(0, 0.15 + value - sum(badness) / 60)) for value in badness]
+        torch.testing.assert_close(noise[row, 1:61], torch.tensor(expected), atol=1e-6, rtol=0)
+    assert (prediction == 0.15).all()
+    drawn = dual_mask(ids, scores, mask_id=MASK, seed=0, step=0, config=config)
+    assert abs(drawn.noise_rate - 0.15) < 0.006
+    stricter = dual_mask(
+        ids, scores, mask_id=MASK, seed=0, step=0, config=MaskingConfig(rule="nam", target_noise_rate=0.4)
+    )
+    assert abs(stricter.noise_rate - 0.4) < 0.008
+
+
 def test_masks_depend_on_seed_and_step_and_not_on_the_number_of_ranks():
     ids, scores = captions(8), torch.rand(8, 77, generator=torch.Generator().manual_seed(2))
     whole = dual_mask(ids, scores, mask_id=MASK, seed=4, step=7)
@@ -103,6 +161,12 @@ def test_an_empty_caption_has_nothing_to_mask():
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ParameterError, match=r"noise_limit = 1\.5"):
         MaskingConfig(noise_limit=1.5)
+    with pytest.raises(ParameterError, match=r"target_noise_rate = 0\.2: must lie in \(0, 0\.2\)"):
+        MaskingConfig(target_noise_rate=0.2)
+    with pytest.raises(ParameterError, match="'sigmoid' or 'nam'"):
+        MaskingConfig(rule="css")  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="slope = 0"):
+        MaskingConfig(slope=0)
     with pytest.raises(ParameterError, match="'mask' or 'bert'"):
         MaskingConfig(noise_replacement="drop")  # type: ignore[arg-type]
 

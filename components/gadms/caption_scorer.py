@@ -1,0 +1,145 @@
+"""Which tokens of a batch are masked: the scores, what is remembered of them between visits, and the draw.
+
+`mask` gives both copies of a batch; `observe` learns from what the decoder then predicted. Timing of scores that are
+computed from the encoder: "previous" masks with those of a caption's last visit, so that masks do not follow the weights
+of the same step, and at a first visit knows that it knows nothing (random rates); "same-step" with those of now.
+"likelihood" is always that of the visits before: how much better than usual each token was predicted when it was masked.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from components.errors import ParameterError
+from components.gadms.masking import DualMask, MaskingConfig, calibrated_threshold, dual_mask, maskable
+from components.gadms.model import DualEncoder
+from components.gadms.noise import noise_diagnostics
+from components.gadms.objectives import world_size
+from components.gadms.score_table import LikelihoodTable, ScoreTable, gather_rows
+from components.gadms.scoring import ScoringConfig, normalise, raw_scores
+
+Timing = Literal["previous", "same-step"]
+
+
+class CaptionScorer(nn.Module):
+    """Scores and masks of `captions` training captions. `scoring` None masks at random (the control).
+
+    Buffers only: part of the task's checkpoint, the same on every rank. Bytes a caption of 77 tokens: none at random
+    and for "same-step", 77 for "previous", 231 for "likelihood".
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        captions: int,
+        *,
+        scoring: ScoringConfig | None,
+        masking: MaskingConfig | None = None,
+        timing: Timing = "previous",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if timing not in get_args(Timing):
+            raise ParameterError(f"score timing {timing!r}: allowed are {', '.join(get_args(Timing))}")
+        self.scoring, self.masking, self.timing, self.seed = scoring, masking or MaskingConfig(), timing, seed
+        length = encoder.clip.context_length
+        self.scores = self.likelihoods = None
+        if scoring is not None and scoring.name == "likelihood":
+            self.likelihoods = LikelihoodTable(captions, encoder.clip.vocab_size, length)
+        elif scoring is not None and timing == "previous":
+            self.scores = ScoreTable(captions, length)
+
+    @torch.no_grad()
+    def mask(
+        self,
+        encoder: DualEncoder,
+        decoder: nn.Module | None,
+        batch: Mapping[str, Any],
+        image: Tensor,
+        image_tokens: Tensor,
+        step: int,
+    ) -> tuple[DualMask, dict[str, Tensor]]:
+        """Both copies of this rank's captions, and what there is to log about them, scalars.
+
+        batch: a RetrievalBatch (ids, caption_index; `wrong` for diagnostics); image (B, D), image_tokens (B, 1 + P, D).
+        All ranks must call it together with the same B.
+        """
+        if self.likelihoods is not None and decoder is None:
+            raise ParameterError("score 'likelihood' needs the masked-token decoder: mtp_weight must be above 0")
+        ids, mask_id = batch["ids"], encoder.tokenizer.mask_id
+        valid = maskable(ids, mask_id)
+        known, judged = self._scores(encoder, batch, image, image_tokens, valid, step)
+        ranks = world_size()
+        threshold = None
+        if self.masking.target_noise_rate is not None:
+            threshold = calibrated_threshold(gather_rows(known), gather_rows(valid), self.masking)
+        copies = dual_mask(
+            ids,
+            known,
+            mask_id=mask_id,
+            seed=self.seed,
+            step=step,
+            config=self.masking,
+            rank=dist.get_rank() if ranks > 1 else 0,
+            world_size=ranks,
+            threshold=threshold,
+        )
+        scalars = {"noise_rate": copies.noise_rate, "prediction_rate": copies.prediction_rate}
+        if self.scoring is not None:
+            scalars["score_known"] = ((known >= 0) & valid).sum() / valid.sum().clamp_min(1)
+        if "wrong" in batch:
+            scalars |= noise_diagnostics(judged, copies, batch["wrong"], valid)
+        return copies, scalars
+
+    @torch.no_grad()
+    def observe(self, batch: Mapping[str, Any], copies: DualMask, logits: Tensor) -> None:
+        """Remember how well the decoder predicted what was masked; logits (N, vocabulary) in the order of `labels`.
+
+        Only tokens that the decoder could not see count: not those that "bert" replacement left, or turned into others.
+        All ranks must call it together with the same B. Does nothing for other scores.
+        """
+        if self.likelihoods is None:
+            return
+        chosen = copies.prediction_chosen
+        targets = copies.labels[chosen]
+        mask_id = self.likelihoods.usual_total.shape[0] - 3
+        likelihood = torch.full(chosen.shape, torch.nan, device=chosen.device)
+        likelihood[chosen] = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        likelihood = likelihood.masked_fill(copies.prediction_ids != mask_id, torch.nan)
+        self.likelihoods.observe(batch["caption_index"], batch["ids"], likelihood)
+
+    def _scores(
+        self,
+        encoder: DualEncoder,
+        batch: Mapping[str, Any],
+        image: Tensor,
+        image_tokens: Tensor,
+        valid: Tensor,
+        step: int,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores to mask by, and those to judge (the newest), both (B, T), -1 for unknown; None judges nothing."""
+        ids, index = batch["ids"], batch["caption_index"]
+        if self.scoring is None:
+            return torch.full(ids.shape, -1.0, device=ids.device), None
+        if self.likelihoods is not None:
+            raw, count = self.likelihoods.lookup(index)
+            seen = valid & (count > 0)
+            scores = self._normalised(raw, seen).masked_fill(~seen, -1)
+            return scores, scores
+        raw = raw_scores(encoder, ids, image, image_tokens, self.scoring, seed=self.seed, step=step)
+        fresh = self._normalised(raw, valid)
+        if self.scores is None:
+            return fresh, fresh
+        known = self.scores.lookup(index)
+        self.scores.update(index, fresh)
+        return known, fresh
+
+    def _normalised(self, raw: Tensor, valid: Tensor) -> Tensor:
+        assert self.scoring is not None
+        pool = None
+        if self.scoring.rule == "quantile":  # of the whole batch, so that ranks agree with a single one
+            pool = gather_rows(raw.float())[gather_rows(valid)]
+        return normalise(raw, valid, self.scoring.rule, pool)

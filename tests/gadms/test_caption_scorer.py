@@ -1,0 +1,290 @@
+"""Scores and masks between visits: what is known when, what is remembered, and that ranks agree."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from components.errors import ParameterError
+from components.gadms.batches import CaptionBatches
+from components.gadms.caption_scorer import CaptionScorer
+from components.gadms.masking import MaskingConfig, dual_mask, maskable
+from components.gadms.model import DualEncoder
+from components.gadms.noise import noise_diagnostics, word_auc, word_scores
+from components.gadms.score_table import LikelihoodTable
+from components.gadms.scoring import ScoringConfig, token_scores
+from components.gadms.tasks import RetrievalConfig, RetrievalTask
+from components.gadms.tokenizer import CaptionTokenizer
+from components.training.context import LocalContext
+from components.training.loop import LoopConfig, fit
+
+DECODER = torch.nn.Identity()  # only its presence matters to `mask`
+
+
+@pytest.fixture
+def batch(ids):
+    wrong = torch.zeros(ids.shape, dtype=torch.bool)
+    wrong[:3, 3] = True
+    return {"ids": ids, "caption_index": torch.tensor([7, 0, 3, 5]), "wrong": wrong}
+
+
+@pytest.fixture
+def pictures(encoder, pixels):
+    with torch.no_grad():
+        return encoder.encode_image(pixels)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The scores that masks were drawn from."""
+    scores = []
+
+    def record(ids, known, **keywords):
+        scores.append(known)
+        return dual_mask(ids, known, **keywords)
+
+    monkeypatch.setattr("components.gadms.caption_scorer.dual_mask", record)
+    return scores
+
+
+def test_scores_of_one_visit_decide_the_masks_of_the_next(encoder, batch, pictures, seen):
+    scorer = CaptionScorer(encoder, 8, scoring=ScoringConfig())
+    expected = token_scores(encoder, batch["ids"], *pictures)
+    shares = [scorer.mask(encoder, None, batch, *pictures, step)[1]["score_known"] for step in range(2)]
+    assert (seen[0] == -1).all()
+    torch.testing.assert_close(seen[1], expected, atol=0.5 / 254 + 1e-6, rtol=0)
+    assert shares == [0, 1]
+
+
+def test_scores_of_the_same_step_decide_at_once_and_need_no_table(encoder, batch, pictures, seen):
+    scorer = CaptionScorer(encoder, 8, scoring=ScoringConfig(name="path"), timing="same-step")
+    _, scalars = scorer.mask(encoder, None, batch, *pictures, 0)
+    assert torch.equal(seen[0], token_scores(encoder, batch["ids"], *pictures, ScoringConfig(name="path")))
+    assert scalars["score_known"] == 1
+    assert not scorer.state_dict()
+
+
+def test_the_control_masks_at_random_and_reports_what_its_masks_hit_but_no_score(encoder, batch, pictures, seen):
+    scorer = CaptionScorer(encoder, 8, scoring=None, masking=MaskingConfig(random_noise_rate=1.0))
+    _, scalars = scorer.mask(encoder, None, batch, *pictures, 0)
+    assert (seen[0] == -1).all()
+    assert scalars["noise_rate"] == scalars["noise_recall"] == 1
+    assert (
+        scalars["noise_precision"]
+        == scalars["wrong_share"]
+        == 3 / maskable(batch["ids"], encoder.tokenizer.mask_id).sum()
+    )
+    assert not {"noise_auc", "score_known"} & set(scalars)
+
+
+@pytest.mark.parametrize("name", ["gradient", "likelihood"])
+def test_a_restored_scorer_masks_as_the_one_that_was_saved(encoder, batch, pictures, name):
+    def scorer():
+        return CaptionScorer(encoder, 8, scoring=ScoringConfig(name=name), seed=4)
+
+    saved, restored = scorer(), scorer()
+    for step in range(2):
+        copies, _ = saved.mask(encoder, DECODER, batch, *pictures, step)
+        saved.observe(batch, copies, torch.randn(int(copies.prediction_chosen.sum()), encoder.clip.vocab_size))
+    restored.load_state_dict(saved.state_dict())
+    drawn = [scorer.mask(encoder, DECODER, batch, *pictures, 9)[0] for scorer in (saved, restored)]
+    assert torch.equal(drawn[0].noise_ids, drawn[1].noise_ids)
+    assert torch.equal(drawn[0].prediction_ids, drawn[1].prediction_ids)
+
+
+def test_the_likelihood_score_falls_for_a_word_the_picture_does_not_let_one_guess(encoder, tokenizer, pictures):
+    """The same word in four captions, in one of them unexpected; another word is as unexpected everywhere, that is rare."""
+    ids = tokenizer(["red coat"] * 4)
+    batch = {"ids": ids, "caption_index": torch.arange(4)}
+    masking = MaskingConfig(random_prediction_rate=1.0)
+    scorer = CaptionScorer(encoder, 4, scoring=ScoringConfig("likelihood", normalisation="quantile"), masking=masking)
+    copies, scalars = scorer.mask(encoder, DECODER, batch, *pictures, 0)
+    assert scalars["score_known"] == 0
+    red, coat = ids[0, 1:3]
+    logits = torch.zeros(8, encoder.clip.vocab_size)
+    logits[::2, red] = torch.tensor([9.0, 9.0, 0.0, 9.0])
+    logits[1::2, coat] = -2.0
+    scorer.observe(batch, copies, logits)
+    scores, _ = scorer._scores(encoder, batch, *pictures, maskable(ids, encoder.tokenizer.mask_id), 1)
+    assert scores[2, 1] == scores[:, 1:3].min()
+    assert scores[2, 1] < 0.1
+    assert (scores[:, 2] == scores[0, 2]).all()
+    assert (scores[[0, 1, 3], 1] > scores[0, 2]).all()
+
+
+def test_gains_over_the_usual_are_kept_per_caption_token_as_a_plain_account_of_them_says():
+    """A second implementation with dictionaries and floats; a caption is twice in a batch."""
+    random = torch.Generator().manual_seed(0)
+    table, tokens = LikelihoodTable(5, 30, 6), torch.randint(1, 30, (5, 6), generator=random)
+    usual: dict[int, list[float]] = {}
+    gains: dict[tuple[int, int], list[float]] = {}
+    for _ in range(5):
+        index = torch.tensor([0, 2, 2, 4])
+        likelihood = -4 * torch.rand(4, 6, generator=random)
+        likelihood[torch.rand(4, 6, generator=random) < 0.7] = torch.nan
+        table.observe(index, tokens[index], likelihood)
+        observed = [(int(index[r]), c, likelihood[r, c].item()) for r, c in (~likelihood.isnan()).nonzero().tolist()]
+        for row, place, value in observed:
+            usual.setdefault(int(tokens[row, place]), []).append(value)
+        for row, place, value in observed:
+            before = usual[int(tokens[row, place])]
+            gains.setdefault((row, place), []).append(value - sum(before) / len(before))
+    mean, count = table.lookup(torch.arange(5))
+    assert count.sum() == sum(map(len, gains.values()))
+    for (row, place), values in gains.items():
+        assert count[row, place] == len(values)
+        assert mean[row, place].item() == pytest.approx(sum(values) / len(values), abs=1.5 / 16)  # three roundings
+
+
+def test_what_was_observed_long_ago_fades():
+    table, ids = LikelihoodTable(1, 10, 1, window=4), torch.tensor([[3]])
+    table._learn_usual = lambda tokens, coded: None  # the usual stays at 0
+    for value in [-8.0] * 20 + [0.0] * 20:
+        table.observe(torch.tensor([0]), ids, torch.tensor([[value]]))
+    mean, count = table.lookup(torch.tensor([0]))
+    assert -1 < mean.item() <= 0
+    assert 0 < count.item() <= 4
+
+
+def test_only_tokens_the_decoder_could_not_see_are_observed(encoder, batch, pictures):
+    masking = MaskingConfig(random_prediction_rate=1.0, prediction_replacement="bert")
+    scorer = CaptionScorer(encoder, 8, scoring=ScoringConfig(name="likelihood"), masking=masking)
+    copies, _ = scorer.mask(encoder, DECODER, batch, *pictures, 0)
+    scorer.observe(batch, copies, torch.zeros(int(copies.prediction_chosen.sum()), encoder.clip.vocab_size))
+    _, count = scorer.likelihoods.lookup(batch["caption_index"])
+    hidden = copies.prediction_ids == encoder.tokenizer.mask_id
+    assert torch.equal(count > 0, hidden)
+    assert 0 < hidden.sum() < copies.prediction_chosen.sum()
+
+
+def test_a_scorer_that_could_never_learn_is_refused(encoder, batch, pictures):
+    scorer = CaptionScorer(encoder, 8, scoring=ScoringConfig(name="likelihood"))
+    with pytest.raises(ParameterError, match="mtp_weight must be above 0"):
+        scorer.mask(encoder, None, batch, *pictures, 0)
+    with pytest.raises(ParameterError, match="allowed are previous, same-step"):
+        CaptionScorer(encoder, 8, scoring=None, timing="next")  # type: ignore[arg-type]
+
+
+def test_diagnostics_count_pairs_and_masked_wrong_tokens():
+    ids = torch.tensor([[98, 5, 6, 7, 8, 99]])
+    copies = dual_mask(
+        ids, torch.zeros(1, 6), mask_id=97, seed=0, step=0, config=MaskingConfig(noise_limit=1.0, slope=1e4)
+    )
+    scores = torch.tensor([[0, 0.9, 0.2, 0.2, 0.1, 0]])
+    wrong = torch.tensor([[False, False, False, True, True, True]])
+    allowed = torch.tensor([[False, True, True, True, True, False]])
+    found = noise_diagnostics(scores, copies, wrong, allowed)
+    assert found["noise_auc"] == (1 + 1 + 0.5 + 1) / 4
+    assert found["wrong_share"] == 0.5
+    assert found["noise_precision"] == 0.5
+    assert found["noise_recall"] == 1
+    unknown = torch.tensor([[0, 0.9, -1, 0.2, -1, 0]])
+    assert noise_diagnostics(unknown, copies, wrong, allowed)["noise_auc"] == 1
+    assert noise_diagnostics(scores, copies, wrong & False, allowed)["noise_auc"] == 0.5
+    assert word_auc([0.9, 0.2, 0.2, 0.1], [False, False, True, True]) == (1 + 1 + 0.5 + 1) / 4
+
+
+def test_a_words_score_is_the_mean_over_its_tokens_by_any_score(encoder, captions, pixels):
+    class Stored:
+        def pixels(self, image_ids, height, width):
+            return raw[list(image_ids)]
+
+    raw = (pixels * 40 + 128).clamp(0, 255).to(torch.uint8)
+    unseen = "a greyish coat"  # its word is spelled letter by letter
+    rows = [
+        {"caption": text, "image_id": i, "caption_id": 10 + i, "wrong_words": [1]}
+        for i, text in enumerate([captions[1], unseen])
+    ]
+    config = ScoringConfig(name="leave-one-out", normalisation="rank")
+    columns, auc = word_scores(encoder, rows, Stored(), config, batch_size=1)
+    assert columns["word"] == captions[1].split() + unseen.split()
+    assert columns["caption_id"] == [10] * 6 + [11] * 3
+    assert [position for position, wrong in zip(columns["position"], columns["wrong"], strict=True) if wrong] == [1, 1]
+    with torch.no_grad():
+        image, tokens = encoder.encode_image(encoder.normalize_pixels(raw[1:2]))
+    scores = token_scores(encoder, encoder.tokenizer([unseen]), image, tokens, config)[0]
+    letters = len(encoder.tokenizer.encode("greyish"))
+    assert letters > 2
+    assert columns["score"][7] == pytest.approx(scores[2 : 2 + letters].mean().item())
+    assert auc == word_auc(columns["score"], columns["wrong"])
+
+
+SENTENCES = ["a red coat", "a man in blue jeans with a bag", "green", "yellow hat and white shoes"]
+CONFIG = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": [16, 8], "layers": 1, "width": 24, "head_width": 24, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 2},
+}
+LOOP = LoopConfig(steps=4, learning_rate=1e-2, eps=1e-3, clip_norm=0.0, decay="constant")
+TARGET = MaskingConfig(target_noise_rate=0.1)
+SCORES = {
+    "previous": RetrievalConfig(
+        scoring=ScoringConfig(normalisation="quantile"), masking=TARGET, decoder_depth=1, sdm_temperature=0.2
+    ),
+    "same step": RetrievalConfig(
+        scoring=ScoringConfig(name="path"), score_timing="same-step", decoder_depth=1, sdm_temperature=0.2
+    ),
+    "likelihood": RetrievalConfig(
+        scoring=ScoringConfig(name="likelihood", normalisation="quantile"),
+        masking=MaskingConfig(random_prediction_rate=0.6, target_noise_rate=0.1),
+        decoder_depth=1,
+        sdm_temperature=0.2,
+    ),
+}
+
+
+def train_tiny(rank: int, world_size: int, config: RetrievalConfig) -> dict[str, torch.Tensor]:
+    encoder = DualEncoder.create(CONFIG, tokenizer=CaptionTokenizer.from_corpus(SENTENCES))
+    encoder.clip.visual.conv1.requires_grad_(False)  # scoring must not mind frozen parameters
+    task = RetrievalTask(encoder, config, captions=4)
+    pixels = torch.randint(0, 256, (4, 3, 16, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    batches = CaptionBatches(
+        *(encoder, SENTENCES, range(4), [0, 1, 1, 2], lambda rows: pixels[list(rows)]),
+        batch_size=4,
+        seed=0,
+        rank=rank,
+        world_size=world_size,
+    )
+    context = LocalContext()
+    context.rank, context.world_size = rank, world_size
+    fit(task, batches, LOOP, context)
+    return task.state_dict()
+
+
+def worker(rank: int, world_size: int, port: int, results) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    try:
+        for name, config in SCORES.items():
+            state = train_tiny(rank, world_size, config)
+            results.put((name, {key: tensor.numpy() for key, tensor in state.items()}))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.faults
+def test_two_processes_score_and_mask_as_one_with_the_whole_batch():
+    """Weights and tables: captions change ranks every epoch, scoring differentiates inside DDP's forward pass."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    results = mp.get_context("spawn").SimpleQueue()
+    running = mp.spawn(worker, (2, port, results), nprocs=2, join=False, start_method="spawn")
+    states = [results.get() for _ in range(2 * len(SCORES))]
+    running.join()
+    for name, config in SCORES.items():
+        expected = train_tiny(0, 1, config)
+        for state in (state for found, state in states if found == name):
+            assert state.keys() == expected.keys()
+            for key, tensor in expected.items():
+                found = torch.from_numpy(state[key])
+                if tensor.is_floating_point():
+                    torch.testing.assert_close(found, tensor, atol=2e-5, rtol=0, msg=f"{name}: {key}")
+                else:  # codes may round the other way
+                    assert (found.long() - tensor.long()).abs().max() <= 1, f"{name}: {key}"
+    assert any("scorer.likelihoods.count" in state for _, state in states)
