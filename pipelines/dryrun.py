@@ -1,8 +1,8 @@
 """`python -m pipelines dry-run`: what a run with these parameters would do and need, without weights, data or a GPU.
 
 The parameters are resolved and validated, the transformer is built without memory from its configuration, TACA and the LoRA are put
-into it, and what follows is printed: patched modules, trainable parameters, active sampler steps, memory per GPU, and what is not
-there yet. Nothing is written and nothing is downloaded.
+into it, and what follows is printed: patched modules, trainable parameters, active sampler steps, memory per GPU, what retrieval
+would train, and what is not there yet. Nothing is written and nothing is downloaded.
 """
 
 import shutil
@@ -18,6 +18,7 @@ from torch import nn
 from components.errors import DataError, ParameterError
 from pipelines import architectures, params, presets
 from pipelines.architectures import Architecture
+from pipelines.encoder_plan import encoder_table
 from pipelines.params import Parameters
 from pipelines.workspace import Workspace
 
@@ -122,7 +123,11 @@ def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = N
 
 def missing(chosen: Parameters, workspace: Workspace) -> list[str]:
     """What has to be brought before the run, one line each with what to do."""
-    return [*_missing_weights(chosen), *_missing_data(chosen, workspace)]
+    from pipelines.doctor import retrieval_weights
+
+    encoder = retrieval_weights(chosen, workspace)
+    lines = [] if encoder.state.is_there else [f"{encoder.subject}: {encoder.facts}: {'; '.join(encoder.remarks)}"]
+    return [*_missing_weights(chosen), *lines, *_missing_data(chosen, workspace)]
 
 
 def _missing_weights(chosen: Parameters) -> list[str]:
@@ -216,6 +221,7 @@ def show(found: Plan, chosen: Parameters, console: "Console") -> None:
         style="dim",
         highlight=False,
     )
+    console.print(encoder_table(chosen))
     if not found.missing:
         console.print("Nothing is missing.")
     for line in found.missing:

@@ -22,9 +22,10 @@ def read(name: str, root: Path) -> dict[str, Any]:
 
 
 def flags(name: str, root: Path) -> list[str]:
-    """The preset as `-S key=value` flags for `dvc exp run`."""
+    """The preset as `-S key=value` flags for `dvc exp run`; one that params.yaml leaves to its default is added with a plus."""
     document = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
-    return [f"-S {key}={value}" for key, value in _leaves(read(name, root), document)]
+    leaves = _leaves(read(name, root), document)
+    return [f"-S {'' if _is_written(key, document) else '+'}{key}={value}" for key, value in leaves]
 
 
 def apply(name: str, root: Path) -> list[str]:
@@ -33,14 +34,19 @@ def apply(name: str, root: Path) -> list[str]:
 
 
 def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
-    """Set `values` (nested) in a params.yaml, keeping its comments and order. Nothing is written if the result is not valid."""
+    """Set `values` (nested) in a params.yaml, keeping its comments and order. Nothing is written if the result is not valid.
+
+    A key that the file leaves to its default is added to its section, before the last (which the blank line behind belongs to).
+    """
     from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap
     from ruamel.yaml.representer import RoundTripRepresenter
 
     class Representer(RoundTripRepresenter):
-        """Writes null as it was written, not as nothing."""
+        """Writes null as it was written, not as nothing, and a small number with the point without which it is read as text."""
 
     Representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
+    Representer.add_representer(float, lambda self, x: self.represent_scalar("tag:yaml.org,2002:float", _decimal(x)))
     editor = YAML()
     editor.Representer = Representer
     editor.preserve_quotes = True
@@ -51,12 +57,15 @@ def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
         *sections, last = key.split(".")
         target = document
         for section in sections:
-            target = target[section] if isinstance(target, dict) and section in target else {}
-        if not isinstance(target, dict) or last not in target:
-            raise ParameterError(f"{key}: not a key of {path.name}")
-        if target[last] != value:
+            if section not in target:
+                _add(target, section, CommentedMap())
+            target = target[section]
+        if last not in target:
+            changes.append(f"{key}: default -> {value}")
+            _add(target, last, value)
+        elif target[last] != value:
             changes.append(f"{key}: {target[last]} -> {value}")
-            target[last] = value
+            target[last] = _written_alike(value, target[last])
     text = io.StringIO()
     editor.dump(document, text)
     trial = path.with_name(f".{path.name}.trial")
@@ -69,13 +78,42 @@ def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
     return changes
 
 
+def _written_alike(value: Any, before: Any) -> Any:
+    """A list in brackets stays one."""
+    from ruamel.yaml.comments import CommentedSeq
+
+    if isinstance(value, list) and isinstance(before, CommentedSeq) and before.fa.flow_style():
+        value = CommentedSeq(value)
+        value.fa.set_flow_style()
+    return value
+
+
+def _add(section: Any, key: str, value: Any) -> None:
+    """A new key of a ruamel mapping, in front of its last one."""
+    section.insert(max(0, len(section) - 1), key, value)
+
+
 def _leaves(values: Mapping[str, Any], document: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """`values` by dotted key. A mapping in place of a plain value (a threshold given as a rule) is itself a value."""
     leaves: list[tuple[str, Any]] = []
     for key, value in values.items():
-        here = document.get(key) if isinstance(document, Mapping) else None
-        if isinstance(value, Mapping) and (here is None or isinstance(here, Mapping)):
+        here = document.get(key, {})
+        if isinstance(value, Mapping) and isinstance(here, Mapping):
             leaves += _leaves(value, here, f"{prefix}{key}.")
         else:
             leaves.append((f"{prefix}{key}", value))
     return leaves
+
+
+def _is_written(key: str, document: Any) -> bool:
+    """Whether the file states a value for a dotted key."""
+    for part in key.split("."):
+        if not isinstance(document, Mapping) or part not in document:
+            return False
+        document = document[part]
+    return True
+
+
+def _decimal(number: float) -> str:
+    """As YAML 1.1 reads a number: 0.00001 is 1.0e-05, for 1e-05 is text to it."""
+    return yaml.safe_dump(number).split("\n")[0]

@@ -9,6 +9,7 @@ from components.errors import DataError, ParameterError
 from components.gadms.model import DualEncoder
 from components.gadms.tasks import RetrievalBatch
 from components.gadms.tokenizer import wrong_token_mask
+from components.persons.transforms import AugmentationConfig, augment
 from components.training.randomness import generator
 
 
@@ -19,8 +20,8 @@ class CaptionBatches:
     of samples is cut into global batches without regard to epoch ends, so nothing is dropped. `batch_size` is global.
 
     captions, image_ids, identities: one entry per caption. `pixels(image_ids)` gives uint8 (n, 3, H, W).
-    `wrong_words`: per caption the positions of hallucinated words, if known (diagnostics). `flip` mirrors each
-    picture with probability one half.
+    `wrong_words`: per caption the positions of hallucinated words, if known (diagnostics). `augmentation`: what is done to
+    pictures, by numbers drawn for the global batch of the step; None only normalises them.
     """
 
     def __init__(
@@ -35,14 +36,14 @@ class CaptionBatches:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        flip: bool = False,
+        augmentation: AugmentationConfig | None = None,
         wrong_words: Sequence[Sequence[int]] | None = None,
     ) -> None:
         if not captions:
             raise DataError("retrieval training: no captions in the training split")
         if batch_size % world_size:
             raise ParameterError(f"batch_size {batch_size}: must be a multiple of the {world_size} workers")
-        self.encoder, self.pixels, self.flip = encoder, pixels, flip
+        self.encoder, self.pixels, self.augmentation = encoder, pixels, augmentation
         self.ids = encoder.tokenizer(captions)
         self.image_ids = list(image_ids)
         self.identities = torch.tensor(list(identities), dtype=torch.long)
@@ -61,10 +62,7 @@ class CaptionBatches:
         share = self.batch_size // self.world_size
         mine = slice(self.rank * share, (self.rank + 1) * share)
         index = rows[mine]
-        pixels = self.encoder.normalize_pixels(self.pixels([self.image_ids[row] for row in index.tolist()]))
-        if self.flip:
-            flipped = torch.rand(self.batch_size, generator=generator(self.seed, "flip", step))[mine] < 0.5
-            pixels = torch.where(flipped.to(pixels.device)[:, None, None, None], pixels.flip(-1), pixels)
+        pixels = self._augmented(self.pixels([self.image_ids[row] for row in index.tolist()]), step)
         device = self.encoder.device
         batch = RetrievalBatch(
             pixels=pixels,
@@ -75,6 +73,14 @@ class CaptionBatches:
         if self.wrong is not None:
             batch["wrong"] = self.wrong[index].to(device)
         return batch
+
+    def _augmented(self, pixels: Tensor, step: int) -> Tensor:
+        """uint8 (b, 3, H, W) of this rank's rows -> normalised, on the encoder's device."""
+        if self.augmentation is None:
+            return self.encoder.normalize_pixels(pixels)
+        stream = generator(self.seed, "augment", step)
+        pixels = pixels.to(self.encoder.device)
+        return augment(pixels, self.augmentation, stream, rank=self.rank, world_size=self.world_size)
 
     def _rows(self, step: int) -> Tensor:
         """Caption rows of the global batch, int64 (batch_size,)."""

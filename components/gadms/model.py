@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from components.gadms.tokenizer import CaptionTokenizer
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+PositionResize = Literal["bilinear", "bicubic"]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -54,8 +55,8 @@ class DualEncoder(nn.Module):
         tokenizer: CaptionTokenizer | None = None,
         seed: int = 0,
     ) -> "DualEncoder":
-        """A model from scratch. `config` is a dict or the name of an open_clip architecture; `image_size` is (height,
-        width).
+        """A model from scratch. `config` is a dict, a JSON file, or the name of an open_clip architecture; `image_size` is
+        (height, width).
 
         With a compact `tokenizer` the vocabulary size of the config follows it. Leaves the global generator as it was.
         """
@@ -68,28 +69,41 @@ class DualEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name: str, weights: str | Path, *, image_size: tuple[int, int] | None = None
+        cls,
+        name: str,
+        weights: str | Path,
+        *,
+        image_size: tuple[int, int] | None = None,
+        position_resize: PositionResize = "bilinear",
     ) -> "DualEncoder":
-        """An open_clip architecture with published weights: a tag such as "openai" (downloaded) or a file.
+        """An open_clip architecture with published weights: a tag such as "openai" (downloaded) or a file of open_clip.
 
         A model trained on square pictures fits another `image_size` (height, width): its position embedding is resized
-        as IRRA does. OpenAI's weights need a "-quickgelu" architecture.
+        as IRRA does, or "bicubic" as open_clip does. Raises ParameterError where the tag's activation is not the
+        architecture's: OpenAI's weights need a "-quickgelu" one, and are some points worse, without a word, in another.
         """
         import open_clip
 
         config = _architecture(name, image_size)
+        _check_activation(name, config, str(weights))
         model = cls.create(config)
         try:
             source = open_clip.create_model(name, pretrained=str(weights))
         except (RuntimeError, ValueError, OSError) as error:
             raise DataError(f"weights {weights!s} for {name}: {str(error).splitlines()[0]}") from error
         state = source.state_dict()
-        _resize_positions(state, source.visual.grid_size, model.clip.visual.grid_size)
+        resize_positions(state, source.visual.grid_size, model.clip.visual.grid_size, position_resize)
         model.clip.load_state_dict(state)
         return model
 
     @classmethod
-    def load(cls, folder: str | Path, *, image_size: tuple[int, int] | None = None) -> "DualEncoder":
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        image_size: tuple[int, int] | None = None,
+        position_resize: PositionResize = "bilinear",
+    ) -> "DualEncoder":
         """Read a folder written by `save`, or any open_clip folder of a plain CLIP. Raises DataError when it is not
         one.
         """
@@ -103,7 +117,7 @@ class DualEncoder(nn.Module):
         config = json.loads(files[0].read_text())["model_cfg"]
         model = cls.create(config, image_size=image_size, tokenizer=CaptionTokenizer.load(folder))
         state = load_file(files[1])
-        _resize_positions(state, _grid(_architecture(config, None)), model.clip.visual.grid_size)
+        resize_positions(state, _grid(_architecture(config, None)), model.clip.visual.grid_size, position_resize)
         try:
             model.clip.load_state_dict(state)
         except RuntimeError as error:
@@ -142,6 +156,10 @@ class DualEncoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.clip.logit_scale.device
+
+    def checkpoint_activations(self, enable: bool = True) -> None:
+        """Keep each block's input only, and compute the block again for its gradient: both towers, memory for time."""
+        self.clip.set_grad_checkpointing(enable)
 
     def normalize_pixels(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> float32 with CLIP's mean and standard deviation."""
@@ -182,8 +200,10 @@ class DualEncoder(nn.Module):
 
 
 def _architecture(config: Mapping[str, Any] | str, image_size: tuple[int, int] | None) -> dict[str, Any]:
-    """A copy of an open_clip config with the image size as [height, width]."""
-    if isinstance(config, str):
+    """A copy of an open_clip config (inline, by name, or in a JSON file) with the image size as [height, width]."""
+    if isinstance(config, str) and config.endswith(".json"):
+        found = _config_file(Path(config))
+    elif isinstance(config, str):
         from open_clip import get_model_config
 
         found = get_model_config(config)
@@ -207,24 +227,53 @@ def _architecture(config: Mapping[str, Any] | str, image_size: tuple[int, int] |
     return copied
 
 
+def _config_file(file: Path) -> dict[str, Any]:
+    """A model config, or the `model_cfg` of an open_clip_config.json."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ParameterError(f"{file}: not a readable JSON model config ({error})") from error
+    if not isinstance(content, dict):
+        raise ParameterError(f"{file}: must hold an open_clip model config, an object")
+    return content.get("model_cfg", content)
+
+
 def _grid(config: Mapping[str, Any]) -> tuple[int, int]:
     height, width = config["vision_cfg"]["image_size"]
     patch = config["vision_cfg"]["patch_size"]
     return height // patch, width // patch
 
 
-def _resize_positions(state: dict[str, Tensor], old: tuple[int, int], new: tuple[int, int]) -> None:
-    """Fit the image position embedding (1 + P, W) to another grid: bilinear, no antialiasing, as IRRA does.
+def resize_positions(
+    state: dict[str, Tensor], old: tuple[int, int], new: tuple[int, int], how: PositionResize = "bilinear"
+) -> None:
+    """Fit the image position embedding (1 + P, W) of a state, in place, to another grid of (rows, columns).
 
-    open_clip's own resize is bicubic, which moves zero-shot results by points, and takes the old grid for square.
+    bilinear: without antialiasing, as IRRA does. bicubic: with it, as open_clip does, which moves zero-shot results by
+    points; open_clip also takes the old grid for square.
     """
+    if how not in ("bilinear", "bicubic"):
+        raise ParameterError(f"position_resize = {how!r}: allowed are bilinear, bicubic")
     if tuple(old) == tuple(new):
         return
     name = "visual.positional_embedding"
     class_position, patches = state[name][:1], state[name][1:]
     grid = patches.float().T.reshape(1, -1, *old)
-    resized = F.interpolate(grid, size=tuple(new), mode="bilinear", align_corners=False)
+    resized = F.interpolate(grid, size=tuple(new), mode=how, align_corners=False, antialias=how == "bicubic")
     state[name] = torch.cat([class_position, resized.flatten(2)[0].T.to(class_position.dtype)])
+
+
+def _check_activation(name: str, config: Mapping[str, Any], tag: str) -> None:
+    """Refuse a published tag whose activation is not the architecture's (nothing is known of files)."""
+    import open_clip
+
+    published = open_clip.get_pretrained_cfg(name, tag)
+    if not published:
+        return
+    theirs, ours = bool(published.get("quick_gelu")), bool(config.get("quick_gelu"))
+    if theirs != ours:
+        other = f"{name}-quickgelu" if theirs else name.removesuffix("-quickgelu")
+        raise ParameterError(f"weights {tag} for {name}: trained with another activation; use {other}")
 
 
 def _check(clip: Any, tokenizer: CaptionTokenizer) -> None:

@@ -63,6 +63,30 @@ def contrastive(
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def triplet_alignment(
+    image: Tensor, text: Tensor, identities: Tensor, tau: float = 0.015, margin: float = 0.1
+) -> Tensor:
+    """TAL (RDE, CVPR 2024, and its code): a triplet hinge on the soft hardest negative, both directions, *summed* over rows.
+
+        sum_i max(0, margin - sum_j a_ij s_ij + tau log sum_k exp(s_ik / tau)),  j of i's identity, k of all others,
+
+    s the cosine of image and text (B, D), and a the softmax of s / tau over the positives, without gradient. Rows of one identity
+    share `identities` (B,). A row without a negative in the batch adds nothing.
+    """
+    similarity = F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+    matches = identities[:, None] == identities[None, :]
+    return _hinge(similarity, matches, tau, margin) + _hinge(similarity.T, matches.T, tau, margin)
+
+
+def _hinge(similarity: Tensor, matches: Tensor, tau: float, margin: float) -> Tensor:
+    weights = (similarity.detach() / tau).masked_fill(~matches, -torch.inf).softmax(dim=1)
+    positive = (weights * similarity).sum(dim=1)
+    lonely = matches.all(dim=1)
+    # A row of -inf has no gradient but NaN: rows without a negative are computed as if all were, and left out.
+    negative = tau * (similarity / tau).masked_fill(matches & ~lonely[:, None], -torch.inf).logsumexp(dim=1)
+    return (margin - positive + negative).clamp_min(0).masked_fill(lonely, 0).sum()
+
+
 def masked_token_prediction(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy at the masked positions: logits (N, V), targets (N,); 0 where nothing is masked.
 

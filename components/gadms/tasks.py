@@ -3,21 +3,21 @@
     L = sdm_weight * SDM(image, noise copy) + mtp_weight * MTP(prediction copy, image) + id_weight * ID
     (equation 11)
 
-One task serves pre-training (SDM + 0.4 MTP), fine-tuning (SDM + MTP + ID, IRRA's recipe) and the two controls, random
-masking and plain contrastive learning, so that the arms of a comparison differ in what is compared and in nothing
-else.
+One task serves every method of the table in methods.py, in pre-training (SDM + 0.4 MTP) and in fine-tuning (SDM + MTP +
+ID, IRRA's recipe), so that the arms of a comparison differ in what is compared and in nothing else.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from components.errors import ParameterError
+from components.gadms.caption_scorer import CaptionScorer, Timing
 from components.gadms.decoder import CrossModalDecoder, padding_mask
-from components.gadms.masking import DualMask, MaskingConfig, dual_mask, maskable, random_mask
+from components.gadms.masking import DualMask, MaskingConfig
+from components.gadms.methods import Method, Recipe, recipe_of
 from components.gadms.model import DualEncoder
 from components.gadms.objectives import (
     contrastive,
@@ -25,10 +25,13 @@ from components.gadms.objectives import (
     identity_classification,
     masked_token_prediction,
     similarity_distribution_matching,
-    world_size,
+    triplet_alignment,
 )
-from components.gadms.score_table import ScoreTable
-from components.gadms.scores import gradient_attention_scores
+from components.gadms.parameter_groups import grouped
+from components.gadms.scoring import ScoringConfig
+from components.gadms.selection import BestWeights
+
+_OF_THE_NOISE_COPY = ("noise_rate", "noise_precision", "noise_recall")
 
 
 class RetrievalBatch(TypedDict, total=False):
@@ -43,96 +46,139 @@ class RetrievalBatch(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class RetrievalConfig:
-    """What is trained. `method` is the arm; the rest holds for every arm that uses it.
+    """What is trained. `method` is the arm, a line of the table in methods.py; the rest holds for every arm that uses it.
 
-    gadms: scores decide what is masked. random: both copies masked at random (the control every gain must be held
-    against). contrastive: InfoNCE on raw captions, nothing else.
+    Attributes:
+        warmup_steps: InfoNCE steps before SDM, which does not start from random weights.
+        mtp_weight, id_weight: of masked-token prediction and identity classification; None is what the method has published.
+        caption_aliasing: the matching and identity losses see the caption whose tokens are masked for prediction, as in the
+            released IRRA, where the masking wrote into the batch by mistake. One text pass less.
+        head_lr_factor: of the decoder and the classifier (IRRA: 5). bias_lr_factor: of biases and norms (IRRA: 2).
+        layer_decay: factor on the learning rate for each layer further from the output, in both towers; 1 is none.
     """
 
-    method: Literal["gadms", "random", "contrastive"] = "gadms"
-    warmup_steps: int = 0  # InfoNCE steps before SDM, which does not start from random weights
+    method: Method = "gadms"
+    warmup_steps: int = 0
     sdm_weight: float = 1.0
-    mtp_weight: float = 0.4
-    id_weight: float = 0.0
+    mtp_weight: float | None = None
+    id_weight: float | None = None
     sdm_temperature: float = 0.02
     contrastive_temperature: float = 0.07
+    tal_temperature: float = 0.015
+    tal_margin: float = 0.1
     masking: MaskingConfig = field(default_factory=MaskingConfig)
-    share_copies: bool = (
-        False  # the matching loss sees the prediction copy: IRRA's published behaviour, one text pass less
-    )
-    score_timing: Literal["previous", "same-step"] = "previous"
-    scoring_layers: int | None = None  # None: two thirds of the text layers
-    pooling_scales: tuple[int, ...] = (1, 2)
-    scoring_heads: Literal["model", "single"] = "model"
+    caption_aliasing: bool = False
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    score_timing: Timing = "previous"
     decoder_depth: int = 4
-    head_lr_factor: float = 1.0  # IRRA: 5 for decoder and classifier
-    bias_lr_factor: float = 1.0  # IRRA: 2
+    head_lr_factor: float = 1.0
+    bias_lr_factor: float = 1.0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
-        allowed = {
-            "method": ("gadms", "random", "contrastive"),
-            "score_timing": ("previous", "same-step"),
-            "scoring_heads": ("model", "single"),
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ParameterError(f"{name} = {getattr(self, name)!r}: allowed are {', '.join(values)}")
-        for name in ("warmup_steps", "sdm_weight", "mtp_weight", "id_weight"):
-            if getattr(self, name) < 0:
-                raise ParameterError(f"{name} = {getattr(self, name)}: must not be negative")
-        for name in ("sdm_temperature", "contrastive_temperature"):
+        recipe_of(self.method)
+        for name in ("warmup_steps", "sdm_weight", "mtp_weight", "id_weight", "tal_margin"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ParameterError(f"{name} = {value}: must not be negative")
+        for name in ("sdm_temperature", "contrastive_temperature", "tal_temperature"):
             if not getattr(self, name) > 0:
                 raise ParameterError(f"{name} = {getattr(self, name)}: must be above 0")
+        if not 0 < self.layer_decay <= 1:
+            raise ParameterError(f"layer_decay = {self.layer_decay}: must lie in (0, 1]")
+
+    @property
+    def recipe(self) -> Recipe:
+        """The method's line of the table, with the weights that are set here."""
+        recipe = recipe_of(self.method)
+        if recipe.masking == "none":
+            return recipe
+        return replace(
+            recipe,
+            mtp_weight=recipe.mtp_weight if self.mtp_weight is None else self.mtp_weight,
+            id_weight=recipe.id_weight if self.id_weight is None else self.id_weight,
+        )
 
 
 class RetrievalTask(nn.Module):
     """Model, losses and batch contract. `captions` is the number of training captions, `identities` of training
-    identities.
+    identities. `keep_best` makes room for the best weights that validation found (`best`).
     """
 
     def __init__(
-        self, encoder: DualEncoder, config: RetrievalConfig, *, captions: int, identities: int = 0, seed: int = 0
+        self,
+        encoder: DualEncoder,
+        config: RetrievalConfig,
+        *,
+        captions: int,
+        identities: int = 0,
+        seed: int = 0,
+        keep_best: bool = False,
     ) -> None:
         super().__init__()
-        self.config, self.seed = config, seed
+        self.config, self.recipe, self.seed = config, config.recipe, seed
         self.encoder = encoder
         encoder.clip.logit_scale.requires_grad_(False)  # both temperatures are fixed
-        plain = config.method == "contrastive"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.decoder = None
-            if config.mtp_weight and not plain:
+            if self.recipe.mtp_weight:
                 self.decoder = CrossModalDecoder(encoder.embed_dim, encoder.clip.vocab_size, depth=config.decoder_depth)
             self.classifier = None
-            if config.id_weight and not plain:
+            if self.recipe.id_weight:
                 if identities < 1:
-                    raise ParameterError(
-                        f"id_weight = {config.id_weight} needs the number of identities, got {identities}"
-                    )
+                    weight = self.recipe.id_weight
+                    raise ParameterError(f"id_weight = {weight} needs the number of identities, got {identities}")
                 self.classifier = nn.Linear(encoder.embed_dim, identities)
                 nn.init.normal_(self.classifier.weight, std=0.001)
                 nn.init.zeros_(self.classifier.bias)
-        self.score_table = None
-        if config.method == "gadms" and config.score_timing == "previous":
-            self.score_table = ScoreTable(captions, encoder.clip.context_length)
+        self.scorer = self._scorer(captions)
+        self.best = BestWeights(encoder) if keep_best else None
+
+    def _scorer(self, captions: int) -> CaptionScorer | None:
+        """Scores and masks as the method wants them, where it leaves the choice as the configuration does."""
+        config, recipe = self.config, self.recipe
+        if recipe.masking == "none":
+            return None
+        scoring = None
+        if recipe.masking == "scores":
+            scoring = config.scoring if recipe.score is None else ScoringConfig(name=recipe.score)
+        masking = config.masking if recipe.rule is None else replace(config.masking, rule=recipe.rule)
+        if recipe.bert:
+            masking = replace(masking, prediction_replacement="bert")
+        return CaptionScorer(
+            self.encoder, captions, scoring=scoring, masking=masking, timing=config.score_timing, seed=self.seed
+        )
 
     def forward(self, batch: RetrievalBatch, step: int) -> dict[str, Tensor]:
         """Scalars, "loss" among them. The other losses are logged before weighting."""
         image, image_tokens = self.encoder.encode_image(batch["pixels"])
-        if self.config.method == "contrastive" or step < self.config.warmup_steps:
-            return self._contrastive_step(batch, image)
+        if step < self.config.warmup_steps or self.recipe.matching == "contrastive":
+            return self._caption_step(batch, image, "contrastive")
+        if self.recipe.matching == "tal":
+            return self._caption_step(batch, image, "tal")
         return self._masked_step(batch, step, image, image_tokens)
 
-    def _contrastive_step(self, batch: RetrievalBatch, image: Tensor) -> dict[str, Tensor]:
+    def _caption_step(
+        self, batch: RetrievalBatch, image: Tensor, matching: Literal["contrastive", "tal"]
+    ) -> dict[str, Tensor]:
+        """One loss between pictures and captions as they are."""
+        config = self.config
         text, _ = self.encoder.encode_text(batch["ids"])
         image, text, identities = map(gather_features, (image, text, batch["identities"]))
-        loss = contrastive(image, text, identities, self.config.contrastive_temperature)
-        return {"loss": loss + self._unused(self.decoder, self.classifier), "contrastive": loss}
+        if matching == "tal":
+            loss = triplet_alignment(image, text, identities, config.tal_temperature, config.tal_margin)
+        else:
+            loss = contrastive(image, text, identities, config.contrastive_temperature)
+        return {"loss": loss + self._unused(self.decoder, self.classifier), matching: loss}
 
     def _masked_step(self, batch: RetrievalBatch, step: int, image: Tensor, image_tokens: Tensor) -> dict[str, Tensor]:
-        config = self.config
-        copies, scalars = self._mask(batch, image, step)
-        text, prediction_tokens = self._encode_copies(copies)
+        config, recipe = self.config, self.recipe
+        assert self.scorer is not None
+        copies, scalars = self.scorer.mask(self.encoder, self.decoder, batch, image, image_tokens, step)
+        if config.caption_aliasing or not recipe.match_noise_copy:  # nobody reads the noise copy
+            scalars = {name: value for name, value in scalars.items() if name not in _OF_THE_NOISE_COPY}
+        text, prediction_tokens = self._encode_copies(batch["ids"], copies)
         all_image, all_text, all_identities = map(gather_features, (image, text, batch["identities"]))
         sdm = similarity_distribution_matching(all_image, all_text, all_identities, config.sdm_temperature)
         loss = config.sdm_weight * sdm
@@ -141,58 +187,24 @@ class RetrievalTask(nn.Module):
             length = prediction_tokens.shape[1]
             chosen = copies.prediction_chosen[:, :length]
             logits = self.decoder(prediction_tokens, image_tokens, padding_mask(batch["ids"], length), chosen)
+            self.scorer.observe(batch, copies, logits)
             scalars["mtp"] = masked_token_prediction(logits, copies.labels[:, :length][chosen])
-            loss = loss + config.mtp_weight * scalars["mtp"]
+            loss = loss + recipe.mtp_weight * scalars["mtp"]
         if self.classifier is not None:
             scalars["id"] = identity_classification(image, text, batch["identities"], self.classifier)
-            loss = loss + config.id_weight * scalars["id"]
+            loss = loss + recipe.id_weight * scalars["id"]
         return {"loss": loss, **scalars}
 
-    def _encode_copies(self, copies: DualMask) -> tuple[Tensor, Tensor]:
+    def _encode_copies(self, ids: Tensor, copies: DualMask) -> tuple[Tensor, Tensor]:
         """Matching feature (B, D) and the prediction copy's tokens (B, L, D), in one pass through the text tower."""
-        if self.config.share_copies:
+        if self.config.caption_aliasing:
             return self.encoder.encode_text(copies.prediction_ids)
+        matching = copies.noise_ids if self.recipe.match_noise_copy else ids
         if self.decoder is None:
-            return self.encoder.encode_text(copies.noise_ids)
-        pooled, tokens = self.encoder.encode_text(torch.cat([copies.noise_ids, copies.prediction_ids]))
-        rows = len(copies.noise_ids)
+            return self.encoder.encode_text(matching)
+        pooled, tokens = self.encoder.encode_text(torch.cat([matching, copies.prediction_ids]))
+        rows = len(matching)
         return pooled[:rows], tokens[rows:]
-
-    @torch.no_grad()
-    def _mask(self, batch: RetrievalBatch, image: Tensor, step: int) -> tuple[DualMask, dict[str, Tensor]]:
-        """Both copies of this rank's captions, and what there is to log about them."""
-        config, ids = self.config, batch["ids"]
-        mask_id = self.encoder.tokenizer.mask_id
-        ranks = world_size()
-        rank = dist.get_rank() if ranks > 1 else 0
-        if config.method == "random":
-            copies = random_mask(
-                ids, mask_id=mask_id, seed=self.seed, step=step, config=config.masking, rank=rank, world_size=ranks
-            )
-            return copies, {"noise_rate": copies.noise_rate, "prediction_rate": copies.prediction_rate}
-        fresh = gradient_attention_scores(
-            self.encoder,
-            ids,
-            image,
-            layers=config.scoring_layers,
-            scales=config.pooling_scales,
-            heads=config.scoring_heads,
-        )
-        known = fresh
-        if self.score_table is not None:
-            known = self.score_table.lookup(batch["caption_index"])
-            self.score_table.update(batch["caption_index"], fresh)
-        copies = dual_mask(
-            ids, known, mask_id=mask_id, seed=self.seed, step=step, config=config.masking, rank=rank, world_size=ranks
-        )
-        scalars = {
-            "noise_rate": copies.noise_rate,
-            "prediction_rate": copies.prediction_rate,
-            "score_known": (known >= 0).all(dim=-1).float().mean(),
-        }
-        if "wrong" in batch:
-            scalars |= noise_diagnostics(fresh, copies, batch["wrong"], maskable(ids, mask_id))
-        return copies, scalars
 
     def _unused(self, *modules: nn.Module | None) -> Tensor:
         """Zero that depends on every parameter of `modules`: DDP wants each one in every step's graph."""
@@ -203,42 +215,12 @@ class RetrievalTask(nn.Module):
         return zero
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Groups: heads at `head_lr_factor`, biases and norms at `bias_lr_factor` and without weight decay."""
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                key = (name.startswith(("decoder.", "classifier.")), parameter.ndim < 2)
-                groups.setdefault(key, []).append(parameter)
-        result: list[dict[str, Any]] = []
-        for (head, bias), parameters in sorted(groups.items()):
-            factor = (self.config.head_lr_factor if head else 1.0) * (self.config.bias_lr_factor if bias else 1.0)
-            group: dict[str, Any] = {"params": parameters, "lr": learning_rate * factor}
-            result.append(group | ({"weight_decay": 0.0} if bias else {}))
-        return result
-
-
-def noise_diagnostics(scores: Tensor, copies: DualMask, wrong: Tensor, allowed: Tensor) -> dict[str, Tensor]:
-    """How well scores and masks find the wrong tokens: all of scores, wrong, allowed (B, T).
-
-    noise_auc: probability that a right token scores above a wrong one (ties one half; 0.5 if a class is empty).
-    noise_precision: share of wrong ones among the tokens masked in the noise copy, to be held against wrong_share;
-    noise_recall: share of the wrong ones that are masked there.
-    """
-    wrong = wrong & allowed
-    hit = (copies.noise_chosen & wrong).sum()
-    return {
-        "noise_auc": _auc(scores[allowed & ~wrong], scores[wrong]),
-        "noise_precision": hit / copies.noise_chosen.sum().clamp_min(1),
-        "noise_recall": hit / wrong.sum().clamp_min(1),
-        "wrong_share": wrong.sum() / allowed.sum().clamp_min(1),
-    }
-
-
-def _auc(high: Tensor, low: Tensor) -> Tensor:
-    """P(high > low) + P(high = low) / 2 over all pairs, from one sort."""
-    if not len(high) or not len(low):
-        return torch.full((), 0.5, device=high.device)
-    ordered = low.sort().values
-    below = torch.searchsorted(ordered, high, side="left")
-    not_above = torch.searchsorted(ordered, high, side="right")
-    return (below + not_above).float().mean() / (2 * len(low))
+        """For the optimiser: see `grouped`."""
+        config = self.config
+        return grouped(
+            self,
+            learning_rate,
+            head_factor=config.head_lr_factor,
+            bias_factor=config.bias_lr_factor,
+            layer_decay=config.layer_decay,
+        )

@@ -56,15 +56,25 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels.to(torch.float32) / 255.0 - mean) / std
 
 
-def augment(pixels: torch.Tensor, config: AugmentationConfig, generator: torch.Generator) -> torch.Tensor:
+def augment(
+    pixels: torch.Tensor,
+    config: AugmentationConfig,
+    generator: torch.Generator,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> torch.Tensor:
     """uint8 (N, 3, H, W) -> augmented and normalised float32 (N, 3, H, W) on the same device.
 
     Numbers are drawn on the generator's device, the same amount whatever happens to a picture, in the order of the
-    batch: the augmentation of one picture does not depend on the others' luck.
+    batch: the augmentation of one picture does not depend on the others' luck. With several ranks `pixels` are this rank's rows
+    of a global batch, of which every rank has as many: the numbers are drawn for all of it.
     """
     if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.dtype != torch.uint8:
         raise ParameterError(f"pixels are {pixels.dtype} {tuple(pixels.shape)}; expected uint8 (N, 3, H, W)")
-    draws = torch.rand((len(pixels), 4 + 4 * _ERASE_TRIES), generator=generator).to(pixels.device)
+    count = len(pixels)
+    draws = torch.rand((world_size * count, 4 + 4 * _ERASE_TRIES), generator=generator)
+    draws = draws[rank * count : (rank + 1) * count].to(pixels.device)
     pixels = torch.where((draws[:, 0] < config.flip).view(-1, 1, 1, 1), pixels.flip(-1), pixels)
     pixels = _pad_and_crop(pixels, config.pad, draws[:, 1], draws[:, 2])
     erased = _erasing_mask(pixels, config, draws[:, 3], draws[:, 4:].view(-1, _ERASE_TRIES, 4))

@@ -32,9 +32,17 @@ class NonFiniteLossError(FloatingPointError):
     """The loss became NaN or infinite. The weights are those before the step, and the last checkpoint is kept."""
 
 
+class LeftOnRequest(Exception):
+    """Training stopped because its context asked for it (`asked_to_leave`); a checkpoint holds everything up to here."""
+
+
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long, how fast, how often. Steps are optimiser steps; rates are those after warm-up."""
+    """How long, how fast, how often. Steps are optimiser steps; rates are those after warm-up.
+
+    optimizer: adamw decays weights apart from the gradient; adam adds the decay to the gradient (L2), as IRRA's recipe does, whose
+    eps of 1e-3 is large enough to be most of the denominator. warmup_start: see `learning_rate_factor`. clip_norm: 0 is off.
+    """
 
     steps: int
     learning_rate: float
@@ -44,6 +52,8 @@ class LoopConfig:
     clip_norm: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    warmup_start: float | None = None
     ema_decay: float = 0.0
     report_every: int = 20
     checkpoint_every: int = 100
@@ -54,6 +64,8 @@ class LoopConfig:
         for name in ("steps", "report_every", "checkpoint_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if self.optimizer not in ("adamw", "adam"):
+            raise ParameterError(f"optimizer = {self.optimizer!r}: allowed are adamw, adam")
         if not self.learning_rate > 0:
             raise ParameterError(f"learning_rate = {self.learning_rate}: must be above 0")
         if not 0 <= self.ema_decay < 1:
@@ -77,7 +89,8 @@ def fit(
     `<prefix>/<key>`; `on_report(step)` may add metrics of its own (rank 0 counts). With `ema_decay`, the averaged weights are in
     `task` at the end. `blocks` are the modules that the strategy fsdp gathers one at a time; `task` is still sharded afterwards.
 
-    Raises NonFiniteLossError on every rank, before the optimiser step, when any rank's loss is not finite.
+    Raises NonFiniteLossError on every rank, before the optimiser step, when any rank's loss is not finite, and LeftOnRequest on
+    every rank, with a checkpoint written, after the step in which the context of any rank asked to leave.
     """
     parts = [batches] if callable(batches) else list(batches)
     require_splittable(task, len(parts), config.accumulate)
@@ -91,11 +104,11 @@ def fit(
     task.train()
     for step in _progress(start, config.steps, prefix, context):
         for group in optimizer.param_groups:
-            factor = learning_rate_factor(step, config.steps, config.warmup_steps, config.decay)
+            factor = learning_rate_factor(step, config.steps, config.warmup_steps, config.decay, config.warmup_start)
             group["lr"] = group["base_lr"] * factor
         optimizer.zero_grad(set_to_none=True)
         scalars = _accumulate(model, task, parts, step, config, context, prefix)
-        _require_finite(scalars["loss"], step, context)
+        leaving = _agree(scalars["loss"], step, context)
         norm = whole(nn.utils.clip_grad_norm_(_trainable(task).values(), config.clip_norm or math.inf))
         optimizer.step()
         if average:
@@ -106,8 +119,10 @@ def fit(
             metrics = {f"{prefix}/{key}": value for key, value in meter.drain().items()}
             extra = on_report(done) if on_report else {}
             context.report({**metrics, f"{prefix}/learning_rate": optimizer.param_groups[0]["lr"], **extra}, done)
-        if done % config.checkpoint_every == 0 or done == config.steps:
+        if done % config.checkpoint_every == 0 or done == config.steps or leaving:
             context.save(_state(task, optimizer, average, meter), done)
+        if leaving and done < config.steps:
+            raise LeftOnRequest(f"{prefix}: left after step {done}, as asked; run again to go on")
     if average:
         average.copy_to_parameters()
     task.eval()
@@ -138,8 +153,8 @@ def _trainable(task: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
 
 
-def _optimizer(task: Any, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only. A task may bring its own groups through `parameter_groups(learning_rate)`."""
+def _optimizer(task: Any, config: LoopConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW; weight decay on matrices only. A task may bring its own groups through `parameter_groups(learning_rate)`."""
     if hasattr(task, "parameter_groups"):
         groups = task.parameter_groups(config.learning_rate)
     else:
@@ -149,7 +164,8 @@ def _optimizer(task: Any, config: LoopConfig) -> torch.optim.AdamW:
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
     groups = [group for group in groups if group["params"]]
-    optimizer = torch.optim.AdamW(
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    optimizer = kind(
         groups,
         lr=config.learning_rate,
         betas=config.betas,
@@ -218,15 +234,21 @@ def _seeded(context: Context, prefix: str, step: int, rank: int) -> Iterator[Non
         yield
 
 
-def _require_finite(loss: Tensor, step: int, context: Context) -> None:
-    """Stop every rank together: one rank alone would leave the others waiting in the next all-reduce."""
-    bad = (~torch.isfinite(loss.detach())).float()
+def _agree(loss: Tensor, step: int, context: Context) -> bool:
+    """Whether all ranks leave after this step, because one was asked to. Raises on all when one has a bad loss.
+
+    Together in both cases: one rank alone would leave the others waiting in the next all-reduce.
+    """
+    asked = getattr(context, "asked_to_leave", None)
+    said = torch.stack([(~torch.isfinite(loss.detach())).float(), loss.new_tensor(bool(asked and asked())).float()])
     if context.world_size > 1:
-        dist.all_reduce(bad, op=dist.ReduceOp.MAX)
-    if bad.item():
+        dist.all_reduce(said, op=dist.ReduceOp.MAX)
+    bad, leaving = said.tolist()
+    if bad:
         raise NonFiniteLossError(
             f"the loss is not finite at step {step + 1}; the last checkpoint is kept: lower the learning rate"
         )
+    return bool(leaving)
 
 
 class _Meter:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -54,6 +56,35 @@ def test_a_folder_can_be_loaded_at_another_image_size(encoder, tmp_path):
     torch.testing.assert_close(rows[:, 0], torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.0]))
     assert (rows == rows[:, :1]).all()
     assert larger.encode_image(torch.zeros(1, 3, 64, 32))[1].shape[1] == 1 + 8 * 4
+
+
+def test_positions_are_fitted_bicubically_as_open_clip_does_when_asked(encoder, tmp_path):
+    from open_clip.model import resize_pos_embed
+
+    square = {**encoder.config, "vision_cfg": {**encoder.config["vision_cfg"], "image_size": [32, 32]}}
+    model = DualEncoder.create(square, tokenizer=encoder.tokenizer, seed=5)
+    model.save(tmp_path)
+    expected = {"visual.positional_embedding": model.clip.visual.positional_embedding.detach().clone()}
+    resize_pos_embed(expected, DualEncoder.load(tmp_path, image_size=(64, 32)).clip)  # takes the old grid for square
+    found = DualEncoder.load(tmp_path, image_size=(64, 32), position_resize="bicubic").clip.visual.positional_embedding
+    torch.testing.assert_close(found, expected["visual.positional_embedding"], atol=1e-6, rtol=0)
+    plain = DualEncoder.load(tmp_path, image_size=(64, 32)).clip.visual.positional_embedding
+    assert (plain - found).abs().max() > 0.01 * found.abs().max()
+    with pytest.raises(ParameterError, match="allowed are bilinear, bicubic"):
+        DualEncoder.load(tmp_path, image_size=(64, 32), position_resize="nearest")
+
+
+def test_an_architecture_can_be_a_json_file_of_either_form(config, tokenizer, tmp_path):
+    (tmp_path / "plain.json").write_text(json.dumps(config))
+    (tmp_path / "wrapped.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    expected = DualEncoder.create(config, tokenizer=tokenizer, seed=1).state_dict()
+    for name in ("plain.json", "wrapped.json"):
+        found = DualEncoder.create(str(tmp_path / name), tokenizer=tokenizer, seed=1).state_dict()
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    for name, content in (("broken.json", "{"), ("list.json", "[]")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ParameterError, match=name):
+            DualEncoder.create(str(tmp_path / name))
 
 
 def test_the_published_architecture_has_the_published_shape():

@@ -11,6 +11,7 @@ from components.gadms.objectives import (
     identity_classification,
     masked_token_prediction,
     similarity_distribution_matching,
+    triplet_alignment,
 )
 
 DISTINCT = torch.arange(4)
@@ -67,6 +68,53 @@ def test_matching_loss_equals_its_definition():
     identities = torch.tensor([1, 1, 2, 3, 3, 3])
     loss = similarity_distribution_matching(image, text, identities, tau=0.3)
     assert loss.item() == pytest.approx(sdm_reference(image, text, identities, 0.3), rel=1e-5)
+
+
+def alignment_reference(image, text, identities, tau, margin):
+    """RDE's definition with loops, in float64: a hinge for every row and direction, summed."""
+    image, text = (F.normalize(side.double(), dim=-1).numpy() for side in (image, text))
+    total = 0.0
+    for first, second in ((image, text), (text, image)):
+        for i, row in enumerate(first):
+            scores = [float(row @ other) for other in second]
+            own = [s for s, identity in zip(scores, identities, strict=True) if identity == identities[i]]
+            others = [s for s, identity in zip(scores, identities, strict=True) if identity != identities[i]]
+            weights = [math.exp(s / tau) for s in own]
+            positive = sum(w * s for w, s in zip(weights, own, strict=True)) / sum(weights)
+            total += max(0.0, margin - positive + tau * math.log(sum(math.exp(s / tau) for s in others)))
+    return total
+
+
+@pytest.mark.parametrize(("tau", "margin"), [(0.015, 0.1), (0.3, 0.5)])
+def test_alignment_loss_equals_its_definition(tau, margin):
+    image, text = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(3))
+    identities = [1, 1, 2, 3, 3, 3]
+    loss = triplet_alignment(image, text, torch.tensor(identities), tau, margin)
+    assert loss.item() == pytest.approx(alignment_reference(image, text, identities, tau, margin), rel=1e-5)
+
+
+def test_alignment_weights_of_the_positives_carry_no_gradient():
+    image = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    text = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    identities = torch.tensor([0, 0, 1])
+    triplet_alignment(image, text, identities, 0.2, 5.0).backward()
+    similarity = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+    expected = torch.zeros((), dtype=torch.float64)
+    for scores, same in ((similarity, identities), (similarity.T, identities)):
+        for i in range(3):
+            own, others = scores[i][same == same[i]], scores[i][same != same[i]]
+            weights = (own.detach() / 0.2).softmax(0)
+            expected = expected + 5.0 - (weights * own).sum() + 0.2 * (others / 0.2).logsumexp(0)
+    (gradient,) = torch.autograd.grad(expected, image)
+    torch.testing.assert_close(image.grad, gradient, atol=1e-5, rtol=1e-5)
+
+
+def test_alignment_loss_is_zero_without_negatives_and_its_gradient_finite():
+    features = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = triplet_alignment(features, features, torch.zeros(3))
+    loss.backward()
+    assert loss == 0
+    assert features.grad.isfinite().all()
 
 
 def test_contrastive_loss_is_open_clips_when_every_row_is_its_own_identity():

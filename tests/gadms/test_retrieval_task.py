@@ -9,11 +9,11 @@ import torch.multiprocessing as mp
 
 from components.errors import ParameterError
 from components.gadms.batches import CaptionBatches
-from components.gadms.masking import MaskingConfig, dual_mask
+from components.gadms.masking import MaskingConfig
 from components.gadms.model import DualEncoder
-from components.gadms.scores import gradient_attention_scores
-from components.gadms.tasks import RetrievalConfig, RetrievalTask, noise_diagnostics
+from components.gadms.tasks import RetrievalConfig, RetrievalTask
 from components.gadms.tokenizer import CaptionTokenizer
+from components.persons.transforms import AugmentationConfig
 from components.training.context import LocalContext
 from components.training.loop import LoopConfig, fit
 
@@ -22,8 +22,11 @@ ARMS = {
     "same-step": RetrievalConfig(decoder_depth=1, score_timing="same-step"),
     "random": RetrievalConfig(method="random", decoder_depth=1, id_weight=1.0, mtp_weight=1.0),
     "contrastive": RetrievalConfig(method="contrastive"),
-    "shared": RetrievalConfig(method="random", decoder_depth=1, share_copies=True),
+    "shared": RetrievalConfig(method="random", decoder_depth=1, caption_aliasing=True),
     "matching only": RetrievalConfig(mtp_weight=0.0),
+    "nam": RetrievalConfig(method="nam"),
+    "irra": RetrievalConfig(method="irra", decoder_depth=1),
+    "tal": RetrievalConfig(method="tal"),
 }
 
 
@@ -58,23 +61,7 @@ def test_the_warmup_is_contrastive_and_ends_at_its_step(encoder, batch):
     task = RetrievalTask(encoder, RetrievalConfig(warmup_steps=3, decoder_depth=1), captions=4)
     assert "contrastive" in task(batch, 2)
     assert "sdm" in task(batch, 3)
-    assert (task.score_table.lookup(torch.arange(4)) >= 0).all()
-
-
-def test_scores_of_one_visit_decide_the_masks_of_the_next(encoder, batch, monkeypatch):
-    seen = []
-
-    def record(ids, scores, **keywords):
-        seen.append(scores)
-        return dual_mask(ids, scores, **keywords)
-
-    monkeypatch.setattr("components.gadms.tasks.dual_mask", record)
-    task = RetrievalTask(encoder, RetrievalConfig(decoder_depth=1), captions=4).eval()
-    first, second = task(batch, 0), task(batch, 1)
-    expected = gradient_attention_scores(encoder, batch["ids"], encoder.encode_image(batch["pixels"])[0])
-    assert (seen[0] == -1).all()
-    torch.testing.assert_close(seen[1], expected, atol=0.5 / 254 + 1e-6, rtol=0)
-    assert (first["score_known"], second["score_known"]) == (0, 1)
+    assert (task.scorer.scores.lookup(torch.arange(4)) >= 0).all()
 
 
 def test_the_raw_captions_of_the_batch_are_not_changed(encoder, batch):
@@ -97,22 +84,6 @@ def test_a_captions_predictions_do_not_depend_on_the_length_of_its_neighbours(en
     torch.testing.assert_close(beside_longer, mixed, atol=1e-5, rtol=0)
 
 
-def test_diagnostics_count_pairs_and_masked_wrong_tokens():
-    ids = torch.tensor([[98, 5, 6, 7, 8, 99]])
-    copies = dual_mask(
-        ids, torch.zeros(1, 6), mask_id=97, seed=0, step=0, config=MaskingConfig(noise_limit=1.0, slope=1e4)
-    )
-    scores = torch.tensor([[0, 0.9, 0.2, 0.2, 0.1, 0]])
-    wrong = torch.tensor([[False, False, False, True, True, True]])
-    allowed = torch.tensor([[False, True, True, True, True, False]])
-    found = noise_diagnostics(scores, copies, wrong, allowed)
-    assert found["noise_auc"] == (1 + 1 + 0.5 + 1) / 4
-    assert found["wrong_share"] == 0.5
-    assert found["noise_precision"] == 0.5
-    assert found["noise_recall"] == 1
-    assert noise_diagnostics(scores, copies, wrong & False, allowed)["noise_auc"] == 0.5
-
-
 def test_heads_and_biases_get_their_own_rates_and_nothing_is_left_out(encoder):
     config = RetrievalConfig(method="random", id_weight=1.0, head_lr_factor=5.0, bias_lr_factor=2.0, decoder_depth=1)
     task = RetrievalTask(encoder, config, captions=4, identities=4)
@@ -126,10 +97,13 @@ def test_heads_and_biases_get_their_own_rates_and_nothing_is_left_out(encoder):
 
 
 def test_contradictory_settings_are_refused(encoder):
-    with pytest.raises(ParameterError, match="allowed are gadms, random, contrastive"):
-        RetrievalConfig(method="nam")  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="allowed are gadms, random, nam"):
+        RetrievalConfig(method="simclr")  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match="number of identities"):
         RetrievalTask(encoder, RetrievalConfig(id_weight=1.0), captions=4)
+
+
+CROPS = AugmentationConfig(flip=0.5, pad=2, erase=0.5)
 
 
 def make_batches(encoder, captions, pixels, **keywords):
@@ -138,12 +112,12 @@ def make_batches(encoder, captions, pixels, **keywords):
 
 
 def test_batches_visit_every_caption_once_an_epoch_and_are_cut_by_rank(encoder, captions, pixels):
-    whole = make_batches(encoder, captions * 1, pixels, batch_size=2, flip=True)
+    whole = make_batches(encoder, captions * 1, pixels, batch_size=2, augmentation=CROPS)
     for epoch in range(3):
         seen = torch.cat([whole(2 * epoch + part)["caption_index"] for part in range(2)])
         assert seen.sort().values.tolist() == [0, 1, 2, 3]
     for rank in range(2):
-        part = make_batches(encoder, captions, pixels, batch_size=2, flip=True, rank=rank, world_size=2)
+        part = make_batches(encoder, captions, pixels, batch_size=2, augmentation=CROPS, rank=rank, world_size=2)
         assert torch.equal(part(5)["pixels"], whole(5)["pixels"][rank : rank + 1])
     with pytest.raises(ParameterError, match="multiple of the 3 workers"):
         make_batches(encoder, captions, pixels, batch_size=2, world_size=3)
@@ -181,14 +155,17 @@ CONFIG = {
 LOOP = LoopConfig(steps=3, learning_rate=1e-2, eps=1e-3, clip_norm=0.0, decay="constant")
 
 
-def train_tiny(rank: int, world_size: int) -> dict[str, torch.Tensor]:
+TRAINED = {
+    "gadms": RetrievalConfig(id_weight=1.0, mtp_weight=1.0, decoder_depth=1, warmup_steps=1, sdm_temperature=0.2),
+    "irra": RetrievalConfig(method="irra", decoder_depth=1, sdm_temperature=0.2),
+    "nam": RetrievalConfig(method="nam", sdm_temperature=0.2),
+    "tal": RetrievalConfig(method="tal", tal_temperature=0.2, tal_margin=0.5),
+}
+
+
+def train_tiny(rank: int, world_size: int, config: RetrievalConfig) -> dict[str, torch.Tensor]:
     encoder = DualEncoder.create(CONFIG, tokenizer=CaptionTokenizer.from_corpus(SENTENCES))
-    task = RetrievalTask(
-        encoder,
-        RetrievalConfig(id_weight=1.0, mtp_weight=1.0, decoder_depth=1, warmup_steps=1, sdm_temperature=0.2),
-        captions=4,
-        identities=4,
-    )
+    task = RetrievalTask(encoder, config, captions=4, identities=4)
     pixels = torch.randint(0, 256, (4, 3, 16, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     batches = CaptionBatches(
         *(encoder, SENTENCES, range(4), [0, 1, 1, 2], lambda rows: pixels[list(rows)]),
@@ -196,6 +173,7 @@ def train_tiny(rank: int, world_size: int) -> dict[str, torch.Tensor]:
         seed=0,
         rank=rank,
         world_size=world_size,
+        augmentation=AugmentationConfig(pad=1),
         wrong_words=[(), (1,), (), ()],
     )
     context = LocalContext()
@@ -209,21 +187,23 @@ def worker(rank: int, world_size: int, port: int, results) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     try:
-        results.put((rank, {name: tensor.numpy() for name, tensor in train_tiny(rank, world_size).items()}))
+        trained = {name: train_tiny(rank, world_size, config) for name, config in TRAINED.items()}
+        results.put({m: {name: tensor.numpy() for name, tensor in state.items()} for m, state in trained.items()})
     finally:
         dist.destroy_process_group()
 
 
-def test_two_processes_train_as_one_with_the_whole_batch():
+def test_two_processes_train_every_method_as_one_with_the_whole_batch():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
     running = mp.spawn(worker, (2, port, results), nprocs=2, join=False, start_method="spawn")
-    states = dict([results.get(), results.get()])
+    by_rank = [results.get(), results.get()]
     running.join()
-    expected = train_tiny(0, 1)
-    for state in states.values():
-        for name, tensor in expected.items():
-            torch.testing.assert_close(torch.from_numpy(state[name]), tensor, atol=2e-5, rtol=0, msg=name)
+    for method, config in TRAINED.items():
+        for name, tensor in train_tiny(0, 1, config).items():
+            for states in by_rank:
+                found = torch.from_numpy(states[method][name])
+                torch.testing.assert_close(found, tensor, atol=2e-5, rtol=0, msg=f"{method}: {name}")

@@ -1,5 +1,6 @@
 """The doctor: what is there, what is not, and the exit code that says whether a run could begin."""
 
+import hashlib
 import json
 import shutil
 
@@ -166,7 +167,15 @@ def test_retrieval_weights_are_a_tag_of_open_clip_or_a_file(workspace, capsys, t
     assert unknown.state is State.MISSING
     assert "tags of ViT-B-16-quickgelu are openai" in unknown.remarks[0]
     (workspace.root / "weights.pt").write_bytes(b"")
+    digest = hashlib.sha256(b"").hexdigest()
+    unpinned = retrieval("weights.pt")
+    assert unpinned.state is State.INCOMPLETE
+    assert f"pretrained_sha256 is null: set it to {digest}" in unpinned.remarks[0]
+    presets.edit(workspace.root / "params.yaml", {"retrieval": {"pretrained_sha256": digest}})
     assert retrieval("weights.pt").state is State.WHOLE
+    (workspace.root / "mine").mkdir()
+    (workspace.root / "mine/open_clip_model.safetensors").write_bytes(b"")
+    assert retrieval("mine").facts == "mine, a model folder"
     assert "none: open_clip does not know the name" in retrieval("x", "ViT-Q-16").remarks[0]
 
 
@@ -184,3 +193,11 @@ def test_a_preset_is_laid_over_the_parameters(workspace, capsys):
     assert "black-forest-labs/FLUX.1-dev" in out
     assert "preset flux-dev asks for" in err
     assert ask(workspace, capsys, "--preset", "nothing")[0] == 2
+
+
+def test_the_research_preset_says_what_is_missing_of_data_and_of_both_models(workspace, capsys):
+    code, out, err = ask(workspace, capsys, "--data", "--weights", "--preset", "research")
+    assert code == 3
+    assert "cuhk-pedes, base_model.source, retrieval.pretrained" in err
+    assert "base_model.revision is null: set it to the full commit of black-forest-labs/FLUX.1-dev" in out
+    assert "`hf download timm/vit_base_patch16_clip_224.openai open_clip_model.safetensors`" in out

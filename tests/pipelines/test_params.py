@@ -186,3 +186,30 @@ def test_a_preset_applied_twice_changes_nothing_the_second_time(tmp_path, file):
 def test_an_unknown_preset_names_those_there_are(tmp_path):
     with pytest.raises(ParameterError, match=r"'smok' does not exist: one of .*smoke"):
         presets.read("smok", ROOT)
+
+
+def test_a_key_that_is_left_to_its_default_can_be_set_and_a_small_number_stays_one(file):
+    assert "epsilon" not in file.read_text()
+    changes = presets.edit(
+        file, {"gadms_finetune": {"training": {"epsilon": 1e-5}, "method": {"masking": {"slope": 9.0}}}}
+    )
+    assert changes == [
+        "gadms_finetune.training.epsilon: default -> 1e-05",
+        "gadms_finetune.method.masking.slope: default -> 9.0",
+    ]
+    finetune = params.load(file).gadms_finetune
+    assert (finetune.training.epsilon, finetune.method.masking.slope) == (1e-5, 9.0)
+    assert presets.edit(file, {"gadms_finetune": {"training": {"epsilon": 1e-5}}}) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"validate_every": 15}, "validate_every = 15: must be a multiple of report_every"),
+        ({"validate_every": 20, "ema_decay": 0.5}, "set ema_decay to 0"),
+    ],
+)
+def test_validation_that_could_not_be_reported_or_kept_is_refused(file, values, message):
+    for key, value in values.items():
+        change(file, f"gadms_finetune.training.{key}", value)
+    assert message in refusal(file)

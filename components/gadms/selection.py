@@ -1,0 +1,87 @@
+"""Which weights of a training run are kept: those that found most on the validation split, never on the test split.
+
+Published code keeps the epoch that is best on the test set. Here a run looks at validation pictures every so often, and remembers.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from components.errors import DataError, ParameterError
+from components.evaluation.retrieval import retrieval_metrics
+from components.gadms.embedding import embed_captions, embed_images
+from components.gadms.model import DualEncoder
+
+
+class BestWeights(nn.Module):
+    """A copy of the encoder's weights at its best validation so far.
+
+    They are buffers: as a part of the task they are in its checkpoints, so that a run that was killed keeps the same ones. They
+    take as much memory as the encoder.
+    """
+
+    score: Tensor
+    step: Tensor
+
+    def __init__(self, encoder: DualEncoder) -> None:
+        super().__init__()
+        self.register_buffer("score", torch.tensor(-torch.inf, dtype=torch.float64))
+        self.register_buffer("step", torch.tensor(0))
+        self.names = {name: name.replace(".", "/") for name in encoder.clip.state_dict()}  # a buffer's name has no dots
+        for name, tensor in encoder.clip.state_dict().items():
+            self.register_buffer(self.names[name], tensor.detach().clone())
+
+    @torch.no_grad()
+    def offer(self, encoder: DualEncoder, score: float, step: int) -> None:
+        """Remember the weights if `score` is above all before; the earlier of two equal ones stays."""
+        if score <= self.score.item():
+            return
+        self.score.fill_(score)
+        self.step.fill_(step)
+        for name, tensor in encoder.clip.state_dict().items():
+            self.get_buffer(self.names[name]).copy_(tensor)
+
+    def restore(self, encoder: DualEncoder) -> None:
+        """Give the encoder the best weights. Raises ParameterError when nothing was offered."""
+        if not self.step:
+            raise ParameterError("no weights were validated: validate_every must not be above steps")
+        encoder.clip.load_state_dict({name: self.get_buffer(flat) for name, flat in self.names.items()})
+
+
+class Validation:
+    """Called after reported steps (`fit`'s on_report): every `every` steps and after the last, gives `val/R@1` and `val/mAP`.
+
+    Captions search pictures: captions, image_ids and identities have one entry a caption. Every rank computes all of it: the others
+    would have to wait for one that did it alone.
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        best: BestWeights,
+        captions: Sequence[str],
+        image_ids: Sequence[int],
+        identities: Sequence[int],
+        pixels: Callable[[Sequence[int]], Tensor],
+        *,
+        every: int,
+        steps: int,
+    ) -> None:
+        if not captions:
+            raise DataError("validation: no captions in the val split")
+        self.encoder, self.best, self.captions, self.pixels = encoder, best, captions, pixels
+        self.every, self.steps = every, steps
+        gallery = dict(zip(image_ids, identities, strict=True))
+        self.gallery = list(gallery)
+        self.gallery_ids = torch.tensor(list(gallery.values()))
+        self.query_ids = torch.tensor(list(identities))
+
+    def __call__(self, step: int) -> dict[str, float]:
+        if step % self.every and step != self.steps:
+            return {}
+        pictures = embed_images(self.encoder, self.gallery, self.pixels)
+        texts = embed_captions(self.encoder, self.captions)
+        found = retrieval_metrics(texts, pictures, self.query_ids, self.gallery_ids)
+        self.best.offer(self.encoder, found["R@1"], step)
+        return {"val/R@1": found["R@1"], "val/mAP": found["mAP"]}

@@ -1,0 +1,59 @@
+"""What the retrieval part of a run would train, from shapes alone: a table of the dry run."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from components.gadms.decoder import CrossModalDecoder
+from components.gadms.model import DualEncoder
+from pipelines.params import Method, Parameters, ValidatedTraining
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def encoder_rows(chosen: Parameters) -> list[tuple[str, str]]:
+    """Name and description of each thing. Raises ParameterError for an architecture that cannot be built."""
+    settings = chosen.retrieval
+    height, width = settings.image_size or (chosen.pictures.height, chosen.pictures.width)
+    with torch.device("meta"):
+        encoder = DualEncoder.create(settings.architecture, image_size=(height, width))
+    rows, columns = encoder.clip.visual.grid_size
+    name = settings.architecture if isinstance(settings.architecture, str) else "of params.yaml"
+    start = settings.pretrained or "from scratch; a vocabulary of its training captions' words makes it smaller"
+    pretrain, finetune = chosen.gadms_pretrain, chosen.gadms_finetune
+    before = f"none: {settings.pretrained or 'an untrained encoder'} as it is"
+    if pretrain.corpus != "none":
+        before = f"on {pretrain.corpus}: {_phase(pretrain.method, pretrain.training, encoder)}"
+    return [
+        ("encoder", f"{name}, {_millions(encoder.clip)}: {start}"),
+        ("pictures", f"{height}x{width}: {rows} x {columns} patches and the class token"),
+        ("pre-training", before),
+        ("fine-tuning", f"on people: {_phase(finetune.method, finetune.training, encoder)}"),
+    ]
+
+
+def encoder_table(chosen: Parameters) -> "Table":
+    """`encoder_rows`, to print."""
+    from rich.table import Table
+
+    table = Table(title="Retrieval", title_justify="left", show_header=False)
+    for row in encoder_rows(chosen):
+        table.add_row(*row)
+    return table
+
+
+def _phase(method: Method, training: ValidatedTraining, encoder: DualEncoder) -> str:
+    name = method.name or "each arm's method"
+    beside = []
+    if method.config("gadms").recipe.mtp_weight:  # the first arm's, where each has its own
+        with torch.device("meta"):
+            decoder = CrossModalDecoder(encoder.embed_dim, encoder.clip.vocab_size, depth=method.decoder_depth)
+        beside.append(f"decoder {_millions(decoder)}")
+    selected = f"selected on val every {training.validate_every} steps" if training.validate_every else "last weights"
+    parts = [name, f"{training.steps:,} steps of {training.batch}", training.precision, *beside, selected]
+    return ", ".join(parts)
+
+
+def _millions(module: torch.nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:,.1f} M"

@@ -1,0 +1,76 @@
+"""What each method shows its losses, and with which weights."""
+
+import pytest
+import torch
+
+from components.errors import ParameterError
+from components.gadms.masking import MaskingConfig, maskable
+from components.gadms.methods import METHODS, recipe_of
+from components.gadms.scoring import ScoringConfig
+from components.gadms.tasks import RetrievalConfig, RetrievalTask
+
+ALL = MaskingConfig(random_noise_rate=1.0, random_prediction_rate=1.0, noise_limit=1.0, slope=1e4, threshold=2.0)
+
+
+@pytest.fixture
+def batch(ids, pixels):
+    return {"pixels": pixels, "ids": ids, "identities": torch.arange(4), "caption_index": torch.arange(4)}
+
+
+def read(encoder, batch, config, monkeypatch):
+    """The rows that the text tower reads for the losses of one step (its last pass), the step's scalars, and the task."""
+    task = RetrievalTask(encoder, config, captions=4, identities=4)
+    rows, encode = [], encoder.encode_text
+
+    def record(ids):
+        rows.append(ids)
+        return encode(ids)
+
+    monkeypatch.setattr(encoder, "encode_text", record)
+    with torch.no_grad():
+        scalars = task(batch, 0)
+    return rows[-1], scalars, task
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_matching_loss_sees_the_caption_or_its_noise_copy_as_the_table_says(encoder, batch, method, monkeypatch):
+    rows, scalars, _ = read(encoder, batch, RetrievalConfig(method=method, decoder_depth=1, masking=ALL), monkeypatch)
+    untouched = torch.equal(rows[:4], batch["ids"])
+    assert untouched == (method in ("irra", "contrastive", "tal"))
+    recipe = recipe_of(method)
+    assert recipe.matching in scalars
+    assert ("mtp" in scalars, "id" in scalars) == (recipe.mtp_weight > 0, recipe.id_weight > 0)
+    expected = scalars[recipe.matching]
+    for name, weight in (("mtp", recipe.mtp_weight), ("id", recipe.id_weight)):
+        expected = expected + weight * scalars.get(name, torch.tensor(0.0))
+    torch.testing.assert_close(scalars["loss"], expected)
+
+
+def test_published_weights_are_the_papers_and_those_that_are_set_win():
+    published = {name: (recipe.mtp_weight, recipe.id_weight) for name, recipe in METHODS.items() if recipe.mtp_weight}
+    assert published == {"gadms": (0.4, 0), "random": (0.4, 0), "irra": (1, 1)}
+    recipe = RetrievalConfig(method="irra", mtp_weight=0.25).recipe
+    assert (recipe.mtp_weight, recipe.id_weight) == (0.25, 1)
+    assert RetrievalConfig(method="tal", mtp_weight=0.25).recipe.mtp_weight == 0  # nothing is masked
+
+
+def test_aliasing_shows_the_masked_caption_to_every_loss_and_saves_a_pass(encoder, batch, monkeypatch):
+    config = RetrievalConfig(method="irra", decoder_depth=1, masking=ALL, caption_aliasing=True)
+    rows, scalars, _ = read(encoder, batch, config, monkeypatch)
+    assert len(rows) == 4
+    inside = maskable(batch["ids"], encoder.tokenizer.mask_id)
+    assert "noise_rate" not in scalars  # nobody reads a noise copy
+    assert (rows == encoder.tokenizer.mask_id)[inside].float().mean() > 0.5  # the rest of BERT's 80/10/10 is not a mask
+    assert torch.equal(rows[~inside], batch["ids"][~inside])
+
+
+def test_nam_masks_by_its_own_rule_and_score_whatever_is_configured(encoder, batch, monkeypatch):
+    config = RetrievalConfig(method="nam", scoring=ScoringConfig(name="random"))
+    _, _, task = read(encoder, batch, config, monkeypatch)
+    assert (task.scorer.scoring.name, task.scorer.masking.rule) == ("max-patch", "nam")
+    assert task.decoder is None
+
+
+def test_an_unknown_method_names_those_there_are():
+    with pytest.raises(ParameterError, match="'simclr': allowed are gadms, random, nam, irra, contrastive, tal"):
+        recipe_of("simclr")

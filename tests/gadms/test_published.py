@@ -1,0 +1,321 @@
+"""Published weights on our model: every key has its place, and the features are those of the published forward.
+
+Keys and shapes are stated here from the published model (IRRA's model/build.py and model/clip_model.py, which GA-DMS shares), and
+the forward is restated with plain formulas in float64.
+"""
+
+import hashlib
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.errors import DataError, ParameterError
+from components.gadms.decoder import padding_mask
+from components.gadms.model import DualEncoder
+from components.gadms.published import account_for, pretrained_encoder, read_published
+
+VOCABULARY, CONTEXT = 49408, 77
+SMALL = {"vision": 128, "text": 128, "embed": 128, "layers": (2, 2, 2), "patch": 16, "grid": (6, 2), "identities": 11}
+VIT_B_16 = {
+    "vision": 768,
+    "text": 512,
+    "embed": 512,
+    "layers": (12, 12, 4),
+    "patch": 16,
+    "grid": (24, 8),
+    "identities": 11003,
+}
+CONFIG = {
+    "embed_dim": 128,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": [96, 32], "layers": 2, "width": 128, "head_width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": 128, "heads": 2, "layers": 2},
+}
+
+
+def block(prefix, width):
+    return {
+        f"{prefix}.attn.in_proj_weight": (3 * width, width),
+        f"{prefix}.attn.in_proj_bias": (3 * width,),
+        f"{prefix}.attn.out_proj.weight": (width, width),
+        f"{prefix}.attn.out_proj.bias": (width,),
+        f"{prefix}.ln_1.weight": (width,),
+        f"{prefix}.ln_1.bias": (width,),
+        f"{prefix}.mlp.c_fc.weight": (4 * width, width),
+        f"{prefix}.mlp.c_fc.bias": (4 * width,),
+        f"{prefix}.mlp.c_proj.weight": (width, 4 * width),
+        f"{prefix}.mlp.c_proj.bias": (width,),
+        f"{prefix}.ln_2.weight": (width,),
+        f"{prefix}.ln_2.bias": (width,),
+    }
+
+
+def clip_shapes(vision, text, embed, layers, patch, grid, **_):
+    shapes = {
+        "positional_embedding": (CONTEXT, text),
+        "text_projection": (text, embed),
+        "token_embedding.weight": (VOCABULARY, text),
+        "ln_final.weight": (text,),
+        "ln_final.bias": (text,),
+        "visual.class_embedding": (vision,),
+        "visual.positional_embedding": (1 + grid[0] * grid[1], vision),
+        "visual.proj": (vision, embed),
+        "visual.conv1.weight": (vision, 3, patch, patch),
+        **{f"visual.{norm}.{part}": (vision,) for norm in ("ln_pre", "ln_post") for part in ("weight", "bias")},
+    }
+    for i in range(layers[0]):
+        shapes |= block(f"visual.transformer.resblocks.{i}", vision)
+    for i in range(layers[1]):
+        shapes |= block(f"transformer.resblocks.{i}", text)
+    return shapes
+
+
+def irra_shapes(embed, layers, identities, **sizes):
+    shapes = {f"base_model.{k}": v for k, v in clip_shapes(embed=embed, layers=layers, **sizes).items()}
+    shapes |= {
+        "classifier.weight": (identities, embed),
+        "classifier.bias": (identities,),
+        "cross_attn.in_proj_weight": (3 * embed, embed),
+        "cross_attn.in_proj_bias": (3 * embed,),
+        "cross_attn.out_proj.weight": (embed, embed),
+        "cross_attn.out_proj.bias": (embed,),
+        "mlm_head.dense.weight": (embed, embed),
+        "mlm_head.dense.bias": (embed,),
+        "mlm_head.ln.weight": (embed,),
+        "mlm_head.ln.bias": (embed,),
+        "mlm_head.fc.weight": (VOCABULARY, embed),
+        "mlm_head.fc.bias": (VOCABULARY,),
+        **{f"{norm}.{p}": (embed,) for norm in ("ln_pre_t", "ln_pre_i", "ln_post") for p in ("weight", "bias")},
+    }
+    for i in range(layers[2]):
+        shapes |= block(f"cross_modal_transformer.resblocks.{i}", embed)
+    return shapes
+
+
+def random_state(shapes, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, shape in shapes.items():
+        scale = 0.4 / math.sqrt(shape[-1]) if len(shape) > 1 else 0.2
+        norm = (".ln_" in f".{name}" or ".ln." in name) and name.endswith("weight")
+        state[name] = (torch.randn(shape, generator=generator) * scale + (1.0 if norm else 0.0)).to(dtype)
+    return state
+
+
+def norm(x, state, name):
+    mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+    return (x - mean) / torch.sqrt(variance + 1e-5) * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def attention(query, other, state, name, causal=False):
+    """Multi-head attention, 64 numbers a head, one head after the other."""
+    width = query.shape[-1]
+    weights, biases = state[f"{name}.in_proj_weight"].chunk(3), state[f"{name}.in_proj_bias"].chunk(3)
+    q, k, v = (x @ w.T + b for x, w, b in zip((query, other, other), weights, biases, strict=True))
+    parts = []
+    for start in range(0, width, 64):
+        head = slice(start, start + 64)
+        logits = q[..., head] @ k[..., head].transpose(1, 2) / 8
+        if causal:
+            future = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
+            logits = logits.masked_fill(future, -torch.inf)
+        parts.append(logits.softmax(-1) @ v[..., head])
+    return torch.cat(parts, -1) @ state[f"{name}.out_proj.weight"].T + state[f"{name}.out_proj.bias"]
+
+
+def quick_gelu(x):
+    return x * torch.sigmoid(1.702 * x)
+
+
+def blocks(x, state, name, count, causal=False):
+    for i in range(count):
+        at = f"{name}.resblocks.{i}"
+        normed = norm(x, state, f"{at}.ln_1")
+        x = x + attention(normed, normed, state, f"{at}.attn", causal)
+        inner = norm(x, state, f"{at}.ln_2") @ state[f"{at}.mlp.c_fc.weight"].T + state[f"{at}.mlp.c_fc.bias"]
+        x = x + quick_gelu(inner) @ state[f"{at}.mlp.c_proj.weight"].T + state[f"{at}.mlp.c_proj.bias"]
+    return x
+
+
+def published_image(state, pixels, sizes):
+    """All tokens, projected: (B, 1 + P, D)."""
+    patch, (rows, columns) = sizes["patch"], sizes["grid"]
+    kernel = state["base_model.visual.conv1.weight"].flatten(1)
+    squares = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, rows, columns, p, p)
+    patches = squares.permute(0, 2, 3, 1, 4, 5).reshape(len(pixels), rows * columns, -1) @ kernel.T
+    first = state["base_model.visual.class_embedding"].expand(len(pixels), 1, -1)
+    x = torch.cat([first, patches], 1) + state["base_model.visual.positional_embedding"]
+    x = norm(x, state, "base_model.visual.ln_pre")
+    x = blocks(x, state, "base_model.visual.transformer", sizes["layers"][0])
+    return norm(x, state, "base_model.visual.ln_post") @ state["base_model.visual.proj"]
+
+
+def published_text(state, ids, sizes):
+    """All tokens, projected: (B, 77, D)."""
+    x = state["base_model.token_embedding.weight"][ids] + state["base_model.positional_embedding"]
+    x = blocks(x, state, "base_model.transformer", sizes["layers"][1], causal=True)
+    return norm(x, state, "base_model.ln_final") @ state["base_model.text_projection"]
+
+
+def published_prediction(state, text, image, sizes):
+    """Logits at every position: (B, 77, vocabulary)."""
+    keys = norm(image, state, "ln_pre_i")
+    x = attention(norm(text, state, "ln_pre_t"), keys, state, "cross_attn")
+    x = norm(blocks(x, state, "cross_modal_transformer", sizes["layers"][2]), state, "ln_post")
+    x = quick_gelu(x @ state["mlm_head.dense.weight"].T + state["mlm_head.dense.bias"])
+    return norm(x, state, "mlm_head.ln") @ state["mlm_head.fc.weight"].T + state["mlm_head.fc.bias"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint as IRRA's Checkpointer writes it, with random values."""
+    file = tmp_path_factory.mktemp("published") / "best.pth"
+    state = random_state(irra_shapes(**SMALL))
+    torch.save({"model": state, "optimizer": {"state": {}, "param_groups": []}, "scheduler": {}, "epoch": 3}, file)
+    return file, state
+
+
+def test_features_and_predictions_are_those_of_the_published_forward(checkpoint):
+    file, state = checkpoint
+    exact = {name: tensor.double() for name, tensor in state.items()}
+    published = read_published(file)
+    encoder, decoder = published.encoder(CONFIG).eval(), published.masked_token_decoder().eval()
+    captions = ["a man in a red coat", "a woman " + "with a long blue dress " * 30]  # the second fills all 77 positions
+    ids = encoder.tokenizer(captions)
+    pixels = torch.randn(2, 3, 96, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        pooled_image, image = encoder.encode_image(pixels)
+        pooled_text, text = encoder.encode_text(ids)
+        expected_image, expected_text = (
+            published_image(exact, pixels.double(), SMALL),
+            published_text(exact, ids, SMALL),
+        )
+        everywhere = torch.zeros(ids.shape, dtype=torch.bool)  # IRRA attends to padding too
+        at = torch.zeros(ids.shape, dtype=torch.bool)
+        at[0, 3] = at[1, 40] = True
+        logits = decoder(text, image, everywhere, at)
+        expected = published_prediction(exact, expected_text, expected_image, SMALL)[at]
+    torch.testing.assert_close(image.double(), expected_image, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(pooled_image.double(), expected_image[:, 0], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(text.double(), expected_text, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(pooled_text[1].double(), expected_text[1, 76], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(pooled_text[0].double(), expected_text[0, ids[0].argmax()], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(logits.double(), expected, atol=5e-5, rtol=1e-4)
+    assert padding_mask(ids, 77)[0].any()  # ours leaves padding out, which is why it is given above
+
+
+def test_every_key_is_used_or_dropped_for_a_reason(checkpoint):
+    file, state = checkpoint
+    published = read_published(file)
+    assert len(published.towers) + len(published.decoder) + len(published.dropped) == len(state)
+    assert set(published.dropped) == {"classifier.weight", "classifier.bias"}
+    assert all(published.dropped.values())
+
+
+def test_the_published_size_has_exactly_the_shapes_of_our_model_and_its_parameter_count():
+    shapes = irra_shapes(**VIT_B_16)
+    assert shapes["base_model.visual.positional_embedding"] == (193, 768)
+    assert (
+        round(sum(math.prod(shape) for shape in shapes.values()) / 1e6, 1) == 194.5
+    )  # published of IRRA on CUHK-PEDES
+    with torch.device("meta"):
+        state = {name: torch.empty(shape) for name, shape in shapes.items()}
+        published = account_for(state, Path("best.pth"))
+        encoder = published.encoder("ViT-B-16-quickgelu", image_size=(384, 128))
+        decoder = published.masked_token_decoder()
+    ours = {name: tuple(tensor.shape) for name, tensor in encoder.clip.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in published.towers.items()}
+    assert {name: shape for name, shape in ours.items() if name != "logit_scale"} == theirs
+    assert {n: t.shape for n, t in decoder.state_dict().items()} == {n: t.shape for n, t in published.decoder.items()}
+
+
+def test_half_precision_and_the_prefix_of_several_gpus_are_undone(tmp_path, checkpoint):
+    _, state = checkpoint
+    torch.save({"model": {f"module.{name}": value.half() for name, value in state.items()}}, tmp_path / "w.pth")
+    found = read_published(tmp_path / "w.pth")
+    name = "visual.proj"
+    assert found.towers[name].dtype == torch.float32
+    torch.testing.assert_close(found.towers[name], state[f"base_model.{name}"].half().float())
+
+
+def test_a_plain_clip_file_is_read_too_and_a_square_grid_is_fitted(tmp_path):
+    square = {**SMALL, "grid": (4, 4)}
+    state = random_state(clip_shapes(**square))
+    extra = {"logit_scale": torch.tensor(4.6), "input_resolution": torch.tensor(64), "vocab_size": torch.tensor(9)}
+    torch.save({**state, **extra}, tmp_path / "clip.pt")
+    published = read_published(tmp_path / "clip.pt")
+    assert set(published.dropped) == {"input_resolution", "vocab_size"}
+    encoder = published.encoder(CONFIG)
+    assert encoder.clip.logit_scale.item() == pytest.approx(4.6)
+    assert torch.equal(encoder.clip.visual.proj, state["visual.proj"])
+    old = state["visual.positional_embedding"]
+    grid = old[1:].T.reshape(1, -1, 4, 4)
+    fitted = torch.nn.functional.interpolate(grid, size=(6, 2), mode="bilinear", align_corners=False)
+    positions = encoder.clip.visual.positional_embedding
+    torch.testing.assert_close(positions[1:], fitted[0].flatten(1).T)
+    assert torch.equal(positions[0], old[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"visul_emb_layer.fc.weight": (4, 4)}, "1 keys are of no model that is known here: visul_emb_layer.fc.weight"),
+        ({"base_model.visual.proj": None}, r"visual.proj is missing \(1 in all\)"),
+        ({"base_model.visual.proj": (128, 64)}, r"visual.proj is \[128, 64\], not \[128, 128\]"),
+        ({"base_model.visual.positional_embedding": (11, 128)}, "10 patches are neither a square nor 3:1"),
+        ({"base_model.extra": (1,)}, "extra is not a part of it"),
+    ],
+)
+def test_a_key_without_a_place_or_of_another_size_is_named_in_one_line(checkpoint, change, message):
+    state = {**checkpoint[1], **{name: torch.zeros(shape or ()) for name, shape in change.items()}}
+    state = {name: value for name, value in state.items() if change.get(name, ()) is not None}
+    with pytest.raises(DataError, match=message) as caught:
+        account_for(state, Path("w.pth")).encoder(CONFIG)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"no weights", None])
+def test_a_file_of_something_else_is_refused_and_never_run(tmp_path, content):
+    file = tmp_path / "w.pth"
+    if content is None:
+        torch.save({"model": print}, file)  # a function: reading it as code is what weights_only forbids
+    else:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match="not a file of weights") as caught:
+        read_published(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_a_state_dict_says_so(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match="holds no state dict"):
+        read_published(tmp_path / "w.pth")
+
+
+def test_weights_that_are_no_tag_are_pinned_by_their_digest(checkpoint, encoder, tmp_path):
+    file, _ = checkpoint
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+
+    def ask(pretrained, sha256, root=file.parent):
+        return pretrained_encoder(CONFIG, pretrained, root=root, sha256=sha256, image_size=(96, 32))
+
+    with pytest.raises(ParameterError, match=f"set it to {digest}, the digest of best.pth"):
+        ask("best.pth", None)
+    with pytest.raises(DataError, match=f"its SHA-256 is {digest}"):
+        ask("best.pth", "0" * 64)
+    assert torch.equal(ask("best.pth", digest).clip.visual.proj, checkpoint[1]["base_model.visual.proj"])
+    encoder.save(tmp_path / "model")
+    weights = hashlib.sha256((tmp_path / "model/open_clip_model.safetensors").read_bytes()).hexdigest()
+    loaded = pretrained_encoder(CONFIG, "model", root=tmp_path, sha256=weights, image_size=encoder.image_size)
+    assert torch.equal(loaded.clip.text_projection, encoder.clip.text_projection)
+    with pytest.raises(DataError, match="no file or folder, nor a tag"):
+        ask("nothing.pth", None)
+
+
+def test_a_tag_is_refused_for_an_architecture_with_another_activation():
+    with pytest.raises(
+        ParameterError, match="openai for ViT-B-16: trained with another activation; use ViT-B-16-quickgelu"
+    ):
+        DualEncoder.from_pretrained("ViT-B-16", "openai", image_size=(384, 128))

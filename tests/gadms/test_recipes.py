@@ -1,0 +1,180 @@
+"""The published training recipe, piece by piece, against its formulas; and params.yaml's sections against what they configure."""
+
+import math
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import nn
+
+from components.gadms.masking import MaskingConfig
+from components.gadms.methods import METHODS
+from components.gadms.scoring import ScoringConfig
+from components.gadms.tasks import RetrievalConfig, RetrievalTask
+from components.persons.transforms import AugmentationConfig
+from components.training.context import LocalContext
+from components.training.loop import LoopConfig, fit
+from components.training.schedules import learning_rate_factor
+from pipelines.closure import ROOT
+from pipelines.dryrun import resolve
+from pipelines.params import Augmentation, Masking, Method, Scoring
+
+IRRA = {0: 0.10, 1: 0.28, 2: 0.46, 3: 0.64, 4: 0.82, 5: 1.0, 6: 0.9961, 15: 0.6545, 29: 0.0039}
+
+
+@pytest.mark.parametrize("steps_an_epoch", [1, 7])
+def test_the_schedule_has_the_published_rate_at_the_beginning_of_each_epoch(steps_an_epoch):
+    for epoch, expected in IRRA.items():
+        step, steps = epoch * steps_an_epoch, 30 * steps_an_epoch
+        factor = learning_rate_factor(step, steps, 5 * steps_an_epoch, "cosine", 0.1)
+        assert factor == pytest.approx(expected, abs=5e-5)
+
+
+def test_without_a_start_warm_up_begins_one_share_above_zero():
+    assert [learning_rate_factor(step, 9, 3, "constant") for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+class Quadratic(nn.Module):
+    """loss = sum of w^2 / 2, so that the gradient is w."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([[3.0, -0.5]]))
+
+    def forward(self, batch, step):
+        return {"loss": (self.w**2).sum() / 2}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_adam_adds_its_decay_to_the_gradient_and_adamw_to_the_weights(optimizer):
+    rate, decay, eps, (b1, b2) = 0.1, 0.3, 1e-3, (0.9, 0.999)
+    task = Quadratic()
+    loop = LoopConfig(
+        steps=3,
+        learning_rate=rate,
+        weight_decay=decay,
+        eps=eps,
+        optimizer=optimizer,
+        betas=(b1, b2),
+        clip_norm=0.0,
+        decay="constant",
+    )
+    fit(task, lambda step: None, loop, LocalContext())
+    w, m, v = torch.tensor([[3.0, -0.5]], dtype=torch.float64), 0, 0
+    for step in range(1, 4):
+        gradient = w + (decay * w if optimizer == "adam" else 0)
+        m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
+        if optimizer == "adamw":
+            w = w * (1 - rate * decay)
+        w = w - rate * (m / (1 - b1**step)) / ((v / (1 - b2**step)).sqrt() + eps)
+    torch.testing.assert_close(task.w.detach().double(), w, atol=1e-6, rtol=0)
+
+
+def test_rates_fall_layer_by_layer_from_the_output_of_each_tower(encoder):
+    config = RetrievalConfig(method="irra", decoder_depth=1, layer_decay=0.5, head_lr_factor=5.0, bias_lr_factor=2.0)
+    task = RetrievalTask(encoder, config, captions=4, identities=4)
+    rate = {id(p): group["lr"] for group in task.parameter_groups(1.0) for p in group["params"]}
+    clip = encoder.clip  # 2 blocks see, 3 read
+    assert rate[id(clip.text_projection)] == 1.0
+    assert rate[id(clip.visual.proj)] == 1.0
+    assert rate[id(clip.ln_final.bias)] == 2.0
+    assert [rate[id(block.attn.in_proj_weight)] for block in clip.transformer.resblocks] == [0.125, 0.25, 0.5]
+    assert [rate[id(block.mlp.c_fc.weight)] for block in clip.visual.transformer.resblocks] == [0.25, 0.5]
+    assert rate[id(clip.token_embedding.weight)] == 0.0625
+    assert rate[id(clip.visual.positional_embedding)] == 0.125
+    assert rate[id(clip.visual.ln_pre.bias)] == 2 * 0.125
+    assert rate[id(task.decoder.vocabulary.weight)] == 5.0
+    assert set(rate) == {id(p) for p in task.parameters() if p.requires_grad}
+
+
+def batch_of(ids, pixels):
+    return {"pixels": pixels, "ids": ids, "identities": torch.arange(4), "caption_index": torch.arange(4)}
+
+
+@pytest.mark.parametrize("method", ["gadms", "irra"])
+def test_recomputed_activations_give_the_same_gradients(encoder, ids, pixels, method):
+    batch = batch_of(ids, pixels)
+    gradients = []
+    for enable in (False, True):
+        encoder.checkpoint_activations(enable)
+        task = RetrievalTask(encoder, RetrievalConfig(method=method, decoder_depth=1), captions=4, identities=4)
+        task.zero_grad()
+        task.train()(batch, 0)["loss"].backward()
+        gradients.append({name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None})
+    assert encoder.clip.transformer.grad_checkpointing
+    assert encoder.clip.visual.transformer.grad_checkpointing
+    for name, plain in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], plain, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("method", ["gadms", "irra", "tal"])
+def test_bfloat16_is_the_arithmetic_only_and_the_weights_stay_float32(encoder, ids, pixels, method):
+    batch = batch_of(ids, pixels)
+    state = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        encoder.load_state_dict(state)
+        config = RetrievalConfig(method=method, decoder_depth=1, sdm_temperature=0.2)
+        task = RetrievalTask(encoder, config, captions=4, identities=4)
+        context = LocalContext()
+        loop = LoopConfig(steps=2, learning_rate=1e-7, report_every=1, precision=precision, decay="constant")
+        fit(task, lambda step: batch, loop, context)
+        losses[precision] = [metrics["train/loss"] for _, metrics in context.history]
+        moved = encoder.clip.text_projection - state["clip.text_projection"]
+        assert 0 < moved.abs().max() < 1e-6  # steps that bfloat16 weights of this size would lose
+        assert {p.dtype for p in task.parameters()} == {torch.float32}
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
+    assert losses["bf16"] != losses["fp32"]
+
+
+@pytest.mark.parametrize(
+    ("section", "config"),
+    [(Masking, MaskingConfig), (Scoring, ScoringConfig), (Augmentation, AugmentationConfig), (Method, RetrievalConfig)],
+)
+def test_what_params_leave_out_has_the_components_own_default(section, config):
+    own = {field.name: getattr(config(), field.name) for field in fields(config)}
+    for name, value in section():
+        if isinstance(value, Masking | Scoring) or (section is Method and name in ("augmentation", "name")):
+            continue
+        assert own[name] == (tuple(value) if isinstance(value, list) else value), name
+    missing = set(own) - set(section.model_fields) - {"method", "erase_area", "erase_ratio"}
+    assert not missing
+
+
+def test_a_method_section_becomes_the_tasks_configuration():
+    section = Method(masking=Masking(slope=7.0), scoring=Scoring(name="path", scales=[3]), tal_margin=0.3)
+    config = section.config("tal")
+    expected = RetrievalConfig(
+        method="tal",
+        tal_margin=0.3,
+        masking=MaskingConfig(slope=7.0),
+        scoring=ScoringConfig(name="path", scales=(3,)),
+    )
+    assert config == expected
+    assert Method(name="irra").config("gadms").method == "irra"
+
+
+CAPTIONS = {"cuhk-pedes": 68126, "icfg-pedes": 34674, "rstpreid": 37010}
+
+
+@pytest.mark.parametrize("name", [*CAPTIONS, "research"])
+def test_fine_tuning_presets_hold_irras_recipe(name):
+    chosen = resolve(ROOT, name)
+    assert chosen.gadms_finetune.method.config("gadms").recipe == METHODS["irra"]
+    loop = chosen.gadms_finetune.training.loop()
+    assert (loop.optimizer, loop.eps, loop.weight_decay, loop.learning_rate) == ("adam", 1e-3, 4e-5, 1e-5)
+    captions = CAPTIONS.get(name, CAPTIONS["cuhk-pedes"])
+    assert loop.steps == math.ceil(60 * captions / chosen.gadms_finetune.training.batch)
+    assert abs(loop.warmup_steps - 5 * captions / 64) < 1
+    assert chosen.gadms_finetune.method.head_lr_factor == 5
+    assert chosen.retrieval.pretrained == "openai"
+    assert (chosen.gadms_finetune.training.validate_every is None) == (name == "icfg-pedes")  # it has no val split
+
+
+def test_the_pretraining_preset_holds_the_papers_recipe():
+    chosen = resolve(ROOT, "webperson-1m")
+    settings, loop = chosen.gadms_pretrain, chosen.gadms_pretrain.training.loop()
+    assert (settings.corpus, chosen.prepare.source) == ("people", "webperson-1m")
+    assert (settings.training.batch, loop.learning_rate, loop.eps) == (512, 1e-4, 1e-3)
+    assert (loop.steps, loop.warmup_steps) == (math.ceil(30 * 2_000_000 / 512), 5 * 2_000_000 // 512)
+    assert (settings.method.mtp_weight, settings.method.scoring.layers) == (0.4, 8)
