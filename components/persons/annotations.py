@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import DataError
+from components.persons.json_stream import list_elements
+from components.persons.ledger import Ledger
 from components.persons.pictures import IMAGE_COLUMN, embedded
 from components.persons.records import Record
 
@@ -64,12 +66,12 @@ def mals(files: Sequence[Path], folder: Path, source: str) -> Iterator[Record]:
 
     Generated people: an image_id is an identity, numbered as they appear. The 27 attribute labels are left out.
     """
-    numbers: dict[str, int] = {}
+    numbers = Ledger()
     for path in files:
         for index, entry in enumerate(_entries(path)):
             where = f"{path} record {index}"
             _require(entry, ("image", "caption", "image_id"), where)
-            identity = numbers.setdefault(str(entry["image_id"]), len(numbers))
+            identity = numbers.number(str(entry["image_id"]))
             yield Record(str(entry["image"]), identity, _texts(entry["caption"], where), "train", source)
 
 
@@ -102,7 +104,7 @@ def webperson_lists(files: Sequence[Path], folder: Path, source: str) -> Iterato
                 if not isinstance(captions, dict):
                     raise DataError(f"{where}: {picture} has {captions!r}; expected caption1 and caption2")
                 _require(captions, ("caption1", "caption2"), where)
-                texts = tuple(_one_line(captions[key]) for key in ("caption1", "caption2"))
+                texts = tuple(one_line(captions[key]) for key in ("caption1", "caption2"))
                 yield Record(_below("images", picture), identity, texts, "train", source)
                 identity += 1
 
@@ -125,7 +127,7 @@ def webperson_shards(files: Sequence[Path], folder: Path, source: str) -> Iterat
             row = 0
             for batch in file.iter_batches(columns=columns):
                 for captions in zip(*(batch[name].to_pylist() for name in columns), strict=True):
-                    texts = tuple(map(_one_line, captions))
+                    texts = tuple(map(one_line, captions))
                     yield Record(embedded(shard, row), identity, texts, "train", source)
                     row, identity = row + 1, identity + 1
         except (pa.ArrowException, OSError) as error:
@@ -148,14 +150,15 @@ def _person(entry: Mapping[str, Any], image_path: str, split: Any, source: str, 
         raise DataError(f"{where} is malformed: {error}") from error
 
 
-def _entries(path: Path) -> list[dict[str, Any]]:
-    entries = _json(path)
-    if not isinstance(entries, list) or not entries:
-        raise DataError(f"{path} must hold a non-empty list of records")
-    for index, entry in enumerate(entries):
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a list, one in memory at a time."""
+    index = -1
+    for index, entry in enumerate(list_elements(path)):
         if not isinstance(entry, dict):
             raise DataError(f"{path} record {index} is a {type(entry).__name__}; expected an object")
-    return entries
+        yield entry
+    if index < 0:
+        raise DataError(f"{path} must hold a non-empty list of records")
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -204,6 +207,6 @@ def _number(identity: Any, where: str) -> int:
         raise DataError(f"{where} is malformed: identity {identity!r} is no whole number") from None
 
 
-def _one_line(caption: Any) -> str:
+def one_line(caption: Any) -> str:
     """A generated caption without line breaks, real ones and those that were written out as "/n" ("yellow/navy" is none)."""
     return " ".join(re.sub(r"/n(?![a-z])", " ", str(caption or "")).split())

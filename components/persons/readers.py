@@ -10,7 +10,7 @@ luperson-mllm  LUPerson-MLLM/captions/{Ts,Td}-{qwen,shikra}.json   images/      
 synth-pedes    SYNTH-PEDES/synthpedes-dataset.json                 Part1/, ...        `id`
 mals           MALS/gene_attrs/*.json                              gene_crop/         `image_id`
 a path         a .csv or .parquet manifest (`components.persons.manifests`), or a folder or .json file in one of the
-               layouts above (the drawn set has the first)
+               layouts above (the drawn set has the first), or a folder in the internal form, as `curate` writes it
 
 Their facts are in `components.persons.layouts`, the reading in `components.persons.annotations`.
 """
@@ -22,7 +22,9 @@ from pathlib import Path
 from components.errors import DataError
 from components.persons.layouts import LAYOUTS, Format, Layout
 from components.persons.manifests import MANIFEST_COLUMNS, read_manifest
+from components.persons.prepared import is_prepared, prepared_records
 from components.persons.records import Record
+from components.persons.shards import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def find_source(name_or_path: str | Path, root: str | Path = ".") -> Source:
 
 
 def _in_folder(folder: Path) -> Source:
+    if is_prepared(folder):
+        return Source(folder.resolve().name, folder, (folder / MANIFEST,), None, Format(MANIFEST, prepared_records))
     for layout in LAYOUTS.values():
         for form in layout.formats:
             if files := form.find(folder):

@@ -26,6 +26,7 @@ from PIL import Image
 from components.errors import DataError, ParameterError
 from components.persons.pictures import PictureReader
 from components.persons.records import SPLITS, Record
+from components.persons.statistics import manifest_statistics
 
 FORMS = ("short", "long")
 MANIFEST = "manifest.parquet"
@@ -45,7 +46,9 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 SHARD_SCHEMA = pa.schema([("image_id", pa.int64()), ("image", pa.binary())])
-_ROWS_PER_GROUP = 64
+ROWS_PER_GROUP = 64
+"""Pictures of a row group of a shard."""
+_MANIFEST_ROWS = 32768  # of a row group: what the writer holds, and what a reader of a few rows must decompress
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class DatasetWriter:
             raise ParameterError(f"{self.folder} already holds a dataset; write to an empty folder")
         self._images_per_shard, self._bytes_per_shard = images_per_shard, bytes_per_shard
         self._columns: dict[str, list[Any]] = {name: [] for name in MANIFEST_SCHEMA.names}
+        self._manifest: pq.ParquetWriter | None = None
+        self._captions = 0
         self._pending: dict[str, list[tuple[int, bytes]]] = {}
         self._pending_bytes: dict[str, int] = {}
         self._shards_written: dict[str, int] = {}
@@ -112,7 +117,7 @@ class DatasetWriter:
                 "shard": shard,
                 "row": len(pending),
                 "identity": identity,
-                "caption_id": len(self._columns["caption_id"]),
+                "caption_id": self._captions,
                 "caption": row.caption,
                 "form": row.form,
                 "split": split,
@@ -122,17 +127,24 @@ class DatasetWriter:
             }
             for name, value in values.items():
                 self._columns[name].append(value)
+            self._captions += 1
+        if len(self._columns["caption"]) >= _MANIFEST_ROWS:
+            self._flush_captions(_MANIFEST_ROWS)
         pending.append((image_id, image))
         self._pending_bytes[split] = self._pending_bytes.get(split, 0) + len(image)
         self._images += 1
         return image_id
 
     def close(self) -> None:
-        """Write what is pending, and the manifest last."""
+        """Write what is pending, and give the manifest its name last."""
         for split in list(self._pending):
             if self._pending[split]:
                 self._flush(split)
-        _write_parquet(pa.table(self._columns, schema=MANIFEST_SCHEMA), self.folder / MANIFEST, compression="zstd")
+        if self._manifest is None or self._columns["caption"]:
+            self._flush_captions(_MANIFEST_ROWS)
+        assert self._manifest is not None
+        self._manifest.close()
+        self._unfinished.replace(self.folder / MANIFEST)
 
     def __enter__(self) -> "DatasetWriter":
         return self
@@ -142,29 +154,41 @@ class DatasetWriter:
     ) -> None:
         if kind is None:
             self.close()
+        elif self._manifest is not None:
+            self._manifest.close()
+            self._unfinished.unlink(missing_ok=True)
+
+    @property
+    def _unfinished(self) -> Path:
+        return self.folder / f".{MANIFEST}.unfinished"
+
+    def _flush_captions(self, count: int) -> None:
+        """Write the first `count` pending rows of the manifest as a row group."""
+        if self._manifest is None:
+            self._manifest = pq.ParquetWriter(self._unfinished, MANIFEST_SCHEMA, compression="zstd", **_FIXED)
+        table = pa.table({name: column[:count] for name, column in self._columns.items()}, schema=MANIFEST_SCHEMA)
+        self._manifest.write_table(table)
+        for column in self._columns.values():
+            del column[:count]
 
     def _flush(self, split: str) -> None:
         number = self._shards_written.get(split, 0)
         ids, images = zip(*self._pending[split], strict=True)
         table = pa.table({"image_id": ids, "image": images}, schema=SHARD_SCHEMA)
         path = self.folder / "shards" / f"{split}-{number:05d}.parquet"
-        _write_parquet(table, path, compression="none", row_group_size=_ROWS_PER_GROUP)
+        pq.write_table(table, path, compression="none", row_group_size=ROWS_PER_GROUP, **_FIXED)
         self._shards_written[split] = number + 1
         self._pending[split], self._pending_bytes[split] = [], 0
 
 
-def _write_parquet(table: pa.Table, path: Path, *, compression: str, row_group_size: int | None = None) -> None:
-    pq.write_table(
-        table,
-        path,
-        compression=compression,
-        row_group_size=row_group_size,
-        use_dictionary=False,
-        write_statistics=False,
-        version="2.6",
-        data_page_version="1.0",
-        store_schema=False,
-    )
+_FIXED: dict[str, Any] = {
+    "use_dictionary": False,
+    "write_statistics": False,
+    "version": "2.6",
+    "data_page_version": "1.0",
+    "store_schema": False,
+}
+"""What the bytes of a file depend on beside its content."""
 
 
 def write_records(
@@ -273,17 +297,21 @@ class PersonDataset:
             raise DataError(f"image_id {image_id} is not in {self.folder / MANIFEST}")
         first = int(self._first_row[index])
         shard, row = self._shard_of[first].as_py(), int(self._row_of[first])
-        return self._group(shard, row // _ROWS_PER_GROUP)[row % _ROWS_PER_GROUP].as_py()
+        return self._group(shard, row // ROWS_PER_GROUP)[row % ROWS_PER_GROUP].as_py()
+
+    def picture(self, image_id: int) -> Image.Image:
+        """The picture in RGB, at its own size. Raises DataError where it cannot be decoded."""
+        data = self.image_bytes(image_id)
+        try:
+            return Image.open(io.BytesIO(data)).convert("RGB")
+        except OSError as error:
+            raise DataError(f"image_id {image_id} of {self.folder} cannot be decoded: {error}") from error
 
     def pixels(self, image_ids: Sequence[int] | torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Decoded pictures, squashed to `height` x `width` (bilinear, antialiased): uint8 (N, 3, height, width)."""
         batch = torch.empty((len(image_ids), height, width, 3), dtype=torch.uint8)
         for slot, image_id in enumerate(image_ids):
-            data = self.image_bytes(int(image_id))
-            try:
-                image = Image.open(io.BytesIO(data)).convert("RGB")
-            except OSError as error:
-                raise DataError(f"image_id {int(image_id)} of {self.folder} cannot be decoded: {error}") from error
+            image = self.picture(int(image_id))
             if image.size != (width, height):
                 image = image.resize((width, height), Image.Resampling.BILINEAR)
             batch[slot] = torch.from_numpy(np.array(image))
@@ -291,30 +319,7 @@ class PersonDataset:
 
     def statistics(self) -> dict[str, Any]:
         """Pictures, captions and identities per split, and caption lengths in words (JSON-able)."""
-        result: dict[str, Any] = {}
-        for split in SPLITS:
-            rows = self.manifest.filter(pc.equal(self.manifest["split"], split))
-            if not rows.num_rows:
-                continue
-            lengths: dict[str, Any] = {}
-            for form in FORMS:
-                captions = rows.filter(pc.equal(rows["form"], form))["caption"].to_pylist()
-                if captions:
-                    words = np.array([len(caption.split()) for caption in captions])
-                    lengths[form] = {
-                        "captions": len(captions),
-                        "words_mean": round(float(words.mean()), 3),
-                        "words_min": int(words.min()),
-                        "words_max": int(words.max()),
-                    }
-            result[split] = {
-                "images": len(pc.unique(rows["image_id"])),
-                "captions": rows.num_rows,
-                "identities": len(pc.unique(rows["identity"])),
-                "caption_words": lengths,
-                "wrong_words": int(pc.sum(pc.list_value_length(rows["wrong_words"])).as_py() or 0),
-            }
-        return result
+        return manifest_statistics(self.folder / MANIFEST)
 
     def _group(self, shard: str, group: int) -> pa.ChunkedArray:
         key = (shard, group)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from components.persons.layouts import Counts, Layout
+from components.persons.ledger import Ledger
 from components.persons.pictures import split_address
 from components.persons.readers import Source
 from components.persons.records import SPLITS
@@ -45,14 +46,14 @@ def survey(source: Source) -> Survey:
     """
     images: Counter[str] = Counter()
     captions: Counter[str] = Counter()
-    identities: dict[str, set[int]] = {}
+    identities = Ledger()
     missing: Counter[str] = Counter()
     shards: dict[str, bool] = {}  # hold many pictures: asked for once
     example, without_caption = "", 0
     for record in source.records():
         images[record.split] += 1
         captions[record.split] += len(record.captions)
-        identities.setdefault(record.split, set()).add(record.identity)
+        identities.vote(record.identity, record.split)
         without_caption += not record.captions or not all(caption.strip() for caption in record.captions)
         file, row = split_address(record.image_path)
         if row is not None and file not in shards:
@@ -61,11 +62,12 @@ def survey(source: Source) -> Survey:
             missing["/".join(PurePosixPath(file).parent.parts[:2]) or "."] += 1
             example = example or record.image_path
     order = [*SPLITS, *sorted(set(images) - set(SPLITS))]
+    voters = identities.voters()
     return Survey(
-        {name: Counts(images[name], captions[name], len(identities[name])) for name in order if name in images},
+        {name: Counts(images[name], captions[name], voters[name]) for name in order if name in images},
         dict(sorted(missing.items())),
         example,
-        sum(number > 1 for number in Counter(i for split in identities.values() for i in split).values()),
+        len({identity for identity, _, _ in identities.divided()}),
         without_caption,
     )
 

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 from PIL import Image
 
 from components.errors import DataError, ParameterError
+from components.persons.ledger import Ledger
 from components.persons.pictures import PictureReader, embedded, split_address
-from components.persons.readers import Listing
+from components.persons.readers import Listing, Source
 from components.persons.records import SPLITS, Record
 
 REASONS = {
@@ -54,45 +55,73 @@ class ValidationReport:
         }
 
 
-def validate_records(listing: Listing, *, max_bad_fraction: float = 0.0) -> tuple[list[Record], ValidationReport]:
-    """Check each record of `listing`; return the good ones (their `image_path` can be opened) and a report.
+class Validation:
+    """Goes through the records of a dataset; gives the good ones, one by one, with paths that can be opened.
 
-    Of duplicates the first is kept. An identity in two splits is bad everywhere but in the split it has the most
-    pictures in (of equals: train, then val, then test).
+    The records are read twice, first for the splits of each identity, and none is kept: what is remembered of them (each picture's
+    address and digest) lies in a temporary file. Of duplicates the first is good. An identity in two splits is bad everywhere but
+    in the split it has the most pictures in (of equals: train, then val, then test).
 
-    Raises:
-        ParameterError: `max_bad_fraction` outside [0, 1].
-        DataError: more than that fraction of the records is bad, or none is good. One line.
+    Raises ParameterError for a `max_bad_fraction` outside [0, 1]; at its end DataError, one line, when more than that fraction of
+    the records is bad, or none is good.
     """
-    if not 0.0 <= max_bad_fraction <= 1.0:
-        raise ParameterError(f"max_bad_fraction is {max_bad_fraction}; it is a fraction, from 0 to 1")
-    home_split = _home_splits(listing)
-    seen = _Seen()
-    good: list[Record] = []
-    bad: list[dict[str, Any]] = []
-    for index, record in enumerate(listing.records):
-        problem = (
-            _check_annotation(record, home_split)
-            or _check_path(record, listing.folder)
-            or _check_picture(record, index, listing, seen)
-        )
-        if problem:
-            reason, detail = problem
-            place = {"index": index, "image_path": record.image_path, "identity": record.identity}
-            bad.append({**place, "reason": reason, "detail": detail})
-        else:
-            good.append(replace(record, image_path=_resolved(listing.folder, record.image_path)))
-    total = len(listing.records)
-    counts = dict(Counter(entry["reason"] for entry in bad))
-    report = ValidationReport(total, len(good), counts, tuple(bad))
-    if bad and (len(bad) > max_bad_fraction * total or not good):
-        kinds = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items(), key=lambda item: -item[1]))
-        first = bad[0]
+
+    def __init__(self, dataset: Listing | Source, *, max_bad_fraction: float = 0.0) -> None:
+        if not 0.0 <= max_bad_fraction <= 1.0:
+            raise ParameterError(f"max_bad_fraction is {max_bad_fraction}; it is a fraction, from 0 to 1")
+        self._dataset, self._max_bad_fraction = dataset, max_bad_fraction
+        self._report: ValidationReport | None = None
+
+    @property
+    def report(self) -> ValidationReport:
+        """What was found; there when all records were gone through."""
+        if self._report is None:
+            raise RuntimeError("the records have not been gone through to their end")
+        return self._report
+
+    def __iter__(self) -> Iterator[Record]:
+        folder, total, good = self._dataset.folder, 0, 0
+        home_split = _home_splits(self._records())
+        seen = _Seen()
+        bad: list[dict[str, Any]] = []
+        for index, record in enumerate(self._records()):
+            total += 1
+            problem = (
+                _check_annotation(record, home_split)
+                or _check_path(record, folder)
+                or _check_picture(record, index, folder, seen)
+            )
+            if problem:
+                reason, detail = problem
+                place = {"index": index, "image_path": record.image_path, "identity": record.identity}
+                bad.append({**place, "reason": reason, "detail": detail})
+            else:
+                good += 1
+                yield replace(record, image_path=_resolved(folder, record.image_path))
+        counts = dict(Counter(entry["reason"] for entry in bad))
+        self._report = ValidationReport(total, good, counts, tuple(bad))
+        if not total:
+            raise DataError(f"{self._dataset.name} lists no pictures")
+        if bad and (len(bad) > self._max_bad_fraction * total or not good):
+            self._refuse(self._report)
+
+    def _records(self) -> Iterator[Record]:
+        return self._dataset.records() if isinstance(self._dataset, Source) else iter(self._dataset.records)
+
+    def _refuse(self, report: ValidationReport) -> None:
+        kinds = ", ".join(f"{n} {reason}" for reason, n in sorted(report.counts.items(), key=lambda item: -item[1]))
+        first = report.bad[0]
         raise DataError(
-            f"{listing.name}: {len(bad)} of {total} records are bad ({kinds}), allowed is a fraction of "
-            f"{max_bad_fraction:g}; first: record {first['index']}, {first['image_path']!r}: {first['detail']}"
+            f"{self._dataset.name}: {len(report.bad)} of {report.total} records are bad ({kinds}), allowed is a fraction of "
+            f"{self._max_bad_fraction:g}; first: record {first['index']}, {first['image_path']!r}: {first['detail']}"
         )
-    return good, report
+
+
+def validate_records(listing: Listing, *, max_bad_fraction: float = 0.0) -> tuple[list[Record], ValidationReport]:
+    """The good records of `listing` and the report, at once. Raises as `Validation` does."""
+    validation = Validation(listing, max_bad_fraction=max_bad_fraction)
+    good = list(validation)
+    return good, validation.report
 
 
 Problem = tuple[str, str] | None
@@ -102,17 +131,19 @@ class _Seen:
     """The pictures that were good so far, by address and by content, and the reader that they are read with."""
 
     def __init__(self) -> None:
-        self.addresses: dict[str, int] = {}
-        self.digests: dict[bytes, int] = {}
+        self.addresses, self.digests = Ledger(), Ledger()
         self.reader = PictureReader()
 
 
-def _home_splits(listing: Listing) -> dict[int, str]:
-    """The one split each identity may be in."""
-    votes: dict[int, Counter[str]] = {}
-    for record in listing.records:
+def _home_splits(records: Iterable[Record]) -> dict[int, str]:
+    """The one split of each identity that is in several."""
+    ledger = Ledger()
+    for record in records:
         if record.split in SPLITS:
-            votes.setdefault(record.identity, Counter())[record.split] += 1
+            ledger.vote(record.identity, record.split)
+    votes: dict[int, Counter[str]] = {}
+    for person, split, count in ledger.divided():
+        votes.setdefault(person, Counter())[split] = count
     return {person: max(SPLITS, key=lambda split: count[split]) for person, count in votes.items()}
 
 
@@ -131,8 +162,8 @@ def _check_annotation(record: Record, home_split: Mapping[int, str]) -> Problem:
         )
         if not fits:
             return "false word positions", f"wrong_words {record.wrong_words} for {len(record.captions)} captions"
-    if home_split[record.identity] != record.split:
-        home = home_split[record.identity]
+    home = home_split.get(record.identity, record.split)
+    if home != record.split:
         return "identity in two splits", f"identity {record.identity} is in {record.split}, but mostly in {home}"
     return None
 
@@ -156,13 +187,14 @@ def _check_path(record: Record, folder: Path) -> Problem:
     return None
 
 
-def _check_picture(record: Record, index: int, listing: Listing, seen: _Seen) -> Problem:
-    address = _resolved(listing.folder, record.image_path)
+def _check_picture(record: Record, index: int, folder: Path, seen: _Seen) -> Problem:
+    address = _resolved(folder, record.image_path)
     file, _ = split_address(address)
     if not Path(file).is_file():
         return "missing file", "no such file in the dataset's folder"
-    if address in seen.addresses:
-        return "duplicate", f"the file of {_named(seen.addresses[address], listing)}"
+    key = address.encode("utf-8", "surrogateescape")
+    if first := seen.addresses.find(key):
+        return "duplicate", f"the file of {first}"
     try:
         content = seen.reader.read(address)
         with Image.open(io.BytesIO(content)) as image:
@@ -176,13 +208,10 @@ def _check_picture(record: Record, index: int, listing: Listing, seen: _Seen) ->
         told = "" if "<_io" in str(error) else f": {error}"
         return "corrupt image", f"{type(error).__name__}{told}"
     digest = hashlib.sha256(content).digest()
-    if digest in seen.digests:
-        return "duplicate", f"the bytes of {_named(seen.digests[digest], listing)}"
-    seen.addresses[address], seen.digests[digest] = index, index
+    if first := seen.digests.find(digest):
+        return "duplicate", f"the bytes of {first}"
+    # In words, with what makes a duplicate harmful: another split, another identity.
+    named = f"record {index}, {record.image_path!r} (identity {record.identity}, {record.split})"
+    seen.addresses.note(key, named)
+    seen.digests.note(digest, named)
     return None
-
-
-def _named(index: int, listing: Listing) -> str:
-    """A record in words, with what makes a duplicate of it harmful: another split, another identity."""
-    record = listing.records[index]
-    return f"record {index}, {record.image_path!r} (identity {record.identity}, {record.split})"

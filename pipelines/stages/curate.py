@@ -1,4 +1,4 @@
-"""Keep the generated people that are fit to learn from: sharp enough, and matching their captions.
+"""Keep the generated people that are fit to learn from: as the rules want them, sharp enough, and matching their captions.
 
 The match is scored by a small dual encoder trained here, contrastively, on the train split alone. Why each picture was kept or
 dropped is in `curated/decisions.parquet`.
@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.gadms.tasks import RetrievalConfig, RetrievalTask
+from components.persons.candidates import rule_reasons
 from components.persons.curation import Thresholds, decide, quality
+from components.persons.keypoints import KeypointRCNN
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.training.loop import fit
 from pipelines.context import StageContext
@@ -26,7 +28,8 @@ def run(
     people, generated = PersonDataset.open(inputs["people"]), PersonDataset.open(inputs["generated"])
     settings, size = params.curate, (params.pictures.height, params.pictures.width)
     rows = people.rows(split="train", form="long")
-    encoder = new_encoder(params, rows.column("caption"))
+    root = inputs["people"].parents[1]  # the workspace
+    encoder = new_encoder(params, rows.column("caption"), root=root)
     task = RetrievalTask(encoder, RetrievalConfig(method="contrastive"), captions=len(rows), seed=params.seed)
     fit(
         task,
@@ -40,8 +43,17 @@ def run(
     drawn = list(matches)
     real = people.pixels(sorted(set(rows.column("image_id"))), *size)
     thresholds = Thresholds.from_real(quality(real), settings.quality_share)
+    found = settings.detector
+    detector = KeypointRCNN(root / found.weights, sha256=found.sha256, device=context.device) if found else None
+    refused, hashes = rule_reasons((generated.picture(i) for i in drawn), settings.rules(), detector)
     decisions = decide(
-        quality(generated.pixels(drawn, *size)), [matches[i] for i in drawn], thresholds, settings.keep_fraction
+        quality(generated.pixels(drawn, *size)),
+        [matches[i] for i in drawn],
+        thresholds,
+        settings.keep_fraction,
+        refused=refused,
+        hashes=hashes,
+        near=settings.near_duplicates,
     )
     captions: dict[int, list[dict[str, Any]]] = {}
     for row in corpus:

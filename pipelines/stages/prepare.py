@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from components.persons.drawn import DrawnConfig, write_drawn_dataset
-from components.persons.readers import read_listing
-from components.persons.shards import PersonDataset, write_records
-from components.persons.validation import validate_records
+from components.persons.readers import find_source
+from components.persons.shards import MANIFEST, write_records
+from components.persons.statistics import manifest_statistics
+from components.persons.validation import Validation
 from pipelines.context import StageContext
 from pipelines.params import Parameters
 
@@ -34,8 +35,9 @@ def run(
                 near_duplicates=settings.neighbours,
             )
             write_drawn_dataset(root / "CUHK-PEDES", config, params.seed)
-        records, report = validate_records(read_listing(name, root), max_bad_fraction=settings.max_bad_fraction)
-        write_records(records, outputs["people"])
+        validation = Validation(find_source(name, root), max_bad_fraction=settings.max_bad_fraction)
+        write_records(validation, outputs["people"])  # one record at a time: a set may have millions
+        report = validation.report
     (outputs["people"] / "validation.json").write_text(json.dumps(report.to_json(), indent=1, sort_keys=True) + "\n")
-    statistics = PersonDataset.open(outputs["people"]).statistics()
+    statistics = manifest_statistics(outputs["people"] / MANIFEST)
     return {"records": report.total, "kept": report.good, "bad": dict(sorted(report.counts.items())), **statistics}

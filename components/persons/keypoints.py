@@ -1,0 +1,122 @@
+"""People in a picture, with their keypoints: what the rules of curation ask of a detector, and torchvision's keypoint R-CNN as one.
+
+A detector is anything with `detect`. The paper of GA-DMS uses YOLOv11 and YOLOv11-Pose; the keypoints of both are COCO's.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from components.errors import DataError, ParameterError
+
+KEYPOINTS = (
+    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow",
+    "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle",
+)  # fmt: skip
+"""Of COCO, in its order."""
+HEAD, HIPS = range(5), range(11, 13)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One person.
+
+    box: left, top, right, bottom in pixels. confidence: 0 to 1. visible: for each of KEYPOINTS, whether it is seen.
+    """
+
+    box: tuple[float, float, float, float]
+    confidence: float
+    visible: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.visible) != len(KEYPOINTS):
+            raise ParameterError(
+                f"a detection has {len(self.visible)} keypoints; expected the {len(KEYPOINTS)} of COCO"
+            )
+
+
+class Detector(Protocol):
+    """Finds people."""
+
+    def detect(self, pictures: Sequence[Image.Image]) -> list[list[Detection]]:
+        """For each RGB picture the people in it, the surest first."""
+
+
+class KeypointRCNN:
+    """torchvision's keypointrcnn_resnet50_fpn with the weights of a local file; nothing is downloaded.
+
+    `weights`: a state dict as torchvision distributes it (keypointrcnn_resnet50_fpn_coco-fc266e95.pth), or the same as
+    .safetensors. `sha256`, where given, must be the file's. `seen`: a keypoint counts as visible from this heat-map logit on.
+    Neither torchvision nor the paper states a limit; 2 is the one that Detectron, where the model comes from, draws with.
+    """
+
+    def __init__(
+        self, weights: Path, *, sha256: str | None = None, seen: float = 2.0, device: torch.device | str = "cpu"
+    ) -> None:
+        state = _read_state(weights, sha256)
+        self._model = _published_model()
+        try:
+            self._model.load_state_dict(state)
+        except RuntimeError as error:
+            told = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"{weights} holds other weights than torchvision's keypointrcnn_resnet50_fpn: {told}"
+            ) from None
+        self._model.to(device).eval()
+        self._seen, self._device = seen, torch.device(device)
+
+    @torch.no_grad()
+    def detect(self, pictures: Sequence[Image.Image]) -> list[list[Detection]]:
+        tensors = [torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(self._device) / 255 for picture in pictures]
+        return [self._people(found) for found in self._model(tensors)]
+
+    def _people(self, found: dict[str, torch.Tensor]) -> list[Detection]:
+        """torchvision lists the surest first."""
+        rows = zip(found["boxes"].tolist(), found["scores"].tolist(), found["keypoints_scores"].tolist(), strict=True)
+        return [
+            Detection((box[0], box[1], box[2], box[3]), score, tuple(logit >= self._seen for logit in logits))
+            for box, score, logits in rows
+        ]
+
+
+def _published_model() -> Any:
+    """What keypointrcnn_resnet50_fpn builds for its default weights (COCO_V1).
+
+    Asked for none, it would take other normalisation layers, of another epsilon, and find other keypoints with the same weights.
+    """
+    from torchvision.models.detection import keypoint_rcnn
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.ops import FrozenBatchNorm2d
+
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d)
+    model = keypoint_rcnn.KeypointRCNN(backbone, num_classes=2, num_keypoints=len(KEYPOINTS))
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.eps = 0.0
+    return model
+
+
+def _read_state(weights: Path, sha256: str | None) -> dict[str, Any]:
+    try:
+        content = weights.read_bytes()
+    except OSError as error:
+        raise DataError(f"{weights}: no weights of a detector there ({error.strerror}); see curate.detector") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 and digest != sha256:
+        raise DataError(
+            f"{weights} has the SHA-256 {digest}, and not {sha256}: it is another file than the one asked for"
+        )
+    try:
+        if weights.suffix == ".safetensors":
+            from safetensors.torch import load
+
+            return load(content)
+        return torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling raises all kinds of things on a file that is none
+        raise DataError(f"{weights} is no readable file of weights: {' '.join(str(error).split())[:150]}") from None

@@ -1,0 +1,66 @@
+"""What a prepared dataset holds, counted in one walk through its manifest: eight bytes an identity in memory, not the captions."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from components.persons.records import SPLITS
+
+_COLUMNS = ["image_id", "split", "form", "identity", "caption", "wrong_words"]
+
+
+def manifest_statistics(manifest: Path) -> dict[str, Any]:
+    """Pictures, captions and identities per split, and caption lengths in words (JSON-able), of splits that have any."""
+    splits = {split: _Split() for split in SPLITS}
+    for batch in pq.ParquetFile(manifest).iter_batches(columns=_COLUMNS, batch_size=16384):
+        for split in pc.unique(batch["split"]).to_pylist():
+            splits[split].count(batch.filter(pc.equal(batch["split"], split)))
+    return {name: split.told() for name, split in splits.items() if split.captions}
+
+
+class _Split:
+    """Sums over the rows of one split."""
+
+    def __init__(self) -> None:
+        self.images = self.captions = self.wrong = 0
+        self._last_image = -1
+        self._identities: list[NDArray[np.int64]] = []
+        self._forms: dict[str, Counter[int]] = {}  # form -> words -> captions
+
+    def count(self, rows: pa.RecordBatch) -> None:
+        images = rows["image_id"].to_numpy()
+        self.images += int(
+            np.count_nonzero(np.diff(images, prepend=self._last_image))
+        )  # rows of a picture are neighbours
+        self._last_image = int(images[-1])
+        self.captions += rows.num_rows
+        self._identities.append(np.unique(rows["identity"].to_numpy()))
+        self.wrong += int(pc.sum(pc.list_value_length(rows["wrong_words"])).as_py() or 0)
+        for form, caption in zip(rows["form"].to_pylist(), rows["caption"].to_pylist(), strict=True):
+            self._forms.setdefault(form, Counter())[len(caption.split())] += 1
+
+    def told(self) -> dict[str, Any]:
+        return {
+            "images": self.images,
+            "captions": self.captions,
+            "identities": len(np.unique(np.concatenate(self._identities))),
+            "caption_words": {form: _lengths(words) for form, words in sorted(self._forms.items(), reverse=True)},
+            "wrong_words": self.wrong,
+        }
+
+
+def _lengths(words: Counter[int]) -> dict[str, Any]:
+    captions = words.total()
+    mean = sum(length * number for length, number in words.items()) / captions
+    return {
+        "captions": captions,
+        "words_mean": round(mean, 3),
+        "words_min": min(words),
+        "words_max": max(words),
+    }

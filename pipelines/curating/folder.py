@@ -1,0 +1,135 @@
+"""The output folder of a curation, and what a killed run leaves for the next.
+
+working/settings.json      what decides the outcome
+working/candidates.jsonl   a line for each picture that was judged; captions by a large model are dear, so each is kept at once
+manifest.parquet, shards/  the training set, written when all are judged
+decisions.parquet          every candidate with its reason; written last, when `working` goes
+"""
+
+import fcntl
+import itertools
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.errors import DataError, ParameterError
+from components.files import write_atomically
+from components.persons.candidates import Candidate
+from components.persons.shards import MANIFEST
+from pipelines.errors import InfrastructureError
+
+DECISIONS = "decisions.parquet"
+_SCHEMA = pa.schema(
+    [
+        ("address", pa.string()),
+        ("box", pa.list_(pa.int32())),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("match", pa.float64()),
+        ("reason", pa.string()),
+        ("image_id", pa.int64()),
+    ]
+)
+
+
+class CurationFolder:
+    """The folder at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._working = path / "working"
+        self._lines = self._working / "candidates.jsonl"
+
+    @contextmanager
+    def claim(self, settings: Mapping[str, Any]) -> Iterator[None]:
+        """Hold the folder, made or left by a killed run of the same settings.
+
+        Raises ParameterError when it holds anything else, InfrastructureError when another run has it.
+        """
+        if self.path.exists() and not self._working.is_dir() and any(self.path.iterdir()):
+            raise ParameterError(f"{self.path} is not empty: choose another --output")
+        self._working.mkdir(parents=True, exist_ok=True)
+        with open(self._working / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InfrastructureError(
+                    f"{self.path}: another run writes there; wait for it, or choose another --output"
+                ) from None
+            stored = self._working / "settings.json"
+            known = json.loads(stored.read_text()) if stored.is_file() else None
+            if known is not None and known != dict(settings):
+                changed = sorted(key for key in {*known, *settings} if known.get(key) != settings.get(key))
+                raise ParameterError(
+                    f"{self.path} was begun with other {', '.join(changed)}: choose another --output, or remove it"
+                )
+            write_atomically(stored, json.dumps(dict(settings), indent=1, sort_keys=True) + "\n")
+            self._forget_half_a_dataset()
+            yield
+
+    def _forget_half_a_dataset(self) -> None:
+        """What was written after judging is written again; and a line that was cut off by a kill is no line."""
+        shutil.rmtree(self.path / "shards", ignore_errors=True)
+        for name in (MANIFEST, DECISIONS, f".{MANIFEST}.unfinished"):
+            (self.path / name).unlink(missing_ok=True)
+        if self._lines.is_file():
+            with open(self._lines, "rb+") as file:
+                whole = sum(len(line) for line in file if line.endswith(b"\n"))
+                file.truncate(whole)
+
+    def judged(self) -> int:
+        """Pictures that are judged."""
+        if not self._lines.is_file():
+            return 0
+        with open(self._lines, "rb") as file:
+            return sum(1 for _ in file)
+
+    def candidates(self) -> Iterator[Candidate]:
+        """Every candidate so far, picture by picture."""
+        if not self._lines.is_file():
+            return
+        with open(self._lines, encoding="utf-8") as file:
+            for line in file:
+                for entry in json.loads(line)["candidates"]:
+                    box = None if entry["box"] is None else tuple(entry["box"])
+                    yield Candidate(**{**entry, "box": box, "captions": tuple(entry["captions"])})
+
+    def addresses(self) -> Iterator[str]:
+        """Of the judged pictures, in order."""
+        if self._lines.is_file():
+            with open(self._lines, encoding="utf-8") as file:
+                yield from (json.loads(line)["address"] for line in file)
+
+    def record(self, addresses: Sequence[str], judged: Sequence[Sequence[Candidate]]) -> None:
+        """Keep what was judged of some pictures."""
+        with open(self._lines, "a", encoding="utf-8") as file:
+            for address, candidates in zip(addresses, judged, strict=True):
+                entry = {"address": address, "candidates": [asdict(candidate) for candidate in candidates]}
+                file.write(json.dumps(entry) + "\n")
+
+    def conclude(self, reasons: Sequence[str], image_ids: Sequence[int | None]) -> None:
+        """Write the decisions, and remove what only a killed run would need."""
+        rows = (
+            {**asdict(candidate), "reason": reason, "image_id": image_id}
+            for candidate, reason, image_id in zip(self.candidates(), reasons, image_ids, strict=True)
+        )
+        with pq.ParquetWriter(self.path / DECISIONS, _SCHEMA, compression="zstd") as writer:
+            while part := list(itertools.islice(rows, 65536)):
+                columns = {name: [row[name] for row in part] for name in _SCHEMA.names}
+                writer.write_table(pa.table(columns, schema=_SCHEMA))
+        shutil.rmtree(self._working)
+
+
+def require_same(expected: str, found: str, folder: Path) -> None:
+    """Raise DataError unless the picture that comes next is the one that was judged then."""
+    if expected != found:
+        raise DataError(
+            f"{folder}: the pictures changed since the run was begun ({expected} then, {found} now): choose another --output"
+        )

@@ -1,0 +1,178 @@
+"""Pictures of any kind judged one by one, with detections and matches made by hand."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from components.errors import DataError, ParameterError
+from components.persons.candidates import (
+    NO_CAPTION,
+    OUTSIDE,
+    UNFILLED,
+    UNREADABLE,
+    Judge,
+    Source,
+    pictures_in,
+    rule_reasons,
+)
+from components.persons.curation import DUPLICATE, KEPT, MISMATCHED, Quality, Thresholds, decide, final_reasons
+from components.persons.keypoints import KEYPOINTS, Detection
+from components.persons.rules import FEW_KEYPOINTS, NOBODY, SHAPE, SMALL, UNSURE, Rules
+
+WHOLE = (True,) * len(KEYPOINTS)
+
+
+class Told:
+    """A detector that is told what is in a picture, by its width."""
+
+    def __init__(self, people):
+        self.people = people
+
+    def detect(self, pictures):
+        return [self.people.get(picture.width, []) for picture in pictures]
+
+
+class Named:
+    """A captioner whose captions name the picture's number and size."""
+
+    def caption(self, pictures, numbers):
+        return [
+            (f"{number} of {picture.width}", "[hair] left") for picture, number in zip(pictures, numbers, strict=True)
+        ]
+
+
+def save(path, width, height, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "pictures"
+    for width, height in ((100, 300), (101, 300), (102, 300), (103, 300), (300, 300), (50, 150)):
+        save(root / f"p/{width}.png", width, height, width)
+    (root / "p/torn.jpg").write_bytes(b"torn")
+    save(tmp_path / "secret.png", 100, 300)
+    (root / "p/link.png").symlink_to(tmp_path / "secret.png")
+    return root
+
+
+def judged(judge, sources):
+    return {source.address: found for source, found in zip(sources, judge.judge(sources, 0), strict=True)}
+
+
+def test_every_picture_file_is_found_in_order_whatever_its_case(tmp_path):
+    for name in ("b/2.JPG", "b/1.png", "a/9.webp", "x.bmp", "notes.txt", "b/.hidden"):
+        save(tmp_path / "x.png", 2, 2)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((tmp_path / "x.png").read_bytes())
+    assert [source.address for source in pictures_in(tmp_path)] == ["x.bmp", "x.png", "a/9.webp", "b/1.png", "b/2.JPG"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no pictures"):
+        list(pictures_in(tmp_path / "empty"))
+
+
+def test_each_picture_is_dropped_for_the_first_reason_that_holds(folder):
+    sure, unsure = Detection((0, 0, 100, 300), 0.99, WHOLE), Detection((0, 0, 9, 9), 0.5, WHOLE)
+    hidden = Detection((0, 0, 100, 300), 0.99, (True,) * 7 + (False,) * 10)
+    detector = Told({100: [sure, unsure], 101: [unsure], 102: [hidden], 300: [sure], 50: [sure]})
+    found = judged(Judge(folder, Rules(), detector, captioner=Named()), list(pictures_in(folder)))
+    reasons = {address: [candidate.reason for candidate in candidates] for address, candidates in found.items()}
+    assert reasons == {
+        "p/100.png": [None], "p/101.png": [UNSURE], "p/102.png": [FEW_KEYPOINTS], "p/103.png": [NOBODY], "p/300.png": [SHAPE],
+        "p/50.png": [SMALL], "p/torn.jpg": [UNREADABLE], "p/link.png": [OUTSIDE],
+    }  # fmt: skip
+
+
+def test_without_a_detector_nobody_is_looked_for(folder):
+    found = judged(Judge(folder, Rules(), captioner=Named()), [Source("p/103.png"), Source("p/300.png")])
+    assert [found[address][0].reason for address in found] == [None, SHAPE]
+
+
+def test_each_person_cut_out_is_a_candidate_with_the_pixels_of_its_box(folder):
+    people = [Detection((-5.0, 0.4, 90.2, 300.0), 0.99, WHOLE), Detection((200, 10, 240, 200), 0.9, WHOLE),
+              Detection((400, 10, 500, 200), 0.9, WHOLE), Detection((0, 0, 100, 290), 0.8, WHOLE)]  # fmt: skip
+    judge = Judge(folder, Rules(), Told({300: people}), crop=True, captioner=Named())
+    found = judge.judge([Source("p/100.png"), Source("p/300.png", ("known.",), 7, "test")], 40)
+    assert [candidate.reason for candidate in found[0]] == [NOBODY]
+    by_box = {candidate.box: candidate for candidate in found[1]}
+    assert {box: candidate.reason for box, candidate in by_box.items()} == {
+        (0, 0, 90, 300): None, (200, 10, 240, 200): SMALL, (300, 10, 300, 200): NOBODY, (0, 0, 100, 290): UNSURE,
+    }  # fmt: skip
+    kept = by_box[0, 0, 90, 300]
+    assert (kept.width, kept.height, kept.captions, kept.identity, kept.split) == (
+        90,
+        300,
+        ("41000 of 90",),
+        None,
+        "train",
+    )
+    whole = np.asarray(Image.open(folder / "p/300.png"))
+    assert np.array_equal(np.asarray(judge.pixels(kept)), whole[0:300, 0:90])
+
+
+def test_captions_are_written_kept_or_missed(folder):
+    def one(captions, captioner=None):
+        return Judge(folder, Rules(), captioner=captioner).judge([Source("p/100.png", captions, 3, "val")], 5)[0][0]
+
+    assert one((" a man. ", "", "x [top]")).captions == ("a man.",)
+    assert (one(("",)).reason, one(("[top] only",)).reason) == (NO_CAPTION, UNFILLED)
+    written = one(("old",), Named())
+    assert (written.captions, written.identity, written.split) == (("5000 of 100",), 3, "val")
+
+
+def test_a_matcher_is_asked_about_what_is_left_and_with_its_captions(folder):
+    asked = []
+
+    def matcher(pictures, captions):
+        asked.append([(picture.width, *texts) for picture, texts in zip(pictures, captions, strict=True)])
+        return [0.25 * i for i in range(len(pictures))]
+
+    judge = Judge(folder, Rules(), captioner=Named(), matcher=matcher)
+    found = judge.judge([Source("p/100.png"), Source("p/300.png"), Source("p/101.png")], 0)
+    assert asked == [[(100, "0 of 100"), (101, "2000 of 101")]]
+    assert [candidates[0].match for candidates in found] == [0.0, None, 0.25]
+
+
+def test_cutting_out_needs_a_detector(folder):
+    with pytest.raises(ParameterError, match="needs a detector"):
+        Judge(folder, Rules(), crop=True)
+
+
+def test_the_best_matches_stay_and_of_near_duplicates_the_best():
+    reasons = [None, SMALL, None, None, None, None]
+    matches = [0.1, None, 0.5, 0.4, 0.4, 0.9]
+    hashes = [0, 0, 0b1, 0b11, 0xFF00, 0xFF01]
+    assert final_reasons(reasons, matches, hashes) == [KEPT, SMALL, *[KEPT] * 4]
+    assert final_reasons(reasons, matches, hashes, least_match=0.4) == [MISMATCHED, SMALL, *[KEPT] * 4]
+    assert final_reasons(reasons, matches, hashes, keep_fraction=0.6) == [
+        MISMATCHED,
+        SMALL,
+        KEPT,
+        KEPT,
+        MISMATCHED,
+        KEPT,
+    ]
+    assert final_reasons(reasons, matches, hashes, near=1) == [DUPLICATE, SMALL, KEPT, DUPLICATE, DUPLICATE, KEPT]
+    with pytest.raises(ParameterError, match="keep_fraction"):
+        final_reasons(reasons, matches, hashes, keep_fraction=0.0)
+
+
+def test_generated_pictures_are_refused_by_rule_before_quality_and_quality_before_match():
+    measured = Quality(np.array([9.0, 9, 1, 9, 9]), np.array([9.0, 9, 9, 1, 9]))
+    decisions = decide(
+        measured, [0.5] * 5, Thresholds(5.0, 5.0), 1.0, refused=[None, SMALL, SMALL, None, None], hashes=[3] * 5, near=0
+    )
+    assert [decision.reason for decision in decisions] == [KEPT, SMALL, SMALL, "flat", DUPLICATE]
+    with pytest.raises(DataError, match="none of 5 generated pictures is fit") as error:
+        decide(measured, [0.5] * 5, Thresholds(5.0, 5.0), 1.0, refused=[SHAPE] * 5)
+    assert f"5 {SHAPE}" in str(error.value)
+
+
+def test_rules_on_open_pictures_are_those_on_files(folder):
+    pictures = [Image.open(folder / f"p/{width}.png").convert("RGB") for width in (100, 300, 103)]
+    detector = Told({100: [Detection((0, 0, 1, 1), 0.99, WHOLE)]})
+    reasons, hashes = rule_reasons(iter(pictures), Rules(), detector, batch=2)
+    assert reasons == [None, SHAPE, NOBODY]
+    assert len(set(hashes)) == 3
+    assert rule_reasons(pictures, Rules())[0] == [None, SHAPE, None]
