@@ -2,10 +2,12 @@
 
 On the drawn set everything about a query is known, so its results can be parted by what the picture shows (`by_attribute`) and by
 how many words of the sentence are false (`by_false_words`), or the same people can be described again with more and more false
-facts (`recaption`) and searched for (`by_noise_level`). Intervals resample whole identities (`components.evaluation.intervals`):
+facts (`recaption`) and searched for (`by_noise_level`). What went wrong in a miss is seen from the picture that was found in its
+place (`mistaken_attributes`). Intervals resample whole identities (`components.evaluation.intervals`):
 the sentences of one person are not independent. A part with few people has a wide interval, and that is the point of it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,6 +146,51 @@ def by_noise_level(
             raise DataError("breakdown: no query has a picture of its identity in the gallery")
         parts[rate] = everybody["all"]
     return parts
+
+
+@dataclass(frozen=True)
+class Mistaken:
+    """How often, in percent, the picture found first shows another value of an attribute than the one searched for.
+
+    Attributes:
+        misses: of how many misses; those whose picture shows the attribute.
+        share: in percent of them.
+        chance: what a random picture of the gallery would give.
+    """
+
+    misses: int
+    share: float
+    chance: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Plain JSON values."""
+        return {"misses": self.misses, "share": self.share, "chance": self.chance}
+
+
+def mistaken_attributes(
+    shown: Sequence[Mapping[str, str]], found: Sequence[Mapping[str, str]], gallery: Sequence[Mapping[str, str]]
+) -> dict[str, Mistaken]:
+    """attribute -> how it differs between what was searched for and what came first, names sorted.
+
+    shown and found (M,): of each miss, what its picture and the picture found first show; gallery (G,): what every picture shows.
+    A picture that does not show the attribute shows another value. A share far below chance is an attribute the model reads.
+
+    Raises:
+        DataError: the lengths differ, or no gallery.
+    """
+    if len(shown) != len(found) or not gallery:
+        raise DataError(
+            f"breakdown: {len(shown)} misses, {len(found)} found pictures, {len(gallery)} in the gallery; give one picture "
+            "found for each miss, and the gallery"
+        )
+    mistaken = {}
+    for name in sorted({name for picture in shown for name in picture}):
+        asked = [i for i, picture in enumerate(shown) if name in picture]
+        counts = Counter(picture.get(name) for picture in gallery)
+        wrong = sum(found[i].get(name) != shown[i][name] for i in asked)
+        random = sum(1 - counts[shown[i][name]] / len(gallery) for i in asked)
+        mistaken[name] = Mistaken(len(asked), 100 * wrong / len(asked), 100 * random / len(asked))
+    return mistaken
 
 
 def _part(results: RetrievalResult, rows: list[int], identities: list[int], resamples: int, seed: int) -> Part:

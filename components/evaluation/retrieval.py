@@ -154,6 +154,14 @@ def retrieval_results(
     return RetrievalResult(first, precision, penalty, valid)
 
 
+@torch.no_grad()
+def best_matches(queries: Tensor, gallery: Tensor, *, chunk: int = 256) -> Tensor:
+    """The gallery row with the highest cosine for each query, int64 (Q,); of equal ones the first. `chunk` queries at once."""
+    gallery = F.normalize(gallery.float(), dim=-1)
+    best = [(F.normalize(part.float(), dim=-1) @ gallery.T).argmax(dim=1).cpu() for part in queries.split(chunk)]
+    return torch.cat(best) if best else torch.empty(0, dtype=torch.int64)
+
+
 def _positives(query_ids: Tensor, ordered: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Gallery rows of each query's identity, (q, P), and which of them are real and not padding, bool (q, P).
 

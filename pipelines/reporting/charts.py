@@ -32,8 +32,13 @@ def interval_bar(interval: Mapping[str, float], axis: tuple[float, float], kind:
     )
 
 
-def line_chart(curves: Mapping[str, Curve], label: str, width: int = 300, height: int = 150) -> Markup:
-    """Curves over steps on common axes; each has its name as its class. Values that are None or not finite are left out."""
+def line_chart(
+    curves: Mapping[str, Curve], label: str, width: int = 300, height: int = 150, *, last: str | None = None
+) -> Markup:
+    """Curves over steps on common axes; each has its name as its class. Values that are None or not finite are left out.
+
+    `last` follows the last value of the axis; without it "step" comes before it.
+    """
     points = {
         name: [(step, value) for step, value in zip(*curve, strict=True) if value is not None and math.isfinite(value)]
         for name, curve in curves.items()
@@ -42,22 +47,23 @@ def line_chart(curves: Mapping[str, Curve], label: str, width: int = 300, height
     if not every:
         return Markup("")
     left, right, top, bottom = 40, width - 8, 8, height - 18
-    first, last = min(step for step, _ in every), max(step for step, _ in every)
+    first, final = min(step for step, _ in every), max(step for step, _ in every)
     ticks = nice_ticks(min(value for _, value in every), max(value for _, value in every))
     low, high = ticks[0], ticks[-1]
 
     def x(step: float) -> float:
-        return left + (right - left) * (step - first) / max(last - first, 1)
+        return left + (right - left) * (step - first) / max(final - first, 1)
 
     def y(value: float) -> float:
         return bottom - (bottom - top) * (value - low) / (high - low)
 
     parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img"><title>{escape(label)}</title>']
+    end = f"{final} {escape(last)}" if last else f"step {final}"
     for tick in ticks:
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(f'<text x="{left - 5}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{tick:.4g}</text>')
     parts.append(f'<text x="{left}" y="{height - 4}">{first}</text>')
-    parts.append(f'<text x="{right}" y="{height - 4}" text-anchor="end">step {last}</text>')
+    parts.append(f'<text x="{right}" y="{height - 4}" text-anchor="end">{end}</text>')
     for name, curve in points.items():
         path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in curve)
         parts.append(f'<polyline class="curve {escape(name)}" points="{path}"/>')

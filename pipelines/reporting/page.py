@@ -18,6 +18,7 @@ from pipelines import params
 from pipelines.graph import GADMS_ARMS, TACA_ARMS, Stage, all_stages, runs_of
 from pipelines.reporting import charts, diagram
 from pipelines.reporting.attention import mass_panels
+from pipelines.reporting.retrieval import leaderboards, noise_panels
 from pipelines.reporting.runs import Known, look_up
 from pipelines.reporting.studies import seeds_bar, study_views
 from pipelines.tracking import flatten
@@ -33,8 +34,10 @@ ARM_NAMES = {
     "gadms": "GA-DMS",
     "random": "random masking",
     "contrastive": "contrastive",
+    "nam": "NAM",
+    "irra": "IRRA",
 }
-DRAWN = ("loss", "psnr", "accuracy", "contrastive", "sdm", "mtp", "noise_auc")
+DRAWN = ("loss", "psnr", "accuracy", "contrastive", "sdm", "mtp", "noise_auc", "R@1")
 """Which of a stage's curves are drawn, by the last part of the name."""
 ABOUT = {
     "prepare": "Draws people and captions (or reads a published set), checks every record, splits by identity.",
@@ -89,6 +92,11 @@ def render(workspace: Workspace) -> Path:
             masses=mass_panels(report["attention"]),
             studies=study_views(workspace),
             curves=curve_panels(report["curves"]),
+            noise_panels=noise_panels(report["curves"]),
+            boards=leaderboards(
+                settings.prepare.source,
+                {ARM_NAMES.get(arm, arm): row for arm, row in report["retrieval"]["arms"].items()},
+            ),
             parity=parity_panels(report["parity"]),
             total=sum(made.seconds or 0 for made in known.runs.values()),
             rendered=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -250,11 +258,12 @@ def certain(interval: Mapping[str, float]) -> str:
     return "better" if interval["low"] > 0 else "worse" if interval["high"] < 0 else "even"
 
 
-def shares(words: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A caption's words with their score placed between the caption's least (0) and greatest (1)."""
-    scores = [word["score"] or 0.0 for word in words]
-    low, high = min(scores), max(scores)
-    return [{**word, "share": (score - low) / (high - low or 1)} for word, score in zip(words, scores, strict=True)]
+def shares(words: Sequence[Mapping[str, Any]], scores: Sequence[float | None]) -> list[dict[str, Any]]:
+    """A caption's words with a score of each, placed between the caption's least (0) and greatest (1)."""
+    values = [score or 0.0 for score in scores]
+    low, high = min(values), max(values)
+    placed = [(value - low) / (high - low or 1) for value in values]
+    return [{**word, "score": value, "share": share} for word, value, share in zip(words, values, placed, strict=True)]
 
 
 def data_uri(path: Path) -> str:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.fingerprint import fingerprint
 from pipelines.graph import StageRun, all_stages, runs_of
+from pipelines.manifests import folder_name
 from pipelines.params import Parameters
-from pipelines.tracking import FINISHED, Tracker, connect, pipeline_identity, tracking_uri
+from pipelines.redaction import without_secrets
+from pipelines.tracking import FINISHED, Tracker, connect, pipeline_identity, public_uri, tracking_uri
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -44,22 +46,22 @@ class Known:
 
 def look_up(workspace: Workspace, params: Parameters) -> Known:
     """Find the run behind every stage of `workspace`, and name them on the pipeline's run. A server that is away costs nothing."""
-    uri = tracking_uri(workspace)
+    uri, shown = tracking_uri(workspace), public_uri(workspace)
     stages = [run for stage in all_stages() for run in runs_of(stage)]
     prints = {run.address: _fingerprint(run, workspace, params) for run in stages}
     database = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
     if database and not Path(database).exists():
-        return Known(uri, prints, {}, f"no MLflow store at {uri}")
+        return Known(shown, prints, {}, f"no MLflow store at {shown}")
     try:
         tracker = connect(workspace)
         found = {run.address: _find(tracker, run, prints[run.address]) for run in stages}
         runs = {address: _made(run, uri) for address, run in found.items() if run}
         _name_on_pipeline(tracker, workspace, runs)
     except Exception as error:  # whatever a server answers: the page is worth having without it
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = without_secrets(str(error).splitlines()[0])[:200] if str(error) else type(error).__name__
         print(f"warning: the page has no runs: {reason}", file=sys.stderr)
-        return Known(uri, prints, {}, reason)
-    return Known(uri, prints, runs, None)
+        return Known(shown, prints, {}, reason)
+    return Known(shown, prints, runs, None)
 
 
 def _fingerprint(run: StageRun, workspace: Workspace, params: Parameters) -> str:
@@ -71,7 +73,7 @@ def _find(tracker: Tracker, run: StageRun, identity: str) -> "Run | None":
     """The run that scratch remembers, or the newest finished one with this fingerprint."""
     from mlflow.exceptions import MlflowException
 
-    remembered = _remembered(tracker.workspace.home / f"{run.address.replace('@', '-')}-{identity[:16]}" / "DONE.json")
+    remembered = _remembered(tracker.workspace.home / folder_name(run.address, identity) / "DONE.json")
     if remembered:
         try:
             return tracker.client.get_run(remembered)
@@ -106,8 +108,15 @@ def _made(run: "Run", uri: str) -> Made:
         cpu_seconds=metrics.get("cost/cpu_seconds"),
         peak_memory_mb=metrics.get("cost/peak_memory_mb"),
         workers=tags.get("pipelines.workers", ""),
-        link=f"{uri.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" if served else None,
+        link=f"{_without_user(uri)}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" if served else None,
     )
+
+
+def _without_user(uri: str) -> str:
+    """An address for a browser: whoever follows the link signs in himself."""
+    scheme, _, rest = uri.rstrip("/").partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _name_on_pipeline(tracker: Tracker, workspace: Workspace, runs: Mapping[str, Made]) -> None:

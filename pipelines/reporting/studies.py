@@ -1,4 +1,4 @@
-"""The results of studies, as the page shows them: an interval with a dot for each seed, and a map in diverging colours."""
+"""The results of studies, as the page shows them: an interval with a dot for each seed, and maps in diverging colours."""
 
 import json
 import math
@@ -8,8 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from components.errors import DataError
-from pipelines.graph import TACA_ARMS
-from pipelines.reporting.charts import interval_bar, scale
+from pipelines.graph import GADMS_ARMS, TACA_ARMS
+from pipelines.reporting.charts import interval_bar, line_chart, scale
 from pipelines.workspace import Workspace
 
 FOLDER = "studies/results"
@@ -22,6 +22,13 @@ VARIANTS = {
     "cosine": "cosine: γ falls to 1",
 }
 DIFFERENCE = ("difference", "difference_by_seed")
+KINDS = {
+    "seen": "training captions",
+    "seen_colour": "colour words of them",
+    "unseen": "captions of people never seen",
+    "unseen_colour": "colour words of them",
+}
+"""What a score's AUC is over, by its name in the results."""
 
 
 def study_views(workspace: Workspace) -> dict[str, dict[str, Any]]:
@@ -30,7 +37,7 @@ def study_views(workspace: Workspace) -> dict[str, dict[str, Any]]:
     Raises DataError for a results file that cannot be read.
     """
     views = {}
-    for name, view in {"taca": taca_view}.items():
+    for name, view in {"taca": taca_view, "gadms": gadms_view}.items():
         file = workspace.path(f"{FOLDER}/{name}.json")
         if file.is_file():
             try:
@@ -68,6 +75,61 @@ def taca_view(results: Mapping[str, Any]) -> dict[str, Any]:
             "variants": _even(_axis((row for rows in variants.values() for row in rows.values()), *DIFFERENCE, step=2)),
         },
     }
+
+
+def gadms_view(results: Mapping[str, Any]) -> dict[str, Any]:
+    """For each noise level the arms, on axes common to all, and a map of the scores' AUC on each arm's encoders."""
+    summary = results["summary"]
+    noises = sorted(summary["arms"], key=lambda name: float(name.split()[-1]))
+    rows = [row for name in noises for row in summary["arms"][name].values()]
+    minus = [row for arm in rows for row in arm["minus"].values()]
+    arms = {name: _ordered(summary["arms"][name], GADMS_ARMS) for name in noises}
+    curves: dict[str, tuple[list[int], list[float | None]]] = {}
+    for arm in dict.fromkeys(arm for name in noises for arm in arms[name]):
+        values = [arms[name][arm]["R@1"] if arm in arms[name] else None for name in noises]
+        curves[arm] = ([round(100 * float(name.split()[-1])) for name in noises], values)
+    return {
+        **{key: results[key] for key in ("revision", "dirty", "done", "of")},
+        "noises": noises,
+        "arms": arms,
+        "curve": line_chart(curves, "R@1 by percent of facts that are false", last="% of facts are false"),
+        "people": results["plan"]["people"],
+        "scores": {name: auc_map(summary["scores"][name]) for name in noises},
+        "axes": {
+            "R@1": _axis(({**row, "hits": row["interval"]} for row in rows), "hits", "by_seed"),
+            "minus": _even(_axis(({"minus": row, **row} for row in minus), "minus", "by_seed", step=2)),
+        },
+    }
+
+
+def auc_map(encoders: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Scores down, the best on average first; across what the AUC is over, for each encoder. None without one.
+
+    "share" says how much colour a place gets: 0 at one half, where a score says nothing, 1 at all or nothing.
+    """
+    columns = [(arm, kind) for arm, row in encoders.items() for kind in KINDS if kind in row]
+    if not columns:
+        return None
+    scores = list(dict.fromkeys(score for arm, kind in columns for score in encoders[arm][kind]))
+
+    def place(score: str, arm: str, kind: str) -> dict[str, Any] | None:
+        row = encoders[arm][kind].get(score)
+        if row is None:
+            return None
+        low, high = min(row["by_seed"]), max(row["by_seed"])
+        share = min(1.0, 2 * abs(row["mean"] - 0.5))
+        return {
+            "mean": row["mean"],
+            "low": low,
+            "high": high,
+            "share": share,
+            "kind": "up" if row["mean"] >= 0.5 else "down",
+        }
+
+    rows = [{"score": score, "places": [place(score, *column) for column in columns]} for score in scores]
+    rows.sort(key=lambda row: -_mean([place["mean"] for place in row["places"] if place]))
+    kinds = [{"encoder": arm, "kind": KINDS[kind]} for arm, kind in columns]
+    return {"columns": kinds, "rows": rows, "seeds": next(iter(encoders.values()))["seeds"]}
 
 
 def gamma_map(rows: Sequence[Mapping[str, Any]], default: Mapping[str, Any], largest: float) -> dict[str, Any] | None:
@@ -118,6 +180,10 @@ def seeds_bar(
 def _ordered(rows: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """`rows` with those in `names` first, in that order."""
     return {name: rows[name] for name in [*(n for n in names if n in rows), *(n for n in rows if n not in set(names))]}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
 
 
 def _axis(rows: Iterable[Mapping[str, Any]], interval: str, values: str, step: float = 5) -> tuple[float, float]:

@@ -1,18 +1,31 @@
-"""Pre-train the dual encoder on generated people: contrastive warm-up, then this arm's method."""
+"""Pre-train the dual encoder: contrastive warm-up, then this arm's method, on generated people unless told otherwise."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.persons.corpus import open_corpus
 from components.persons.shards import PersonDataset
 from pipelines.context import StageContext
 from pipelines.params import Parameters
 from pipelines.stages.retrieval import new_encoder, train_arm
+from pipelines.stages.streamed import train_streamed
 
 
 def run(
     params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
 ) -> dict[str, Any]:
-    curated, settings = PersonDataset.open(inputs["curated"]), params.gadms_pretrain
-    encoder = new_encoder(params, curated.rows(split="train", form="long").column("caption"))
-    return train_arm(encoder, curated, settings.method, settings.training, params, context, outputs["model"])
+    settings = params.gadms_pretrain
+    folder, root = inputs["people" if settings.corpus == "people" else "curated"], inputs["curated"].parents[1]
+    if settings.streaming and settings.corpus != "none":
+        stream = open_corpus(folder)
+        encoder = new_encoder(params, stream.captions(), root=root)
+        return train_streamed(
+            encoder, stream, settings.method, settings.training, params, context, outputs["model"], settings.readers
+        )
+    corpus = PersonDataset.open(folder)
+    encoder = new_encoder(params, corpus.rows(split="train", form="long").column("caption"), root=root)
+    if settings.corpus == "none":  # fine-tuning begins with the published weights
+        encoder.save(outputs["model"])
+        return {"parameters": sum(p.numel() for p in encoder.parameters())}
+    return train_arm(encoder, corpus, settings.method, settings.training, params, context, outputs["model"])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from components.evaluation.comparison import alignment_differences, retrieval_differences
+from components.evaluation.comparison import alignment_differences
 from components.files import write_atomically
 from components.persons.shards import PersonDataset
 from pipelines.context import StageContext
@@ -20,9 +20,10 @@ from pipelines.graph import GADMS_ARMS, METHODS, STAGES, TACA_ARMS, runs_of
 from pipelines.params import Parameters
 from pipelines.stages.report_attention import attention_section
 from pipelines.stages.report_checks import checks
-from pipelines.stages.report_pictures import Album, curation_examples, people, queries, spread
+from pipelines.stages.report_pictures import Album, curation_examples, people, queries
+from pipelines.stages.report_retrieval import breakdown_section, heatmaps, retrieval_section
 
-BASELINE, MASKING_BASELINE = "base", "random"
+BASELINE = "base"
 DIGITS = 6
 
 
@@ -41,9 +42,10 @@ def run(
         "alignment": alignment_section(metrics, alignment, params.seed),
         "attention": attention_section(metrics["taca_attention"], columns(inputs["results/attention.parquet"])),
         "retrieval": retrieval_section(metrics, ranks, real, params.seed),
+        "breakdown": breakdown_section(ranks, real, params.seed),
         "people": people(album, real, inputs, alignment, params.report.people),
         "queries": queries(album, real, inputs["model"], inputs["index"], params.report.queries),
-        "heatmaps": heatmaps(columns(inputs["results/scores/gadms.parquet"]), params.report.heatmaps),
+        "heatmaps": heatmaps(album, real, columns(inputs["results/scores/gadms.parquet"]), params.report.heatmaps),
         "curation": {
             **metrics["curate"],
             "examples": curation_examples(album, inputs["curated"], inputs["generated/taca_lora"]),
@@ -71,34 +73,6 @@ def alignment_section(metrics: Mapping[str, Any], tables: Mapping[str, Any], see
             arms[arm] = own
         section[source] = {"prompts": tables[BASELINE]["source"].count(source), "arms": arms}
     return section
-
-
-def retrieval_section(
-    metrics: Mapping[str, Any], tables: Mapping[str, Any], real: PersonDataset, seed: int
-) -> dict[str, Any]:
-    """Each arm's metrics and its paired difference in R@1 to random masking; what needs no training beside them."""
-    rows = real.rows()
-    identities = dict(zip(rows.column("caption_id"), rows.column("identity"), strict=True))
-    differences = retrieval_differences(tables, MASKING_BASELINE, identities, seed)
-    shared = ("untrained", "chance", "attribute_ceiling", "gallery", "identities")
-    arms = {}
-    for arm in tables:
-        own = {key: value for key, value in metrics[f"gadms_evaluate@{arm}"].items() if key not in shared}
-        if arm in differences:
-            own["R@1_difference"] = differences[arm].as_dict()
-        arms[arm] = own
-    return {"arms": arms, **{key: metrics["gadms_evaluate@gadms"][key] for key in shared}}
-
-
-def heatmaps(words: Mapping[str, list[Any]], number: int) -> list[dict[str, Any]]:
-    """`number` captions, spread over those that hold a wrong word, word by word."""
-    captions: dict[int, list[dict[str, Any]]] = {}
-    for caption, word, score, wrong in zip(
-        words["caption_id"], words["word"], words["score"], words["wrong"], strict=True
-    ):
-        captions.setdefault(caption, []).append({"word": word, "score": score, "wrong": bool(wrong)})
-    noisy = [caption for caption, row in captions.items() if any(word["wrong"] for word in row)]
-    return [{"caption_id": caption, "words": captions[caption]} for caption in spread(noisy, number)]
 
 
 def parity(path: Path) -> dict[str, Any]:

@@ -103,11 +103,12 @@ def queries(album: Album, real: PersonDataset, model: Path, index: Path, number:
     found = search.many([row["caption"] for row in asked], GALLERY)
     section, sheet = [], []
     for place, (row, matches) in enumerate(zip(asked, found, strict=True)):
-        pictures = album.pixels(real, [match.image_id for match in matches])
+        own, *pictures = album.pixels(real, [row["image_id"], *(match.image_id for match in matches)])
         right = [match.metadata["identity"] == row["identity"] for match in matches]
         section.append(
             {
                 "caption": row["caption"],
+                "picture": album.add(f"queries/{place:02d}-own", own),
                 "identity": row["identity"],
                 "first_right": right.index(True) + 1 if any(right) else None,
                 "matches": [

@@ -1,30 +1,50 @@
 """What the retrieval stages share: building the encoder from params, feeding it, and one phase of its training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from components.gadms.batches import CaptionBatches
 from components.gadms.embedding import embed_captions, embed_images
 from components.gadms.model import DualEncoder
-from components.gadms.tasks import RetrievalConfig, RetrievalTask
+from components.gadms.published import pretrained_encoder
+from components.gadms.selection import Validation
+from components.gadms.tasks import RetrievalTask
 from components.gadms.tokenizer import CaptionTokenizer
 from components.persons.shards import PersonDataset, Rows
+from components.persons.transforms import AugmentationConfig
 from components.training.loop import fit
 from pipelines.context import StageContext
-from pipelines.params import Method, Parameters, Training
+from pipelines.params import Method, Parameters, ValidatedTraining
 
 
-def new_encoder(params: Parameters, captions: Sequence[str]) -> DualEncoder:
-    """The encoder that `retrieval` names: published weights, or a new one with the vocabulary of `captions`."""
-    settings, size = params.retrieval, (params.pictures.height, params.pictures.width)
+def new_encoder(params: Parameters, captions: Iterable[str], root: Path = Path()) -> DualEncoder:
+    """The encoder that `retrieval` names: published weights, or a new one with the vocabulary of `captions`.
+
+    A file or folder of weights is looked for in `root`, the workspace.
+    """
+    settings = params.retrieval
+    height, width = settings.image_size or (params.pictures.height, params.pictures.width)
     if settings.pretrained:
-        return DualEncoder.from_pretrained(str(settings.architecture), settings.pretrained, image_size=size)
+        return pretrained_encoder(
+            settings.architecture,
+            settings.pretrained,
+            root=root,
+            sha256=settings.pretrained_sha256,
+            image_size=(height, width),
+            position_resize=settings.position_resize,
+        )
     tokenizer = CaptionTokenizer.from_corpus(captions) if isinstance(settings.architecture, dict) else None
-    return DualEncoder.create(settings.architecture, image_size=size, tokenizer=tokenizer, seed=params.seed)
+    return DualEncoder.create(settings.architecture, image_size=(height, width), tokenizer=tokenizer, seed=params.seed)
 
 
 def caption_batches(
-    encoder: DualEncoder, dataset: PersonDataset, rows: Rows, batch: int, params: Parameters, context: StageContext
+    encoder: DualEncoder,
+    dataset: PersonDataset,
+    rows: Rows,
+    batch: int,
+    params: Parameters,
+    context: StageContext,
+    augmentation: AugmentationConfig | None = None,
 ) -> CaptionBatches:
     """This rank's batches of captions with their pictures."""
     size = encoder.image_size
@@ -39,6 +59,7 @@ def caption_batches(
         seed=params.seed,
         rank=context.rank,
         world_size=context.world_size,
+        augmentation=augmentation,
         wrong_words=wrong if any(wrong) else None,
     )
 
@@ -47,20 +68,62 @@ def train_arm(
     encoder: DualEncoder,
     dataset: PersonDataset,
     method: Method,
-    training: Training,
+    training: ValidatedTraining,
     params: Parameters,
     context: StageContext,
     output: Path,
-) -> dict[str, float]:
-    """Train `encoder` on the train split of `dataset` by the method of this arm, and save it."""
+) -> dict[str, object]:
+    """Train `encoder` on the train split of `dataset` by the method of this arm, and save it.
+
+    With `validate_every`, what is saved are the weights that found most in the val split; a dataset without one keeps the last.
+    """
     rows = dataset.rows(split="train", form="long")
-    config = RetrievalConfig(method=context.arm, **method.model_dump())  # type: ignore[arg-type]
     identities = len(set(rows.column("identity")))
-    task = RetrievalTask(encoder, config, captions=len(rows), identities=identities, seed=params.seed)
-    batches = caption_batches(encoder, dataset, rows, training.batch, params, context)
-    fit(task, batches, training.loop(), context)
+    validated = dataset.rows(split="val", form="long") if training.validate_every else None
+    if validated is not None and not len(validated):
+        print("no val split to select weights on: the last ones are kept", flush=True)
+        validated = None
+    encoder.checkpoint_activations(params.retrieval.gradient_checkpointing)
+    task = RetrievalTask(
+        encoder,
+        method.config(context.arm or ""),
+        captions=len(rows),
+        identities=identities,
+        seed=params.seed,
+        keep_best=validated is not None,
+    )
+    augmentation = AugmentationConfig(**method.augmentation.model_dump()) if method.augmentation else None
+    batches = caption_batches(encoder, dataset, rows, training.batch, params, context, augmentation)
+    fit(task, batches, training.loop(), context, on_report=_validation(task, dataset, validated, training))
+    metrics: dict[str, object] = {
+        "captions": len(rows),
+        "identities": identities,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+    }
+    if task.best is not None:
+        task.best.restore(encoder)
+        metrics["selected"] = {"step": int(task.best.step), "val/R@1": task.best.score.item()}
     encoder.save(output)
-    return {"captions": len(rows), "identities": identities, "parameters": sum(p.numel() for p in encoder.parameters())}
+    return metrics
+
+
+def _validation(
+    task: RetrievalTask, dataset: PersonDataset, rows: Rows | None, training: ValidatedTraining
+) -> Validation | None:
+    """What looks at the val split while `task` trains; None without one."""
+    if rows is None or task.best is None or training.validate_every is None:
+        return None
+    size = task.encoder.image_size
+    return Validation(
+        task.encoder,
+        task.best,
+        rows.column("caption"),
+        rows.column("image_id"),
+        rows.column("identity"),
+        lambda image_ids: dataset.pixels(image_ids, *size),
+        every=training.validate_every,
+        steps=training.steps,
+    )
 
 
 def match_scores(encoder: DualEncoder, dataset: PersonDataset, rows: Rows) -> dict[int, float]:

@@ -47,6 +47,8 @@ class Study:
     """(plan, parameters, key -> result of the cells that are done) -> JSON values. Copes with any subset of cells."""
     code: str
     """The module with the functions that `Cell.work` names: `(cell, bench) -> Result`. Results depend on what it imports."""
+    threads: int | None = None
+    """Of the process that measures a cell; None takes compute.threads. Small models gain most from one, and more processes."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The life of a study.
 
-    studies/<name>.yaml -> cells -> measure those without a kept result, one after another -> studies/results/<name>.json
+    studies/<name>.yaml -> cells -> measure those without a kept result -> studies/results/<name>.json
 
-A kill costs at most the cell that was being measured: the same command goes on with the next. A cell that fails is named, the
+One after another, or several at once in processes of their own (`workers.py`): the results are the same bytes. A kill costs at
+most what was being measured: the same command goes on with the next. A cell that fails is named, the
 others are measured, and the command ends with exit code 1. The results file is written at the end, after an interrupt too, from
 every result that is there; it holds no clock and no machine, so the same results give the same bytes.
 """
@@ -10,8 +11,6 @@ every result that is there; it holds no clock and no machine, so the same result
 import importlib
 import json
 import os
-import shutil
-import traceback
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -21,13 +20,15 @@ from typing import Any
 from components.errors import DataError, ParameterError
 from components.files import write_atomically
 from pipelines import params
-from pipelines.errors import OTHER, StageFailedError, speaks_for_itself
+from pipelines.errors import OTHER, StageFailedError
 from pipelines.params import Parameters, Section
-from pipelines.studies.cells import Bench, Cell, Result, Study
+from pipelines.studies.cells import Cell, Result, Study
 from pipelines.studies.identity import fingerprints, input_digests, provenance
+from pipelines.studies.measuring import Job, Outcome, measure
 from pipelines.studies.plans import read_plan
 from pipelines.studies.progress import Teller
 from pipelines.studies.store import ResultStore
+from pipelines.studies.workers import measure_together
 from pipelines.workspace import Workspace
 
 FOLDER, RESULTS = "studies", "studies/results"
@@ -45,6 +46,11 @@ class Opened:
     cells: Sequence[Cell]
     identities: Mapping[str, str]
     store: ResultStore
+
+    @property
+    def threads(self) -> int:
+        """Of each process that measures; results depend on it, so that it is the study's, or else the one of params.yaml."""
+        return self.study.threads or self.params.compute.threads
 
     def done(self) -> dict[str, Result]:
         """key -> kept result, in the order of the cells."""
@@ -73,28 +79,31 @@ def open_study(name: str, workspace: Workspace, study: Study | None = None) -> O
         known = sorted(path.stem for path in workspace.path(FOLDER).glob("*.yaml"))
         raise ParameterError(f"study {name!r} does not exist: one of {', '.join(known) or 'none'}")
     settings = params.load(workspace.path("params.yaml"))
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before anything starts a thread pool
-        os.environ[variable] = str(settings.compute.threads)
     found = study or importlib.import_module(f"pipelines.studies.{name}").STUDY
+    threads = found.threads or settings.compute.threads
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before anything starts a thread pool
+        os.environ[variable] = str(threads)
     plan = read_plan(file, found.plan)
     cells = list(found.cells(plan, settings))
     _require_order(cells)
     _require_inputs(name, cells, workspace)
-    identities = fingerprints(cells, found.code, settings, workspace)
+    identities = fingerprints(cells, found.code, settings, workspace, threads)
     store = ResultStore(workspace.home / FOLDER / name)
     return Opened(name, found, plan, settings, workspace, cells, identities, store)
 
 
-def run_study(opened: Opened, only: str | None = None) -> Path:
-    """Measure what is chosen and not done, then write the results file. Returns its path.
+def run_study(opened: Opened, only: str | None = None, workers: int = 1) -> Path:
+    """Measure what is chosen and not done, `workers` cells at once, then write the results file. Returns its path.
 
-    Raises StageFailedError (exit code 1) when a cell failed, having measured the others; KeyboardInterrupt after an interrupt,
-    having written what there is.
+    Raises ParameterError for no workers, StageFailedError (exit code 1) when a cell failed, having measured the others,
+    KeyboardInterrupt after an interrupt, having written what there is.
     """
+    if workers < 1:
+        raise ParameterError(f"study {opened.name}: --workers {workers}: give 1 or more")
     chosen = opened.chosen(only)
     with opened.store.lock():
         try:
-            failed = _measure(opened, chosen)
+            failed = _measure(opened, chosen, workers)
         finally:
             path = write_results(opened)
     if failed:
@@ -141,59 +150,49 @@ def write_results(opened: Opened) -> Path:
     return path
 
 
-def _measure(opened: Opened, chosen: Sequence[Cell]) -> list[str]:
+def _measure(opened: Opened, chosen: Sequence[Cell], workers: int) -> list[str]:
     """Measure the cells of `chosen` that have no result. Returns the keys of those that failed."""
     ready = {cell.key for cell in chosen if opened.store.read(opened.identities[cell.key]) is not None}
-    todo = [cell for cell in chosen if cell.key not in ready]
+    todo = [_job(opened, cell) for cell in chosen if cell.key not in ready]
     print(f"study {opened.name}: {len(chosen)} cells, {len(ready)} done before", flush=True)
     if not todo:
         return []
+    with Teller(len(todo)) as teller:
+        if workers > 1:
+            return measure_together(todo, workers, opened.threads, teller)
+        return _measure_here(todo, opened.threads, teller)
+
+
+def _measure_here(jobs: Sequence[Job], threads: int, teller: Teller) -> list[str]:
+    """In this process, one after another. Returns the keys of those that failed."""
     import torch
 
-    torch.set_num_threads(opened.params.compute.threads)
-    works = importlib.import_module(opened.study.code)
+    torch.set_num_threads(threads)
     failed: list[str] = []
     shelf: dict[Hashable, Any] = {}
-    with Teller(len(todo)) as teller:
-        for cell in todo:
-            teller.begin(cell.key)
-            if missing := [key for key in cell.needs if key in failed]:
-                reason: str | None = f"needs {missing[0]}"
-            else:
-                reason = _measure_one(opened, cell, works, shelf, teller)
-            if reason is not None:
-                failed.append(cell.key)
-                teller.failed(cell.key, reason)
+    for job in jobs:
+        teller.begin(job.cell.key)
+        missing = [key for key in job.cell.needs if key in failed]
+        outcome = Outcome(None, f"needs {missing[0]}") if missing else measure(job, shelf)
+        if outcome.result is None:
+            failed.append(job.cell.key)
+            teller.failed(job.cell.key, str(outcome.reason))
+        else:
+            teller.done(job.cell.key, outcome.result)
     return failed
 
 
-def _measure_one(opened: Opened, cell: Cell, works: Any, shelf: dict[Hashable, Any], teller: Teller) -> str | None:
-    """Measure one cell and keep its result. Returns why it failed, or None."""
-    from pipelines.cluster import device_of
-
-    identity = opened.identities[cell.key]
-    result = opened.store.read(identity)  # a cell before it may have asked for the same
-    if result is not None:
-        teller.done(cell.key, result)
-        return None
-    bench = Bench(
+def _job(opened: Opened, cell: Cell) -> Job:
+    return Job(
+        cell=cell,
+        identity=opened.identities[cell.key],
+        code=opened.study.code,
+        store=opened.store,
         parameters=opened.params.only(cell.reads),
         inputs={name: opened.workspace.path(path) for name, path in cell.inputs.items()},
         needs={key: opened.store.files(opened.identities[key]) for key in cell.needs},
-        folder=opened.store.folder(identity),
-        device=device_of(opened.params.compute),
-        shelf=shelf,
+        compute=opened.params.compute,
     )
-    shutil.rmtree(bench.files, ignore_errors=True)  # of a cell that was killed
-    try:
-        result = getattr(works, cell.work)(cell, bench)
-        opened.store.write(cell, identity, result)
-    except Exception as error:  # whatever it is: it is reported, and the other cells are worth having
-        if not speaks_for_itself(error):
-            traceback.print_exc()
-        return str(error) or type(error).__name__
-    teller.done(cell.key, result)
-    return None
 
 
 def _require_order(cells: Sequence[Cell]) -> None:

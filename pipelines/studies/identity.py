@@ -21,14 +21,16 @@ from pipelines.workspace import Workspace, git_state
 ENGINE_VERSION = 1
 
 
-def fingerprints(cells: Sequence[Cell], code: str, params: Parameters, workspace: Workspace) -> dict[str, str]:
+def fingerprints(
+    cells: Sequence[Cell], code: str, params: Parameters, workspace: Workspace, threads: int
+) -> dict[str, str]:
     """key -> 64 hexadecimal digits. `cells` come after those that they need."""
     root = fingerprint.ROOT
     shared = {
         "engine": ENGINE_VERSION,
         "sources": {source: file_digest(root / source) for source in sources_behind([code])},
         "lock": file_digest(root / LOCK),
-        "threads": params.compute.threads,
+        "threads": threads,
     }
     contents = input_digests(cells, workspace)
     found: dict[str, str] = {}

@@ -10,13 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Teller:
-    """Tells of `total` cells, one after another; a context manager."""
+    """Tells of `total` cells, one after another or several at once; a context manager."""
 
     def __init__(self, total: int, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._total = total
-        self._begun = 0
-        self._started = time.monotonic()
+        self._ended = 0
+        self._started: dict[str, float] = {}
         self._bar = Progress(
             MofNCompleteColumn(),
             BarColumn(),
@@ -37,19 +37,24 @@ class Teller:
         self._bar.stop()
 
     def begin(self, key: str) -> None:
-        self._begun += 1
-        self._started = time.monotonic()
+        self._started[key] = time.monotonic()
         self._bar.update(self._task, description=key)
 
     def done(self, key: str, result: Mapping[str, Any]) -> None:
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.items() if isinstance(value, int | float))
-        self._bar.advance(self._task)
+        seconds = time.monotonic() - self._started.pop(key)
+        self._end()
         if not self._console.is_terminal:
-            self.say(f"[{self._begun}/{self._total}] {key}: {numbers} ({time.monotonic() - self._started:.1f} s)")
+            self.say(f"[{self._ended}/{self._total}] {key}: {numbers} ({seconds:.1f} s)")
 
     def failed(self, key: str, reason: str) -> None:
+        self._started.pop(key, None)
+        self._end()
+        self.say(f"[{self._ended}/{self._total}] {key}: failed: {reason}")
+
+    def _end(self) -> None:
+        self._ended += 1
         self._bar.advance(self._task)
-        self.say(f"[{self._begun}/{self._total}] {key}: failed: {reason}")
 
     def say(self, line: str) -> None:
         self._console.print(line, markup=False)

@@ -4,9 +4,16 @@ import pytest
 import torch
 
 from components.errors import DataError, ParameterError
-from components.evaluation.breakdown import by_attribute, by_false_words, by_group, by_noise_level, recaption
+from components.evaluation.breakdown import (
+    by_attribute,
+    by_false_words,
+    by_group,
+    by_noise_level,
+    mistaken_attributes,
+    recaption,
+)
 from components.evaluation.intervals import bootstrap_mean
-from components.evaluation.retrieval import RetrievalResult, retrieval_results
+from components.evaluation.retrieval import RetrievalResult, best_matches, retrieval_results
 from components.persons.attributes import sample_identities
 from components.training.randomness import numpy_generator
 
@@ -94,3 +101,35 @@ def test_an_embedding_of_words_finds_fewer_people_the_more_words_are_false(peopl
     assert rates[0] > rates[1] > rates[2]
     at_30 = retrieval_results(embed([c.text for c in recaption(people, people, 0.3, 1)]), embed(true), ids, ids)
     assert found[0.3].metrics["mAP"] == at_30.metrics()["mAP"]
+
+
+def test_what_a_wrong_picture_gets_wrong_is_held_against_a_random_one():
+    gallery = [
+        {"hat": "cap", "top": "red"},
+        {"hat": "none", "top": "red"},
+        {"hat": "cap", "top": "blue"},
+        {"hat": "cap"},
+    ]
+    wanted = [gallery[0], gallery[2], gallery[3]]
+    found = mistaken_attributes(wanted, [gallery[1], gallery[0], gallery[0]], gallery)
+    assert list(found) == ["hat", "top"]
+    assert (found["hat"].misses, found["top"].misses) == (3, 2)  # the third shows no top
+    assert found["hat"].share == pytest.approx(100 / 3)
+    assert found["hat"].chance == pytest.approx(100 * (1 / 4 + 1 / 4 + 1 / 4) / 3)
+    assert found["top"].share == 50  # red for red, red for blue
+    assert found["top"].chance == pytest.approx(100 * (2 / 4 + 3 / 4) / 2)
+    assert json.loads(json.dumps(found["top"].as_dict()))["misses"] == 2
+    with pytest.raises(DataError, match="1 misses, 0 found pictures"):
+        mistaken_attributes([{}], [], gallery)
+
+
+def test_the_best_match_is_the_first_of_the_ranking():
+    random = torch.Generator().manual_seed(0)
+    queries, gallery = torch.randn(50, 8, generator=random), torch.randn(30, 8, generator=random) * 5
+    gallery[17] = 2 * gallery[4]  # the same direction: the first of both
+    found = best_matches(queries, gallery, chunk=7)
+    cosines = torch.nn.functional.cosine_similarity(queries.double()[:, None], gallery.double()[None], dim=-1)
+    cosines[:, 17] = -2
+    expected = cosines.argmax(1)
+    assert ((found == expected) | ((expected == 4) & (found == 17))).all()
+    assert best_matches(torch.empty(0, 8), gallery).tolist() == []

@@ -47,7 +47,8 @@ def write_people(folder: Path) -> None:
                 CaptionRow(f"{colour} coat", "short"),
                 CaptionRow(f"A person in a {colour} coat walks & talks."),
             ]
-            writer.add(picture(image), captions, identity=image // 2, split="test", source="made up")
+            shown = {"upper_colour": colour, "hat": "cap" if image == 0 else "none"}
+            writer.add(picture(image), captions, identity=image // 2, split="test", source="made up", attributes=shown)
 
 
 def write_generated(folder: Path, arm: str) -> None:
@@ -116,6 +117,8 @@ def retrieval_table(arm: str) -> dict[str, list]:
         "image_id": list(range(PROMPTS)),
         "first_rank": random.integers(1, 4, PROMPTS).tolist(),
         "average_precision": random.random(PROMPTS).tolist(),
+        "inverse_negative_penalty": random.random(PROMPTS).tolist(),
+        "found_image_id": random.integers(0, PROMPTS, PROMPTS).tolist(),
     }
 
 
@@ -158,6 +161,8 @@ def stage_metrics(stage: str) -> dict:
             "chance": {"R@1": 0.1},
             "attribute_ceiling": {"R@1": 90.0},
             "noise_auc": 0.7,
+            "score_auc": {"gradient": 0.7, "path": 0.8},
+            "query_noise": {"0": {**search, "R@1_interval": interval}, "0.4": {**search, "R@1_interval": interval}},
             "gallery": 6,
             "identities": 3,
         },
@@ -179,8 +184,9 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "caption_id": [1, 1, 3],
         "position": [0, 1, 0],
         "word": ["red", "<coat>", "blue"],
-        "score": [0.9, 0.1, 0.5],
         "wrong": [False, True, False],
+        "gradient": [0.9, 0.1, 0.5],
+        "path": [0.2, 0.3, 0.5],
     }
     for arm in GADMS_ARMS:
         write_parquet(root / f"results/retrieval/{arm}.parquet", retrieval_table(arm))
@@ -198,7 +204,11 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(stage_metrics(stage.name)))
             if run.curves:
-                write_csv(root / run.curves, [["step", "train/loss", "train/sdm"], [1, 2.0, ""], [2, 1.0, 3.0]])
+                names = ["step", "train/loss", "train/sdm"]
+                if run.address == "gadms_finetune@gadms":
+                    names += ["train/noise_auc", "train/noise_precision", "train/wrong_share"]
+                more = [0.5] * (len(names) - 3)
+                write_csv(root / run.curves, [names, [1, 2.0, "", *more], [2, 1.0, 3.0, *more]])
     for method in ("taca", "gadms"):
         write_csv(
             root / f"results/parity/{method}.csv", [["step", "local", "workers_2"], [1, 2.0, 2.0], [2, 1.0, 1.01]]
@@ -281,6 +291,30 @@ def test_the_report_marks_right_matches_and_wrong_attributes(finished):
     assert len(content["people"]) == len(set(identity))
 
 
+def test_the_breakdown_says_who_is_missed_and_what_is_mistaken(finished):
+    content = json.loads((finished / "reports/report.json").read_text())["breakdown"]
+    table = retrieval_table("random")
+    hits = [100 * (rank == 1) for rank in table["first_rank"]]
+    for place, colour in enumerate(COLOURS):
+        row = content["attributes"]["upper_colour"][colour]
+        assert row["queries"] == 2
+        assert row["arms"]["random"]["mean"] == sum(hits[2 * place : 2 * place + 2]) / 2
+    assert content["attributes"]["hat"]["cap"]["queries"] == 1
+    misses = [place for place, rank in enumerate(table["first_rank"]) if rank > 1]
+    wrong = [COLOURS[table["found_image_id"][place] // 2] != COLOURS[place // 2] for place in misses]
+    found = content["mistaken"]["random"]["upper_colour"]
+    assert found["misses"] == len(misses) > 0
+    assert found["share"] == pytest.approx(100 * sum(wrong) / len(misses), rel=1e-5)
+    assert found["chance"] == pytest.approx(100 * 4 / 6, rel=1e-5)
+
+
+def test_a_heat_map_has_the_caption_with_a_wrong_word_and_every_score_of_its_words(finished):
+    (caption,) = json.loads((finished / "reports/report.json").read_text())["heatmaps"]  # the other has no wrong word
+    assert caption["words"] == [{"word": "red", "wrong": False}, {"word": "<coat>", "wrong": True}]
+    assert caption["scores"] == {"gradient": [0.9, 0.1], "path": [0.2, 0.3]}
+    assert (finished / "reports/figures" / caption["picture"]).is_file()
+
+
 def test_paired_differences_equal_brute_force():
     tables = {arm: alignment_table(arm) for arm in TACA_ARMS}
     found = alignment_differences(tables, "base", "guidance 2.5", seed=4)
@@ -354,6 +388,8 @@ def test_the_page_holds_everything_and_copes_without_mlflow(finished, monkeypatc
     for stage in all_stages():
         assert f'id="stage-{stage.name}"' in html
     assert "&lt;coat&gt;" in html  # a caption's words are text, never markup
+    for told in ("Whom it misses", "gadms_finetune: AUC of the score", "WebPerson 5M", "upper colour"):
+        assert told in html
     assert "walks &amp; talks" in html
 
 

@@ -232,7 +232,7 @@ def test_a_source_behind_the_cells_changes_every_identity_and_another_file_does_
     every = [Cell("one", "draw", {}, ("seed",), {"it": "input"})]
 
     def current() -> str:
-        return identity.fingerprints(every, code, params, here)["one"]
+        return identity.fingerprints(every, code, params, here, threads=1)["one"]
 
     before = current()
     (tmp_path / "README.md").write_text("changed")

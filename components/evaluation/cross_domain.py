@@ -1,0 +1,81 @@
+"""Models tested on data sets that they were not trained on: the matrix, and the published one beside it.
+
+The numbers, and where they were read, are in `published_cross_domain.yaml` beside this file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from components.errors import DataError
+from components.evaluation.retrieval import retrieval_metrics
+from components.gadms.embedding import embed_captions, embed_images
+from components.gadms.model import DualEncoder
+from components.persons.shards import PersonDataset
+
+PUBLISHED = Path(__file__).with_name("published_cross_domain.yaml")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A published result: pre-trained on `pretraining` (None: CLIP alone), fine-tuned on `source`, tested on `target`; percent."""
+
+    pretraining: str | None
+    source: str
+    target: str
+    rank_1: float
+    mean_average_precision: float
+
+
+def split_retrieval(encoder: DualEncoder, dataset: PersonDataset, split: str = "test") -> dict[str, float]:
+    """`retrieval_metrics` of every long caption of a split that searches every picture of it.
+
+    Raises:
+        DataError: the dataset has no caption in that split.
+    """
+    rows = dataset.rows(split=split, form="long")
+    if not len(rows):
+        raise DataError(f"{dataset.folder}: no caption in the split {split!r}; choose another with --split")
+    captions, image_ids, identities = (rows.column(name) for name in ("caption", "image_id", "identity"))
+    gallery = dict(zip(image_ids, identities, strict=True))
+    return retrieval_metrics(
+        embed_captions(encoder, captions),
+        embed_images(encoder, list(gallery), lambda ids: dataset.pixels(ids, *encoder.image_size)),
+        torch.tensor(identities),
+        torch.tensor(list(gallery.values())),
+    )
+
+
+def cross_domain(
+    models: Mapping[str, Path], datasets: Mapping[str, Path], *, split: str = "test", device: torch.device | str = "cpu"
+) -> dict[str, dict[str, dict[str, float]]]:
+    """model -> dataset -> metrics in percent. One model at a time is in memory.
+
+    Raises:
+        DataError: a folder that holds no model, or no dataset, or no caption in `split`.
+    """
+    opened = {name: PersonDataset.open(folder) for name, folder in datasets.items()}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, folder in models.items():
+        encoder = DualEncoder.load(folder).to(device)
+        found[name] = {data: split_retrieval(encoder, people, split) for data, people in opened.items()}
+    return found
+
+
+def published_transfers(path: Path = PUBLISHED) -> list[Transfer]:
+    """Every published result. Raises DataError for an entry that is not what the file says it is."""
+    try:
+        entries: list[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return [
+            Transfer(entry["pretraining"], source, target, float(first), float(mean))
+            for entry in entries
+            for source, targets in entry["results"].items()
+            for target, (first, mean) in targets.items()
+        ]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: not a list of pretraining and results as its head says ({reason})") from error

@@ -1,0 +1,197 @@
+"""The GA-DMS study: does masking by a score help when captions are wrong, and which score finds what is wrong?
+
+*Arms*: methods trained from one common start for each noise level and seed, searched with true sentences for people never seen.
+*Scores*: every token score on trained encoders, held against the words that noise made wrong.
+
+Noise changes the captions alone; pictures, people and the plan of each sentence are the same at every level. A seed is that of
+the noise, the start, the order of the data and the masks, so that arms of one seed differ in their method and nothing else.
+"""
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Annotated, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field, model_validator
+
+from components.evaluation.intervals import bootstrap_crossed
+from pipelines.graph import PEOPLE
+from pipelines.params import Count, Fraction, Method, Parameters, Positive, Rate, Scoring, Section
+from pipelines.studies.cells import Cell, Result, Study
+from pipelines.studies.plans import checked
+
+BASELINES = ("random", "contrastive")
+"""Arms that every other is compared to: the control with masks that know nothing, and none at all."""
+READS = ("pictures", "retrieval", "gadms_finetune")
+METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if len(set(values)) < len(values):
+        raise ValueError("a value is listed twice")
+    return values
+
+
+Listed = (Field(min_length=1), AfterValidator(_distinct))
+
+
+class Schedule(Section):
+    """How long one phase trains; the rest is gadms_finetune.training."""
+
+    steps: Positive
+    warmup_steps: Count
+    learning_rate: Rate
+
+
+class Start(Schedule):
+    """Contrastive learning in `parts`, each a cell that goes on from the one before with a schedule of its own."""
+
+    parts: Positive
+
+
+class Scores(Section):
+    """Token scores, each under a name of its own, and whose encoder computes them on how many captions."""
+
+    scores: Annotated[dict[str, Scoring], Field(min_length=1)]
+    encoders: Annotated[list[str], *Listed]
+    captions: Positive
+    unseen_noise: Annotated[Fraction, Field(gt=0)]
+
+
+class Plan(Section):
+    """`studies/gadms.yaml`."""
+
+    noise: Annotated[list[Fraction], *Listed]
+    seeds: Annotated[list[Count], *Listed]
+    people: Positive
+    start: Start
+    training: Schedule
+    arms: dict[Annotated[str, Field(pattern=r"^\w+$")], dict[str, Any]]
+    scores: Scores
+
+    @model_validator(mode="after")
+    def _compared_to_the_baselines(self) -> Self:
+        if missing := [arm for arm in BASELINES if arm not in self.arms]:
+            raise ValueError(
+                f"arms: {' and '.join(missing)} missing: every other arm is compared to {' and '.join(BASELINES)}"
+            )
+        if nameless := [arm for arm, changes in self.arms.items() if not isinstance(changes.get("name"), str)]:
+            raise ValueError(f"arms.{nameless[0]}: has no name of a method")
+        if unknown := [arm for arm in self.scores.encoders if arm not in self.arms]:
+            raise ValueError(f"scores.encoders: {unknown[0]} is no arm: {', '.join(self.arms)}")
+        return self
+
+
+def cells(plan: Plan, params: Parameters) -> list[Cell]:
+    """Every cell: for each noise and seed a start, the arms that go on from it, and scores by some of their encoders."""
+    found = []
+    for noise, seed in product(plan.noise, plan.seeds):
+        data = {"noise": noise, "seed": seed, "people": plan.people}
+        needs: tuple[str, ...] = ()
+        for part in range(1, plan.start.parts + 1):
+            settings = {**data, **plan.start.model_dump(exclude={"parts"}), "part": part}
+            found.append(Cell(key(f"start/{part}", noise, seed), "start", settings, READS, PEOPLE, needs))
+            needs = (key(f"start/{part}", noise, seed),)
+        for arm, changes in plan.arms.items():
+            _require_method(arm, changes, params)
+            settings = {**data, **plan.training.model_dump(), **changes}
+            found.append(Cell(key(f"arms/{arm}", noise, seed), "train", settings, READS, PEOPLE, needs))
+        for arm in plan.scores.encoders:
+            settings = {**data, **plan.scores.model_dump(mode="json", exclude={"encoders"})}
+            trained = (key(f"arms/{arm}", noise, seed),)
+            found.append(Cell(key(f"scores/{arm}", noise, seed), "score", settings, ("pictures",), PEOPLE, trained))
+    return found
+
+
+def _require_method(arm: str, changes: Mapping[str, Any], params: Parameters) -> None:
+    """Raises ParameterError for an arm whose changes do not fit a method."""
+    checked({**params.gadms_finetune.method.model_dump(), **changes}, Method, f"studies/gadms.yaml: arms.{arm}")
+
+
+def summarise(plan: Plan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:
+    """By noise: each arm's R@1 and its paired differences to the baselines; the AUC of each score. What is not done is left out."""
+    bootstrap = {"resamples": params.gadms_evaluate.resamples, "seed": params.seed}
+    summary: dict[str, Any] = {"arms": {}, "scores": {}}
+    for noise in plan.noise:
+        name = f"noise {noise:g}"
+        rows = {arm: _arm(plan, results, arm, noise, bootstrap) for arm in plan.arms}
+        summary["arms"][name] = {arm: row for arm, row in rows.items() if row}
+        aucs = {arm: _aucs(plan, results, arm, noise) for arm in plan.scores.encoders}
+        summary["scores"][name] = {arm: row for arm, row in aucs.items() if row}
+    return summary
+
+
+def _arm(
+    plan: Plan, results: Mapping[str, Result], arm: str, noise: float, bootstrap: Mapping[str, int]
+) -> dict[str, Any] | None:
+    """One arm over its seeds; None without one.
+
+    "R@1" is its mean over seeds and people with an interval for which both were resampled, "by_seed" its value for each of "seeds";
+    the other metrics are means over seeds. "minus" holds the paired difference to each baseline over the seeds both have.
+    """
+    own = _of_seeds(plan, results, arm, noise)
+    if not own:
+        return None
+    hits = np.stack([_hits(result) for result in own.values()])  # (S, people)
+    row: dict[str, Any] = {
+        "method": plan.arms[arm],
+        "seeds": list(own),
+        "queries": next(iter(own.values()))["queries"],
+        "interval": bootstrap_crossed(hits, **bootstrap).as_dict(),
+        "by_seed": hits.mean(axis=1).tolist(),
+        **{metric: float(np.mean([result[metric] for result in own.values()])) for metric in METRICS},
+        **_means(own, "training/"),
+        "minus": {},
+    }
+    for baseline in BASELINES:
+        other = _of_seeds(plan, results, baseline, noise)
+        both = [seed for seed in own if seed in other]
+        if both and baseline != arm:
+            difference = np.stack([_hits(own[seed]) - _hits(other[seed]) for seed in both])
+            interval = bootstrap_crossed(difference, **bootstrap).as_dict()
+            row["minus"][baseline] = {**interval, "by_seed": difference.mean(axis=1).tolist(), "seeds": both}
+    return row
+
+
+def _aucs(plan: Plan, results: Mapping[str, Result], arm: str, noise: float) -> dict[str, Any] | None:
+    """The AUC of each score on one arm's encoders, by kind of words ("seen", "seen_colour", "unseen", "unseen_colour")."""
+    cells = {seed: results.get(key(f"scores/{arm}", noise, seed)) for seed in plan.seeds}
+    done = {seed: result for seed, result in cells.items() if result is not None}
+    if not done:
+        return None
+    table: dict[str, dict[str, Any]] = {}
+    for name in next(iter(done.values())):
+        kind, _, score = name.partition("/")
+        if score:
+            values = [result[name] for result in done.values()]
+            table.setdefault(kind, {})[score] = {"mean": float(np.mean(values)), "by_seed": values}
+    return {"seeds": list(done), **table}
+
+
+def _of_seeds(plan: Plan, results: Mapping[str, Result], arm: str, noise: float) -> dict[int, Result]:
+    found = {seed: results.get(key(f"arms/{arm}", noise, seed)) for seed in plan.seeds}
+    return {seed: result for seed, result in found.items() if result is not None}
+
+
+def _hits(result: Result) -> NDArray[np.float64]:
+    """Percent of each person's sentences that find one of their pictures first, (people,), people in order of their number."""
+    ranks, people = np.array(result["first_rank"]), np.array(result["identity"])
+    return np.array([100.0 * (ranks[people == person] == 1).mean() for person in np.unique(people)])
+
+
+def _means(own: Mapping[int, Result], prefix: str) -> dict[str, float]:
+    """Means over seeds of what training reported under names with this prefix."""
+    names = sorted({name for result in own.values() for name in result if name.startswith(prefix)})
+    return {
+        name.removeprefix(prefix): float(np.mean([result[name] for result in own.values() if name in result]))
+        for name in names
+    }
+
+
+def key(line: str, noise: float, seed: int) -> str:
+    """The cell of a line (the start, an arm, scores on an arm's encoder) at one noise level and seed."""
+    return f"{line}/noise-{noise:g}/seed-{seed}"
+
+
+STUDY = Study(plan=Plan, cells=cells, summarise=summarise, code="pipelines.studies.gadms_cells", threads=1)
