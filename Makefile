@@ -9,7 +9,10 @@ UV = $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SMOKE = .runs/smoke-clone
 
-.PHONY: help setup repro report ui test test-faults lint smoke dag lock
+CHAOS = --kills 50
+FAULTS =
+
+.PHONY: help setup repro report ui test test-faults chaos lint smoke dag lock
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,7 +29,7 @@ setup: .venv/ready ## make .venv from the lock
 	@touch $@
 
 repro: setup ## run the whole chain (only what changed), then render the report
-	dvc repro
+	python -m pipelines repro
 	python -m pipelines report
 
 report: setup ## render reports/index.html from the last results
@@ -38,19 +41,21 @@ ui: setup ## compare runs in MLflow's web interface (http://127.0.0.1:5000)
 test: lint ## lint, types and tests
 	OMP_NUM_THREADS=1 pytest -n 2 -m "not faults"
 
-test-faults: setup ## kill every long stage at 20, 50 and 80 %, and compare with the undisturbed run (slow)
-	OMP_NUM_THREADS=1 pytest -m faults
+test-faults: setup ## kill, stop, starve and cut off stages, and compare with the undisturbed run (slow)
+	OMP_NUM_THREADS=1 pytest -m faults $(FAULTS)
+
+chaos: setup ## kill a random process of the smoke pipeline, 50 times, and compare with the undisturbed run
+	python tests/faults/chaos.py $(CHAOS)
 
 lint: setup
 	ruff check .
 	ruff format --check .
 	mypy
 
-# Without the lock of the default run, which DVC would parse again at every stage.
 smoke: setup ## the whole chain at smoke sizes, in a clone of its own
 	rm -rf $(SMOKE) && git clone --quiet --no-hardlinks . $(SMOKE)
 	git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -T - -cf - | tar -xf - -C $(SMOKE)
-	cd $(SMOKE) && rm -f dvc.lock && python -m pipelines preset smoke && dvc repro --force && python -m pipelines report && dvc status --quiet
+	cd $(SMOKE) && python -m pipelines preset smoke && dvc repro --force && python -m pipelines report && dvc status --quiet dvc.yaml
 
 dag: setup ## write dvc.yaml from pipelines/graph.py
 	python -m pipelines dag

@@ -1,5 +1,6 @@
 """What a stage function gets from the runner."""
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,12 @@ import torch
 
 from components.training.checkpoint import CheckpointStore
 from components.training.randomness import generator
+from pipelines.patience import patiently, storage_patience
 from pipelines.reported import MetricLog
 from pipelines.scratch import Scratch
+
+LOOK_SECONDS = 0.5
+"""Between two looks for the request to leave: the scratch folder may be on a network."""
 
 
 class StageContext:
@@ -44,6 +49,8 @@ class StageContext:
         self._store = CheckpointStore(scratch.checkpoints / phase)
         self._log = MetricLog(scratch.reported)
         self._last: dict[str, float] = {}
+        self._was_there = scratch.folder.is_dir()
+        self._looked = 0.0
 
     @property
     def figures(self) -> Path:
@@ -65,21 +72,44 @@ class StageContext:
     def load(self) -> tuple[int, dict[str, Any]] | None:
         loaded = self._store.load()
         step = loaded[0] if loaded else 0
+        workers = loaded[1].pop("workers", self.world_size) if loaded else self.world_size
         if self.rank == 0:
-            self._log.take_back(self._phase, step)
             if loaded:
-                print(f"{self._phase}: going on from step {step}", flush=True)
+                changed = (
+                    f" with {self.world_size} worker(s) in place of {workers}" if workers != self.world_size else ""
+                )
+                print(f"{self._phase}: going on from step {step}{changed}", flush=True)
+            elif any(line["phase"] == self._phase for line in self._log.read()):
+                print(f"{self._phase}: no checkpoint is left to go on from; starting afresh", flush=True)
+            self._log.take_back(self._phase, step)
         return loaded
 
     def save(self, state: Mapping[str, Any], step: int) -> None:
         if self.rank == 0:
-            self._store.save(state, step)
+            self._patiently(lambda: self._store.save({**state, "workers": self.world_size}, step))
         self._on_save(self._last)
 
     def report(self, metrics: Mapping[str, float], step: int) -> None:
         self._last = dict(metrics)
         if self.rank == 0:
-            self._log.append(self._phase, step, metrics)
+            self._patiently(lambda: self._log.append(self._phase, step, metrics))
+
+    def asked_to_leave(self) -> bool:
+        """Whether the runner wants a checkpoint after this step, and no further ones."""
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return False
+        self._looked = time.monotonic()
+        return self.scratch.leave.exists()
+
+    def _patiently(self, write: Callable[[], None]) -> None:
+        """Without waiting, a write would make the folder again while its storage is away, and hide what is in it."""
+        patiently(write, self._away, f"the scratch folder {self.scratch.folder}", patience=storage_patience())
+
+    def _away(self) -> bool:
+        try:
+            return self._was_there and not self.scratch.folder.is_dir()
+        except OSError:  # a stale handle, say
+            return True
 
     def generator(self, name: str) -> torch.Generator:
         return generator(self.seed, name)

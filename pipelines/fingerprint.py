@@ -8,7 +8,9 @@ grouped by it), and this runner's version. Not counted: where and on what it run
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,26 @@ LOCK = "requirements.lock"
 def tree_digests(path: Path) -> dict[str, str]:
     """SHA-256 of every file at or below `path`, by its path relative to it ("" for a plain file). A missing path gives {}."""
     if path.is_file():
-        return {"": file_digest(path)}
+        return {"": _digest(path)}
     # Links to folders are followed: a published set in data/raw is often one.
     files = [Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names]
-    return {file.relative_to(path).as_posix(): file_digest(file) for file in sorted(files) if file.is_file()}
+    return {file.relative_to(path).as_posix(): _digest(file) for file in sorted(files) if file.is_file()}
+
+
+def _digest(path: Path) -> str:
+    """As `file_digest`; a file that did not change since is read once in a process.
+
+    A file written in the last two seconds is read in any case: another write may fall on the same tick of its clock.
+    """
+    known = path.stat()
+    if time.time_ns() - max(known.st_mtime_ns, known.st_ctime_ns) < 2e9:
+        return file_digest(path)
+    return _settled_digest(str(path), known.st_size, known.st_mtime_ns, known.st_ctime_ns, known.st_ino)
+
+
+@lru_cache(maxsize=1 << 16)
+def _settled_digest(path: str, size: int, modified: int, changed: int, inode: int) -> str:
+    return file_digest(Path(path))
 
 
 def digest(value: Any) -> str:

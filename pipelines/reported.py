@@ -27,11 +27,11 @@ class MetricLog:
             file.write(line + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """Every whole line; a last one torn by a kill is left out."""
+        """Every whole line; one torn by a kill or a full disk is left out."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        return [known for line in lines if (known := _whole(line)) is not None]
 
     def take_back(self, phase: str, after_step: int) -> None:
         """Drop what `phase` reported after `after_step`: it will be computed, and reported, again."""
@@ -49,3 +49,10 @@ class MetricLog:
         writer.writeheader()
         writer.writerows({"step": step, **rows[step]} for step in sorted(rows))
         return text.getvalue()
+
+
+def _whole(line: str) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return None

@@ -14,24 +14,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from components.errors import DataError
+from components.errors import DataError, ParameterError
 from pipelines import graph, tracking
 from pipelines.closure import ROOT
+from pipelines.delivery import TrackedRun, left_open, remembered
+from pipelines.dvc_lock import dvc_md5
 from pipelines.errors import INTERRUPTED, InfrastructureError, StageFailedError
-from pipelines.fingerprint import digest, fingerprint, tree_digests
+from pipelines.fingerprint import fingerprint, tree_digests
 from pipelines.graph import StageRun
+from pipelines.jobs import module_of
+from pipelines.manifests import maker_of
 from pipelines.params import Parameters, load
+from pipelines.patience import grace
+from pipelines.provenance import CHEAP_BYTES, input_record, record_of, tags_of, throughput, worker_cost
+from pipelines.redaction import without_secrets
 from pipelines.reported import MetricLog
-from pipelines.scratch import Scratch, put_in_place
-from pipelines.tracking import FAILED, FINISHED, KILLED, RunFacts, TrackedRun, flatten
+from pipelines.revision import code_state
+from pipelines.scratch import Hold, Scratch, put_in_place
+from pipelines.system_metrics import machine_watched
+from pipelines.tracking import FAILED, FINISHED, KILLED, RunFacts, flatten
 from pipelines.worker import Work
-from pipelines.workspace import Workspace, git_state
+from pipelines.workspace import Workspace
 
 POLL_SECONDS = 0.2
 DELIVERY_SECONDS = 2.0
@@ -65,6 +74,8 @@ def run_stage(address: str, workspace: Workspace) -> Outcome:
             done = _work(run, params, scratch, workspace, identity, held)
         else:
             print(f"{run.address}: found finished in {scratch.folder.name}", flush=True)
+            _close_what_was_left(scratch, workspace, done)
+        _require_unchanged(run, workspace, inputs, params, identity)
         for path in done["outputs"]:
             put_in_place(scratch.outputs / path, workspace.path(path))
     return Outcome(identity, restored, done["metrics"])
@@ -78,19 +89,37 @@ def _require(run: StageRun, inputs: dict[str, Path]) -> None:
         )
 
 
+def _require_unchanged(
+    run: StageRun, workspace: Workspace, inputs: dict[str, Path], params: Parameters, identity: str
+) -> None:
+    """DVC records what parameters, inputs and code are at a stage's end; they must be what it read at its start."""
+    try:
+        own = load(workspace.path("params.yaml")).only(run.stage.reads)
+        now = fingerprint(run, own, inputs, params.compute.threads)
+    except (ParameterError, OSError):
+        now = ""
+    if now != identity:
+        raise InfrastructureError(
+            f"{run.address}: its parameters, inputs or code were changed while it ran: its result is kept for what it read, "
+            "and not put in place; run again"
+        )
+
+
 def _work(
-    run: StageRun, params: Parameters, scratch: Scratch, workspace: Workspace, identity: str, held: int
+    run: StageRun, params: Parameters, scratch: Scratch, workspace: Workspace, identity: str, held: Hold
 ) -> dict[str, Any]:
     """One attempt, tracked. Returns the DONE manifest."""
     scratch.begin()
     own = params.only(run.stage.reads)
-    started = time.time()
-    with _interruptible(), _worker(run, params, scratch, workspace, held) as process:
+    started, before = time.monotonic(), _children_cpu_seconds()
+    with _interruptible() as notice, _worker(run, params, scratch, workspace, held) as process:
         tracker = tracking.connect(workspace)
-        tracked = tracker.open(scratch.folder, _facts(run, own, workspace, identity, params))
+        facts, record = _facts(run, own, workspace, identity, params)
+        tracked = tracker.open(scratch.folder, facts)
         try:
             _send_go(process)
-            code = _watch(process, tracked)
+            with machine_watched(tracked.run_id, tracking.tracking_uri(workspace)):
+                code = _watch(run, process, tracked, scratch, held, notice)
             if code < 0:
                 name = signal.Signals(-code).name
                 raise InfrastructureError(
@@ -100,19 +129,52 @@ def _work(
                 raise StageFailedError(f"{run.address} failed", code)
             metrics = json.loads(scratch.result.read_text())
             _write_tables(run, scratch, metrics)
+            cost = {
+                **_cost(time.monotonic() - started, before),
+                **worker_cost(time.monotonic() - started, run, params),
+                **throughput(MetricLog(scratch.reported), own, run.stage.name),
+            }
+            held.require()
             done = scratch.finish(
                 run.all_outputs,
-                {"fingerprint": identity, "stage": run.address, "metrics": metrics, "run": tracked.run_id},
+                {
+                    "fingerprint": identity,
+                    "stage": run.address,
+                    "metrics": metrics,
+                    "run": tracked.run_id,
+                    "cost": cost,
+                    "provenance": record,
+                    "md5": {path: dvc_md5(scratch.writing / path, CHEAP_BYTES) for path in run.all_outputs},
+                },
             )
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt) or getattr(error, "code", None) == INTERRUPTED
-            _close(tracked, KILLED if killed else FAILED, {}, None)
+            _close(tracked, KILLED if killed else FAILED, {}, patience=2 if killed else 20)
             if killed:
                 raise KeyboardInterrupt from error
             raise
-        cost = _cost(time.time() - started)
-        _close(tracked, FINISHED, {**flatten(metrics), **cost}, scratch.figures)
+        _close(tracked, FINISHED, _final(done), patience=20)
     return done
+
+
+def _final(done: dict[str, Any]) -> dict[str, float]:
+    """The numbers that a finished run ends with."""
+    numbers = {**flatten(done["metrics"]), **done["cost"]}
+    return {key: float(value) for key, value in numbers.items() if isinstance(value, (int, float))}
+
+
+def _close_what_was_left(scratch: Scratch, workspace: Workspace, done: dict[str, Any]) -> None:
+    """A runner killed after its result was complete, or a server away at its end, leaves a run to be closed."""
+    known = remembered(scratch.folder)
+    if known is None or known["closed"] or known["run"] != done["run"]:
+        return
+    try:
+        tracker = tracking.connect(workspace)
+        if not left_open(scratch.folder, known["uri"]):
+            TrackedRun(tracker.client, known["run"], scratch.folder, doubtful=True).end(FINISHED, _final(done))
+        tracker.close_finished(scratch.folder)
+    except Exception as error:  # as in `_close`
+        _warn_open(known["run"], FINISHED, error)
 
 
 def _write_tables(run: StageRun, scratch: Scratch, metrics: dict[str, Any]) -> None:
@@ -128,14 +190,18 @@ def _write_tables(run: StageRun, scratch: Scratch, metrics: dict[str, Any]) -> N
 
 @contextmanager
 def _worker(
-    run: StageRun, params: Parameters, scratch: Scratch, workspace: Workspace, held: int
+    run: StageRun, params: Parameters, scratch: Scratch, workspace: Workspace, held: Hold
 ) -> Iterator["subprocess.Popen[str]"]:
     """The child process, told what to do but not yet to begin; ended on the way out whatever happens.
 
     It runs the code that was fingerprinted (`ROOT`), and holds the scratch folder (`held`) until it is gone itself.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.worker"], stdin=subprocess.PIPE, text=True, cwd=ROOT, pass_fds=(held,)
+        [sys.executable, "-m", module_of(run, params.compute)],
+        stdin=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        pass_fds=(held.descriptor,),
     )
     assert process.stdin is not None
     work = Work(
@@ -168,29 +234,73 @@ def _send_go(process: "subprocess.Popen[str]") -> None:
         pass  # it failed while loading: its exit code, read next, says how
 
 
-def _watch(process: "subprocess.Popen[str]", tracked: TrackedRun) -> int:
-    """Wait for the work, delivering metrics meanwhile. Returns its exit code (negative for a signal)."""
+def _watch(
+    run: StageRun,
+    process: "subprocess.Popen[str]",
+    tracked: TrackedRun,
+    scratch: Scratch,
+    held: Hold,
+    notice: "Notice",
+) -> int:
+    """Wait for the work, delivering metrics meanwhile. Returns its exit code (negative for a signal).
+
+    After SIGTERM, training is asked to save a checkpoint at its next step and go; other work ends at once.
+    """
     delivered = time.monotonic()
-    while (code := process.poll()) is None:
-        time.sleep(POLL_SECONDS)
+    asked = None
+    notice.raises = not run.stage.trains
+    while (code := _wait(process)) is None:
+        if held.lease.lost:
+            process.kill()  # at once: the folder is another's now, also for a last checkpoint
+            held.require()
+        if notice.given and asked is None:
+            asked = time.monotonic()
+            scratch.leave.touch()
+        if asked is not None and time.monotonic() - asked > grace():
+            raise KeyboardInterrupt
         if time.monotonic() - delivered > DELIVERY_SECONDS:
             tracked.deliver()
             delivered = time.monotonic()
-    return code
+    return INTERRUPTED if asked is not None and code else code
 
 
-def _close(tracked: TrackedRun, status: str, metrics: dict[str, float], figures: Path | None) -> None:
-    """Give the run its end. A server that is away now costs a warning, not the result."""
-    numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
+def _wait(process: "subprocess.Popen[str]") -> int | None:
+    """The exit code, or None when it still runs after a moment."""
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(POLL_SECONDS)
+    return None
+
+
+def _close(tracked: TrackedRun, status: str, metrics: dict[str, float], patience: float) -> None:
+    """Give the run its end. A server that is away now costs a warning, and is told later."""
     try:
-        tracked.deliver(patience=20)
-        tracked.finish(status, numbers, figures)
+        tracked.end(status, metrics)
+        tracked.deliver(patience=patience)
+        tracked.close()
     except Exception as error:  # whatever a server answers: the outputs are on disk, and worth more than the run's end
-        reason = str(error)[:160]
-        print(f"warning: run {tracked.run_id} could not be closed as {status} ({reason})", file=sys.stderr, flush=True)
+        _warn_open(tracked.run_id, status, error)
 
 
-def _facts(run: StageRun, own: dict[str, Any], workspace: Workspace, identity: str, params: Parameters) -> RunFacts:
+def _warn_open(run_id: str, status: str, error: Exception) -> None:
+    reason = without_secrets(str(error))[:160]
+    print(
+        f"warning: run {run_id} could not be closed as {status} ({reason}); the next run of a stage does it",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _facts(
+    run: StageRun, own: dict[str, Any], workspace: Workspace, identity: str, params: Parameters
+) -> tuple[RunFacts, dict[str, Any]]:
+    """What MLflow shows of this attempt, and the record of where it comes from that goes into the DONE manifest."""
+    code = code_state(ROOT)  # of the code that runs; the workspace of a trial is no checkout
+    inputs: dict[str, dict[str, Any]] = {}
+    for name, path in run.inputs.items():
+        digests = tree_digests(workspace.path(path))
+        made_by = maker_of(path, digests, workspace.home)
+        inputs[path] = {"name": name, **input_record(workspace.path(path), digests, made_by)}
+    record = record_of(run, own, params, code, inputs)
     tags = {
         "pipelines.stage": run.stage.name,
         "pipelines.arm": run.arm or "",
@@ -199,32 +309,46 @@ def _facts(run: StageRun, own: dict[str, Any], workspace: Workspace, identity: s
         "pipelines.workers": str(params.compute.workers),
         "pipelines.threads": str(params.compute.threads),
         "pipelines.device": params.compute.device,
-        **git_state(workspace.root),
+        **tags_of(record),
     }
-    inputs = {name: (path, digest(tree_digests(workspace.path(path)))) for name, path in run.inputs.items()}
-    return RunFacts(f"{run.address}/{identity[:8]}", tags, own, inputs)
+    return RunFacts(f"{run.address}/{identity[:8]}", tags, own, inputs, code.patch), record
 
 
-def _cost(seconds: float) -> dict[str, float]:
-    """Of this process's child: wall and CPU seconds, and the most memory it held."""
+def _children_cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _cost(seconds: float, cpu_before: float) -> dict[str, float]:
+    """Wall and CPU seconds of the stage's process, and the most memory that any child of this process has held."""
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     return {
         "cost/seconds": seconds,
-        "cost/cpu_seconds": used.ru_utime + used.ru_stime,
-        "cost/peak_memory_mb": used.ru_maxrss * unit / 2**20,
+        "cost/cpu_seconds": _children_cpu_seconds() - cpu_before,
+        "cost/peak_memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**20,
     }
 
 
+@dataclass
+class Notice:
+    """Whether SIGTERM came, and whether it interrupts at once, as Ctrl-C does."""
+
+    given: bool = False
+    raises: bool = True
+
+
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the stage as Ctrl-C does: the child stopped, the run marked, exit code 130."""
+def _interruptible() -> Iterator[Notice]:
+    """SIGTERM ends the stage: the child stopped, the run marked, exit code 130. A second one does not wait."""
+    notice = Notice()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        again, notice.given = notice.given, True
+        if notice.raises or again:
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield
+        yield notice
     finally:
         signal.signal(signal.SIGTERM, before)

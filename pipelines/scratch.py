@@ -2,6 +2,8 @@
 
 <home>/<stage>-<arm>-<fingerprint>/
     lock            held by the one runner that works on it and by its worker (the kernel lets go when both are dead)
+    lease.json      the same for other machines; see pipelines.lease
+    leave           there while the worker is asked to save and go
     checkpoints/    by phase; see components.training.checkpoint
     metrics.jsonl   every reported metric, in order
     figures/        pictures for the tracking server
@@ -15,6 +17,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from components.files import write_atomically
+from pipelines.errors import InfrastructureError
 from pipelines.fingerprint import tree_digests
+from pipelines.lease import TOO_LONG, Lease, describe, holder
+from pipelines.patience import lock_timeout
 
 LINK_FROM_BYTES = 1 << 16
 """Outputs below this size are copied, so that editing a small file in place cannot reach the stored one."""
@@ -59,28 +65,50 @@ class Scratch:
         """What the stage function returned: its metrics, as JSON."""
         return self.folder / "result.json"
 
-    @contextmanager
-    def lock(self) -> Iterator[int]:
-        """Hold the folder. Another holder is waited for: it computes the very result that we want.
+    @property
+    def leave(self) -> Path:
+        """A file that asks the worker, on whatever machine, to save a checkpoint at its next step and go."""
+        return self.folder / "leave"
 
-        Gives the descriptor that holds it; a process that inherits it holds the folder too, for as long as it lives.
+    @contextmanager
+    def lock(self) -> Iterator["Hold"]:
+        """Hold the folder. Another holder, here or on another machine, is waited for: it computes the very result that we want.
+
+        Raises InfrastructureError after PIPELINES_LOCK_TIMEOUT seconds (a day by default).
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        timeout = lock_timeout()
+        lease = Lease(self.folder / "lease.json")
         with open(self.folder / "lock", "a+") as file:
+            waited = self._flock(file.fileno(), timeout)
+            lease.take(timeout - waited)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield Hold(file.fileno(), lease)
+            finally:
+                lease.release()
+
+    def _flock(self, descriptor: int, timeout: float) -> float:
+        """Returns the seconds waited."""
+        started = time.monotonic()
+        said = False
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return time.monotonic() - started
             except BlockingIOError:
-                print(
-                    f"waiting: another process computes the same result in {self.folder}", file=sys.stderr, flush=True
-                )
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield file.fileno()
+                who = describe(holder(self.folder / "lease.json"))
+            if not said:
+                said = True
+                print(f"waiting: {who} computes the same result in {self.folder}", file=sys.stderr, flush=True)
+            if time.monotonic() - started > timeout:
+                raise InfrastructureError(f"{who} still works in {self.folder}: {TOO_LONG}")
+            time.sleep(0.2)
 
     def begin(self) -> None:
         """Make room for an attempt: no half outputs of an earlier one, checkpoints and metrics kept."""
         for folder in (self.writing, self.outputs, self.figures):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.result, self.folder / "DONE.json"):
+        for file in (self.result, self.leave, self.folder / "DONE.json"):
             file.unlink(missing_ok=True)
         self.writing.mkdir(parents=True)
         self.figures.mkdir()
@@ -106,11 +134,24 @@ class Scratch:
         return done if whole else None
 
 
+@dataclass(frozen=True)
+class Hold:
+    """A scratch folder that is ours. A process that inherits `descriptor` holds it too, for as long as it lives."""
+
+    descriptor: int
+    lease: Lease
+
+    def require(self) -> None:
+        """Raises InfrastructureError when another machine has taken the folder over."""
+        self.lease.require()
+
+
 def put_in_place(source: Path, target: Path) -> None:
     """Make `target` the same as `source`, in one rename; large files are hard links where the file system allows."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    _remove(temporary)
+    for left in target.parent.glob(f".{target.name}.*.tmp"):  # by a process that was killed
+        _remove(left)
     if source.is_dir():
         shutil.copytree(source, temporary, copy_function=_link_or_copy)
     else:

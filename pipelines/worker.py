@@ -2,22 +2,26 @@
 
 It reads one JSON line that says what to do, loads the libraries, and waits for a second line, "go", which the runner sends once
 the tracking server has answered. Until then nothing is computed. When the runner dies, this process ends too: its end of the pipe
-closes.
+closes. SIGTERM, which schedulers and spot machines send to every process, lets training save a checkpoint first.
 """
 
 import json
 import os
+import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from components.files import write_atomically
 from pipelines import graph
-from pipelines.errors import TRY_AGAIN, exit_code, speaks_for_itself
+from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, exit_code, speaks_for_itself
 from pipelines.params import Compute, Parameters
+from pipelines.patience import grace
 from pipelines.scratch import Scratch
 
 
@@ -47,18 +51,45 @@ def main() -> int:
         execution.load_code(run)
         if sys.stdin.readline().strip() != "go":
             return TRY_AGAIN
+        if run.stage.trains:
+            signal.signal(signal.SIGTERM, _leaver(Scratch(Path(work.scratch))))
         threading.Thread(target=_end_with_the_runner, daemon=True).start()
         metrics = execution.execute(
             run, Path(work.root), Scratch(Path(work.scratch)), Parameters.partial(work.parameters), compute
         )
         write_atomically(Scratch(Path(work.scratch)).result, json.dumps(metrics, sort_keys=True))
-    except BaseException as error:
+    except BaseException as raised:
+        error = _full_disk(raised) or raised
         if not speaks_for_itself(error):
             traceback.print_exc()
         else:
             print(f"error: {work.address}: {str(error) or type(error).__name__}", file=sys.stderr, flush=True)
         return exit_code(error)
     return 0
+
+
+def _leaver(scratch: Scratch) -> Callable[[int, FrameType | None], None]:
+    """A signal handler that asks training to leave, and ends this process when that takes too long, or at a second signal."""
+    told: list[int] = []
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+        if len(told) > 1:
+            os._exit(INTERRUPTED)
+        scratch.leave.touch()  # the runner may have said so already: signals come to every process, in any order
+        timer = threading.Timer(grace(), os._exit, [INTERRUPTED])
+        timer.daemon = True
+        timer.start()
+
+    return leave
+
+
+def _full_disk(error: BaseException) -> InfrastructureError | None:
+    """A full disk, whatever the library that met it calls it: safetensors and Arrow have error types of their own."""
+    text = str(error)
+    if isinstance(error, OSError) or not ("No space left on device" in text or "os error 28" in text):
+        return None
+    return InfrastructureError(f"{text.splitlines()[0][:200]}: make room, and run again to go on")
 
 
 def _end_with_the_runner() -> None:

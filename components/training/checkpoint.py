@@ -41,8 +41,9 @@ class CheckpointStore:
         Raises OSError when the disk is full; the checkpoints before it stay as they were.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        for torn in self.folder.glob(".writing-*"):  # by a process that was killed
+            shutil.rmtree(torn, ignore_errors=True)
         temporary = self.folder / f".writing-{step}"
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
             with open(temporary / STATE, "wb") as file:
@@ -55,9 +56,17 @@ class CheckpointStore:
             final = self.folder / f"step-{step:08d}"
             shutil.rmtree(final, ignore_errors=True)  # one that could not be read: its step was computed again
             os.rename(temporary, final)
-        except BaseException:
+            _flush_folder(self.folder)
+        except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            cause = _os_error(error)
+            if cause is None:
+                raise
+            raise OSError(
+                cause.errno,
+                f"{cause.strerror}: the checkpoint after step {step} cannot be written to {self.folder}; "
+                "those before it are kept: make room, and run again to go on",
+            ) from error
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.folder / f"step-{old:08d}", ignore_errors=True)
 
@@ -73,3 +82,20 @@ class CheckpointStore:
             except (OSError, ValueError, KeyError) as error:
                 logger.warning("checkpoint %s cannot be read (%s); trying the one before", folder, error)
         return None
+
+
+def _os_error(error: BaseException) -> OSError | None:
+    """What the system said: torch.save raises an error of its own while it handles that of the file."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, OSError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a rename in `folder` last through a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -19,7 +19,8 @@ class Context(Protocol):
     """The surroundings of one process of a training run.
 
     `rank` and `world_size` describe the process group (0 and 1 without one); `device` is where tensors belong. A context may have
-    a `strategy`, "ddp" or "fsdp", which says how the processes divide a model (distribution.py); without one it is ddp.
+    a `strategy`, "ddp" or "fsdp", which says how the processes divide a model (distribution.py); without one it is ddp. It may have
+    `asked_to_leave()`, which says after a step whether training shall save a checkpoint and stop.
     """
 
     seed: int

@@ -22,7 +22,7 @@ TRAIN = f"""
 import json, os, signal, sys
 from pathlib import Path
 
-folder, workers, dies = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "dies"
+folder, workers, end = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 
 def work(rank, world_size, on_save):
     import torch
@@ -42,8 +42,10 @@ def work(rank, world_size, on_save):
             return {{"loss": (inputs @ self.weight - targets).square().mean()}}
 
     def batches(step):
-        if dies and rank == 1 and step == {DIES_AT} and not (folder / "died").exists():
+        if end != "lives" and rank == 1 and step == {DIES_AT} and not (folder / "died").exists():
             (folder / "died").touch()
+            if end == "raises":
+                raise RuntimeError("out of memory, say")
             os.kill(os.getpid(), signal.SIGKILL)
         inputs = torch.randn(8, 4, generator=generator(0, "batch", step)).chunk(world_size)[rank]
         return inputs, inputs.sum(1, keepdim=True)
@@ -70,14 +72,14 @@ found = under_ray_train(work, Compute(workers=workers, threads=1, device="cpu", 
 """
 
 
-def train(folder: Path, workers: int, dies: bool = False) -> tuple[dict[int, float], dict]:
+def train(folder: Path, workers: int, end: str = "lives") -> tuple[dict[int, float], dict]:
     """Losses by step, and the weights."""
     folder.mkdir()
     script = folder / "train.py"
     script.write_text(TRAIN)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PIPELINES_"))}
     process = subprocess.Popen(
-        [sys.executable, str(script), str(folder), str(workers), "dies" if dies else "lives"],
+        [sys.executable, str(script), str(folder), str(workers), end],
         cwd=ROOT,
         env={**environment, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -110,9 +112,10 @@ def test_two_workers_have_the_losses_of_one_process(two_workers, tmp_path):
     assert losses == pytest.approx(alone, rel=1e-5)
 
 
-def test_a_worker_that_dies_once_is_replaced_and_the_weights_are_the_same(two_workers, tmp_path):
+@pytest.mark.parametrize("end", ["is killed", pytest.param("raises", marks=pytest.mark.faults)])
+def test_a_worker_that_dies_once_is_replaced_and_the_weights_are_the_same(two_workers, tmp_path, end):
     losses, weights = two_workers
-    found, found_weights = train(tmp_path / "dies", 2, dies=True)
+    found, found_weights = train(tmp_path / "dies", 2, end)
     assert (tmp_path / "dies" / "died").exists()
     for rank in (0, 1):  # both went on from the checkpoint before the death
         assert (tmp_path / "dies" / f"starts-{rank}").read_text() == "2 0\n2 4\n"

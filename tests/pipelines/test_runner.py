@@ -5,11 +5,14 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 
 import psutil
 import pytest
 from PIL import Image
 
+from pipelines.closure import ROOT
 from pipelines.fingerprint import tree_digests
 
 pytestmark = pytest.mark.slow
@@ -26,6 +29,17 @@ def history(place, run, key):
     from mlflow import MlflowClient
 
     return [(point.step, point.value) for point in MlflowClient(place.store).get_metric_history(run.info.run_id, key)]
+
+
+def test_a_runner_starts_without_the_libraries_of_its_worker(place):
+    """Seconds of every stage: they are imported beside it, in the worker, or later."""
+    code = (
+        "import sys; from pathlib import Path; import pipelines.__main__, pipelines.runner; from pipelines.params import load;"
+        "load(Path(sys.argv[1])); print([name for name in ('torch', 'ray', 'mlflow', 'diffusers') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(place.root / "params.yaml")]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
 
 
 # -- a stage that goes well --------------------------------------------------------------------------------------------

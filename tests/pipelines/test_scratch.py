@@ -87,6 +87,28 @@ def test_a_second_process_waits_for_the_first(scratch):
     assert out == "held\n"
 
 
+def test_a_wait_for_another_has_an_end(scratch, monkeypatch, capsys):
+    monkeypatch.setenv("PIPELINES_LOCK_TIMEOUT", "0.3")
+    with (
+        scratch.lock(),
+        pytest.raises(InfrastructureError, match=f"process {os.getpid()} on .* still works in"),
+        scratch.lock(),
+    ):
+        pytest.fail("held twice")
+    assert f"waiting: process {os.getpid()} on" in capsys.readouterr().err
+    with scratch.lock():  # and is free again
+        pass
+
+
+def test_a_wait_that_is_no_number_is_refused(scratch, monkeypatch):
+    monkeypatch.setenv("PIPELINES_LOCK_TIMEOUT", "long")
+    with (
+        pytest.raises(ParameterError, match="PIPELINES_LOCK_TIMEOUT = 'long': must be a number of seconds"),
+        scratch.lock(),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("before", [None, "file", "folder"])
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_an_output_replaces_whatever_was_in_its_place(tmp_path, before, kind):
@@ -177,6 +199,13 @@ def test_a_torn_last_line_is_left_out_and_written_over(log, cut):
     log.append("main", 3, {"loss": 7.0})
     assert steps(log) == [("main", 1), ("main", 2), ("main", 3)]
     assert log.read()[-1]["metrics"] == {"loss": 7.0}
+
+
+def test_a_line_torn_in_the_middle_is_left_out(log):
+    """By a disk that was full, and that a later process had room on again."""
+    first, *rest = log.path.read_text().splitlines(keepends=True)
+    log.path.write_text(first[:20] + "".join(rest))
+    assert steps(log) == [("main", 3), ("other", 3)]
 
 
 def test_what_came_after_a_checkpoint_is_taken_back_for_its_own_phase_only(log):

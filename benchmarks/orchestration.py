@@ -1,0 +1,279 @@
+"""What the system adds to a stage: seconds over the bare function, by part, and as a share of the default pipeline.
+
+    python benchmarks/orchestration.py [--rounds 3] [--json FILE]
+
+One training stage (the probe, at a few steps) runs in a copy of this checkout in four ways, each with one more layer: the function
+alone; in a process of its own, with its imports; under the runner, with fingerprint, MLflow and provenance; under `dvc repro`. The
+differences are what each layer adds. Seconds are wall time, the least of the rounds, with processor seconds beside them, which
+other programs on the machine disturb less. Then: a stage that is found finished, `dvc repro` with nothing to do, a checkpoint by
+size, and the logging of a step. The share uses the durations in mlflow.db, where the default pipeline has run. Some two minutes.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 5
+TINY = {
+    "prepare": {"identities": {"train": 24, "val": 8, "test": 8}},
+    "probe": {"training": {"steps": STEPS, "batch": 8, "report_every": 5, "checkpoint_every": 5}},
+    "compute": {"threads": 1, "device": "cpu"},
+}
+BARE = """
+import sys, time
+from pathlib import Path
+from pipelines import execution, graph, params
+from pipelines.context import StageContext
+from pipelines.scratch import Scratch
+import torch
+root, folder = Path(sys.argv[1]), Path(sys.argv[2])
+run = graph.find("probe")
+function = execution.load_code(run)
+chosen = params.load(root / "params.yaml")
+torch.set_num_threads(chosen.compute.threads)
+scratch = Scratch(folder)
+scratch.begin()
+context = StageContext(scratch, seed=chosen.seed, arm=None, device=torch.device("cpu"))
+outputs = {name: scratch.writing / path for name, path in run.outputs.items()}
+for path in outputs.values():
+    path.parent.mkdir(parents=True, exist_ok=True)
+start, used = time.perf_counter(), time.process_time()
+function(chosen, {name: root / path for name, path in run.inputs.items()}, outputs, context)
+print(time.perf_counter() - start, time.process_time() - used)
+"""
+PARTS = """
+import sys, time
+from pathlib import Path
+def took(name, action):
+    start = time.perf_counter(); result = action(); print(name, time.perf_counter() - start, sep="\\t"); return result
+root = Path(sys.argv[1])
+took("import the runner", lambda: __import__("pipelines.runner"))
+from pipelines import graph, params, tracking
+from pipelines.fingerprint import fingerprint
+from pipelines.runner import _facts
+from pipelines.workspace import Workspace
+workspace, run = Workspace.at(root), graph.find("probe")
+chosen = took("read params.yaml", lambda: params.load(root / "params.yaml"))
+own, inputs = chosen.only(run.stage.reads), {name: root / path for name, path in run.inputs.items()}
+identity = took("fingerprint", lambda: fingerprint(run, own, inputs, chosen.compute.threads))
+took("import MLflow", lambda: __import__("mlflow.tracking"))
+tracker = took("connect to the store", lambda: tracking.connect(workspace))
+facts, _ = took("provenance", lambda: _facts(run, own, workspace, identity, chosen))
+folder = workspace.home / "parts"; folder.mkdir(exist_ok=True)
+tracked = took("open the run", lambda: tracker.open(folder, facts))
+def close():
+    tracked.end("FINISHED", {"number": 1.0}); tracked.close()
+took("close the run", close)
+"""
+
+
+@dataclass(frozen=True)
+class Took:
+    """Wall and processor seconds of a command and its children, and what it printed."""
+
+    wall: float
+    cpu: float
+    output: str = ""
+
+
+def copy_of_the_checkout(folder: Path) -> Path:
+    """This checkout's files at tiny sizes, committed, with nothing computed."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    author = ["-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost", "-c", "commit.gpgsign=false"]
+    for command in (["init", "--quiet"], ["add", "--all"], [*author, "commit", "--quiet", "--message", "all"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    from pipelines import presets
+
+    presets.edit(folder / "params.yaml", TINY)
+    return folder
+
+
+def run(root: Path, *command: str) -> Took:
+    """A command of this environment in `root`; ends the benchmark when it fails."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIPELINES_", "MLFLOW_", "DVC_", "RAY_"))}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**kept, "PATH": path, "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run([sys.executable, *command], cwd=root, env=environment, capture_output=True, text=True)
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return Took(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout)
+
+
+def least(rounds: int, action: Callable[[], Took]) -> Took:
+    """The round with the least wall time; processor seconds are the least of all rounds."""
+    found = [action() for _ in range(rounds)]
+    best = min(found, key=lambda took: took.wall)
+    return Took(best.wall, min(took.cpu for took in found), best.output)
+
+
+def layers(root: Path, rounds: int) -> dict[str, Took]:
+    """The stage with one more layer each time; nothing is found finished."""
+
+    def forget() -> None:
+        for folder in (root / ".runs").glob("probe-*"):
+            shutil.rmtree(folder)
+
+    def bare() -> Took:
+        with tempfile.TemporaryDirectory() as folder:
+            return run(root, "-c", BARE, str(root), folder)
+
+    def runner() -> Took:
+        forget()
+        return run(root, "-m", "pipelines", "run", "probe")
+
+    def dvc() -> Took:
+        forget()
+        return run(root, "-m", "dvc", "repro", "--single-item", "--force", "probe")
+
+    alone = least(rounds, bare)
+    wall, cpu = map(float, alone.output.split()[-2:])
+    return {
+        "the function": Took(wall, cpu),
+        "in a process": alone,
+        "under the runner": least(rounds, runner),
+        "under dvc repro": least(rounds, dvc),
+        "found finished, under dvc repro": least(
+            rounds, lambda: run(root, "-m", "dvc", "repro", "--single-item", "--force", "probe")
+        ),
+        "dvc repro, nothing to do": least(rounds, lambda: run(root, "-m", "dvc", "repro", "probe")),
+    }
+
+
+def checkpoints(folder: Path, rounds: int) -> list[dict[str, float]]:
+    """Milliseconds that training stands still for a save, by size."""
+    import torch
+
+    from components.training.checkpoint import CheckpointStore
+
+    rows = []
+    for mebibytes in (1, 10, 50):
+        state = {"weights": {str(i): torch.randn(mebibytes * 2**18 // 16) for i in range(16)}}
+        store = CheckpointStore(folder / str(mebibytes))
+        times = []
+        for step in range(2 * rounds):
+            start = time.perf_counter()
+            store.save(state, step)
+            times.append(1000 * (time.perf_counter() - start))
+        rows.append({"mebibytes": mebibytes, "milliseconds": min(times), "median": statistics.median(times)})
+        shutil.rmtree(store.folder)
+    return rows
+
+
+def logging_of_a_step(folder: Path) -> float:
+    """Microseconds that a report costs the training process. Delivery to MLflow is the runner's, beside it."""
+    from pipelines.reported import MetricLog
+
+    log = MetricLog(folder / "metrics.jsonl")
+    metrics = {f"train/{i}": i / 7 for i in range(6)}
+    start = time.perf_counter()
+    for step in range(1000):
+        log.append("main", step, metrics)
+    return 1e6 * (time.perf_counter() - start) / 1000
+
+
+def default_pipeline() -> dict[str, float]:
+    """Seconds of the newest finished run of each stage in mlflow.db, by address; empty where there is none."""
+    store = ROOT / "mlflow.db"
+    if not store.is_file():
+        return {}
+    query = (
+        "select runs.name, latest_metrics.value from runs join latest_metrics using (run_uuid) "
+        "where latest_metrics.key = 'cost/seconds' and runs.status = 'FINISHED' and runs.name like '%/%' "
+        "order by runs.start_time"
+    )
+    with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as connection:
+        return {name.rsplit("/", 1)[0]: seconds for name, seconds in connection.execute(query)}
+
+
+def show(found: dict[str, Took], parts: list[tuple[str, float]], console: Console) -> float:
+    """The tables of a stage; returns the seconds that the system adds."""
+    table = Table(title=f"one training stage ({STEPS} steps), seconds", title_justify="left")
+    for heading in ("", "wall", "adds", "processor"):
+        table.add_column(heading, justify="right" if heading else "left")
+    before = None
+    for name, took in found.items():
+        layer = name in ("in a process", "under the runner", "under dvc repro")
+        adds = f"{took.wall - before:+.2f}" if layer and before is not None else ""
+        table.add_row(name, f"{took.wall:.2f}", adds, f"{took.cpu:.2f}")
+        before = took.wall
+    console.print(table)
+    inside = Table(
+        title="in the runner's process, one after the other (beside the worker's imports)", title_justify="left"
+    )
+    inside.add_column("part")
+    inside.add_column("seconds", justify="right")
+    for name, seconds in parts:
+        inside.add_row(name, f"{seconds:.3f}")
+    console.print(inside)
+    return found["under dvc repro"].wall - found["the function"].wall
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="also write the numbers into this file")
+    options = parser.parse_args()
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="orchestration-") as temporary:
+        root = copy_of_the_checkout(Path(temporary) / "checkout")
+        run(root, "-m", "dvc", "repro", "prepare")
+        run(root, "-m", "dvc", "repro", "probe")  # compiles bytecode, fetches files
+        found = layers(root, options.rounds)
+        output = least(options.rounds, lambda: run(root, "-c", PARTS, str(root))).output
+        parts = [(line.split("\t")[0], float(line.split("\t")[1])) for line in output.splitlines() if "\t" in line]
+        saves, report = checkpoints(Path(temporary), options.rounds), logging_of_a_step(Path(temporary))
+    adds = show(found, parts, console)
+    sizes = ", ".join(f"{row['mebibytes']} MiB {row['milliseconds']:.0f} ms" for row in saves)
+    console.print(f"checkpoint, training stands still: {sizes}; a report of 6 metrics: {report:.0f} us")
+    seconds = default_pipeline()
+    share: dict[str, Any] = {}
+    if seconds:
+        inside = found["under dvc repro"].wall - found["under the runner"].wall  # what cost/seconds does not hold
+        total = sum(seconds.values()) + inside * len(seconds)
+        share = {
+            "stages": len(seconds),
+            "total": total,
+            "added": adds * len(seconds),
+            "share": adds * len(seconds) / total,
+        }
+        console.print(
+            f"the system adds {adds:.1f} s to a stage; {len(seconds)} stages of the default pipeline took {total:.0f} s: "
+            f"{100 * share['share']:.0f} %"
+        )
+    if options.json:
+        numbers = {name: {"wall": took.wall, "processor": took.cpu} for name, took in found.items()}
+        everything = {
+            "layers": numbers,
+            "parts": dict(parts),
+            "checkpoints": saves,
+            "report_us": report,
+            "default": share,
+        }
+        options.json.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
