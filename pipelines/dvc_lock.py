@@ -1,0 +1,52 @@
+"""What DVC has written down: `dvc.lock`, and the md5 by which it knows a file or a folder."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.errors import DataError
+
+LOCK_FILE = "dvc.lock"
+
+
+def read_entries(root: Path) -> dict[str, dict[str, Any]]:
+    """The entries of `dvc.lock` by stage address: cmd, deps, params, outs. Raises DataError without one that can be read."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # with libyaml ten times as fast
+    try:
+        document = yaml.load((root / LOCK_FILE).read_text(encoding="utf-8"), Loader=loader)
+        return dict(document["stages"])
+    except OSError:
+        raise DataError(f"{root / LOCK_FILE} is not there: run `dvc repro`") from None
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        raise DataError(f"{root / LOCK_FILE} cannot be read: `git checkout dvc.lock`, or run `dvc repro`") from None
+
+
+def dvc_md5(path: Path, largest: int | None = None) -> str | None:
+    """The md5 that DVC writes into dvc.lock for a file or a folder; None above `largest` bytes, or when nothing is there.
+
+    A folder's is that of the JSON list of its files' md5s and relative paths, sorted by path, with ".dir" behind it.
+    """
+    if path.is_file():
+        return _md5(path) if largest is None or path.stat().st_size <= largest else None
+    files = sorted(file for file in _files(path) if file.is_file())
+    if not path.is_dir() or (largest is not None and sum(file.stat().st_size for file in files) > largest):
+        return None
+    entries = [{"md5": _md5(file), "relpath": file.relative_to(path).as_posix()} for file in files]
+    listing = json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True)
+    return hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    for where, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name != "__pycache__"]  # as .dvcignore says
+        yield from (Path(where, name) for name in names)
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
