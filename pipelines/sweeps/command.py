@@ -1,0 +1,168 @@
+"""`python -m pipelines sweep`: read and check the space, bring up to date what all trials share, run the trials, sum them up.
+
+Killed at any moment, the same command goes on: with the trials that had begun, then with new ones up to `--samples`.
+"""
+
+import argparse
+import json
+import os
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from components.errors import ParameterError
+from components.files import file_digest, write_atomically
+from components.training.randomness import stream_seed
+from pipelines import params, tracking
+from pipelines.closure import ROOT, stage_sources
+from pipelines.fingerprint import LOCK, digest
+from pipelines.sweeps import tuning
+from pipelines.sweeps.driver import Driver, Limits, Sweep
+from pipelines.sweeps.journal import BROKEN, Journal, Trial
+from pipelines.sweeps.plan import make_plan, sections_read
+from pipelines.sweeps.progress import Board, shown
+from pipelines.sweeps.results import best_of, summary, write_results
+from pipelines.sweeps.spaces import read_space
+from pipelines.sweeps.tracked import SweepRuns, earlier_trials
+from pipelines.sweeps.validation import base_document, validate, validated
+from pipelines.tracking import FAILED, FINISHED, KILLED, PARENT_RUN
+from pipelines.workspace import Workspace, git_state
+
+RESULTS = "results/sweeps"
+
+
+def sweep(options: argparse.Namespace, workspace: Workspace) -> None:
+    """Run the sweep that `options` describe. Raises ParameterError before anything starts when it cannot run."""
+    for name in ("samples", "seeds", "workers"):
+        if getattr(options, name) < 1:
+            raise ParameterError(f"--{name} {getattr(options, name)}: must be at least 1")
+    opened = open_sweep(options, workspace)
+    with opened.journal.lock():
+        if options.retry_failed:
+            for trial in opened.journal.trials().values():
+                if trial.state == BROKEN:
+                    opened.journal.write("again", trial.number)
+        tracker = tracking.connect(workspace)
+        if options.warm_start:
+            opened.earlier = earlier_trials(tracker, options.warm_start, opened.space)
+        runs = SweepRuns(tracker, opened.identity, opened.space)
+        limits = Limits(options.samples, options.budget_minutes, options.budget_gpu_hours)
+        board = Board(opened.space, options.samples, options.workers, opened.journal.trials())
+        _run(opened, runs, Driver(opened, runs, board, limits), board, options.workers)
+
+
+def open_sweep(options: argparse.Namespace, workspace: Workspace) -> Sweep:
+    """Read and check everything; starts and writes nothing.
+
+    The identity counts what a trial's result depends on: the space, the parameters and the code of its stages, the seeds. Not how
+    many trials, how many at once, or for how long; so these may change from call to call.
+    """
+    space = read_space(options.space, options.folder)
+    if options.no_scheduler:
+        space = space.model_copy(update={"scheduler": None})
+    document = base_document(space, options.space, params.load(workspace.path("params.yaml")))
+    validate(space, options.space, document)
+    plan = make_plan(space.stages, space.parameters)
+    runs = (*plan.shared, *plan.own)
+    sources = sorted({source for run in runs for source in stage_sources(run.stage)})
+    identity = digest(
+        {
+            "space": space.model_dump(mode="json", exclude={"about"}),
+            "parameters": sections_read(runs, document),
+            "seed": document["seed"],
+            "threads": document["compute"]["threads"],
+            "sources": {source: file_digest(ROOT / source) for source in sources},
+            "lock": file_digest(ROOT / LOCK),
+            "seeds": options.seeds,
+            "earlier": options.warm_start,
+        }
+    )
+    name = f"{options.space}-{identity[:10]}"
+    return Sweep(
+        name=options.space,
+        identity=name,
+        space=space,
+        document=document,
+        params=validated(document),
+        plan=plan,
+        workspace=workspace,
+        seeds=seeds_of(document["seed"], options.seeds),
+        journal=Journal(workspace.home / "sweeps" / name),
+        revision=git_state(ROOT)["git.revision"],
+    )
+
+
+def seeds_of(seed: int, count: int) -> list[int]:
+    """The seed of params.yaml first, so that one repetition is what `dvc repro` would compute; then others, drawn from it."""
+    return [seed, *(stream_seed(seed, "repetition", number) % 2**31 for number in range(1, count))]
+
+
+def _run(opened: Sweep, runs: SweepRuns, driver: Driver, board: Board, workers: int) -> None:
+    status = FAILED
+    board.say(f"sweep {opened.identity}: {len(driver.trials)} trials known, {driver.limits.samples} asked")
+    try:
+        with board:
+            if driver.more():
+                bring_up_to_date(opened, runs)
+                tuning.run(driver, workers)
+        status = KILLED if driver.closing else FINISHED
+    except KeyboardInterrupt:
+        status = KILLED
+        raise
+    finally:
+        trials = list(opened.journal.trials().values())
+        best = best_of(trials, opened.space.objectives)
+        runs.close(status, trials, best if len(opened.space.objectives) == 1 else None)
+        _sum_up(opened, runs, trials)
+
+
+def bring_up_to_date(opened: Sweep, runs: SweepRuns) -> None:
+    """Run, or find finished, the stages that all trials share, in a workspace of the sweep's own."""
+    from pipelines.runner import run_stage
+
+    if not opened.plan.shared:
+        return
+    place = opened.shared
+    for path in opened.plan.given:
+        link = place.path(path)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(opened.workspace.path(path))
+    write_atomically(place.path("params.yaml"), yaml.safe_dump(opened.document, sort_keys=False))
+    os.environ["MLFLOW_TRACKING_URI"] = tracking.tracking_uri(opened.workspace)
+    parent, status = runs.shared(), FAILED
+    os.environ[PARENT_RUN] = parent
+    try:
+        for run in opened.plan.shared:
+            run_stage(run.address, place)
+        status = FINISHED
+    except KeyboardInterrupt:
+        status = KILLED
+        raise
+    finally:
+        del os.environ[PARENT_RUN]
+        runs.close_shared(parent, status)
+
+
+def _sum_up(opened: Sweep, runs: SweepRuns, trials: list[Trial]) -> None:
+    from pipelines.reporting.sweep_page import write_sweep_page
+
+    settings: dict[str, Any] = {
+        "run": runs.parent,
+        "revision": opened.revision,
+        "seeds": opened.seeds,
+        "base": json.loads(json.dumps(opened.space.base)),
+    }
+    document = summary(opened.identity, opened.name, opened.space, opened.document, trials, settings)
+    write_results(opened.journal.root / "results.json", document)
+    write_results(opened.workspace.path(f"{RESULTS}/{opened.name}.json"), document)
+    console = Console(highlight=False, soft_wrap=True)
+    shown(trials, opened.space, console)
+    counts = ", ".join(f"{count} {state}" for state, count in document["counts"].items() if count)
+    console.print(f"wrote {RESULTS}/{opened.name}.json: {counts or 'no trials'}", markup=False)
+    if document["best"] is not None:
+        page = write_sweep_page(opened.journal.root / "results.json")
+        console.print(f"wrote {page}", markup=False)
+        run = document["trials"][document["best"]]["run"]
+        console.print(f"python -m pipelines promote {run}", markup=False)

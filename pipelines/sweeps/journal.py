@@ -1,0 +1,136 @@
+"""What is known of a sweep's trials, on disk: one line an event, in the order of their happening, flushed before anything follows.
+
+<home>/sweeps/<name>-<digest>/
+    lock            held by the one driver
+    journal.jsonl   the events
+    results.json    the summary (results.py)
+    shared/         workspace of what all trials share
+    trials/<number>/seed-<seed>/   workspace of a trial with one seed; log.txt beside it
+
+Events: {"event": "suggested", "number", "values"}, {"event": "report", "number", "step", "value"}, and {"event": "ended", "number",
+"state", ...}. A trial that was suggested and has not ended is tried again, with the same values: its stages go on from their
+checkpoints. So nothing that was finished is computed twice, and nothing that was suggested is lost.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from components.errors import DataError
+from pipelines.errors import InfrastructureError
+from pipelines.sweeps.spaces import key_of
+
+WAITING, COMPLETE, STOPPED, BROKEN = "waiting", "finished", "stopped", "failed"
+
+
+@dataclass
+class Trial:
+    """One configuration and what became of it."""
+
+    number: int
+    values: dict[str, Any]
+    state: str = WAITING
+    reports: dict[int, float] = field(default_factory=dict)
+    """Step -> the scheduler's metric."""
+    objectives: list[list[float]] = field(default_factory=list)
+    """One list an objective, with a value a seed."""
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    """{"stage", "seed", "fingerprint", "run", "restored", "seconds"} of each stage that ran or was found finished."""
+    seconds: float = 0.0
+    """Wall time, over all attempts that this journal saw end."""
+    steps: int = 0
+    """Steps of the watched stage that were reported."""
+    error: str | None = None
+    run: str | None = None
+    """Its run in MLflow."""
+
+    @property
+    def key(self) -> str:
+        return key_of(self.values)
+
+    def means(self) -> list[float]:
+        """Each objective's mean over seeds."""
+        return [sum(values) / len(values) for values in self.objectives]
+
+
+class Journal:
+    """The events of one sweep. One process writes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.path = root / "journal.jsonl"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the sweep. Raises InfrastructureError when another driver does."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / "lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InfrastructureError(
+                    f"{self.root}: another process runs this sweep; run again when it has ended"
+                ) from None
+            self._mend()
+            yield
+
+    def write(self, event: str, number: int, **facts: Any) -> None:
+        """Append an event; on disk when this returns."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "number": number, **facts}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def events(self) -> list[dict[str, Any]]:
+        """Every whole line; a last one torn by a kill is left out. Raises DataError for a damaged one before it."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise DataError(f"{self.path}: a line is damaged ({error}); restore it, or move the folder away") from error
+
+    def trials(self) -> dict[int, Trial]:
+        """number -> trial, in the order of suggestion."""
+        return replay(self.events())
+
+    def _mend(self) -> None:
+        """Cut off a torn last line, so that the next event does not continue it."""
+        if self.path.exists():
+            whole = self.path.read_bytes()
+            end = whole.rfind(b"\n") + 1
+            if end < len(whole):
+                os.truncate(self.path, end)
+
+
+def replay(events: list[dict[str, Any]]) -> dict[int, Trial]:
+    """What `events` say of each trial. A report that came again, after a kill, counts once."""
+    trials: dict[int, Trial] = {}
+    for event in events:
+        number = event["number"]
+        match event["event"]:
+            case "suggested":
+                trials[number] = Trial(number, event["values"])
+            case "report":
+                trials[number].reports[event["step"]] = event["value"]
+            case "ended":
+                _end(trials[number], event)
+            case "again":
+                trials[number].state, trials[number].error = WAITING, None
+    return trials
+
+
+def _end(trial: Trial, event: Mapping[str, Any]) -> None:
+    trial.state = event["state"]
+    trial.error = event.get("error")
+    trial.objectives = event.get("objectives", [])
+    trial.stages = event.get("stages", [])
+    trial.run = event.get("run")
+    trial.seconds += event.get("seconds", 0.0)
+    trial.steps = max(trial.reports, default=0)

@@ -1,0 +1,22 @@
+"""The options of `python -m pipelines sweep`. Imports nothing heavy: every command starts with them."""
+
+import argparse
+from pathlib import Path
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("space", help="a file in pipelines/sweeps/, without .yaml: taca, gadms, chain")
+    parser.add_argument("--samples", type=int, default=16, metavar="N", help="configurations in all (default 16)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="K", help="repetitions of each (default 1)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="trials at once (default 1)")
+    parser.add_argument("--budget-minutes", type=float, metavar="M", help="wall time of this call")
+    parser.add_argument("--budget-gpu-hours", type=float, metavar="H", help="of all trials")
+    parser.add_argument("--no-scheduler", action="store_true", help="stop no trial early")
+    parser.add_argument("--warm-start", metavar="RUN_ID", help="learn from the trials of an earlier sweep in MLflow")
+    parser.add_argument("--retry-failed", action="store_true", help="try failed trials again")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(__file__).resolve().parent,
+        help="where spaces are (default pipelines/sweeps)",
+    )

@@ -1,0 +1,90 @@
+"""Which stages a trial runs itself, and which are the same for all trials: the graph, seen from a search space."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines import graph
+from pipelines.graph import StageRun
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages in the order in which they run.
+
+    shared    no searched parameter reaches them: done once, before the trials
+    upstream  reached by a searched parameter: trials with the same values share them, through the runner's fingerprints
+    repeated  those that the space names, and what lies between them: run again for every seed
+    """
+
+    shared: tuple[StageRun, ...]
+    upstream: tuple[StageRun, ...]
+    repeated: tuple[StageRun, ...]
+
+    @property
+    def own(self) -> tuple[StageRun, ...]:
+        """What a trial runs itself."""
+        return (*self.upstream, *self.repeated)
+
+    @property
+    def linked(self) -> list[str]:
+        """Paths that a trial reads and that shared stages wrote."""
+        wanted = {path for run in self.own for path in run.inputs.values()}
+        return sorted(path for run in self.shared for path in run.outputs.values() if path in wanted)
+
+    @property
+    def given(self) -> list[str]:
+        """Paths that no stage writes, such as data/raw."""
+        return sorted(set(_sources((*self.shared, *self.own))))
+
+
+def make_plan(stages: Iterable[str], searched: Iterable[str]) -> Plan:
+    """The plan for a space that names `stages` and searches over `searched` (paths in params.yaml)."""
+    named = {graph.find(stage).address for stage in stages}
+    sections = {path.split(".")[0] for path in searched}
+    makers = _makers()
+    shared: list[StageRun] = []
+    upstream: list[StageRun] = []
+    repeated: list[StageRun] = []
+    for run in ordered(named):
+        inputs = [makers[path] for path in run.inputs.values() if path in makers]
+        if run.address in named or any(each in repeated for each in inputs):
+            repeated.append(run)
+        elif sections & set(run.stage.reads) or any(each in upstream for each in inputs):
+            upstream.append(run)
+        else:
+            shared.append(run)
+    return Plan(tuple(shared), tuple(upstream), tuple(repeated))
+
+
+def ordered(stages: Iterable[str]) -> list[StageRun]:
+    """`stages` and all that they need, each after what it reads."""
+    makers = _makers()
+    found: dict[str, StageRun] = {}
+
+    def visit(run: StageRun) -> None:
+        if run.address not in found:
+            for path in run.inputs.values():
+                if path in makers:
+                    visit(makers[path])
+            found[run.address] = run
+
+    for stage in stages:
+        visit(graph.find(stage))
+    order = [run.address for stage in graph.all_stages() for run in graph.runs_of(stage)]
+    return sorted(found.values(), key=lambda run: order.index(run.address))
+
+
+def sections_read(runs: Iterable[StageRun], document: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of params.yaml that any of `runs` depends on."""
+    return {key: document[key] for key in sorted({key for run in runs for key in run.stage.reads})}
+
+
+def _makers() -> dict[str, StageRun]:
+    """Output path -> the stage run that writes it. Metrics and curves count: the report reads them."""
+    return {path: run for stage in graph.all_stages() for run in graph.runs_of(stage) for path in run.all_outputs}
+
+
+def _sources(runs: Iterable[StageRun]) -> list[str]:
+    makers = _makers()
+    return [path for run in runs for path in run.inputs.values() if path not in makers]

@@ -1,0 +1,103 @@
+"""What a sweep found, as one JSON: docs/sweeps.md has its schema."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from components.files import write_atomically
+from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Trial
+from pipelines.sweeps.spaces import Objective, Space, value_at
+
+SCHEMA = 1
+LEVEL = 0.95
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """{"mean"}, and from two values on "low" and "high": the Student t interval of the mean over seeds, at 95 %."""
+    if not values:
+        return {}
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return {"mean": mean}
+    from scipy.stats import t
+
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * (variance / len(values)) ** 0.5
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def best_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Trial | None:
+    """The finished trial with the best mean of the first objective, the earliest of equals."""
+    finished = [trial for trial in trials if trial.state == COMPLETE]
+    sign = 1 if objectives[0].mode == "max" else -1
+    return max(finished, key=lambda trial: (sign * trial.means()[0], -trial.number), default=None)
+
+
+def front_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
+    """The finished trials that no other one beats: at least as good in every objective's mean, and better in one."""
+    signs = [1 if objective.mode == "max" else -1 for objective in objectives]
+    finished = [trial for trial in trials if trial.state == COMPLETE]
+    scores = {trial.number: [s * v for s, v in zip(signs, trial.means(), strict=True)] for trial in finished}
+
+    def beaten(mine: list[float]) -> bool:
+        return any(other != mine and all(o >= m for o, m in zip(other, mine, strict=True)) for other in scores.values())
+
+    return [trial for trial in finished if not beaten(scores[trial.number])]
+
+
+def summary(
+    identity: str,
+    name: str,
+    space: Space,
+    document: Mapping[str, Any],
+    trials: Sequence[Trial],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything a page or a person asks of a sweep, as JSON values."""
+    best = best_of(trials, space.objectives)
+    return {
+        "schema": SCHEMA,
+        "sweep": identity,
+        "space": name,
+        "about": space.about,
+        **settings,
+        "stages": space.stages,
+        "parameters": [
+            {
+                "path": path,
+                **distribution.model_dump(mode="json", exclude_defaults=True),
+                "before": value_at(document, path),
+            }
+            for path, distribution in space.parameters.items()
+        ],
+        "objectives": [{"name": objective.name, **objective.model_dump()} for objective in space.objectives],
+        "scheduler": {**space.scheduler.model_dump(), "steps": value_at(document, space.scheduler.full)}
+        if space.scheduler
+        else None,
+        "counts": {state: sum(t.state == state for t in trials) for state in (COMPLETE, STOPPED, BROKEN, WAITING)},
+        "seconds": sum(trial.seconds for trial in trials),
+        "best": best.number if best else None,
+        "pareto": [trial.number for trial in front_of(trials, space.objectives)],
+        "trials": [_trial(trial, space) for trial in sorted(trials, key=lambda trial: trial.number)],
+    }
+
+
+def _trial(trial: Trial, space: Space) -> dict[str, Any]:
+    pairs = zip(space.objectives, trial.objectives, strict=False)
+    return {
+        "number": trial.number,
+        "key": trial.key,
+        "state": trial.state,
+        "values": trial.values,
+        "objectives": {objective.name: {"values": values, **spread(values)} for objective, values in pairs},
+        "reports": sorted(trial.reports.items()),
+        "seconds": trial.seconds,
+        "stages": trial.stages,
+        "run": trial.run,
+        "error": trial.error,
+    }
+
+
+def write_results(path: Path, document: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps(document, indent=1, sort_keys=True) + "\n")

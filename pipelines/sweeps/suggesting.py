@@ -1,0 +1,155 @@
+"""The next configuration: a function of the space, the seed, its number and what is known so far.
+
+A search library's sampler has a state of its own, which a killed process takes along. Here each suggestion is made by a new
+sampler, seeded by the suggestion's number and told all results again. That costs milliseconds, and a sweep that was killed goes on
+as if it had not been.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from components.training.randomness import stream_seed
+from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Trial
+from pipelines.sweeps.spaces import Distribution, Space, key_of, value_at
+
+if TYPE_CHECKING:
+    import optuna
+
+STARTUP = 8
+"""Trials drawn at random before TPE has something to go by."""
+TRIES = 200
+"""Draws for one suggestion, when those before are known already or break a constraint."""
+
+
+def suggest(
+    space: Space,
+    document: Mapping[str, Any],
+    seed: int,
+    number: int,
+    known: Sequence[Trial],
+    earlier: Sequence[Trial] = (),
+) -> dict[str, Any] | None:
+    """Values for trial `number` (0-based), or None when the space holds nothing new.
+
+    `known` are all trials suggested before, by number; those without a result count as running. `earlier` are trials of other
+    sweeps, to learn from; what they tried may be suggested again. Random and grid do not look at results, so their suggestions
+    are the same however the trials went.
+    """
+    taken = {trial.key for trial in known}
+    for point in space.points:
+        whole = _whole_point(space, document, point)
+        if key_of(whole) not in taken:
+            return whole
+    if space.searcher == "grid":
+        return next((values for values in space.grid(document) if key_of(values) not in taken), None)
+    study = _study(space, seed, number, [*earlier, *known])
+    for _ in range(TRIES):
+        trial = study.ask()
+        values = _draw(space, document, trial)
+        if key_of(values) not in taken and space.allowed(values, document):
+            return values
+        study.tell(trial, state=_states().FAIL)
+    return None
+
+
+def _whole_point(space: Space, document: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
+    """A point with what it leaves out taken from params.yaml, where that matters."""
+    values: dict[str, Any] = {}
+    for path in space.parameters:
+        if space.active(path, values, document):
+            values[path] = point.get(path, value_at(document, path))
+    return values
+
+
+def _study(space: Space, seed: int, number: int, known: Sequence[Trial]) -> "optuna.study.Study":
+    import warnings
+
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    number_seed = stream_seed(seed, "sweep", number) % 2**32
+    sampler: optuna.samplers.BaseSampler
+    if space.searcher == "random":
+        sampler = optuna.samplers.RandomSampler(seed=number_seed)
+    else:
+        sampler = optuna.samplers.TPESampler(seed=number_seed, n_startup_trials=STARTUP, constant_liar=True)
+    ways = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
+    study = optuna.create_study(directions=[ways[objective.mode] for objective in space.objectives], sampler=sampler)
+    if space.searcher == "tpe":
+        for trial in known:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # a point may lie outside of the distributions
+                study.add_trial(_told(space, trial))
+    return study
+
+
+def _told(space: Space, trial: Trial) -> "optuna.trial.FrozenTrial":
+    """A trial as Optuna knows it."""
+    import optuna
+
+    states = _states()
+    distributions = {path: _distribution(space.parameters[path]) for path in trial.values}
+    inner = {path: _inner(space.parameters[path], value) for path, value in trial.values.items()}
+    fitting = {path: value for path, value in inner.items() if value is not None}
+    facts: dict[str, Any] = {
+        "params": {path: value for path, value in fitting.items() if distributions[path]._contains(value)},
+    }
+    facts["distributions"] = {path: distributions[path] for path in facts["params"]}
+    if trial.state == COMPLETE:
+        return optuna.trial.create_trial(state=states.COMPLETE, values=trial.means(), **facts)
+    if trial.state == STOPPED and trial.reports and _watches_its_objective(space):
+        return optuna.trial.create_trial(state=states.PRUNED, intermediate_values=trial.reports, **facts)
+    if trial.state == WAITING:
+        return optuna.trial.create_trial(state=states.RUNNING, **facts)
+    assert trial.state in (STOPPED, BROKEN)
+    return optuna.trial.create_trial(state=states.FAIL, **facts)
+
+
+def _watches_its_objective(space: Space) -> bool:
+    """Whether what the scheduler saw of a stopped trial is an early value of the one objective."""
+    if len(space.objectives) != 1 or space.scheduler is None:
+        return False
+    objective, watched = space.objectives[0], space.scheduler
+    return (objective.stage, objective.metric, objective.mode) == (watched.stage, watched.metric, watched.mode)
+
+
+def _draw(space: Space, document: Mapping[str, Any], trial: "optuna.trial.Trial") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for path, distribution in space.parameters.items():
+        if not space.active(path, values, document):
+            continue
+        if distribution.choice is not None:
+            values[path] = distribution.choice[trial.suggest_categorical(path, range(len(distribution.choice)))]
+        elif distribution.int:
+            low, high = distribution.int
+            values[path] = trial.suggest_int(path, low, high, step=round(distribution.step or 1))
+        else:
+            low, high = distribution.bounds or [0.0, 0.0]
+            log = distribution.loguniform is not None
+            drawn = trial.suggest_float(path, low, high, step=distribution.step, log=log)
+            values[path] = float(f"{drawn:.6g}")  # as a person would write it in params.yaml
+    return values
+
+
+def _distribution(of: Distribution) -> "optuna.distributions.BaseDistribution":
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if of.choice is not None:
+        return CategoricalDistribution(tuple(range(len(of.choice))))
+    if of.int:
+        return IntDistribution(of.int[0], of.int[1], step=round(of.step or 1))
+    low, high = of.bounds or [0.0, 0.0]
+    return FloatDistribution(low, high, step=of.step, log=of.loguniform is not None)
+
+
+def _inner(of: Distribution, value: Any) -> Any:
+    """A value as the sampler knows it: a choice is its place; None for one that is no choice."""
+    if of.choice is None:
+        return value
+    return of.choice.index(value) if value in of.choice else None
+
+
+def _states() -> Any:
+    import optuna
+
+    return optuna.trial.TrialState

@@ -1,0 +1,158 @@
+"""A sweep in MLflow: one run for it, one below that for each trial, and below that the runs of stages, which the runner makes.
+
+Runs are found again by tags, so that a sweep that goes on after a kill goes on in the runs it began. What is written here is in the
+journal too: a server that is away costs a warning, and what it missed is written when the sweep ends or goes on.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from components.errors import ParameterError
+from pipelines.delivery import BATCH, metric_name
+from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Trial
+from pipelines.sweeps.results import spread
+from pipelines.sweeps.spaces import Space
+from pipelines.tracking import FAILED, FINISHED, KILLED, Tracker, owner
+
+SWEEP, TRIAL, ROLE = "pipelines.sweep", "pipelines.trial", "pipelines.role"
+VALUES, STATE, BASE, BEST = "pipelines.values", "pipelines.state", "pipelines.base", "pipelines.best"
+"""Tags: which sweep, which of its trials, what kind of run; a trial's values and how it ended, the sweep's base and best trial."""
+STATUS = {COMPLETE: FINISHED, STOPPED: KILLED, BROKEN: FAILED, WAITING: KILLED}
+
+
+class SweepRuns:
+    """The runs of one sweep; `identity` is its name and digest."""
+
+    def __init__(self, tracker: Tracker, identity: str, space: Space) -> None:
+        self.client = tracker.client
+        self.experiment = tracker.experiment
+        self.identity = identity
+        self.space = space
+        self._warned = False
+        tracker.close_finished()
+        self.end_orphans = tracker.end_orphans
+        self.end_orphans()
+        self.parent = self._open("sweep", f"sweep {identity}", {BASE: json.dumps(space.base, sort_keys=True)})
+
+    def trial(self, trial: Trial) -> str:
+        """The run of a trial, new or opened again. Raises what the client raises: without it no stage can be tracked."""
+        tags = {TRIAL: str(trial.number), VALUES: json.dumps(trial.values, sort_keys=True)}
+        return self._open("trial", f"trial {trial.number}", {**tags, "mlflow.parentRunId": self.parent}, trial.values)
+
+    def shared(self) -> str:
+        """The run below which stages go that all trials share."""
+        return self._open("shared", "shared stages", {"mlflow.parentRunId": self.parent})
+
+    def close_shared(self, run: str, status: str) -> None:
+        self._try(lambda: self.client.set_terminated(run, status))
+
+    def end(self, run: str, trial: Trial) -> None:
+        """How a trial ended: what it reported, its objectives with intervals, the runs of its stages, its status. Written once."""
+
+        def write() -> None:
+            known = self.client.get_run(run).data.tags.get(STATE)
+            if trial.state not in (known, WAITING):
+                self._describe(run, trial)
+            self.client.set_terminated(run, STATUS[trial.state])
+
+        self._try(write)
+
+    def _describe(self, run: str, trial: Trial) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        now = int(time.time() * 1000)
+        numbers: dict[str, float] = {"trial/seconds": trial.seconds}
+        for objective, values in zip(self.space.objectives, trial.objectives, strict=False):
+            found = spread(values)
+            numbers |= {f"objective/{objective.name}{'' if k == 'mean' else '.' + k}": v for k, v in found.items()}
+        metrics = [Metric(metric_name(key), value, now, 0) for key, value in numbers.items()]
+        if self.space.scheduler:
+            watched = metric_name(self.space.scheduler.metric)
+            metrics += [Metric(watched, value, now, step) for step, value in sorted(trial.reports.items())]
+        # Of several seeds, the run of params.yaml's own. MLflow allows no @ in a key.
+        tags = {f"stage.{known['stage'].replace('@', '.')}": str(known["run"]) for known in reversed(trial.stages)}
+        tags |= {STATE: trial.state, **({"pipelines.error": trial.error[:500]} if trial.error else {})}
+        for start in range(0, len(metrics), BATCH):
+            self.client.log_batch(run, metrics=metrics[start : start + BATCH])
+        self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def close(self, status: str, trials: Iterable[Trial], best: Trial | None) -> None:
+        """The sweep's end, and whatever a server that was away, or a kill, has left out."""
+
+        def write() -> None:
+            found = {run.data.tags[TRIAL]: run for run in self._search("trial")}
+            known = list(trials)
+            for trial in known:
+                run = found.get(str(trial.number))
+                recorded = run is not None and run.info.status == STATUS[trial.state]
+                if not recorded and (run is not None or trial.state != WAITING):
+                    self.end(run.info.run_id if run is not None else self.trial(trial), trial)
+            for state in (COMPLETE, STOPPED, BROKEN):
+                self.client.log_metric(self.parent, f"trials/{state}", sum(t.state == state for t in known))
+            if best:
+                self.client.set_tag(self.parent, BEST, found[str(best.number)].info.run_id)
+                for objective, value in zip(self.space.objectives, best.means(), strict=True):
+                    self.client.log_metric(self.parent, metric_name(f"best/{objective.name}"), value)
+
+        self._try(write)
+        self._try(self.end_orphans)
+        self._try(lambda: self.client.set_terminated(self.parent, status))
+
+    def _open(self, role: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any] | None = None) -> str:
+        number = f" and tags.`{TRIAL}` = '{tags[TRIAL]}'" if TRIAL in tags else ""
+        found = self._search(role, number)
+        if found:
+            run_id = str(found[0].info.run_id)
+            for key, value in owner().items():
+                self.client.set_tag(run_id, key, value)
+            self.client.update_run(run_id, status="RUNNING")
+            return run_id
+        whole = {**tags, **owner(), ROLE: role, SWEEP: self.identity, "mlflow.runName": name}
+        run_id = str(self.client.create_run(self.experiment, tags=whole).info.run_id)
+        for key, value in (params or {}).items():
+            self.client.log_param(run_id, key, value)
+        return run_id
+
+    def _search(self, role: str, more: str = "") -> list[Any]:
+        wanted = f"tags.`{SWEEP}` = '{self.identity}' and tags.`{ROLE}` = '{role}'{more}"
+        return list(self.client.search_runs([self.experiment], wanted, max_results=5000))
+
+    def _try(self, write: Callable[[], object]) -> None:
+        """A server that is away now must not end a sweep: the journal has it all, and `close` tells it again."""
+        try:
+            write()
+        except Exception as error:  # clients raise many types; each means that the server has not been told
+            if not self._warned:
+                self._warned = True
+                print(
+                    f"warning: MLflow was not told, the sweep goes on ({str(error)[:120]})", file=sys.stderr, flush=True
+                )
+
+
+def earlier_trials(tracker: Tracker, run_id: str, space: Space) -> list[Trial]:
+    """The finished trials of another sweep's run that had the same objectives: what this one can learn from.
+
+    Raises ParameterError when the run is no sweep, or none of its trials can be used.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tags = tracker.client.get_run(run_id).data.tags
+    except MlflowException as error:
+        raise ParameterError(f"--warm-start {run_id}: no such run") from error
+    if tags.get(ROLE) != "sweep":
+        raise ParameterError(f"--warm-start {run_id}: not the run of a sweep")
+    wanted = f"tags.`mlflow.parentRunId` = '{run_id}' and tags.`{ROLE}` = 'trial' and attributes.status = 'FINISHED'"
+    usable = []
+    for run in tracker.client.search_runs([tracker.experiment], wanted, max_results=5000):
+        values = json.loads(run.data.tags[VALUES])
+        names = [metric_name(f"objective/{objective.name}") for objective in space.objectives]
+        if set(values) <= set(space.parameters) and all(name in run.data.metrics for name in names):
+            found = [[run.data.metrics[name]] for name in names]
+            usable.append(Trial(int(run.data.tags[TRIAL]), values, state=COMPLETE, objectives=found))
+    if not usable:
+        raise ParameterError(f"--warm-start {run_id}: none of its trials has this space's parameters and objectives")
+    return sorted(usable, key=lambda trial: trial.number)

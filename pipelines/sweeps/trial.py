@@ -1,0 +1,254 @@
+"""One trial, in a process of its own: `python -m pipelines.sweeps.trial`, started by the function that Ray Tune calls.
+
+It reads one JSON line, the `Order`, and runs the trial's stages as `dvc repro` would, in a workspace of the trial's own that shares
+the scratch root: what has this fingerprint already is put in place, what another trial computes at this moment is waited for. It
+writes JSON lines to its standard output: {"step", "value", "seconds"} while the watched stage trains, and at the end {"ended":
+{...}} or {"failed": reason}; what stages print goes to `log.txt`. When the pipe to it closes (the trial was stopped early, or the
+sweep was killed) it ends its stage as Ctrl-C does: paused, to go on from its checkpoint another time.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.errors import DataError
+from components.files import write_atomically
+from pipelines import graph
+from pipelines.errors import exit_code, speaks_for_itself
+from pipelines.fingerprint import fingerprint
+from pipelines.params import load
+from pipelines.reported import MetricLog
+from pipelines.runner import Outcome, run_stage
+from pipelines.scratch import Scratch, put_in_place
+from pipelines.tracking import PARENT_RUN, flatten
+from pipelines.workspace import Workspace
+
+LOOK_SECONDS = 0.3
+"""Between two looks at what the watched stage has reported."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a trial is to do, as JSON values."""
+
+    folder: str
+    home: str
+    document: dict[str, Any]
+    """params.yaml with the trial's values."""
+    seeds: list[int]
+    upstream: list[str]
+    repeated: list[str]
+    """Stages; the repeated ones run once for each seed, the others with the document's."""
+    shared: str
+    """The workspace of what all trials share, and the paths to take from it."""
+    linked: list[str]
+    given: dict[str, str]
+    """Path that no stage writes -> where it is."""
+    objectives: list[dict[str, Any]]
+    watch: dict[str, Any] | None
+    """{"stage", "metric", "full"}: what the scheduler looks at."""
+    run: str
+    """The trial's run in MLflow."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def main() -> int:
+    order = Order(**json.loads(sys.stdin.readline()))
+    say = _own_voice(Path(order.folder) / "log.txt")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=_end_with_the_driver, daemon=True).start()
+    os.environ[PARENT_RUN] = order.run
+    begun = time.monotonic()
+
+    def report(step: int, value: float) -> None:
+        say({"step": step, "value": value, "seconds": time.monotonic() - begun})
+
+    try:
+        say({"ended": run_trial(order, report)})
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            return exit_code(error)
+        if not speaks_for_itself(error):
+            traceback.print_exc()
+        reason = str(error) or type(error).__name__
+        say({"failed": _with_cause(" ".join(reason.split()), Path(order.folder) / "log.txt")})
+        return exit_code(error)
+    return 0
+
+
+def run_trial(order: Order, report: Callable[[int, float], None]) -> dict[str, Any]:
+    """Run every stage for every seed. Returns {"objectives": [[value a seed] an objective], "stages", "reports", "seconds"}.
+
+    `report` is told the watched metric of the first seed, without its last step: that one comes with the end, in "reports".
+    """
+    begun = time.monotonic()
+    reports: list[tuple[int, float]] = []
+    stages: list[dict[str, Any]] = []
+    objectives: list[list[float]] = [[] for _ in order.objectives]
+    for place, seed in enumerate(order.seeds):
+        workspace = _workspace(order, seed)
+        outcomes: dict[str, Outcome] = {}
+        for address in (*order.upstream, *order.repeated):
+            _write_params(order, workspace, seed if address in order.repeated else None)
+            watch = order.watch if order.watch and place == 0 and order.watch["stage"] == address else None
+            started = time.monotonic()
+            with _watching(watch, address, workspace, report):
+                outcomes[address] = run_stage(address, workspace)
+            if watch:
+                scratch = scratch_of(address, outcomes[address].fingerprint, workspace)
+                reports = _reported(MetricLog(scratch.reported), watch["metric"])
+            stages.append(_stage_facts(address, seed, outcomes[address], workspace, time.monotonic() - started))
+        for values, objective in zip(objectives, order.objectives, strict=True):
+            values.append(measured(objective, outcomes, workspace))
+    return {"objectives": objectives, "stages": stages, "reports": reports, "seconds": time.monotonic() - begun}
+
+
+def measured(objective: Mapping[str, Any], outcomes: Mapping[str, Outcome], workspace: Workspace) -> float:
+    """The value of an objective: a metric of the stage's result, else of its curve, else of its cost.
+
+    Raises DataError naming some that there are.
+    """
+    address, metric = objective["stage"], objective["metric"]
+    final = flatten(outcomes[address].metrics)
+    if isinstance(final.get(metric), int | float):
+        return float(final[metric])
+    scratch = scratch_of(address, outcomes[address].fingerprint, workspace)
+    curve = [value for _, value in _reported(MetricLog(scratch.reported), metric)]
+    if curve:
+        best = max if objective["mode"] == "max" else min
+        return best(curve) if objective["pick"] == "best" else curve[-1]
+    cost = _done(address, outcomes[address], workspace).get("cost", {})
+    if metric in cost:
+        return float(cost[metric])
+    some = [*sorted(key for key, value in final.items() if isinstance(value, int | float))[:12], *sorted(cost)]
+    raise DataError(f"{address} has no metric {metric!r}; it has {', '.join(some) or 'none'}")
+
+
+def scratch_of(address: str, identity: str, workspace: Workspace) -> Scratch:
+    """The scratch folder of a stage with this fingerprint."""
+    return Scratch(workspace.home / f"{address.replace('@', '-')}-{identity[:16]}")
+
+
+def _workspace(order: Order, seed: int) -> Workspace:
+    """The trial's folder for one seed, with what the trial does not make itself in place."""
+    root = Path(order.folder) / f"seed-{seed}"
+    for path, source in order.given.items():
+        link = root / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(source, target_is_directory=Path(source).is_dir())
+    for path in order.linked:
+        put_in_place(Path(order.shared) / path, root / path)
+    return Workspace(root, Path(order.home))
+
+
+def _write_params(order: Order, workspace: Workspace, seed: int | None) -> None:
+    document = order.document if seed is None else {**order.document, "seed": seed}
+    write_atomically(workspace.path("params.yaml"), yaml.safe_dump(document, sort_keys=False))
+
+
+def _stage_facts(address: str, seed: int, outcome: Outcome, workspace: Workspace, seconds: float) -> dict[str, Any]:
+    return {
+        "stage": address,
+        "seed": seed,
+        "fingerprint": outcome.fingerprint,
+        "run": _done(address, outcome, workspace).get("run"),
+        "restored": outcome.restored,
+        "seconds": seconds,
+    }
+
+
+def _done(address: str, outcome: Outcome, workspace: Workspace) -> dict[str, Any]:
+    """The manifest of a finished result."""
+    manifest = scratch_of(address, outcome.fingerprint, workspace).folder / "DONE.json"
+    known: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+    return known
+
+
+def _reported(log: MetricLog, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric, as a stage reported it."""
+    return [(line["step"], float(line["metrics"][metric])) for line in log.read() if metric in line["metrics"]]
+
+
+@contextmanager
+def _watching(
+    watch: Mapping[str, Any] | None, address: str, workspace: Workspace, report: Callable[[int, float], None]
+) -> Iterator[None]:
+    """Tell of the watched metric while the stage runs. Steps that were told before a kill are told again."""
+    if watch is None:
+        yield
+        return
+    run, params = graph.find(address), load(workspace.path("params.yaml"))
+    inputs = {name: workspace.path(path) for name, path in run.inputs.items()}
+    identity = fingerprint(run, params.only(run.stage.reads), inputs, params.compute.threads)
+    log = MetricLog(scratch_of(address, identity, workspace).reported)
+    over = threading.Event()
+
+    def look() -> None:
+        told = 0
+        while True:
+            last = over.wait(LOOK_SECONDS)
+            for step, value in _reported(log, watch["metric"]):
+                if told < step < watch["full"]:
+                    told = step
+                    report(step, value)
+            if last:
+                return
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _own_voice(log: Path) -> Callable[[dict[str, Any]], None]:
+    """What this process says goes to its standard output; what it and its stages print, to `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    voice = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    lock = threading.Lock()
+
+    def say(event: dict[str, Any]) -> None:
+        with lock:
+            voice.write(json.dumps(event) + "\n")
+            voice.flush()
+
+    return say
+
+
+def _with_cause(reason: str, log: Path) -> str:
+    """`reason` with the last error that a stage's process has said."""
+    lines = [
+        line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "error:" in line.lower()
+    ]
+    return f"{reason}: {lines[-1].split('rror: ', 1)[-1][:300]}" if lines and lines[-1] not in reason else reason
+
+
+def _end_with_the_driver() -> None:
+    sys.stdin.read()  # returns when the other end of the pipe closes
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # skips slow clean-up of libraries; everything that matters is on disk

@@ -1,0 +1,299 @@
+"""Ray Tune: starts trials, several at once where they fit, and ends those that its scheduler gives up on.
+
+The search and all memory are ours (suggesting.py, journal.py). Tune's own snapshots are written now and then and hold pickles, so a
+sweep does not resume from them: after a kill Tune begins anew, is given the trials that had not ended, and its scheduler is told
+what those that had ended reported, in the same order. A trial's work is done by a process that the trial function starts: it is
+ended as Ctrl-C ends a stage, and with compute.workers above 0 it is a Ray driver of its own, whose placement groups Ray takes back
+when it is gone. So an early stop cannot leak them, whether or not a dashboard runs.
+"""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from components.errors import ParameterError
+from pipelines.closure import ROOT
+from pipelines.cluster import settle_environment, start_ray
+from pipelines.errors import InfrastructureError
+from pipelines.params import Compute
+from pipelines.sweeps.driver import Driver
+from pipelines.sweeps.journal import WAITING, replay
+from pipelines.sweeps.spaces import Resources, Scheduler, value_at
+from pipelines.tracking import tracking_uri
+
+WAITS = {"node:__internal_head__": 0.001}
+"""What the trial function takes where Ray Train's workers do the work. A share of a core would be one that they cannot have."""
+
+CLUSTER = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+"""Where stages that are jobs are submitted."""
+
+
+def settings() -> None:
+    """Tune's settings, before its import. Each may be overridden from outside."""
+    settle_environment()
+    defaults = {
+        "RAY_kill_child_processes_on_worker_exit": "0",  # a trial's process ends by itself, saving a checkpoint
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last report of a failed trial has no metric
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, and the journal has all
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # snapshots that nobody reads
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def run(driver: Driver, workers: int) -> None:
+    """Run trials until the driver has no next one. `workers` trials at once, at most.
+
+    Raises ParameterError when not even one fits, InfrastructureError when the cluster cannot be used.
+    """
+    settings()
+    sweep, compute = driver.sweep, driver.sweep.params.compute
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri(sweep.workspace)  # trials on this machine inherit it
+    import ray
+
+    cluster = {name: os.environ[name] for name in CLUSTER if name in os.environ}
+    if compute.backend == "job":  # stages go to that cluster; the trials that wait for them stay here
+        os.environ.pop("RAY_ADDRESS", None)
+    started = not ray.is_initialized()
+    if started:
+        start_ray(compute)
+    if compute.backend == "local":
+        cluster = {"RAY_ADDRESS": str(ray.get_runtime_context().gcs_address)} if compute.workers else {}
+    for name in ("ray", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # Tune misses files of its own, which nobody writes or reads
+    storage = sweep.journal.root / "ray"
+    try:
+        _require_reachable(os.environ["MLFLOW_TRACKING_URI"])
+        need = needs(compute, sweep.space.resources, _on_gpu(compute))
+        fitting = slots(need, ray.cluster_resources(), workers)
+        if fitting < workers:
+            driver.board.say(f"{workers} trials at once asked, {fitting} fit: the others wait")
+        own = WAITS if compute.workers or compute.backend == "job" else need
+        _tuner(driver, own, cluster, fitting, str(storage)).fit()
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+        if started:
+            ray.shutdown()
+    if driver.failure:
+        raise driver.failure
+
+
+def needs(compute: Compute, resources: Resources, on_gpu: bool) -> dict[str, float]:
+    """What one trial takes of the cluster: for its own process, or for Ray Train's workers. Nothing where stages are jobs."""
+    if compute.backend == "job":
+        return {}
+    if compute.workers:
+        found = {"CPU": float(compute.workers * compute.threads), "GPU": float(compute.workers) if on_gpu else 0.0}
+    else:
+        found = {"CPU": float(resources.cpus or compute.threads), "GPU": resources.gpus if on_gpu else 0.0}
+    return {name: amount for name, amount in found.items() if amount}
+
+
+def slots(need: Mapping[str, float], there: Mapping[str, float], asked: int) -> int:
+    """How many trials may run at once: `asked`, or as many as fit. Raises ParameterError, naming the resource, when none does.
+
+    More than fit would wait for each other's workers for ever: Tune does not know what a trial's own driver will ask for.
+    """
+    for name, amount in need.items():
+        if amount > (have := there.get(name, 0.0)):
+            raise ParameterError(
+                f"a trial needs {amount:g} {name}, the cluster has {have:g}: "
+                "lower compute.workers, compute.threads or the space's resources"
+            )
+        asked = min(asked, int((have + 1e-9) // amount))
+    return asked
+
+
+def _on_gpu(compute: Compute) -> bool:
+    import ray
+
+    return compute.device == "cuda" or (compute.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+
+
+def follow(order: str, environment: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Run a trial's process and give what it says, as `trial.py` describes it. The process ends with whoever reads."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.sweeps.trial"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env=dict(environment),
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin
+    assert process.stdout
+    over = False
+    try:
+        process.stdin.write(order + "\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            event = json.loads(line)
+            over = "ended" in event or "failed" in event
+            yield event
+        if not over:
+            yield {"failed": f"its process was ended (exit code {process.wait()})"}
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+def trial_function(config: dict[str, Any]) -> None:
+    """What Tune calls, in a process of Ray's."""
+    from ray import tune
+
+    for event in follow(config["order"], trial_environment(config["cluster"])):
+        if "ended" in event:
+            reports = event["ended"]["reports"]
+            last = {"step": reports[-1][0], "value": reports[-1][1]} if reports else {}
+            tune.report({"ended": json.dumps(event["ended"]), **last})
+        else:
+            tune.report(event)
+
+
+def trial_environment(cluster: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment without what Ray tells its workers about themselves: a trial's driver is none of them."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k.startswith(("RAY_AUTH", "RAY_TMPDIR"))}
+    return {**kept, **cluster}
+
+
+def scheduler_of(space_scheduler: Scheduler | None, full: int) -> Any:
+    """Tune's scheduler."""
+    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
+
+    if space_scheduler is None:
+        return FIFOScheduler()
+    told = {"time_attr": "step", "metric": "value", "mode": space_scheduler.mode}
+    if space_scheduler.kind == "median":
+        return MedianStoppingRule(grace_period=space_scheduler.grace, **told)
+    return AsyncHyperBandScheduler(
+        max_t=full, grace_period=space_scheduler.grace, reduction_factor=space_scheduler.reduction, **told
+    )
+
+
+class _Before:
+    """A trial that ended before this call, as a scheduler knows trials."""
+
+    def __init__(self, number: int) -> None:
+        self.trial_id = f"before-{number}"
+
+    def get_live_trials(self) -> list[Any]:
+        return []
+
+
+def refeed(scheduler: Any, events: list[dict[str, Any]]) -> None:
+    """Tell a new scheduler what trials that have ended reported, in the order in which it was reported."""
+    trials = replay(events)
+    known = {number: _Before(number) for number, trial in trials.items() if trial.state != WAITING}
+    seen: set[tuple[int, int]] = set()
+    added: set[int] = set()
+    for event in events:
+        number = event["number"]
+        if event["event"] != "report" or number not in known or (number, event["step"]) in seen:
+            continue
+        seen.add((number, event["step"]))
+        trial = known[number]
+        if number not in added:
+            added.add(number)
+            scheduler.on_trial_add(trial, trial)
+        scheduler.on_trial_result(trial, trial, {"step": event["step"], "value": event["value"]})
+
+
+class _Here:
+    """The driver, for Tune's objects in this process. Tune pickles them for snapshots that nobody reads: without it, then."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+
+    def __reduce__(self) -> Any:
+        return _Here, (None,)
+
+
+def _tuner(driver: Driver, own: Mapping[str, float], cluster: Mapping[str, str], workers: int, storage: str) -> Any:
+    """Tune, with the driver's memory in place of its own."""
+    from ray import tune
+    from ray.tune import Callback, Stopper
+    from ray.tune.search import Searcher
+
+    sweep = driver.sweep
+
+    here = _Here(driver)
+
+    class Suggestions(Searcher):
+        def suggest(self, trial_id: str) -> Any:
+            trial = here.driver.next()
+            if trial is None:
+                return Searcher.FINISHED
+            return {"number": trial.number, "order": here.driver.order(trial).to_json(), "cluster": dict(cluster)}
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            pass
+
+    class Records(Callback):
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+            number = trial.config["number"]
+            if "ended" in result:
+                here.driver.finished(number, json.loads(result["ended"]))
+            elif "failed" in result:
+                here.driver.failed(number, result["failed"])
+            elif "value" in result:
+                here.driver.reported(number, result["step"], result["value"], result["seconds"])
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            number = trial.config["number"]
+            if here.driver.trials[number].state == WAITING:
+                here.driver.stopped(number)
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            number = trial.config["number"]
+            if here.driver.trials[number].state == WAITING:
+                here.driver.failed(number, "Ray lost its process (out of memory, or its node is gone)")
+
+    class Deadline(Stopper):
+        def __call__(self, trial_id: str, result: Any) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return here.driver.time_is_up()
+
+    full = value_at(sweep.document, sweep.space.scheduler.full) if sweep.space.scheduler else 0
+    scheduler = scheduler_of(sweep.space.scheduler, full)
+    if sweep.space.scheduler:
+        refeed(scheduler, sweep.journal.events())
+    return tune.Tuner(
+        tune.with_resources(trial_function, dict(own)),
+        tune_config=tune.TuneConfig(
+            search_alg=Suggestions(),
+            scheduler=scheduler,
+            num_samples=driver.limits.samples,
+            max_concurrent_trials=workers,
+        ),
+        run_config=tune.RunConfig(
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=storage,
+            callbacks=[Records()],
+            stop=Deadline(),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+
+
+def _require_reachable(uri: str) -> None:
+    """A SQLite file is one machine's: trials on other nodes could not write their runs."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) > 1 and uri.startswith("sqlite:"):
+        raise InfrastructureError(
+            f"the cluster has {len(nodes)} nodes and {uri} is a file: set MLFLOW_TRACKING_URI to a server that all of them reach"
+        )
