@@ -1,11 +1,17 @@
 """Ray as this project starts it, and what a process computes on."""
 
+import json
+import math
 import os
-
-import torch
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from pipelines.closure import ROOT
+from pipelines.errors import InfrastructureError
 from pipelines.params import Compute
+
+if TYPE_CHECKING:
+    import torch
 
 
 def settle_environment() -> None:
@@ -45,10 +51,85 @@ def start_ray(compute: Compute) -> None:
 
 
 def uses_gpu(compute: Compute) -> bool:
+    """Whether this process computes on a GPU."""
+    import torch
+
     return compute.device == "cuda" or (compute.device == "auto" and torch.cuda.is_available())
 
 
-def device_of(compute: Compute) -> torch.device:
+def wants_gpu(compute: Compute) -> bool:
+    """Whether training workers ask for a GPU each: the cluster may have some where this process has none."""
+    import ray
+
+    if compute.workers and compute.device == "auto" and ray.is_initialized():
+        return bool(ray.cluster_resources().get("GPU"))
+    return uses_gpu(compute)
+
+
+def device_of(compute: Compute) -> "torch.device":
+    import torch
+
     if not uses_gpu(compute):
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def group_size(compute: Compute, *, grows: bool) -> int:
+    """How many training workers to start: `compute.workers`; with `min_workers` as many as fit, in divisors of it.
+
+    Raises InfrastructureError when the cluster can never hold them, unless it `grows` and has an autoscaler that may add nodes.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = 1 if wants_gpu(compute) else 0
+    fit = sum(places(node, compute.threads, gpus) for node in nodes)
+    least = compute.min_workers or compute.workers
+    sizes = [size for size in range(compute.workers, 0, -1) if compute.workers % size == 0 and size >= least]
+    for size in sizes:
+        if size <= fit:
+            return size
+    if grows and _has_autoscaler():
+        return sizes[0]
+    require_places(sizes[-1], compute.threads, gpus, nodes, "this Ray cluster")
+    return sizes[-1]
+
+
+def places(resources: Mapping[str, float], cpus: int, gpus: int) -> int:
+    """How many bundles of `cpus` and `gpus` a node with these resources holds."""
+    by_cpu = math.floor(resources.get("CPU", 0) / cpus)
+    return min(by_cpu, math.floor(resources.get("GPU", 0) / gpus)) if gpus else by_cpu
+
+
+def require_places(least: int, cpus: int, gpus: int, nodes: Iterable[Mapping[str, float]], cluster: str) -> None:
+    """Raise InfrastructureError, naming the resource, unless `nodes`, were they idle, hold `least` bundles of `cpus` and `gpus`."""
+    nodes = list(nodes)
+    if sum(places(node, cpus, gpus) for node in nodes) >= least:
+        return
+    short = "GPUs" if gpus and sum(places(node, cpus, 0) for node in nodes) >= least else "CPUs"
+    has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes) or "no node"
+    asked = f"{least} x ({cpus} CPUs" + (f", {gpus} GPU)" if gpus else ")")
+    raise InfrastructureError(
+        f"{cluster} can never give {asked}: it lacks {short}, its nodes have {has}; lower compute.workers, min_workers or "
+        "threads, or set compute.device"
+    )
+
+
+def adds_nodes(report: Mapping[str, object] | None) -> bool:
+    """Whether a Ray autoscaler's report is of one that may add nodes. Without a cloud it gives each node a type of its own.
+
+    No report at all is what the second generation of the autoscaler leaves here, so that nothing is known: then it may.
+    """
+    if not report:
+        return True
+    types = report.get("node_type_mapping") or report.get("nodeTypeMapping") or {}
+    assert isinstance(types, Mapping)
+    return any(kind != f"node_{node}" for node, kind in types.items())
+
+
+def _has_autoscaler() -> bool:
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    found = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    return adds_nodes(json.loads(found).get("autoscaler_report") if found else None)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.errors import DataError, ParameterError
+from components.files import file_digest
+from components.gadms.model import WEIGHTS_FILE
 from components.persons.layouts import LAYOUTS, Layout
 from components.persons.readers import Source, find_source
 from components.persons.survey import Survey, differences, survey
@@ -141,7 +143,7 @@ def _below(text: str, workspace: Workspace) -> str:
 
 def check_weights(chosen: Parameters, workspace: Workspace) -> list[Finding]:
     """The base model that TACA adapts, and the weights that retrieval starts from."""
-    return [_base_model(chosen), _retrieval(chosen, workspace)]
+    return [_base_model(chosen), retrieval_weights(chosen, workspace)]
 
 
 def _base_model(chosen: Parameters) -> Finding:
@@ -167,25 +169,26 @@ def _base_model(chosen: Parameters) -> Finding:
     return Finding(subject, State.WHOLE, True, f"{settings.source}: {len(files)} files in the Hugging Face cache")
 
 
-def _retrieval(chosen: Parameters, workspace: Workspace) -> Finding:
-    """Weights by an open_clip tag, which open_clip keeps in the Hugging Face cache, or by a file."""
+def retrieval_weights(chosen: Parameters, workspace: Workspace) -> Finding:
+    """Weights by an open_clip tag, which open_clip keeps in the Hugging Face cache, or by a file or model folder."""
     settings, subject = chosen.retrieval, "retrieval.pretrained"
     if not settings.pretrained:
         return Finding(subject, State.MADE, True, "none: the towers are trained from scratch")
     import open_clip
     from huggingface_hub import try_to_load_from_cache
 
-    name, weights = str(settings.architecture), settings.pretrained
-    if not isinstance(settings.architecture, str):
-        fix = "name a published architecture in retrieval.architecture, or set retrieval.pretrained to null"
-        return Finding(subject, State.MISSING, True, f"{weights} for an architecture of params.yaml", (fix,))
-    published = open_clip.get_pretrained_cfg(name, weights)
+    name, weights = settings.architecture, settings.pretrained
+    published = open_clip.get_pretrained_cfg(name, weights) if isinstance(name, str) else None
     if not published:
-        if workspace.path(weights).is_file():
-            return Finding(subject, State.WHOLE, True, f"{weights}, a file")
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none: open_clip does not know the name"
-        fix = f"no such file; tags of {name} are {tags}"
-        return Finding(subject, State.MISSING, True, weights, (fix,))
+        found = workspace.path(weights)
+        found = found / WEIGHTS_FILE if found.is_dir() else found
+        if found.is_file():
+            return _pinned(found, subject, weights, settings.pretrained_sha256)
+        if isinstance(name, str):
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none: open_clip does not know the name"
+            return Finding(subject, State.MISSING, True, weights, (f"no such file; tags of {name} are {tags}",))
+        fix = "no such file; for a tag, name a published architecture in retrieval.architecture"
+        return Finding(subject, State.MISSING, True, f"{weights} for an architecture of params.yaml", (fix,))
     repository, file = os.path.split(published["hf_hub"])
     wanted = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]  # the first it tries
     if any(isinstance(try_to_load_from_cache(repository, name), str) for name in wanted):
@@ -194,8 +197,24 @@ def _retrieval(chosen: Parameters, workspace: Workspace) -> Finding:
     return Finding(subject, State.MISSING, True, place, (f"`hf download {repository} {wanted[0]}`",))
 
 
+def check_cluster(chosen: Parameters, workspace: Workspace) -> list[Finding]:
+    """The Ray cluster of jobs."""
+    from pipelines.health_cluster import check_cluster as look
+
+    return look(chosen, workspace)
+
+
+def _pinned(file: Path, subject: str, weights: str, sha256: str | None) -> Finding:
+    """Weights that are there, if they are the ones that were meant."""
+    found = file_digest(file)
+    if sha256 == found:
+        return Finding(subject, State.WHOLE, True, f"{weights}, a {'file' if file.name in weights else 'model folder'}")
+    fix = f"retrieval.pretrained_sha256 is {sha256 or 'null'}: set it to {found} if this is the one you mean"
+    return Finding(subject, State.INCOMPLETE, True, f"{weights}, not pinned", (fix,))
+
+
 Check = Callable[[Parameters, Workspace], list[Finding]]
-CHECKS: dict[str, Check] = {"data": check_data, "weights": check_weights}
+CHECKS: dict[str, Check] = {"data": check_data, "weights": check_weights, "cluster": check_cluster}
 """Name, which is also the option, -> check."""
 
 

@@ -9,20 +9,33 @@ import importlib
 import logging
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
 
-from pipelines.cluster import device_of, settle_environment, start_ray, uses_gpu
+from components.training.loop import LeftOnRequest
+from pipelines.cluster import device_of, group_size, settle_environment, start_ray, wants_gpu
 from pipelines.context import StageContext
+from pipelines.errors import speaks_for_itself
 from pipelines.graph import StageRun
 from pipelines.params import Compute, Parameters
 from pipelines.scratch import Scratch
 
 Metrics = dict[str, Any]
+OnSave = Callable[[Mapping[str, float]], None]
+Work = Callable[[int, int, OnSave], Metrics]
+"""(rank, world size, what to call after a save) -> metrics."""
+LEFT: Metrics = {"left": True}
+"""Returned by a worker that saved a checkpoint and went, as it was asked to."""
+
+NOTICE_SECONDS = 5.0
+"""For the cluster to notice that a node is gone with its worker."""
 
 
 class StageFunction(Protocol):
@@ -33,6 +46,35 @@ class StageFunction(Protocol):
     ) -> Metrics: ...
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where one rank works: inputs below `root` at their paths in the workspace, everything else in `scratch`.
+
+    `after_save` is called by rank 0 when it has saved a checkpoint.
+    """
+
+    root: Path
+    scratch: Scratch
+    after_save: Callable[[], None] = lambda: None
+
+
+class Site(Protocol):
+    """Gives each rank its place, in the process in which it runs."""
+
+    def open(self, rank: int) -> AbstractContextManager[Place]: ...
+
+
+@dataclass(frozen=True)
+class SharedSite:
+    """One place for all ranks: on this machine, or in a folder that every node sees."""
+
+    place: Place
+
+    @contextmanager
+    def open(self, rank: int) -> Iterator[Place]:
+        yield self.place
+
+
 def load_code(run: StageRun) -> StageFunction:
     """Import the stage's file and all it needs."""
     return cast(StageFunction, importlib.import_module(f"pipelines.stages.{run.stage.name}").run)
@@ -40,46 +82,85 @@ def load_code(run: StageRun) -> StageFunction:
 
 def execute(run: StageRun, root: Path, scratch: Scratch, params: Parameters, compute: Compute) -> Metrics:
     """Do the work of `run`; outputs go below `scratch.writing`, at the paths they will have in the workspace."""
+    return execute_at(run, SharedSite(Place(root, scratch)), params, compute, scratch.folder)
 
-    def work(rank: int, world_size: int, on_save: Callable[[Mapping[str, float]], None]) -> Metrics:
+
+def execute_at(run: StageRun, site: Site, params: Parameters, compute: Compute, storage: Path | str) -> Metrics:
+    """Do the work of `run` where `site` says. Ray Train's own files go below `storage`, a folder or a URL."""
+
+    def work(rank: int, world_size: int, on_save: OnSave) -> Metrics:
         torch.set_num_threads(compute.threads)
-        context = StageContext(
-            scratch,
-            seed=getattr(params, "seed", 0),
-            arm=run.arm,
-            device=device_of(compute),
-            rank=rank,
-            world_size=world_size,
-            strategy=compute.strategy,
-            on_save=on_save,
-        )
-        discarded = Path(tempfile.mkdtemp(prefix="rank-")) if rank else None
-        folder = discarded or scratch.writing
-        inputs = {name: root / path for name, path in run.inputs.items()}
-        outputs = {name: folder / path for name, path in run.outputs.items()}
-        for path in outputs.values():
-            path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            return load_code(run)(params, inputs, outputs, context)
-        finally:
-            if discarded:
-                shutil.rmtree(discarded, ignore_errors=True)
+        with site.open(rank) as place:
+
+            def saved(metrics: Mapping[str, float]) -> None:
+                if rank == 0:
+                    place.after_save()
+                on_save(metrics)
+
+            context = StageContext(
+                place.scratch,
+                seed=getattr(params, "seed", 0),
+                arm=run.arm,
+                device=device_of(compute),
+                rank=rank,
+                world_size=world_size,
+                strategy=compute.strategy,
+                on_save=saved,
+            )
+            discarded = Path(tempfile.mkdtemp(prefix="rank-")) if rank else None
+            folder = discarded or place.scratch.writing
+            inputs = {name: place.root / path for name, path in run.inputs.items()}
+            outputs = {name: folder / path for name, path in run.outputs.items()}
+            for path in outputs.values():
+                path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                return load_code(run)(params, inputs, outputs, context)
+            finally:
+                if discarded:
+                    shutil.rmtree(discarded, ignore_errors=True)
 
     if not run.stage.trains:
         return work(0, 1, lambda metrics: None)
-    return under_ray_train(work, compute, scratch.folder)
+    return under_ray_train(work, compute, storage)
 
 
-def under_ray_train(
-    work: Callable[[int, int, Callable[[Mapping[str, float]], None]], Metrics], compute: Compute, storage: Path
-) -> Metrics:
+def under_ray_train(work: Work, compute: Compute, storage: Path | str) -> Metrics:
     """Call `work(rank, world_size, on_save)` in Ray Train's workers and return what rank 0 returned.
 
     A lost worker is replaced and the group starts again, up to `compute.max_failures` times; our own checkpoint store decides
-    where it goes on. Each attempt has a new run name, as Ray must not resume by itself.
+    where it goes on. Each attempt is a Ray Train run with a new name, as Ray must not resume by itself, and must not try a user's
+    mistake again.
+
+    With `compute.min_workers` the group that starts again may be smaller: as large as the cluster's living nodes allow, and a
+    divisor of `compute.workers`, so that every batch that divides among all divides among the rest. (Ray Train's own elastic
+    groups, `num_workers=(least, most)`, come in any size, and a batch of 16 does not divide among 3.) Each worker's share of the
+    global batch grows; rows and random numbers are drawn for the global batch, so the steps stay the same to rounding.
     """
     settle_environment()
     import ray
+
+    started = compute.workers > 0 and not ray.is_initialized()
+    if started:
+        start_ray(compute)
+    try:
+        for failures in range(compute.max_failures + 1):
+            workers = group_size(compute, grows=not started) if compute.workers else 0
+            try:
+                return _fit(work, compute, workers, storage)
+            except Exception as error:  # the stage's own error is raised in place of Ray's wrapping
+                cause = _cause(error)
+                if not workers or failures == compute.max_failures or speaks_for_itself(cause):
+                    raise cause from error
+                print(f"a worker of {workers} is lost ({_line(cause)}): starting again", flush=True)
+                time.sleep(0 if started else NOTICE_SECONDS)
+    finally:
+        if started:
+            ray.shutdown()
+    raise AssertionError("unreachable")
+
+
+def _fit(work: Work, compute: Compute, workers: int, storage: Path | str) -> Metrics:
+    """One group of workers, from its start to its end."""
     import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -87,35 +168,33 @@ def under_ray_train(
     def loop() -> Metrics:
         logging.getLogger("ray.train").setLevel(logging.WARNING)  # else every report is a line
         train = ray.train.get_context()
-        return work(train.get_world_rank(), train.get_world_size(), lambda metrics: ray.train.report(dict(metrics)))
+        try:
+            return work(train.get_world_rank(), train.get_world_size(), lambda metrics: ray.train.report(dict(metrics)))
+        except LeftOnRequest:  # returned and not raised: Ray would start the workers again
+            return LEFT
 
-    local, on_gpu = compute.workers == 0, uses_gpu(compute)
-    started = not local and not ray.is_initialized()
-    if started:
-        start_ray(compute)
+    local, on_gpu = workers == 0, wants_gpu(compute)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     trainer = TorchTrainer(
         loop,
         scaling_config=ScalingConfig(
-            num_workers=compute.workers,
+            num_workers=workers,
             use_gpu=on_gpu,
             resources_per_worker=None if local else {"CPU": compute.threads, **({"GPU": 1} if on_gpu else {})},
         ),
         run_config=RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=str(storage / "ray"),
-            failure_config=FailureConfig(max_failures=compute.max_failures, controller_failure_limit=2),
+            storage_path=tempfile.gettempdir() if local else f"{storage}/ray",
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),
         ),
     )
     try:
-        result = trainer.fit()
-    except Exception as error:  # nothing is forgiven: the stage's own error is raised in place of Ray's wrapping
-        raise _cause(error) from error
+        returned = cast(Metrics, trainer.fit().return_value)
     finally:
-        shutil.rmtree(storage / "ray", ignore_errors=True)
-        if started:
-            ray.shutdown()
-    return cast(Metrics, result.return_value)
+        shutil.rmtree(f"{storage}/ray", ignore_errors=True)
+    if returned == LEFT:
+        raise KeyboardInterrupt
+    return returned
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -126,3 +205,7 @@ def _cause(error: BaseException) -> BaseException:
         failures = list(error.worker_failures.values())
         return failures[0] if failures else error
     return error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

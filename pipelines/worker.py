@@ -22,6 +22,7 @@ from pipelines import graph
 from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, exit_code, speaks_for_itself
 from pipelines.params import Compute, Parameters
 from pipelines.patience import grace
+from pipelines.redaction import without_secrets
 from pipelines.scratch import Scratch
 
 
@@ -63,7 +64,11 @@ def main() -> int:
         if not speaks_for_itself(error):
             traceback.print_exc()
         else:
-            print(f"error: {work.address}: {str(error) or type(error).__name__}", file=sys.stderr, flush=True)
+            print(
+                f"error: {work.address}: {without_secrets(str(error)) or type(error).__name__}",
+                file=sys.stderr,
+                flush=True,
+            )
         return exit_code(error)
     return 0
 

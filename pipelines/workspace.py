@@ -1,5 +1,6 @@
 """Where things are: the checkout that a stage reads and writes, and the scratch root that outlives it."""
 
+import json
 import os
 import subprocess
 from dataclasses import dataclass
@@ -32,8 +33,17 @@ def main_worktree(root: Path) -> Path:
     return Path(found.stdout.strip()).parent if found.returncode == 0 else root
 
 
+PROVENANCE = "provenance.json"
+"""In a copy of a checkout that is no repository itself: what `git_state` said of the checkout."""
+
+
 def git_state(root: Path) -> dict[str, str]:
     """Revision, and whether tracked files differ from it. Without git, the revision that an image was built from, if any."""
+    try:
+        told = json.loads((root / PROVENANCE).read_text())
+        return {key: str(told[key]) for key in ("git.revision", "git.dirty")}
+    except (OSError, ValueError, KeyError):
+        pass  # no copy
 
     def git(*arguments: str) -> str:
         found = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)

@@ -1,0 +1,88 @@
+"""A stage as a job: `python -m pipelines.jobs.entry STORAGE KEY`, in the frozen copy of the code.
+
+It does what `pipelines.worker` does, with inputs from the storage and outputs to it. Its exit code is the stage's; `DONE.json` is
+written last.
+"""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from contextlib import AbstractContextManager, nullcontext
+from types import FrameType
+
+from pipelines import graph
+from pipelines.errors import exit_code, speaks_for_itself
+from pipelines.jobs.storage import Storage
+from pipelines.jobs.work import JobWork, output_folder, run_folder
+from pipelines.params import Compute, Parameters
+from pipelines.scratch import Hold, Scratch
+
+
+def main(url: str, key: str) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        storage = Storage(url)
+        work = JobWork.read(storage, key)
+        compute = Compute(**work.compute)
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before anything starts a thread pool
+            os.environ[variable] = str(compute.threads)
+        with _held(storage, key) as hold:
+            if storage.read_json(f"{output_folder(key)}/DONE.json") is None:
+                _leave_when_stopped(storage, work)
+                _work(storage, work, compute, hold)
+    except BaseException as error:
+        if not speaks_for_itself(error):
+            traceback.print_exc()
+        else:
+            print(f"error: {str(error) or type(error).__name__}", file=sys.stderr, flush=True)
+        return exit_code(error)
+    return 0
+
+
+def _work(storage: Storage, work: JobWork, compute: Compute, hold: Hold | None) -> None:
+    from pipelines import execution
+    from pipelines.jobs.site import JobSite
+
+    run = graph.find(work.address)
+    site = JobSite(storage, work)
+    site.begin()
+    own = storage.path(run_folder(work.key))
+    metrics = execution.execute_at(run, site, Parameters.partial(work.parameters), compute, own)
+    if hold:
+        hold.require()
+    done = {"metrics": metrics, "stage": work.address}
+    storage.write(f"{output_folder(work.key)}/DONE.json", json.dumps(done, sort_keys=True) + "\n")
+    for name in (
+        "checkpoints",
+        "root",
+        "writing",
+        "figures",
+    ):  # the outputs stay
+        storage.delete(f"{run_folder(work.key)}/{name}")
+
+
+def _held(storage: Storage, key: str) -> AbstractContextManager[Hold | None]:
+    """On a shared folder the lock of the scratch folder: a job that Ray believes dead must not work beside its successor."""
+    return Scratch(storage.folder / run_folder(key)).lock() if storage.folder else nullcontext()
+
+
+def _leave_when_stopped(storage: Storage, work: JobWork) -> None:
+    """`ray job stop` gives 30 s: training saves a checkpoint at its next step and goes, as it does for the runner's SIGTERM."""
+    if storage.folder is None or not graph.find(work.address).stage.trains:
+        return
+    leave = Scratch(storage.folder / run_folder(work.key)).leave
+
+    def stopped(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a second one does not wait
+        leave.touch()
+
+    signal.signal(signal.SIGTERM, stopped)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1], sys.argv[2])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # skips slow clean-up of libraries; everything that matters is in the storage

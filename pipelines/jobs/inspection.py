@@ -1,0 +1,73 @@
+"""The doctor's job: `python -m pipelines.jobs.inspection STORAGE NAME` runs a task on every node and prints what each sees.
+
+The report is a line of the log, as a storage that a node does not see cannot carry it.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from typing import Any
+
+REPORT = "pipelines-inspection: "
+TASK_SECONDS = 60.0
+
+
+def report_in(log: str) -> list[dict[str, Any]]:
+    """What the job printed: one report a node."""
+    lines = [line.removeprefix(REPORT) for line in log.splitlines() if line.startswith(REPORT)]
+    return list(json.loads(lines[-1])) if lines else []
+
+
+def look(url: str, name: str) -> dict[str, Any]:
+    """In a task: what this node sees."""
+    import ray
+
+    read = error = None
+    try:
+        from pipelines.jobs.storage import Storage
+
+        read = Storage(url, patience=5).read(name)
+    except Exception as problem:  # whatever it is: it is what the doctor wants to know
+        error = " ".join(str(problem).split())[:200]
+    try:
+        import torch
+
+        version, gpus = str(torch.__version__), torch.cuda.device_count()
+    except ImportError:
+        version, gpus = "is not installed", 0
+    return {
+        "node": ray.get_runtime_context().get_node_id(),
+        "read": read,
+        "error": error,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "torch": version,
+        "gpus": gpus,
+        "free_gib": shutil.disk_usage(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).free / 2**30,
+    }
+
+
+def main(url: str, name: str) -> int:
+    from pipelines.cluster import settle_environment
+
+    settle_environment()
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ray.init(log_to_driver=False)
+    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    # Without a CPU of its own, so that a busy cluster can be looked at too; with all GPUs visible.
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    task = ray.remote(look)
+    pinned = [
+        task.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(url, name)
+        for node in alive
+    ]
+    ready, _ = ray.wait(pinned, num_returns=len(pinned), timeout=TASK_SECONDS)
+    print(REPORT + json.dumps(ray.get(ready)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2]))

@@ -1,0 +1,143 @@
+"""Where a rank of a job finds its inputs, keeps its checkpoints and leaves its outputs.
+
+On a shared folder that is the storage itself: every node sees one scratch folder, `runs/<key>`. On a bucket each rank works in a
+folder of its own that it throws away; the checkpoints are downloaded when it begins, and those of rank 0 uploaded at each save. All
+ranks therefore begin with the same checkpoints, on whatever nodes they are.
+"""
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.execution import Place
+from pipelines.jobs.storage import Storage, files_below
+from pipelines.jobs.work import METRICS, JobWork, output_folder, run_folder
+from pipelines.scratch import Scratch, put_in_place
+
+FOLLOW_SECONDS = 2.0
+
+
+class JobSite:
+    """The places of one job's ranks."""
+
+    def __init__(self, storage: Storage, work: JobWork) -> None:
+        self.storage = storage
+        self.work = work
+
+    @contextmanager
+    def open(self, rank: int) -> Iterator[Place]:
+        """A rank's place; when it is left without an error, what rank 0 wrote is published."""
+        shared = self.storage.folder
+        with tempfile.TemporaryDirectory(prefix="job-rank-", ignore_cleanup_errors=True) as folder:
+            if shared:
+                scratch = Scratch(shared / run_folder(self.work.key))
+                yield Place(scratch.folder / "root", scratch)
+            else:
+                bucket = _BucketRun(self.storage, self.work.key, Scratch(Path(folder)))
+                self.lay_inputs(Path(folder) / "root")
+                bucket.download()
+                with bucket.followed() if rank == 0 else _nothing():
+                    yield Place(Path(folder) / "root", bucket.scratch, bucket.upload_checkpoints)
+                scratch = bucket.scratch
+            if rank == 0:
+                written = {**_named("writing", scratch.writing), **_named("figures", scratch.figures)}
+                if scratch.reported.exists():
+                    written[METRICS] = scratch.reported
+                self.storage.publish(written, output_folder(self.work.key))
+
+    def lay_inputs(self, root: Path) -> None:
+        """Put the inputs below `root`, at the paths that they have in the workspace."""
+        for path, name in self.work.inputs.items():
+            if self.storage.folder:
+                self.storage.require_whole(name, self.storage.folder / name)
+                put_in_place(self.storage.folder / name / Path(path).name, root / path)
+                continue
+            with tempfile.TemporaryDirectory(prefix="job-input-") as folder:
+                self.storage.fetch(name, Path(folder))
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(Path(folder) / Path(path).name, root / path)
+
+    def begin(self) -> None:
+        """Once per job, before any rank: make room, and on a shared folder lay the inputs for all."""
+        self.storage.delete(output_folder(self.work.key))
+        if self.storage.folder:
+            scratch = Scratch(self.storage.folder / run_folder(self.work.key))
+            scratch.begin()
+            shutil.rmtree(scratch.folder / "root", ignore_errors=True)
+            self.lay_inputs(scratch.folder / "root")
+
+
+class _BucketRun:
+    """A scratch folder whose checkpoints and metrics are kept in a bucket."""
+
+    def __init__(self, storage: Storage, key: str, scratch: Scratch) -> None:
+        self.storage = storage
+        self.scratch = scratch
+        self.remote = run_folder(key)
+        self._sent = ""
+        self._sending = threading.Lock()
+        scratch.begin()
+
+    def download(self) -> None:
+        """The checkpoints whose manifest is there, and the metrics. The store itself checks digests, and skips what is torn."""
+        names = self.storage.names(self.remote)
+        whole = {os.path.dirname(name) for name in names if name.endswith("/manifest.json")}
+        for name in names:
+            if os.path.dirname(name) in whole or name == METRICS:
+                self.storage.get(f"{self.remote}/{name}", self.scratch.folder / name)
+
+    def upload_checkpoints(self) -> None:
+        """What is new, each checkpoint's manifest after its state; then what the store has let go is deleted."""
+        here = {f"checkpoints/{name}": file for name, file in _named("", self.scratch.checkpoints).items()}
+        there = set(self.storage.names(f"{self.remote}/checkpoints"))
+        for name in sorted(here, key=lambda name: (os.path.dirname(name), name.endswith("manifest.json"))):
+            if name.removeprefix("checkpoints/") not in there:
+                self.storage.put(here[name], f"{self.remote}/{name}")
+        self.send_metrics()
+        for name in sorted(there - {name.removeprefix("checkpoints/") for name in here}):
+            self.storage.delete(f"{self.remote}/checkpoints/{name}")
+
+    def send_metrics(self) -> None:
+        with self._sending:
+            text = self.scratch.reported.read_text(encoding="utf-8") if self.scratch.reported.exists() else ""
+            if text != self._sent:
+                self.storage.write(f"{self.remote}/{METRICS}", text)
+                self._sent = text
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Send metrics every few seconds, and at the end."""
+        ended = threading.Event()
+
+        def follow() -> None:
+            while not ended.wait(FOLLOW_SECONDS):
+                try:
+                    self.send_metrics()
+                except Exception as error:  # they are on disk, and sent again; the training goes on
+                    print(f"warning: metrics wait, {error}", flush=True)
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+        self.send_metrics()
+
+
+def _named(prefix: str, folder: Path) -> dict[str, Path]:
+    """Files below `folder`, by their path in it after `prefix`."""
+    if not folder.is_dir():
+        return {}
+    files = files_below(folder)
+    return {str(Path(prefix, *Path(name).parts[1:])): file for name, file in files.items()}
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

@@ -1,0 +1,86 @@
+"""A frozen copy of the code, to travel with a job.
+
+The live folder never travels: a file that grows while it is packed spoils the package (its name is a hash that is taken twice),
+and a job must run the code that was fingerprinted. What travels: the files of `components/` and `pipelines/` that git tracks or
+would add, and the package lock; for a whole `dvc repro` also what DVC reads. No data, no caches, no environment.
+"""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from components.errors import DataError
+from components.files import file_digest
+from pipelines.fingerprint import LOCK, digest
+from pipelines.workspace import PROVENANCE
+
+CODE = ("components", "pipelines", LOCK)
+REPRO = (
+    *CODE,
+    "params.yaml",
+    "presets",
+    "studies",
+    "dvc.yaml",
+    "dvc.lock",
+    "metrics",
+    ".dvc/config",
+    ".dvcignore",
+    ".gitignore",
+    "pyproject.toml",
+)
+LIMIT_BYTES = 50 * 2**20
+"""Ray's dashboard takes packages of up to 100 MiB, whatever its documentation says."""
+
+
+def source_files(root: Path, below: Iterable[str]) -> list[str]:
+    """Files at or below the names `below`, relative to `root`, sorted: those that git tracks or would add; without git, all."""
+    names = [name for name in below if (root / name).exists()]
+    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *names]
+    listed = subprocess.run(command, capture_output=True, check=False)
+    if listed.returncode == 0:
+        found = {name for name in listed.stdout.decode().split("\0") if name}
+    else:
+        trees = [[root / name] if (root / name).is_file() else sorted((root / name).rglob("*")) for name in names]
+        found = {path.relative_to(root).as_posix() for tree in trees for path in tree}
+    return sorted(name for name in found if (root / name).is_file() and "__pycache__" not in Path(name).parts)
+
+
+def require_small(root: Path, files: Iterable[str], limit: int = LIMIT_BYTES) -> None:
+    """Raise DataError, naming the largest files, when they are more than a job may take along."""
+    sizes = {name: (root / name).stat().st_size for name in files}
+    total = sum(sizes.values())
+    if total <= limit:
+        return
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:5]
+    listed = ", ".join(f"{name} {_mebibytes(sizes[name])}" for name in largest if sizes[name] > limit // 100)
+    raise DataError(
+        f"the code that would travel with the job is {_mebibytes(total)}, more than {_mebibytes(limit)}: {listed}; "
+        "move such files out of the packages, or list them in .gitignore"
+    )
+
+
+def freeze(
+    root: Path, target: Path, below: Iterable[str] = CODE, provenance: Mapping[str, object] | None = None
+) -> str:
+    """Copy the source files of `root` into the new folder `target`. Returns the digest of names and contents.
+
+    `provenance` (git revision, dirty flag, patch) is written beside them as provenance.json, as the copy is no repository.
+    Raises DataError where they are more than LIMIT_BYTES.
+    """
+    files = source_files(root, below)
+    require_small(root, files)
+    contents = {}
+    for name in files:
+        copy = target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / name, copy)
+        contents[name] = file_digest(copy)
+    if provenance is not None:
+        (target / PROVENANCE).write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+    return digest(contents)
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,185 @@
+"""The place that the submitter and every node of a cluster see: a shared folder, or a prefix in an S3-compatible bucket.
+
+Both are reached through fsspec. A file is there whole or not at all: in a folder by a rename, in a bucket because an upload is. A
+folder of files is published with its manifest last, and what is fetched is checked against it. Credentials and the endpoint of a
+bucket come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL), never from a parameter.
+"""
+
+import contextlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from components.errors import DataError
+from components.files import file_digest
+from pipelines.errors import InfrastructureError
+
+MANIFEST = "MANIFEST.json"
+PATIENCE_SECONDS = 60.0
+Answer = TypeVar("Answer")
+
+
+class Storage:
+    """Files below `url`, an absolute folder or s3://bucket/prefix, by names relative to it (POSIX).
+
+    A storage that does not answer is asked again for `patience` seconds; then every method raises InfrastructureError.
+    """
+
+    def __init__(self, url: str, patience: float = PATIENCE_SECONDS) -> None:
+        self.url = url.rstrip("/")
+        self.patience = patience
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "patience": self.patience}  # the client stays: each process makes its own
+
+    @property
+    def folder(self) -> Path | None:
+        """The shared folder; None for a bucket."""
+        return None if "://" in self.url else Path(self.url)
+
+    @cached_property
+    def _files(self) -> Any:
+        import fsspec
+
+        try:
+            # Listings are never remembered: other machines write here.
+            options = {} if self.folder else {"use_listings_cache": False, "skip_instance_cache": True}
+            return fsspec.url_to_fs(self.url, **options)[0]
+        except ImportError as error:
+            raise InfrastructureError(
+                f"{self.url}: s3fs is not installed: `pip install 'crossmodal-pipelines[cluster]'`"
+            ) from error
+
+    def path(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def read(self, name: str) -> str | None:
+        """A file's text; None when there is none."""
+        try:
+            data: bytes = self._patiently(lambda: self._files.cat_file(self.path(name)))
+        except FileNotFoundError:
+            return None
+        return data.decode()
+
+    def read_json(self, name: str) -> Any:
+        """A file's JSON; None when there is none, or it is not JSON."""
+        try:
+            return json.loads(self.read(name) or "null")
+        except ValueError:
+            return None
+
+    def write(self, name: str, text: str) -> None:
+        self._whole(name, lambda path: self._files.pipe_file(path, text.encode()))
+
+    def put(self, file: Path, name: str) -> None:
+        self._whole(name, lambda path: self._files.put_file(str(file), path))
+
+    def get(self, name: str, file: Path) -> None:
+        """Raises FileNotFoundError where there is none."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._patiently(lambda: self._files.get_file(self.path(name), str(file)))
+
+    def names(self, folder: str) -> list[str]:
+        """Files at any depth below `folder`, relative to it, sorted."""
+        try:
+            found = self._patiently(lambda: self._files.find(self.path(folder)))
+        except FileNotFoundError:
+            return []
+        # A bucket's files come without the protocol.
+        root = self._files._strip_protocol(self.path(folder)).rstrip("/") + "/"
+        return sorted(path[len(root) :] for path in found if path.startswith(root))
+
+    def delete(self, name: str) -> None:
+        """A file or a folder; nothing happens where there is none."""
+        try:
+            self._patiently(lambda: self._files.rm(self.path(name), recursive=True))
+        except FileNotFoundError:
+            return
+
+    def publish(self, files: Mapping[str, Path], name: str) -> None:
+        """Put `files` below `name`, then a manifest of their digests; nothing is done where that manifest is there already."""
+        manifest = {path: file_digest(file) for path, file in files.items()}
+        if self.read_json(f"{name}/{MANIFEST}") == manifest:
+            return
+        for path, file in files.items():
+            self.put(file, f"{name}/{path}")
+        self.write(f"{name}/{MANIFEST}", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Get what was published as `name` into the folder `target`. Raises DataError when a file is not what the manifest says."""
+        for path in self._manifest(name):
+            if not (target / path).resolve().is_relative_to(target.resolve()):
+                raise DataError(f"{self.path(name)}: {path!r} in the manifest leaves the folder")
+            with contextlib.suppress(FileNotFoundError):  # said below
+                self.get(f"{name}/{path}", target / path)
+        self.require_whole(name, target)
+
+    def require_whole(self, name: str, folder: Path) -> None:
+        """Raise DataError unless `folder` holds every file of what was published as `name`, as it was."""
+        for path, digest in self._manifest(name).items():
+            file = folder / path
+            if not file.is_file():
+                raise DataError(f"{self.path(name)}: {path} is gone: delete the folder and run again")
+            if file_digest(file) != digest:
+                raise DataError(f"{self.path(name)}/{path}: differs from its manifest: delete the folder and run again")
+
+    def _manifest(self, name: str) -> dict[str, str]:
+        manifest = self.read_json(f"{name}/{MANIFEST}")
+        if not isinstance(manifest, dict):
+            raise DataError(f"{self.path(name)}: its manifest is not there: delete the folder and run again")
+        return manifest
+
+    def _whole(self, name: str, write: Callable[[str], Any]) -> None:
+        """`write` to a path beside the file's, and give it its name."""
+        if self.folder is None:
+            self._patiently(lambda: write(self.path(name)))
+            return
+        final = self.folder / name
+
+        def write_and_rename() -> None:
+            if not self.folder.is_dir():  # type: ignore[union-attr]  # a mount that is away: do not write below it
+                raise OSError(f"{self.folder} is not there")
+            final.parent.mkdir(parents=True, exist_ok=True)
+            temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
+            try:
+                write(str(temporary))
+                os.replace(temporary, final)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+        self._patiently(write_and_rename)
+
+    def _patiently(self, act: Callable[[], Answer]) -> Answer:
+        """`act`, again and again while the storage is away. FileNotFoundError is an answer, where the storage is there."""
+        deadline = time.monotonic() + self.patience
+        while True:
+            try:
+                return act()
+            except Exception as error:  # clients fail in many types (OSError, botocore's own): all mean that it is away
+                there = self.folder is None or self.folder.is_dir()
+                if isinstance(error, FileNotFoundError) and there:
+                    raise
+                if time.monotonic() > deadline or isinstance(error, PermissionError) or not self._may_recover(error):
+                    reason = " ".join(str(error).split())[:160] or type(error).__name__
+                    raise InfrastructureError(
+                        f"the storage {self.url} cannot be used ({reason}): check compute.storage, and for a bucket "
+                        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
+                    ) from error
+            time.sleep(min(2.0, self.patience / 10))
+
+    @staticmethod
+    def _may_recover(error: Exception) -> bool:
+        return type(error).__name__ not in ("NoCredentialsError", "TypeError", "AttributeError")
+
+
+def files_below(path: Path) -> dict[str, Path]:
+    """Every file at or below `path`, by a name that begins with that of `path` itself."""
+    if path.is_file():
+        return {path.name: path}
+    found = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
+    return {f"{path.name}/{file.relative_to(path).as_posix()}": file for file in sorted(found) if file.is_file()}

@@ -1,0 +1,159 @@
+"""`python -m pipelines submit`: a whole `dvc repro` as one Ray job.
+
+A frozen copy of the checkout goes to the cluster, where `pipelines.jobs.whole` runs `dvc repro` in the shared folder, with one DVC
+cache and one scratch root for all such jobs. When it is done, `dvc.lock` and the metrics come back, and `dvc checkout` brings the
+outputs. The same checkout submitted again is the same job.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from components.errors import ParameterError
+from pipelines import graph
+from pipelines.cluster import require_places
+from pipelines.errors import InfrastructureError
+from pipelines.fingerprint import digest, tree_digests
+from pipelines.jobs.cluster import Cluster, JobRequest, dashboard_address, need_of
+from pipelines.jobs.following import FollowedJob
+from pipelines.jobs.snapshot import REPRO, freeze
+from pipelines.jobs.storage import Storage, files_below
+from pipelines.jobs.work import output_folder
+from pipelines.params import Compute, load
+from pipelines.revision import code_state
+from pipelines.scratch import put_in_place
+from pipelines.workspace import Workspace, git_state
+
+CACHE = "dvc-cache"
+STOP_SECONDS = 40.0
+
+
+def submit(workspace: Workspace, stage: str | None = None) -> None:
+    """Run `dvc repro`, of everything or of `stage` and what it needs, on the cluster, and bring the results here.
+
+    Raises ParameterError, InfrastructureError, StageFailedError (130: the job was stopped) or KeyboardInterrupt, as a stage does.
+    """
+    compute = load(workspace.path("params.yaml")).compute
+    storage = _shared_folder(compute)
+    targets = [graph.find(stage).address] if stage else []
+    cluster = Cluster(dashboard_address(compute))
+    cluster.require_same_ray()
+    nodes = cluster.nodes()
+    need = need_of(True, compute, nodes)
+    if not cluster.grows():  # the job's own process computes too: it is one more place, where workers are asked for
+        places = need.least + (1 if compute.workers else 0)
+        require_places(
+            places, need.cpus, need.gpus, [node.resources for node in nodes], f"the cluster at {cluster.address}"
+        )
+    request = _request(workspace, storage, compute, targets, need.cpus, need.gpus)
+
+    def finished() -> bool:
+        return storage.read_json(f"{output_folder(request.key)}/DONE.json") is not None
+
+    job = FollowedJob(cluster, request, patience=compute.patience, retries=compute.max_failures, finished=finished)
+    print(f"the same by hand:\n  {by_hand(request, cluster.address)}", flush=True)
+    if not finished():
+        try:
+            job.follow()
+        except KeyboardInterrupt:
+            job.stop(STOP_SECONDS)
+            raise
+    _bring_back(workspace, storage, request.key, targets)
+
+
+def _shared_folder(compute: Compute) -> Storage:
+    if compute.storage is None:
+        raise ParameterError("compute.storage: submit needs an absolute folder that this machine and every node see")
+    storage = Storage(compute.storage)
+    if storage.folder is None:
+        raise ParameterError(
+            f"compute.storage = {compute.storage}: submit needs a shared folder, as a DVC cache cannot be in a bucket; with a "
+            "bucket set compute.backend to job and run `dvc repro` here"
+        )
+    if not storage.folder.is_dir():
+        raise InfrastructureError(f"compute.storage = {compute.storage}: no such folder here: mount it, or make it")
+    return storage
+
+
+def tracking_for_job() -> str:
+    """MLFLOW_TRACKING_URI, if a job on another machine can use it and its environment, which others may read, may hold it."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri.startswith(("http://", "https://")):
+        raise ParameterError(
+            "MLFLOW_TRACKING_URI: a job needs a tracking server (http://...) that the cluster reaches; a SQLite file would stay "
+            "there"
+        )
+    if urlsplit(uri).password:
+        raise ParameterError(
+            "MLFLOW_TRACKING_URI: holds a password, which everybody who sees the job would see; give the nodes "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in their environment"
+        )
+    return uri
+
+
+def _request(
+    workspace: Workspace, storage: Storage, compute: Compute, targets: list[str], cpus: int, gpus: int
+) -> JobRequest:
+    """Freeze the checkout below the scratch root, where it stays for whoever submits it by hand; raw data goes to the storage."""
+    environment = {
+        "MLFLOW_TRACKING_URI": tracking_for_job(),
+        "PIPELINES_HOME": storage.path("home"),
+        "RAY_JOB_STOP_WAIT_TIME_S": "30",
+    }
+    for name in ("workers", "threads", "device", "strategy", "max_failures", "min_workers"):
+        value = getattr(compute, name)
+        environment[f"PIPELINES_COMPUTE__{name.upper()}"] = "null" if value is None else str(value)
+    environment["PIPELINES_COMPUTE__BACKEND"] = "local"
+    snapshots = workspace.home / "snapshots"
+    snapshots.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=snapshots, prefix=".writing-"))
+    state = code_state(workspace.root)
+    told = {**git_state(workspace.root), "patch": state.patch, "left_out": list(state.left_out)}
+    code = freeze(workspace.root, folder, REPRO, told)
+    raw = workspace.path("data/raw")
+    raw_digest = digest(tree_digests(raw))[:32]
+    storage.publish(files_below(raw), f"inputs/{raw_digest}")
+    key = f"repro-{digest([code, raw_digest, targets, environment])[:16]}"
+    frozen = snapshots / key
+    if not frozen.exists():
+        os.rename(folder, frozen)
+    entrypoint = shlex.join(["python", "-m", "pipelines.jobs.whole", storage.url, key, raw_digest, *targets])
+    return JobRequest(key, entrypoint, frozen, environment, cpus=cpus, gpus=gpus)
+
+
+def by_hand(request: JobRequest, address: str) -> str:
+    """The `ray job submit` that does the same, to be typed."""
+    import json
+
+    words = ["ray", "job", "submit", "--address", address, "--submission-id", request.submission(1)]
+    words += ["--working-dir", str(request.working_dir)]
+    words += ["--entrypoint-num-cpus", str(request.cpus)] if request.cpus else []
+    words += ["--entrypoint-num-gpus", str(request.gpus)] if request.gpus else []
+    words += ["--runtime-env-json", json.dumps({"env_vars": dict(request.environment)})]
+    return f"{shlex.join(words)} -- {request.entrypoint}"
+
+
+def _bring_back(workspace: Workspace, storage: Storage, key: str, targets: list[str]) -> None:
+    """dvc.lock and metrics into the checkout, then the outputs: pulled from the shared cache, as from a remote."""
+    with tempfile.TemporaryDirectory(dir=workspace.home, prefix=".fetched-") as folder:
+        fetched = Path(folder) / "fetched"
+        storage.fetch(output_folder(key), fetched)
+        for name in sorted(path.name for path in fetched.iterdir()):
+            put_in_place(fetched / name, workspace.path(name))
+        config = Path(folder) / "config"
+        config.mkdir()
+        (config / "config").write_text(f"['remote \"job\"']\n    url = {storage.path(CACHE)}\n")
+        chosen = ["--with-deps", *targets] if targets else []
+        command = [sys.executable, "-m", "dvc", "pull", "--quiet", "--remote", "job", *chosen]
+        environment = {**os.environ, "DVC_GLOBAL_CONFIG_DIR": str(config), "DVC_NO_ANALYTICS": "1"}
+        pulled = subprocess.run(command, cwd=workspace.root, env=environment, check=False)
+    if pulled.returncode:
+        raise InfrastructureError(
+            f"dvc.lock is the job's, but `dvc pull` from {storage.path(CACHE)} failed (see above): move what is in its way, and "
+            "submit again"
+        )
+    print("dvc.lock and all outputs are here; `python -m pipelines report` renders the report", flush=True)

@@ -1,0 +1,94 @@
+"""A whole `dvc repro` as a job: `python -m pipelines.jobs.whole STORAGE KEY RAW [TARGET]`, in the frozen copy of the checkout.
+
+The copy is put into the shared folder, once, and `dvc repro` runs there: training workers read a stage's inputs at the path at
+which its driver reads them, on whatever node they are. There is no repository (`core.no_scm`); one DVC cache serves all such
+checkouts. An attempt after a lost job finds the checkout as it was left, and in the scratch root what was finished.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import traceback
+import uuid
+from pathlib import Path
+
+from pipelines.errors import INTERRUPTED, OTHER, InfrastructureError, exit_code, speaks_for_itself
+from pipelines.jobs.storage import Storage, files_below
+from pipelines.jobs.work import output_folder
+from pipelines.scratch import Scratch, put_in_place
+
+RETURNED = ("dvc.lock", "metrics")
+"""What is in no DVC cache."""
+
+
+def main(url: str, key: str, raw: str, targets: list[str]) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        storage = Storage(url)
+        if storage.folder is None or not storage.folder.is_dir():
+            raise InfrastructureError(f"{url}: this node does not see the shared folder")
+        checkout = storage.folder / "checkouts" / key
+        with Scratch(storage.folder / "runs" / key).lock():
+            lay(Path.cwd(), checkout, storage.folder, raw)
+            code = repro(checkout, targets)
+            if code:
+                return code
+            returned = [name for name in RETURNED if (checkout / name).exists()]
+            files = {name: file for each in returned for name, file in files_below(checkout / each).items()}
+            storage.publish(files, output_folder(key))
+            storage.write(f"{output_folder(key)}/DONE.json", json.dumps({"targets": targets}) + "\n")
+    except BaseException as error:
+        if not speaks_for_itself(error):
+            traceback.print_exc()
+        else:
+            print(f"error: {str(error) or type(error).__name__}", file=sys.stderr, flush=True)
+        return exit_code(error)
+    return 0
+
+
+def lay(source: Path, checkout: Path, shared: Path, raw: str) -> None:
+    """Make the checkout, whole or not at all; one that is there already is that of an earlier attempt at the same."""
+    if checkout.exists():
+        return
+    copy = checkout.with_name(f".{checkout.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        put_in_place(shared / "inputs" / raw / "raw", copy / "data" / "raw")
+        config = f"[core]\n    no_scm = true\n[cache]\n    dir = {shared / 'dvc-cache'}\n"
+        (copy / ".dvc").mkdir(exist_ok=True)
+        (copy / ".dvc" / "config.local").write_text(config)
+        os.rename(copy, checkout)
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def repro(checkout: Path, targets: list[str]) -> int:
+    """The exit code of the stage that failed, or 0; DVC's own code says only that one did."""
+    command = [sys.executable, "-m", "dvc", "repro", *targets]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    failed = None
+    with subprocess.Popen(
+        command, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                failed = re.search(r"exited with (\d+)", line) or failed
+        except KeyboardInterrupt:
+            process.terminate()
+            return INTERRUPTED
+    if not process.returncode:
+        return 0
+    return int(failed[1]) if failed else OTHER
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,47 @@
+"""What a job is told to do: `runs/<key>/work.json` in the storage."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipelines.errors import InfrastructureError
+from pipelines.jobs.storage import Storage
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class JobWork:
+    """One stage, the parameters that it reads, and where its inputs are.
+
+    Attributes:
+        inputs: path in the workspace -> name of the folder in the storage that holds it.
+    """
+
+    key: str
+    address: str
+    parameters: Mapping[str, Any]
+    compute: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+    def write(self, storage: Storage) -> None:
+        storage.write(f"{run_folder(self.key)}/work.json", json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def read(cls, storage: Storage, key: str) -> "JobWork":
+        found = storage.read_json(f"{run_folder(key)}/work.json")
+        if found is None:
+            raise InfrastructureError(
+                f"{storage.path(run_folder(key))}/work.json is not there: this node does not see the submitter's storage"
+            )
+        return cls(**found)
+
+
+def run_folder(key: str) -> str:
+    """Checkpoints and metrics of an unfinished job."""
+    return f"runs/{key}"
+
+
+def output_folder(key: str) -> str:
+    return f"outputs/{key}"

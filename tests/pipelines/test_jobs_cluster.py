@@ -1,0 +1,514 @@
+"""Stages as Ray jobs, on a cluster of two nodes on this machine, with real kills; storage in a folder, and in a bucket."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipelines import presets
+from pipelines.fingerprint import digest, tree_digests
+from pipelines.reported import MetricLog
+
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(900)]
+
+STEPS = 120
+TINY_PEOPLE = {
+    "prepare": {"identities": {"train": 12, "val": 4, "test": 4}, "caption_noise": 0.0},
+    "compute": {"threads": 1, "device": "cpu"},
+}
+LONG = {"probe": {"training": {"steps": STEPS, "batch": 16, "report_every": 10, "checkpoint_every": 5}}}
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+class RayCluster:
+    """A head and another node, one CPU each, whose dashboard stays at one address when the head is started again."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder = folder
+        self.port, self.dashboard = free_port(), free_port()
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PIPELINES_", "MLFLOW_"))}
+        self.environment = {
+            **kept,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            **environment,
+        }
+        self.nodes: list[psutil.Process] = []
+        self.starts = 0
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.dashboard}"
+
+    def start(self) -> None:
+        head = ["--head", f"--port={self.port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
+        self._node(1, *head, "--node-ip-address=127.0.0.1", f"--ray-client-server-port={free_port()}")
+        self.add_node()
+
+    def add_node(self) -> None:
+        self._node(2, f"--address=127.0.0.1:{self.port}", "--node-ip-address=127.0.0.1")
+
+    def _node(self, count: int, *arguments: str) -> None:
+        """Start a node, and wait until there are `count`. Ray gives a node 30 s to start, which is short on a busy machine."""
+        for _ in range(4):
+            self.starts += 1
+            log = self.folder / f"{self.starts}.log"
+            command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", *arguments]
+            command += [f"--temp-dir={self.folder / str(self.starts)}", "--disable-usage-stats"]
+            command += [f"--dashboard-agent-listen-port={free_port()}"]
+            with open(log, "w") as output:
+                process = subprocess.Popen(
+                    command,
+                    env=self.environment,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.folder,
+                    start_new_session=True,
+                )
+            node = psutil.Process(process.pid)
+            self.nodes.append(node)
+            while process.poll() is None:
+                if self._living() >= count:
+                    return
+                time.sleep(0.5)
+            self.nodes.remove(node)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(log.read_text()[-2000:])
+
+    def _living(self) -> int:
+        from pipelines.errors import InfrastructureError
+        from pipelines.jobs.cluster import Cluster
+
+        try:
+            return len(Cluster(self.address).nodes())
+        except InfrastructureError:
+            return 0
+
+    def kill(self, nodes: list[psutil.Process]) -> None:
+        for node in nodes:
+            family = [*node.children(recursive=True), node]
+            for one in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+            psutil.wait_procs(family, 10)
+            self.nodes.remove(node)
+
+    def jobs(self) -> dict[str, str]:
+        """Submission id -> status, of this project's stages."""
+        from pipelines.jobs.cluster import Cluster
+
+        return {
+            job.submission_id: job.status.value for job in Cluster(self.address).client.list_jobs() if job.submission_id
+        }
+
+
+def running(folder: Path, **environment: str) -> Iterator[RayCluster]:
+    cluster = RayCluster(folder, **environment)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.kill(list(cluster.nodes))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def short_folder() -> Iterator[Path]:
+    """Ray's sockets lie below it, and a socket's path has at most 107 characters."""
+    folder = Path(os.path.realpath(subprocess.check_output(["mktemp", "-d"], text=True).strip()))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def bucket(short_folder: Path) -> Iterator[dict[str, str]]:
+    """An S3 server, as the environment that reaches it; the bucket is named `team`."""
+    port, served = free_port(), short_folder / "s3"
+    (served / "team").mkdir(parents=True)
+    rclone = Path(sys.executable).with_name("rclone")
+    command = [str(rclone), "serve", "s3", "--auth-key", "KEY,SECRET", "--addr", f"127.0.0.1:{port}", str(served)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    yield {
+        "AWS_ACCESS_KEY_ID": "KEY",
+        "AWS_SECRET_ACCESS_KEY": "SECRET",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    }
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture(scope="module")
+def cluster(short_folder, bucket) -> Iterator[RayCluster]:
+    (short_folder / "r").mkdir()
+    yield from running(short_folder / "r", **bucket)
+
+
+def as_job(place, cluster, storage, **more):
+    """Let the place's heavy stages be jobs on `cluster`."""
+    place.extra = {
+        **place.extra,
+        "PIPELINES_COMPUTE__BACKEND": "job",
+        "PIPELINES_COMPUTE__ADDRESS": cluster.address,
+        "PIPELINES_COMPUTE__STORAGE": str(storage),
+        "RAY_AUTH_MODE": "disabled",
+        **more,
+    }
+    return place
+
+
+@pytest.fixture(scope="module")
+def undisturbed(drawn_people, place_at, tmp_path_factory):
+    """Outputs and losses of the long probe, trained here in one go."""
+    place = place_at(tmp_path_factory.mktemp("undisturbed") / "workspace")
+    shutil.copytree(drawn_people.root / "data" / "people", place.root / "data" / "people")
+    place.edit(LONG)
+    finished = finish(place)
+    assert finished.returncode == 0, finished.stderr
+    return place
+
+
+@pytest.fixture
+def storage(tmp_path) -> Path:
+    folder = tmp_path / "storage"
+    folder.mkdir()
+    return folder
+
+
+def steps_in(storage: Path) -> int:
+    """The newest checkpoint of the one job that runs."""
+    return max(
+        (int(path.name.removeprefix("step-")) for path in storage.glob("runs/*/checkpoints/*/step-*")), default=0
+    )
+
+
+def end(process: subprocess.Popen[str], timeout: float = 240) -> tuple[str, str]:
+    try:
+        return process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            one.kill()
+        raise
+
+
+def finish(place, **environment: str) -> subprocess.CompletedProcess[str]:
+    process = place.start("probe", **environment)
+    out, errors = end(process)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+
+
+def went_on_from(text: str) -> int:
+    return int(re.findall(r"going on from step (\d+)", text)[-1])
+
+
+def same_model(place, other) -> bool:
+    return tree_digests(place.root / "models/probe") == tree_digests(other.root / "models/probe")
+
+
+def own_jobs(cluster: RayCluster, place) -> dict[str, str]:
+    """Of the probe with the storage of `place`: attempts in order, and how they ended."""
+    storage = place.extra["PIPELINES_COMPUTE__STORAGE"]
+    found = {name: status for name, status in cluster.jobs().items() if f"-{digest(storage)[:6]}-" in name}
+    return dict(sorted(found.items(), key=lambda job: int(job[0].rsplit("-", 1)[1])))
+
+
+@pytest.fixture
+def job_in_training(with_people, cluster, storage, waiting):
+    """A probe that trains as a job, past its second checkpoint."""
+    place = as_job(with_people, cluster, storage)
+    place.edit(LONG)
+    process = place.start("probe")
+    try:
+        waiting(lambda: steps_in(storage) >= 10, process, timeout=120)
+        yield place, process
+    finally:
+        if process.poll() is None:
+            end(process)
+
+
+def test_a_stage_as_a_job_gives_the_outputs_metrics_and_run_of_one_here(with_people, cluster, storage, undisturbed):
+    place = as_job(with_people, cluster, storage)
+    place.edit(LONG)
+    finished = finish(place)
+    assert finished.returncode == 0, finished.stderr
+    assert same_model(place, undisturbed)
+    for path in ("metrics/probe/all.json", "curves/probe/all.csv"):
+        assert (place.root / path).read_text() == (undisturbed.root / path).read_text()
+    (run,), (expected,) = place.tracked("probe"), undisturbed.tracked("probe")
+    assert run.info.status == "FINISHED"
+    metrics = {
+        key: value for key, value in run.data.metrics.items() if not key.startswith(("cost/", "system/", "throughput/"))
+    }
+    assert metrics.items() <= expected.data.metrics.items()
+    assert list(own_jobs(cluster, place).values()) == ["SUCCEEDED"]
+    assert not list(storage.glob("runs/*/checkpoints"))  # nothing that only an unfinished job needs
+
+    # Another checkout finds the result in the storage: no job, not even a cluster.
+    shutil.rmtree(place.home)
+    shutil.rmtree(place.root / "models")
+    found = finish(place, PIPELINES_COMPUTE__ADDRESS="http://127.0.0.1:1")
+    assert (found.returncode, "found finished in" in found.stdout) == (0, True), found.stderr
+    assert same_model(place, undisturbed)
+
+
+def test_a_killed_submitter_finds_its_job_again_and_starts_no_second(job_in_training, cluster, undisturbed):
+    place, process = job_in_training
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    process.kill()  # the runner alone, as the kernel does it; its submitter sees the pipe close
+    psutil.wait_procs(family, 20)
+    assert not any(one.is_running() for one in family)
+    finished = finish(place)
+    assert finished.returncode == 0, finished.stderr
+    assert ": following it" in finished.stderr or "found finished" in finished.stdout
+    assert list(own_jobs(cluster, place).values()) == ["SUCCEEDED"]
+    assert same_model(place, undisturbed)
+
+
+def test_a_job_stopped_by_somebody_is_no_success_and_goes_on_when_it_is_run_again(
+    job_in_training, cluster, undisturbed
+):
+    from pipelines.jobs.cluster import Cluster
+
+    place, process = job_in_training
+    (submission,) = own_jobs(cluster, place)
+    Cluster(cluster.address).stop(submission)
+    _, errors = end(process)
+    assert process.returncode == 130
+    assert f"job {submission} was stopped" in errors
+    assert "Traceback" not in errors
+    assert not (place.root / "models/probe").exists()
+    assert [run.info.status for run in place.tracked("probe")] == ["KILLED"]
+    finished = finish(place)
+    assert finished.returncode == 0, finished.stderr
+    assert went_on_from(finished.stdout) >= 10
+    assert list(own_jobs(cluster, place).values()) == ["STOPPED", "SUCCEEDED"]
+    assert same_model(place, undisturbed)
+
+
+def test_ctrl_c_stops_the_job(job_in_training, cluster):
+    place, process = job_in_training
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = end(process)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    deadline = time.monotonic() + 40
+    while "RUNNING" in own_jobs(cluster, place).values() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert list(own_jobs(cluster, place).values()) == ["STOPPED"]
+
+
+def test_a_job_that_fails_gives_the_exit_code_of_its_stage(with_people, cluster, storage):
+    place = as_job(with_people, cluster, storage)
+    (place.root / "data/people/manifest.parquet").unlink()
+    finished = finish(place)
+    assert finished.returncode == 3, finished.stderr
+    assert "Traceback" not in finished.stderr + finished.stdout
+    assert "manifest.parquet" in finished.stdout
+    assert list(own_jobs(cluster, place).values()) == ["FAILED"]
+
+
+def test_the_doctor_looks_from_every_node(with_people, cluster, storage, capsys, monkeypatch):
+    from pipelines.health_cluster import check_cluster
+    from pipelines.params import load
+    from pipelines.workspace import Workspace
+
+    place = as_job(with_people, cluster, storage)
+    for name, value in place.extra.items():
+        monkeypatch.setenv(name, value)
+    chosen = load(place.root / "params.yaml")
+    findings = {found.subject: found for found in check_cluster(chosen, Workspace(place.root, place.home))}
+    nodes = [found for subject, found in findings.items() if subject.startswith("node ")]
+    assert [found.remarks for found in nodes] == [()] * len(nodes)
+    assert findings["Ray cluster"].facts.endswith("2 nodes; the State API answers")
+    assert {found.state.is_there for found in findings.values()} == {True}
+    assert not list((storage / "doctor").iterdir())
+
+
+def test_what_the_cluster_can_never_give_is_refused_before_anything_is_submitted(with_people, cluster, storage):
+    place = as_job(with_people, cluster, storage)
+    started = time.monotonic()
+    finished = finish(place, PIPELINES_COMPUTE__WORKERS="8")
+    assert time.monotonic() - started < 30
+    assert finished.returncode == 75
+    assert "can never give 8 x (1 CPUs): it lacks CPUs" in finished.stderr
+    finished = finish(place, PIPELINES_COMPUTE__DEVICE="cuda")
+    assert finished.returncode == 75
+    assert "it lacks GPUs" in finished.stderr
+    assert own_jobs(cluster, place) == {}
+    assert not (storage / "runs").exists()
+
+
+def test_a_job_keeps_its_checkpoints_in_a_bucket_and_its_secrets_out_of_sight(
+    with_people, cluster, bucket, waiting, undisturbed
+):
+    from pipelines.jobs.cluster import Cluster
+    from pipelines.jobs.storage import Storage
+
+    url = f"s3://team/{with_people.root.parent.name}"
+    place = as_job(with_people, cluster, url, **bucket)
+    place.edit(LONG)
+    process = place.start("probe")
+    served = cluster.folder.parent / "s3"
+    waiting(
+        lambda: len(list(served.glob("team/*/runs/*/checkpoints/*/step-*/manifest.json"))) >= 2, process, timeout=120
+    )
+    (submission,) = own_jobs(cluster, place)
+    Cluster(cluster.address).stop(submission)
+    end(process)
+    assert process.returncode == 130
+    finished = finish(place)
+    assert finished.returncode == 0, finished.stderr
+    assert went_on_from(finished.stdout) > 0
+    assert same_model(place, undisturbed)
+    assert (place.root / "curves/probe/all.csv").read_text() == (undisturbed.root / "curves/probe/all.csv").read_text()
+    for job in own_jobs(cluster, place):
+        told = Cluster(cluster.address).info(job)
+        assert "SECRET" not in json.dumps(told.runtime_env) + told.entrypoint
+    assert not Storage(url).folder
+    assert not list(served.glob("team/*/runs/*/checkpoints/*/*/state.pt"))
+
+
+def losses(place) -> dict[int, float]:
+    (scratch,) = place.scratch("probe")
+    lines = MetricLog(scratch / "metrics.jsonl").read()
+    return {line["step"]: value for line in lines for key, value in line["metrics"].items() if key.endswith("/loss")}
+
+
+def test_training_goes_on_with_fewer_workers_when_a_node_is_lost(with_people, cluster, storage, waiting, undisturbed):
+    place = as_job(with_people, cluster, storage, PIPELINES_COMPUTE__WORKERS="2", PIPELINES_COMPUTE__MIN_WORKERS="1")
+    place.edit(LONG)
+    process = place.start("probe")
+    waiting(lambda: steps_in(storage) >= 10, process, timeout=300)
+    cluster.kill(cluster.nodes[1:])
+    out, errors = end(process)
+    try:
+        assert process.returncode == 0, errors + out
+        assert "a worker of 2 is lost" in out
+        assert went_on_from(out) >= 10
+        assert losses(place) == pytest.approx(losses(undisturbed), rel=2e-3, abs=2e-4)
+        assert list(own_jobs(cluster, place).values()) == ["SUCCEEDED"]
+    finally:
+        cluster.add_node()
+
+
+def test_a_head_that_comes_back_without_its_jobs_is_given_the_job_again(job_in_training, cluster, undisturbed):
+    place, process = job_in_training
+    cluster.kill(list(cluster.nodes))
+    cluster.start()
+    out, errors = end(process)
+    assert process.returncode == 0, errors
+    assert "does not answer; asking again" in errors
+    assert "is lost" in errors
+    assert went_on_from(out) >= 10
+    assert same_model(place, undisturbed)
+
+
+def test_a_head_that_stays_away_is_exit_code_75_and_says_that_the_job_may_run(with_people, cluster, storage, waiting):
+    place = as_job(with_people, cluster, storage, PIPELINES_COMPUTE__PATIENCE="3")
+    place.edit(LONG)
+    process = place.start("probe")
+    waiting(lambda: steps_in(storage) >= 5, process, timeout=120)
+    cluster.kill(list(cluster.nodes))
+    try:
+        _, errors = end(process)
+        assert process.returncode == 75, errors
+        assert "no Ray cluster answers" in errors
+        assert "may still run" in errors
+        assert "Traceback" not in errors
+        refused = finish(place)
+        assert refused.returncode == 75
+        assert "start it, or set compute.address" in refused.stderr
+    finally:
+        cluster.start()
+
+
+@pytest.fixture
+def tracking_server(tmp_path) -> Iterator[str]:
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/server.db",
+        "--artifacts-destination",
+        str(tmp_path / "art"),
+    ]
+    with open(tmp_path / "server.log", "w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+                break
+            assert server.poll() is None, (tmp_path / "server.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def test_a_whole_repro_as_one_job_leaves_a_checkout_that_is_up_to_date(
+    cluster, storage, tracking_server, copy_of_the_checkout, tmp_path
+):
+    from mlflow import MlflowClient
+
+    checkout = copy_of_the_checkout(tmp_path / "checkout")
+    (checkout / "dvc.lock").unlink()
+    presets.edit(checkout / "params.yaml", TINY_PEOPLE)
+    environment = {
+        **cluster.environment,
+        "PIPELINES_COMPUTE__ADDRESS": cluster.address,
+        "PIPELINES_COMPUTE__STORAGE": str(storage),
+        "MLFLOW_TRACKING_URI": tracking_server,
+        "RAY_AUTH_MODE": "disabled",
+    }
+
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", *words], cwd=checkout, env=environment, capture_output=True, text=True, timeout=400
+        )
+
+    submitted = command("pipelines", "submit", "--stage", "prepare")
+    assert submitted.returncode == 0, submitted.stderr + submitted.stdout
+    assert "ray job submit --address" in submitted.stdout
+    assert json.loads((checkout / "metrics/prepare/all.json").read_text())["records"] == 80
+    client = MlflowClient(tracking_server)
+    experiment = client.get_experiment_by_name("crossmodal-pipelines")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`pipelines.stage` = 'prepare'")
+    head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=checkout, text=True).strip()
+    assert (run.data.tags["git.revision"], run.data.tags["git.dirty"]) == (head, "true")
+    repeated = command("dvc", "repro", "prepare")
+    assert repeated.returncode == 0, repeated.stderr
+    assert "Running stage" not in repeated.stdout
+    jobs = [name for name in cluster.jobs() if name.startswith("repro-")]
+    assert jobs == [re.findall(r"--submission-id (\S+)", submitted.stdout)[0]]
