@@ -5,8 +5,11 @@ import sys
 import traceback
 from pathlib import Path
 
+from pipelines.curating import options as curating
 from pipelines.errors import StageFailedError, exit_code, speaks_for_itself
 from pipelines.generating import options as generating
+from pipelines.redaction import without_secrets
+from pipelines.sweeps import options as sweeping
 from pipelines.workspace import Workspace
 
 
@@ -20,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(error, StageFailedError):
             pass  # the stage's process has said why
         elif speaks_for_itself(error):
-            print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+            print(f"error: {without_secrets(str(error)) or type(error).__name__}", file=sys.stderr)
         else:
             traceback.print_exc()
         return exit_code(error)
@@ -31,6 +34,13 @@ def _run(options: argparse.Namespace) -> None:
     from pipelines.runner import run_stage
 
     run_stage(options.stage, Workspace.at(options.workspace))
+
+
+def _repro(options: argparse.Namespace) -> None:
+    from pipelines.repro import repro
+
+    flags = [flag for flag in ("--force", "--single-item", "--dry") if getattr(options, flag[2:].replace("-", "_"))]
+    repro(options.workspace.resolve(), [*flags, *options.stages], wait=options.wait)
 
 
 def _dag(options: argparse.Namespace) -> None:
@@ -67,6 +77,12 @@ def _generate(options: argparse.Namespace) -> None:
     generate(options, Workspace.at(options.workspace))
 
 
+def _curate(options: argparse.Namespace) -> None:
+    from pipelines.curating.command import curate
+
+    curate(options)
+
+
 def _compbench(options: argparse.Namespace) -> None:
     from pipelines.compbench import Weights, compbench
 
@@ -99,7 +115,16 @@ def _study(options: argparse.Namespace) -> None:
     elif options.summary:
         engine.write_results(opened)
     else:
-        engine.run_study(opened, options.only)
+        engine.run_study(opened, options.only, options.workers)
+
+
+def _submit(options: argparse.Namespace) -> None:
+    import signal
+
+    from pipelines.jobs.submission import submit
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: the job is stopped
+    submit(Workspace.at(options.workspace), options.stage)
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -115,6 +140,64 @@ def _leaderboard(options: argparse.Namespace) -> None:
     show_leaderboards(Workspace.at(options.workspace), options.dataset, options.setting)
 
 
+def _compare(options: argparse.Namespace) -> None:
+    from pipelines.comparing.command import compare
+
+    compare(Workspace.at(options.workspace), options.runs, options.output)
+
+
+def _cross_domain(options: argparse.Namespace) -> None:
+    from pipelines.crossdomain import show_cross_domain
+
+    show_cross_domain(options.models, options.data, Workspace.at(options.workspace), options.split, options.output)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    import signal
+
+    from pipelines.sweeps.command import sweep
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: what has ended is summed up
+    sweep(options, Workspace.at(options.workspace))
+
+
+def _promote(options: argparse.Namespace) -> None:
+    from pipelines.promotion import promote
+
+    promote(options, Workspace.at(options.workspace))
+
+
+def _lineage(options: argparse.Namespace) -> None:
+    from pipelines.lineage import lineage
+
+    lineage(options.target, Workspace.at(options.workspace))
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from pipelines.verification import verify
+
+    verify(options.targets, Workspace.at(options.workspace))
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from pipelines.reproduction import reproduce
+
+    workspace = Workspace.at(options.workspace)
+    reproduce(options.target, workspace, first=options.first, whole=options.all, keep=options.keep)
+
+
+def _gc(options: argparse.Namespace) -> None:
+    from pipelines.collection import collect
+
+    collect(Workspace.at(options.workspace), dry=options.dry_run)
+
+
+def _register(options: argparse.Namespace) -> None:
+    from pipelines.registry import register
+
+    print(register(options.name, Workspace.at(options.workspace)))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description="Crossmodal pipelines: TACA and GA-DMS.")
     parser.add_argument("--workspace", type=Path, default=Path.cwd(), help="folder of params.yaml (default: here)")
@@ -123,6 +206,13 @@ def _parser() -> argparse.ArgumentParser:
     run = verbs.add_parser("run", help="bring one stage up to date (what dvc.yaml calls)")
     run.add_argument("stage", help="name, or name@arm")
     run.set_defaults(act=_run)
+
+    again = verbs.add_parser("repro", help="`dvc repro`, one at a time in a checkout; clears a killed one's locks")
+    again.add_argument("--wait", action="store_true", help="wait for another one that runs here")
+    for flag in ("--force", "--single-item", "--dry"):
+        again.add_argument(flag, action="store_true", help="as of dvc repro")
+    again.add_argument("stages", nargs="*", help="as of dvc repro (default: all)")
+    again.set_defaults(act=_repro)
 
     preset = verbs.add_parser("preset", help="write a preset's values into params.yaml")
     preset.add_argument("name", help="a file in presets/, without .yaml")
@@ -142,6 +232,10 @@ def _parser() -> argparse.ArgumentParser:
     generating.add_options(generate)
     generate.set_defaults(act=_generate)
 
+    curate = verbs.add_parser("curate", help="make a training set of people out of any pictures: judge, caption, match")
+    curating.add_options(curate)
+    curate.set_defaults(act=_curate)
+
     _add_compbench(verbs.add_parser("compbench", help="score folders of pictures as T2I-CompBench does"))
 
     dry = verbs.add_parser("dry-run", help="what a run of TACA would do and need; writes and downloads nothing")
@@ -154,13 +248,36 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--only", metavar="PATTERN", help="only cells whose key matches, such as 'map/*' (and what they need)"
     )
+    study.add_argument("--workers", type=int, default=1, metavar="N", help="processes that measure at once (default 1)")
     study.add_argument("--list", action="store_true", help="list the cells and which are done; measure nothing")
     study.add_argument("--summary", action="store_true", help="write the results of what is done; measure nothing")
     study.set_defaults(act=_study)
 
+    sweep = verbs.add_parser("sweep", help="try configurations of a search space, several at once")
+    sweeping.add_options(sweep)
+    sweep.set_defaults(act=_sweep)
+
+    winner = verbs.add_parser("promote", help="write a trial's parameters into params.yaml")
+    winner.add_argument("run", help="MLflow run of a trial, or of a sweep: its best trial")
+    winner.add_argument("--whole", action="store_true", help="also what the sweep's space had laid over params.yaml")
+    winner.add_argument("--commit", action="store_true", help="commit params.yaml")
+    winner.add_argument(
+        "--branch", metavar="NAME", help="run the pipeline up to the trial's stages, as a DVC experiment"
+    )
+    winner.set_defaults(act=_promote)
+
+    whole = verbs.add_parser("submit", help="run the whole `dvc repro` as one Ray job, and bring its results here")
+    what = whole.add_mutually_exclusive_group()
+    what.add_argument("--repro", action="store_true", help="everything (the default)")
+    what.add_argument("--stage", metavar="ADDRESS", help="only this stage and what it needs")
+    whole.set_defaults(act=_submit)
+
     health = verbs.add_parser("doctor", help="is what a run needs there, and how to get what is not")
     health.add_argument("--data", action="store_true", help="look at datasets only")
     health.add_argument("--weights", action="store_true", help="look at weights only")
+    health.add_argument(
+        "--cluster", action="store_true", help="look at the Ray cluster of jobs, from here and from each node"
+    )
     health.add_argument("--preset", metavar="NAME", help="a file in presets/, laid over params.yaml")
     health.set_defaults(act=_doctor)
 
@@ -169,9 +286,52 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument("--setting", default="fine-tuned", help='"fine-tuned" (default) or "direct transfer"')
     board.set_defaults(act=_leaderboard)
 
+    against = verbs.add_parser("compare", help="what differs between runs, by how much, and where it shows")
+    against.add_argument("runs", nargs="+", metavar="RUN_ID", help="MLflow run ids; the first is the baseline")
+    against.add_argument("--output", type=Path, metavar="FILE", help="of the page (default: reports/compare.html)")
+    against.set_defaults(act=_compare)
+
+    cross = verbs.add_parser("cross-domain", help="every model on every data set, and what is published")
+    cross.add_argument(
+        "models", nargs="+", type=Path, metavar="MODEL", help="model folders, such as models/retrieval/gadms"
+    )
+    cross.add_argument("--data", nargs="+", type=Path, required=True, metavar="DATASET", help="prepared data sets")
+    cross.add_argument("--split", default="test", choices=("train", "val", "test"), help="default test")
+    cross.add_argument("--output", type=Path, default=Path("results/cross_domain.json"), help="the matrix as JSON")
+    cross.set_defaults(act=_cross_domain)
+
+    _add_provenance(verbs)
+
     dag = verbs.add_parser("dag", help="write dvc.yaml from the graph")
     dag.set_defaults(act=_dag)
     return parser
+
+
+def _add_provenance(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    lineage = verbs.add_parser("lineage", help="where a result comes from, back to the raw input")
+    lineage.add_argument("target", help="an MLflow run id, a path that a stage wrote, or a stage")
+    lineage.set_defaults(act=_lineage)
+
+    verify = verbs.add_parser(
+        "verify", help="do files, dvc.lock, manifests and MLflow runs still agree, back to the raw input"
+    )
+    verify.add_argument("targets", nargs="*", metavar="PATH", help="paths that stages write, or stages (default: all)")
+    verify.set_defaults(act=_verify)
+
+    again = verbs.add_parser("reproduce", help="run a run's stage again in a clean worktree, and compare every number")
+    again.add_argument("target", help="an MLflow run id, a path that a stage wrote, or a stage")
+    again.add_argument("--from", dest="first", metavar="STAGE", help="begin with this stage upstream of it")
+    again.add_argument("--all", action="store_true", help="begin with the raw input")
+    again.add_argument("--keep", action="store_true", help="leave the worktree there, to look at")
+    again.set_defaults(act=_reproduce)
+
+    gc = verbs.add_parser("gc", help="free scratch that no present result or open sweep needs")
+    gc.add_argument("--dry-run", action="store_true", help="say what would be freed, and free nothing")
+    gc.set_defaults(act=_gc)
+
+    register = verbs.add_parser("register", help="put the text search (model and index) into MLflow's model registry")
+    register.add_argument("--name", default="person-search", help="of the registered model (default person-search)")
+    register.set_defaults(act=_register)
 
 
 def _add_compbench(parser: argparse.ArgumentParser) -> None:

@@ -134,7 +134,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "gadms_pretrain",
         ("seed", "pictures", "retrieval", "gadms_pretrain"),
-        {"curated": "data/curated"},
+        {**PEOPLE, "curated": "data/curated"},
         {"model": "models/pretrained/{arm}"},
         arms=GADMS_ARMS,
         curves=True,
@@ -170,7 +170,7 @@ STAGES: tuple[Stage, ...] = (
         arms=METHODS,
         arm_inputs={
             "taca": {**BASE, "cache": "data/taca_cache"},
-            "gadms": {"curated": "data/curated"},
+            "gadms": {**PEOPLE, "curated": "data/curated"},
         },
         code=("taca_train", "gadms_pretrain"),
     ),

@@ -6,6 +6,7 @@ only section that results do not depend on; an environment variable PIPELINES_CO
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from components.errors import ParameterError
 
 if TYPE_CHECKING:
+    from components.gadms.tasks import RetrievalConfig
+    from components.persons.rules import Rules
     from components.training.loop import LoopConfig
 
 Count = Annotated[int, Field(ge=0)]
@@ -70,6 +73,10 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    warmup_start: Rate | None = None
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
     report_every: Positive
     checkpoint_every: Positive
     precision: Literal["fp32", "bf16"]
@@ -78,7 +85,24 @@ class Training(Section):
         """As the training loop takes it."""
         from components.training.loop import LoopConfig
 
-        return LoopConfig(betas=(0.9, self.beta2), **self.model_dump(exclude={"batch", "beta2"}))
+        own = self.model_dump(exclude={"batch", "beta2", "epsilon", "validate_every"})
+        return LoopConfig(betas=(0.9, self.beta2), eps=self.epsilon, **own)
+
+
+class ValidatedTraining(Training):
+    """Training that looks at the val split every so many steps and keeps the weights that find most there; null keeps the last."""
+
+    validate_every: Positive | None = None
+
+    @model_validator(mode="after")
+    def _what_is_validated_is_kept_and_reported(self) -> Self:
+        if self.validate_every is None:
+            return self
+        if self.validate_every % self.report_every:
+            raise ValueError(f"validate_every = {self.validate_every}: must be a multiple of report_every")
+        if self.ema_decay:
+            raise ValueError("validate_every: the weights that are validated are not the average: set ema_decay to 0")
+        return self
 
 
 class Probe(Section):
@@ -133,6 +157,8 @@ class Taca(Section):
     @field_validator("threshold", mode="before")
     @classmethod
     def _rule(cls, threshold: Any) -> Any:
+        if isinstance(threshold, float) and 0 <= threshold <= 1:
+            return threshold  # a sigma as it is. The import below brings torch: seconds, for the runner of every stage
         from components.taca.transfer import resolve_threshold
 
         try:
@@ -187,42 +213,153 @@ class TacaAttention(Section):
 
 
 class Retrieval(Section):
-    """The dual encoder of person retrieval: an open_clip config (inline or by name), from scratch or from `pretrained`."""
+    """The dual encoder of person retrieval: an open_clip config (inline or by name), from scratch or from `pretrained`.
+
+    `pretrained` is an open_clip tag, or published weights in a file, or a model folder; what is not a tag is pinned by its SHA-256.
+    `image_size` is [height, width], null that of the pictures. `position_resize` fits the position embedding of weights that were
+    trained at another size: bilinear as IRRA does, or bicubic as open_clip does.
+    """
 
     architecture: dict[str, Any] | str
     pretrained: str | None
+    pretrained_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    image_size: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
+    position_resize: Literal["bilinear", "bicubic"] = "bilinear"
+    gradient_checkpointing: bool = False
+
+
+class PersonDetector(Section):
+    """Weights of torchvision's keypoint R-CNN, and what a person it finds must show. The limits are WebPerson's."""
+
+    weights: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.85
+    keypoints: Annotated[int, Field(ge=0, le=17)] = 8
+    hips: Annotated[int, Field(ge=0, le=2)] = 1
+    head: Annotated[int, Field(ge=0, le=5)] = 2
 
 
 class Curate(Section):
-    """Which generated people are kept: the sharp ones, and of those the fraction that match their captions best."""
+    """Which generated people are kept: those the rules allow, that are sharp, and of these the best matches of their captions.
+
+    `aspect` is a range of width / height; null, and a `short_side` of 0, allow all. Without a detector nobody is looked for.
+    """
 
     quality_share: Fraction
     keep_fraction: Rate
+    short_side: Count = 0
+    aspect: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    detector: PersonDetector | None = None
+    near_duplicates: Annotated[int, Field(ge=0, le=15)] | None = None
     matcher: Training
+
+    @field_validator("aspect")
+    @classmethod
+    def _rising(cls, aspect: list[float] | None) -> list[float] | None:
+        if aspect is not None and not 0 < aspect[0] <= aspect[1]:
+            raise ValueError("must be two rising numbers above 0, width by height")
+        return aspect
+
+    def rules(self) -> "Rules":
+        """As the rules of curation take them."""
+        from components.persons.rules import Rules
+
+        aspect = (self.aspect[0], self.aspect[1]) if self.aspect else None
+        limits = self.detector.model_dump(exclude={"weights", "sha256"}) if self.detector else {}
+        return Rules(short_side=self.short_side, aspect=aspect, **limits)
+
+
+class Masking(Section):
+    """How many tokens are masked, and what replaces them: see components/gadms/masking.py."""
+
+    noise_limit: Fraction = 0.2
+    prediction_limit: Fraction = 0.3
+    slope: Annotated[float, Field(gt=0)] = 20.0
+    threshold: float = 0.1
+    random_noise_rate: Fraction = 0.15
+    random_prediction_rate: Fraction = 0.15
+    noise_replacement: Literal["mask", "bert"] = "mask"
+    prediction_replacement: Literal["mask", "bert"] = "mask"
+    rule: Literal["sigmoid", "nam"] = "sigmoid"
+    target_noise_rate: Rate | None = None
+
+
+class Scoring(Section):
+    """How a caption's tokens are scored: see components/gadms/scoring.py. `layers` null: two thirds of the text layers."""
+
+    name: Literal[
+        "gradient", "released", "grad-eclip", "max-patch", "attention", "random", "leave-one-out", "path", "likelihood"
+    ] = "gradient"
+    layers: Positive | None = None
+    scales: Annotated[list[Positive], Field(min_length=1)] = [1, 2]
+    heads: Literal["model", "single"] = "model"
+    points: Positive = 4
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    normalisation: Literal["max", "signed", "rank", "quantile", "clip", "batch"] | None = None
+
+
+class Augmentation(Section):
+    """What is done to training pictures: see components/persons/transforms.py."""
+
+    flip: Fraction = 0.0
+    pad: Count = 10
+    erase: Fraction = 0.5
 
 
 class Method(Section):
-    """The objective of one phase of retrieval training. The arm decides what is masked; the rest is the same for all."""
+    """The objective of one phase of retrieval training: see components/gadms/{methods,tasks}.py. The arm is the method, unless
+    `name` gives all arms one (the paper fine-tunes whatever was pre-trained by IRRA's); the rest is the same for all. A weight
+    that is null is the one that the method was published with."""
 
-    warmup_steps: Count
-    mtp_weight: Annotated[float, Field(ge=0)]
-    id_weight: Annotated[float, Field(ge=0)]
-    scoring_layers: Positive | None
-    decoder_depth: Positive
+    name: Literal["gadms", "random", "nam", "irra", "contrastive", "tal"] | None = None
+    warmup_steps: Count = 0
+    sdm_weight: Annotated[float, Field(ge=0)] = 1.0
+    mtp_weight: Annotated[float, Field(ge=0)] | None = None
+    id_weight: Annotated[float, Field(ge=0)] | None = None
+    sdm_temperature: Annotated[float, Field(gt=0)] = 0.02
+    contrastive_temperature: Annotated[float, Field(gt=0)] = 0.07
+    tal_temperature: Annotated[float, Field(gt=0)] = 0.015
+    tal_margin: Annotated[float, Field(ge=0)] = 0.1
+    masking: Masking = Masking()
+    scoring: Scoring = Scoring()
+    score_timing: Literal["previous", "same-step"] = "previous"
+    caption_aliasing: bool = False
+    decoder_depth: Positive = 4
+    head_lr_factor: Annotated[float, Field(gt=0)] = 1.0
+    bias_lr_factor: Annotated[float, Field(gt=0)] = 1.0
+    layer_decay: Rate = 1.0
+    augmentation: Augmentation | None = None
+
+    def config(self, arm: str) -> "RetrievalConfig":
+        """As the retrieval task takes it. Raises ParameterError for an arm that is no method."""
+        from components.gadms.masking import MaskingConfig
+        from components.gadms.scoring import ScoringConfig
+        from components.gadms.tasks import RetrievalConfig
+
+        values = self.model_dump(exclude={"augmentation", "name"})
+        values["masking"] = MaskingConfig(**values["masking"])
+        values["scoring"] = ScoringConfig(**{**values["scoring"], "scales": tuple(self.scoring.scales)})
+        return RetrievalConfig(method=self.name or arm, **values)  # type: ignore[arg-type]
 
 
 class GadmsPretrain(Section):
-    """Pre-training on generated people."""
+    """Pre-training: on generated people that were curated, on the people of `prepare`, or not at all (`none`).
 
+    `streaming` is for a corpus that fits in no memory: Ray Data reads it ahead with `readers` processes a worker, 0 in the worker.
+    """
+
+    corpus: Literal["curated", "people", "none"] = "curated"
+    streaming: bool = False
+    readers: Count = 2
     method: Method
-    training: Training
+    training: ValidatedTraining
 
 
 class GadmsFinetune(Section):
     """Fine-tuning on real people."""
 
     method: Method
-    training: Training
+    training: ValidatedTraining
 
 
 class GadmsEvaluate(Section):
@@ -262,6 +399,28 @@ class Compute(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     strategy: Literal["ddp", "fsdp"] = "ddp"
     max_failures: Count = 2
+    min_workers: Positive | None = None
+    backend: Literal["local", "job"] = "local"
+    address: str | None = None
+    storage: str | None = None
+    patience: Positive = 120
+
+    @field_validator("storage")
+    @classmethod
+    def _a_place_that_every_node_sees(cls, value: str | None) -> str | None:
+        if value is None or value.startswith("/") or re.fullmatch(r"s3://[^/]+(/.*)?", value):
+            return value
+        raise ValueError("must be an absolute folder that every node sees, or s3://bucket/prefix")
+
+    @model_validator(mode="after")
+    def _jobs_have_a_storage(self) -> Self:
+        if self.backend == "job" and not self.storage:
+            raise ValueError(
+                "compute.storage: a job needs an absolute folder that every node sees, or s3://bucket/prefix"
+            )
+        if self.min_workers is not None and self.min_workers > max(self.workers, 1):
+            raise ValueError(f"compute.min_workers = {self.min_workers}: must not be above workers = {self.workers}")
+        return self
 
 
 class Parameters(Section):
