@@ -39,10 +39,10 @@ ui: setup ## compare runs in MLflow's web interface (http://127.0.0.1:5000)
 	mlflow ui --backend-store-uri sqlite:///mlflow.db --port 5000
 
 test: lint ## lint, types and tests
-	OMP_NUM_THREADS=1 pytest -n 2 -m "not faults"
+	OMP_NUM_THREADS=1 pytest -n 2 -m "not faults and not heavy"
 
 test-faults: setup ## kill, stop, starve and cut off stages, and compare with the undisturbed run (slow)
-	OMP_NUM_THREADS=1 pytest -m faults $(FAULTS)
+	OMP_NUM_THREADS=1 pytest -m "faults or heavy" $(FAULTS)
 
 chaos: setup ## kill a random process of the smoke pipeline, 50 times, and compare with the undisturbed run
 	python tests/faults/chaos.py $(CHAOS)

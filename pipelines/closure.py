@@ -1,7 +1,7 @@
 """Which source files a stage's result depends on: the import closure of its file.
 
 Found by reading import statements, wherever they stand, without running anything. Orchestration (`pipelines/*.py`) is not part of
-a result: it has a version of its own in the fingerprint.
+a result: it has a version of its own in the fingerprint. Streaming is: it decides which pairs are in a batch.
 """
 
 import ast
@@ -12,7 +12,7 @@ from pathlib import Path
 from pipelines.graph import Stage
 
 ROOT = Path(__file__).resolve().parent.parent
-COUNTED = ("components", "pipelines.stages")
+COUNTED = ("components", "pipelines.stages", "pipelines.streaming")
 
 
 def stage_sources(stage: Stage, root: Path = ROOT) -> list[str]:

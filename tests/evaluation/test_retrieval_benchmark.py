@@ -25,6 +25,7 @@ def test_the_dense_form_and_ours_agree(size):
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_it_measures_each_method_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, SCRIPT, "--sizes", "300", "--json", tmp_path / "out.json"]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)

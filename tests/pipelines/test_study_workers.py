@@ -103,6 +103,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     sys.modules.pop("working_study_cells", None)
 
 
+@pytest.mark.heavy
 def test_two_processes_measure_at_once_and_a_process_that_dies_costs_its_cell_alone(workspace, tmp_path, capfd):
     traces = workspace.root / "traces"
     first = open_study(
