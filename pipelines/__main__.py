@@ -2,13 +2,11 @@
 
 import argparse
 import sys
-import traceback
 from pathlib import Path
 
 from pipelines.curating import options as curating
-from pipelines.errors import StageFailedError, exit_code, speaks_for_itself
+from pipelines.errors import tell
 from pipelines.generating import options as generating
-from pipelines.redaction import without_secrets
 from pipelines.sweeps import options as sweeping
 from pipelines.workspace import Workspace
 
@@ -20,13 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
-        if isinstance(error, StageFailedError):
-            pass  # the stage's process has said why
-        elif speaks_for_itself(error):
-            print(f"error: {without_secrets(str(error)) or type(error).__name__}", file=sys.stderr)
-        else:
-            traceback.print_exc()
-        return exit_code(error)
+        return tell(error)
     return 0
 
 

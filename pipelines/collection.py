@@ -19,7 +19,8 @@ from pipelines import graph, params
 from pipelines.dvc_lock import dvc_md5, read_entries
 from pipelines.fingerprint import fingerprint
 from pipelines.lease import holder, machine
-from pipelines.manifests import folder_name, read_manifest
+from pipelines.manifests import read_manifest
+from pipelines.scratch import folder_name, folder_stem
 from pipelines.workspace import Workspace
 
 STAYS = ("lock",)
@@ -60,7 +61,7 @@ def collect(workspace: Workspace, *, dry: bool) -> list[Freed]:
 
 def scratch_folders(home: Path) -> list[Path]:
     """Folders of stage runs, named `<stage>-<arm>-<fingerprint>`; studies, sweeps and clones beside them are none of ours."""
-    known = {run.address.replace("@", "-") for stage in graph.all_stages() for run in graph.runs_of(stage)}
+    known = {folder_stem(run.address) for stage in graph.all_stages() for run in graph.runs_of(stage)}
     shape = re.compile(r"(.+)-[0-9a-f]{16}")
     found = [(path, shape.fullmatch(path.name)) for path in sorted(home.glob("*")) if path.is_dir()]
     return [path for path, match in found if match and match[1] in known]

@@ -12,17 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.graph import StageRun, all_stages, runs_of
+from pipelines.scratch import folder_name, folder_stem
 from pipelines.tracking import MANIFEST
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Manifest = dict[str, Any]
-
-
-def folder_name(address: str, identity: str) -> str:
-    """Of the scratch folder of a stage run."""
-    return f"{address.replace('@', '-')}-{identity[:16]}"
 
 
 def by_fingerprint(address: str, identity: str, home: Path) -> Manifest | None:
@@ -34,7 +30,7 @@ def maker_of(path: str, digests: Mapping[str, str], home: Path) -> dict[str, Any
     producer = producers().get(path)
     if producer is None:
         return None
-    folders = sorted(home.glob(f"{producer.address.replace('@', '-')}-*/DONE.json"), key=_written, reverse=True)
+    folders = sorted(home.glob(f"{folder_stem(producer.address)}-*/DONE.json"), key=_written, reverse=True)
     return next((done for done in map(read_manifest, folders) if done and done["outputs"].get(path) == digests), None)
 
 

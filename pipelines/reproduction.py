@@ -29,7 +29,7 @@ from pipelines.manifests import Manifest, producers, read_manifest
 from pipelines.provenance import environment, hardware
 from pipelines.repetition import Comparison, compare, show
 from pipelines.run_checks import patch_text
-from pipelines.scratch import put_in_place
+from pipelines.scratch import folder_stem, put_in_place
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -176,8 +176,8 @@ def _places(path: str, root: Path, workspace: Workspace) -> Iterator[Path]:
     yield root / path
     yield workspace.path(path)
     if path in producers():
-        address = producers()[path].address.replace("@", "-")
-        yield from (folder / "outputs" / path for folder in sorted(workspace.home.glob(f"{address}-*")))
+        stem = folder_stem(producers()[path].address)
+        yield from (folder / "outputs" / path for folder in sorted(workspace.home.glob(f"{stem}-*")))
     locks = [lock.read_bytes() for lock in (root / LOCK_FILE, workspace.path(LOCK_FILE)) if lock.is_file()]
     _share_cache(workspace.root, root)
     for text in locks:
@@ -223,7 +223,7 @@ def _home(root: Path) -> Path:
 
 
 def _compared(step: Step, root: Path) -> Comparison:
-    pattern = f"{step.address.replace('@', '-')}-*/DONE.json"
+    pattern = f"{folder_stem(step.address)}-*/DONE.json"
     again = next((done for done in map(read_manifest, _home(root).glob(pattern)) if done), None)
     if again is None:
         raise InfrastructureError(f"reproduce: {step.address} left no manifest")

@@ -36,7 +36,7 @@ from pipelines.provenance import CHEAP_BYTES, input_record, record_of, tags_of, 
 from pipelines.redaction import without_secrets
 from pipelines.reported import MetricLog
 from pipelines.revision import code_state
-from pipelines.scratch import Hold, Scratch, put_in_place
+from pipelines.scratch import Hold, Scratch, folder_name, put_in_place
 from pipelines.system_metrics import machine_watched
 from pipelines.tracking import FAILED, FINISHED, KILLED, RunFacts, flatten
 from pipelines.worker import Work
@@ -66,7 +66,7 @@ def run_stage(address: str, workspace: Workspace) -> Outcome:
     inputs = {name: workspace.path(path) for name, path in run.inputs.items()}
     _require(run, inputs)
     identity = fingerprint(run, own, inputs, params.compute.threads)
-    scratch = Scratch(workspace.home / f"{run.address.replace('@', '-')}-{identity[:16]}")
+    scratch = Scratch(workspace.home / folder_name(run.address, identity))
     with scratch.lock() as held:
         done = scratch.done()
         restored = done is not None

@@ -34,6 +34,20 @@ LINK_FROM_BYTES = 1 << 16
 """Outputs below this size are copied, so that editing a small file in place cannot reach the stored one."""
 
 
+LOCKS = ("lock", "lease.json")
+"""Files with which a folder is held."""
+
+
+def folder_stem(address: str) -> str:
+    """What the scratch folders of a stage run begin with."""
+    return address.replace("@", "-")
+
+
+def folder_name(address: str, identity: str) -> str:
+    """Of the scratch folder of a stage run with this fingerprint, below the scratch root."""
+    return f"{folder_stem(address)}-{identity[:16]}"
+
+
 @dataclass(frozen=True)
 class Scratch:
     """Paths and life of one scratch folder."""

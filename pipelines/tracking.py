@@ -9,10 +9,9 @@ import json
 import os
 import socket
 import sys
-import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from components.files import file_digest
 from pipelines.closure import ROOT, stage_sources
 from pipelines.delivery import MEMORY, PROVENANCE, TrackedRun, begin_memory, left_open, remember, remembered
 from pipelines.errors import InfrastructureError
+from pipelines.exclusive import exclusive
 from pipelines.fingerprint import digest
 from pipelines.graph import all_stages
 from pipelines.redaction import without_secrets
@@ -81,7 +81,7 @@ def connect(workspace: Workspace) -> "Tracker":
     uri = tracking_uri(workspace)
     try:
         # The first touch creates the database; two at once would corrupt it for good.
-        with _file_lock(workspace.home / "tracking.lock"):
+        with _lock(workspace):
             client = MlflowClient(uri)
             experiment = client.get_experiment_by_name(EXPERIMENT)
             if experiment is None:
@@ -104,24 +104,11 @@ def _no_answer(uri: str, error: Exception) -> InfrastructureError:
     )
 
 
-@contextmanager
-def _file_lock(path: Path) -> Iterator[None]:
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + LOCK_SECONDS
-    with open(path, "a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise InfrastructureError(
-                        f"another process has held {path} for {LOCK_SECONDS:.0f} s: run again later"
-                    ) from None
-            time.sleep(0.05)
-        yield
+def _lock(workspace: Workspace) -> AbstractContextManager[None]:
+    """Held while the database, or the pipeline's run, is made."""
+    file = workspace.home / "tracking.lock"
+    refusal = f"another process has held {file} for {LOCK_SECONDS:.0f} s: run again later"
+    return exclusive(file, refusal, LOCK_SECONDS)
 
 
 class Tracker:
@@ -137,7 +124,7 @@ class Tracker:
         if given := os.environ.get(PARENT_RUN):
             return given
         identity = pipeline_identity(self.workspace)
-        with _file_lock(self.workspace.home / "tracking.lock"):
+        with _lock(self.workspace):
             found = self.client.search_runs(
                 [self.experiment],
                 f"tags.`pipelines.pipeline` = '{identity}'",

@@ -21,9 +21,10 @@ from pipelines.dvc_lock import LOCK_FILE, dvc_md5, read_entries
 from pipelines.fingerprint import LOCK, digest, fingerprint, tree_digests
 from pipelines.graph import StageRun
 from pipelines.lineage import relative, stage_of
-from pipelines.manifests import Manifest, by_fingerprint, folder_name, from_server, maker_of, producers
+from pipelines.manifests import Manifest, by_fingerprint, from_server, maker_of, producers
 from pipelines.provenance import sources_digest
 from pipelines.run_checks import run_links
+from pipelines.scratch import folder_name
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:

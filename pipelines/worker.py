@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +18,9 @@ from typing import Any
 
 from components.files import write_atomically
 from pipelines import graph
-from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, exit_code, speaks_for_itself
+from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, tell
 from pipelines.params import Compute, Parameters
 from pipelines.patience import grace
-from pipelines.redaction import without_secrets
 from pipelines.scratch import Scratch
 
 
@@ -54,22 +52,13 @@ def main() -> int:
             return TRY_AGAIN
         if run.stage.trains:
             signal.signal(signal.SIGTERM, _leaver(Scratch(Path(work.scratch))))
-        threading.Thread(target=_end_with_the_runner, daemon=True).start()
+        threading.Thread(target=end_with_the_runner, daemon=True).start()
         metrics = execution.execute(
             run, Path(work.root), Scratch(Path(work.scratch)), Parameters.partial(work.parameters), compute
         )
         write_atomically(Scratch(Path(work.scratch)).result, json.dumps(metrics, sort_keys=True))
     except BaseException as raised:
-        error = _full_disk(raised) or raised
-        if not speaks_for_itself(error):
-            traceback.print_exc()
-        else:
-            print(
-                f"error: {work.address}: {without_secrets(str(error)) or type(error).__name__}",
-                file=sys.stderr,
-                flush=True,
-            )
-        return exit_code(error)
+        return tell(_full_disk(raised) or raised, work.address)
     return 0
 
 
@@ -97,7 +86,8 @@ def _full_disk(error: BaseException) -> InfrastructureError | None:
     return InfrastructureError(f"{text.splitlines()[0][:200]}: make room, and run again to go on")
 
 
-def _end_with_the_runner() -> None:
+def end_with_the_runner() -> None:
+    """For a thread: ends this process when the runner is gone."""
     sys.stdin.read()  # returns when the runner's end of the pipe closes
     os._exit(TRY_AGAIN)
 

@@ -32,6 +32,7 @@ def write_page(
 ) -> Path:
     """Write the page; `grid` is a PIL picture or None."""
     intervals = [difference.as_dict() for row in paired for difference in row.differences if difference is not None]
+    right = _people(people, [query["image_id"] for query in disputed])
     page = (
         environment(path.parent)
         .get_template("compare.html")
@@ -46,7 +47,7 @@ def write_page(
             trouble=trouble,
             curves=curve_panels(sides),
             grid=_uri(grid) if grid is not None else None,
-            disputed=[{**query, "picture": _person(people, query["image_id"])} for query in disputed],
+            disputed=[{**query, "picture": picture} for query, picture in zip(disputed, right, strict=True)],
         )
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,13 +87,14 @@ def _uri(picture: Any) -> str:
     return _data(stream.getvalue())
 
 
-def _person(people: Path | None, image_id: int) -> str | None:
-    """The right person's picture, where the data set is there."""
+def _people(people: Path | None, image_ids: Sequence[int]) -> list[str | None]:
+    """Their pictures, where the data set is there."""
     if people is None or not people.is_dir():
-        return None
+        return [None] * len(image_ids)
     from components.persons.shards import PersonDataset
 
-    return _data(PersonDataset.open(people).image_bytes(image_id))
+    known = PersonDataset.open(people)
+    return [_data(known.image_bytes(image_id)) for image_id in image_ids]
 
 
 def _data(picture: bytes) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from components.errors import DataError, ParameterError
 from pipelines import graph
 from pipelines.graph import StageRun
-from pipelines.scratch import Scratch
+from pipelines.scratch import Scratch, folder_name
 from pipelines.tracking import Tracker, connect
 from pipelines.workspace import Workspace
 
@@ -110,7 +110,7 @@ def _stage_result(workspace: Workspace, run: "Run") -> StageResult:
     tags: dict[str, Any] = run.data.tags
     arm, identity = tags.get("pipelines.arm") or "", tags.get("pipelines.fingerprint", "")
     stage = graph.find(f"{tags['pipelines.stage']}@{arm}" if arm else tags["pipelines.stage"])
-    scratch = Scratch(workspace.home / f"{stage.address.replace('@', '-')}-{identity[:16]}")
+    scratch = Scratch(workspace.home / folder_name(stage.address, identity))
     outputs = scratch.outputs if (scratch.folder / "DONE.json").exists() else None
     return StageResult(stage, run.info.run_id, run.data.params, run.data.metrics, outputs)
 

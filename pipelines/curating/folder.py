@@ -6,7 +6,6 @@ manifest.parquet, shards/  the training set, written when all are judged
 decisions.parquet          every candidate with its reason; written last, when `working` goes
 """
 
-import fcntl
 import itertools
 import json
 import shutil
@@ -23,7 +22,7 @@ from components.errors import DataError, ParameterError
 from components.files import write_atomically
 from components.persons.candidates import Candidate
 from components.persons.shards import MANIFEST
-from pipelines.errors import InfrastructureError
+from pipelines.exclusive import exclusive
 
 DECISIONS = "decisions.parquet"
 _SCHEMA = pa.schema(
@@ -55,14 +54,8 @@ class CurationFolder:
         """
         if self.path.exists() and not self._working.is_dir() and any(self.path.iterdir()):
             raise ParameterError(f"{self.path} is not empty: choose another --output")
-        self._working.mkdir(parents=True, exist_ok=True)
-        with open(self._working / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InfrastructureError(
-                    f"{self.path}: another run writes there; wait for it, or choose another --output"
-                ) from None
+        refusal = f"{self.path}: another run writes there; wait for it, or choose another --output"
+        with exclusive(self._working / "lock", refusal):
             stored = self._working / "settings.json"
             known = json.loads(stored.read_text()) if stored.is_file() else None
             if known is not None and known != dict(settings):

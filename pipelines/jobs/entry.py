@@ -8,12 +8,11 @@ import json
 import os
 import signal
 import sys
-import traceback
 from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
 
 from pipelines import graph
-from pipelines.errors import exit_code, speaks_for_itself
+from pipelines.errors import tell
 from pipelines.jobs.storage import Storage
 from pipelines.jobs.work import JobWork, output_folder, run_folder
 from pipelines.params import Compute, Parameters
@@ -33,11 +32,7 @@ def main(url: str, key: str) -> int:
                 _leave_when_stopped(storage, work)
                 _work(storage, work, compute, hold)
     except BaseException as error:
-        if not speaks_for_itself(error):
-            traceback.print_exc()
-        else:
-            print(f"error: {str(error) or type(error).__name__}", file=sys.stderr, flush=True)
-        return exit_code(error)
+        return tell(error)
     return 0
 
 

@@ -13,14 +13,13 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from pathlib import Path
 from types import FrameType
 
 from components.files import file_digest, write_atomically
 from pipelines import graph
 from pipelines.closure import ROOT, stage_sources
-from pipelines.errors import TRY_AGAIN, InfrastructureError, StageFailedError, exit_code, speaks_for_itself
+from pipelines.errors import InfrastructureError, tell
 from pipelines.fingerprint import digest, fingerprint, tree_digests
 from pipelines.graph import StageRun
 from pipelines.jobs.cluster import Cluster, JobRequest, dashboard_address, need_of, require_fits
@@ -29,9 +28,8 @@ from pipelines.jobs.snapshot import freeze
 from pipelines.jobs.storage import Storage, files_below
 from pipelines.jobs.work import METRICS, JobWork, output_folder, run_folder
 from pipelines.params import Compute
-from pipelines.redaction import without_secrets
 from pipelines.scratch import Scratch
-from pipelines.worker import Work
+from pipelines.worker import Work, end_with_the_runner
 
 METRICS_SECONDS = 3.0
 STOP_SECONDS = 8.0
@@ -45,11 +43,7 @@ def main() -> int:
         work = Work(**json.loads(sys.stdin.readline()))
         _get_done(work, Compute(**work.compute))
     except BaseException as error:
-        if not speaks_for_itself(error):
-            traceback.print_exc()
-        elif not isinstance(error, StageFailedError):  # else the job, or who followed it, has said why
-            print(f"error: {without_secrets(str(error)) or type(error).__name__}", file=sys.stderr, flush=True)
-        return exit_code(error)
+        return tell(error)
     return 0
 
 
@@ -63,7 +57,7 @@ def _get_done(work: Work, compute: Compute) -> None:
             job = _prepare(run, work, compute, storage, Path(folder))
         if sys.stdin.readline().strip() != "go":
             raise InfrastructureError(f"{run.address}: the runner is gone")
-        threading.Thread(target=_end_with_the_runner, daemon=True).start()
+        threading.Thread(target=end_with_the_runner, daemon=True).start()
         if job is not None:
             _upload(run, work, compute, storage, key, root)
             _require_unchanged(run, work, compute, root, Path(folder) / "code")
@@ -171,11 +165,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):  # the runner says it too; once is enough
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-def _end_with_the_runner() -> None:
-    sys.stdin.read()  # returns when the runner's end of the pipe closes
-    os._exit(TRY_AGAIN)
 
 
 if __name__ == "__main__":

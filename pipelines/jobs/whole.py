@@ -12,11 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import traceback
 import uuid
 from pathlib import Path
 
-from pipelines.errors import INTERRUPTED, OTHER, InfrastructureError, exit_code, speaks_for_itself
+from pipelines.errors import INTERRUPTED, OTHER, InfrastructureError, tell
 from pipelines.jobs.storage import Storage, files_below
 from pipelines.jobs.work import output_folder
 from pipelines.scratch import Scratch, put_in_place
@@ -42,11 +41,7 @@ def main(url: str, key: str, raw: str, targets: list[str]) -> int:
             storage.publish(files, output_folder(key))
             storage.write(f"{output_folder(key)}/DONE.json", json.dumps({"targets": targets}) + "\n")
     except BaseException as error:
-        if not speaks_for_itself(error):
-            traceback.print_exc()
-        else:
-            print(f"error: {str(error) or type(error).__name__}", file=sys.stderr, flush=True)
-        return exit_code(error)
+        return tell(error)
     return 0
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.fingerprint import fingerprint
 from pipelines.graph import StageRun, all_stages, runs_of
-from pipelines.manifests import folder_name
 from pipelines.params import Parameters
 from pipelines.redaction import without_secrets
+from pipelines.scratch import folder_name
 from pipelines.tracking import FINISHED, Tracker, connect, pipeline_identity, public_uri, tracking_uri
 from pipelines.workspace import Workspace
 

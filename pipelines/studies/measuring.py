@@ -58,7 +58,7 @@ def measure(job: Job, shelf: dict[Hashable, Any]) -> Outcome:
     try:
         result = getattr(importlib.import_module(job.code), job.cell.work)(job.cell, bench)
         job.store.write(job.cell, job.identity, result)
-    except Exception as error:
+    except Exception as error:  # whatever it is: it is reported, and the other cells are worth having
         if not speaks_for_itself(error):
             traceback.print_exc()
         return Outcome(None, str(error) or type(error).__name__)

@@ -6,7 +6,6 @@
     <fingerprint>/       files/ (kept), and checkpoints while it is being measured
 """
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from components.files import write_atomically
-from pipelines.errors import InfrastructureError
+from pipelines.exclusive import exclusive
 from pipelines.fingerprint import tree_digests
 from pipelines.studies.cells import Cell, Result
 
@@ -62,14 +61,8 @@ class ResultStore:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the study. Raises InfrastructureError when another process does: it measures the very same cells."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / "lock", "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InfrastructureError(
-                    f"{self.root}: another process measures this study; run again when it has ended"
-                ) from None
+        refusal = f"{self.root}: another process measures this study; run again when it has ended"
+        with exclusive(self.root / "lock", refusal):
             yield
 
     def _record(self, identity: str) -> Path:

@@ -12,7 +12,6 @@ Events: {"event": "suggested", "number", "values"}, {"event": "report", "number"
 checkpoints. So nothing that was finished is computed twice, and nothing that was suggested is lost.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import DataError
-from pipelines.errors import InfrastructureError
+from pipelines.exclusive import exclusive
 from pipelines.sweeps.spaces import key_of
 
 WAITING, COMPLETE, STOPPED, BROKEN = "waiting", "finished", "stopped", "failed"
@@ -68,14 +67,8 @@ class Journal:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the sweep. Raises InfrastructureError when another driver does."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / "lock", "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InfrastructureError(
-                    f"{self.root}: another process runs this sweep; run again when it has ended"
-                ) from None
+        refusal = f"{self.root}: another process runs this sweep; run again when it has ended"
+        with exclusive(self.root / "lock", refusal):
             self._mend()
             yield
 

@@ -30,7 +30,7 @@ from pipelines.fingerprint import fingerprint
 from pipelines.params import load
 from pipelines.reported import MetricLog
 from pipelines.runner import Outcome, run_stage
-from pipelines.scratch import Scratch, put_in_place
+from pipelines.scratch import Scratch, folder_name, put_in_place
 from pipelines.tracking import PARENT_RUN, flatten
 from pipelines.workspace import Workspace
 
@@ -139,7 +139,7 @@ def measured(objective: Mapping[str, Any], outcomes: Mapping[str, Outcome], work
 
 def scratch_of(address: str, identity: str, workspace: Workspace) -> Scratch:
     """The scratch folder of a stage with this fingerprint."""
-    return Scratch(workspace.home / f"{address.replace('@', '-')}-{identity[:16]}")
+    return Scratch(workspace.home / folder_name(address, identity))
 
 
 def _workspace(order: Order, seed: int) -> Workspace:

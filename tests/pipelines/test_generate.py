@@ -27,6 +27,7 @@ from components.training.randomness import stream_seed
 from pipelines import presets
 from pipelines.__main__ import main
 from pipelines.closure import ROOT
+from pipelines.scratch import Scratch
 
 SMALL = TinyConfig(width=32, heads=2, double_blocks=1, single_blocks=1, text_width=16, text_layers=1, text_tokens=6)
 PROMPTS = ["red hat", "blue hat", "red", "hat red blue", "blue"]
@@ -235,6 +236,13 @@ def test_the_rest_of_the_schedule_is_that_of_params_yaml(studio, capsys):
     taca = studio.manifest()["settings"]["taca"]
     assert (taca["gamma"], taca["form"], taca["streams"]) == (2.0, "constant", ["single"])
     assert "TACA is on at 3 of 3 steps" in capsys.readouterr().out
+
+
+def test_a_folder_whose_command_was_killed_before_its_first_line_is_ours(studio):
+    with Scratch(studio.output).lock():
+        lease = (studio.output / "lease.json").read_text()
+    (studio.output / "lease.json").write_text(lease)
+    assert studio.run() == 0
 
 
 def test_a_threshold_may_be_a_rule_that_follows_the_model(make_studio, capsys):
