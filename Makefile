@@ -55,7 +55,7 @@ lint: setup
 smoke: setup ## the whole chain at smoke sizes, in a clone of its own
 	rm -rf $(SMOKE) && git clone --quiet --no-hardlinks . $(SMOKE)
 	git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -T - -cf - | tar -xf - -C $(SMOKE)
-	cd $(SMOKE) && python -m pipelines preset smoke && dvc repro --force && python -m pipelines report && dvc status --quiet dvc.yaml
+	cd $(SMOKE) && python -m pipelines preset smoke && python -m pipelines repro --force && python -m pipelines report && dvc status --quiet dvc.yaml
 
 dag: setup ## write dvc.yaml from pipelines/graph.py
 	python -m pipelines dag

@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import socket
+import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.closure import ROOT
 from pipelines.errors import InfrastructureError
@@ -12,6 +14,9 @@ from pipelines.params import Compute
 
 if TYPE_CHECKING:
     import torch
+
+NOTICE_SECONDS = 90.0
+"""For Ray to give up a node that is gone: some 15 s where its process was killed, 65 s where its machine does not answer."""
 
 
 def settle_environment() -> None:
@@ -42,12 +47,17 @@ def start_ray(compute: Compute) -> None:
     """
     import ray
 
-    if os.environ.get("RAY_ADDRESS"):
+    if is_joined():
         ray.init(log_to_driver=False)
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only; token mode would write to the home directory
     cpus = max(os.cpu_count() or 1, compute.workers * compute.threads)
     ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+
+
+def is_joined() -> bool:
+    """Whether Ray is the cluster at RAY_ADDRESS (a job's own is there), and not one that was started here."""
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def uses_gpu(compute: Compute) -> bool:
@@ -93,6 +103,33 @@ def group_size(compute: Compute, *, grows: bool) -> int:
         return sizes[0]
     require_places(sizes[-1], compute.threads, gpus, nodes, "this Ray cluster")
     return sizes[-1]
+
+
+def settle_nodes() -> None:
+    """Wait until every node that Ray believes alive can be reached, but no longer than NOTICE_SECONDS.
+
+    A node that was lost a moment ago still counts as alive: a group that is started then waits in vain for its place there.
+    """
+    import ray
+
+    deadline = time.monotonic() + NOTICE_SECONDS
+    said = False
+    while time.monotonic() < deadline:
+        silent = next((node for node in ray.nodes() if node["Alive"] and not _answers(node)), None)
+        if silent is None:
+            return
+        if not said:
+            said = True
+            print(f"node {silent['NodeID'][:8]} does not answer: waiting for Ray to give it up", flush=True)
+        time.sleep(0.5)
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def places(resources: Mapping[str, float], cpus: int, gpus: int) -> int:

@@ -20,7 +20,8 @@ LOOK_SECONDS = 0.5
 class StageContext:
     """A `components.training.context.Context` whose checkpoints and metrics live in the stage's scratch folder.
 
-    `phase(name)` gives a context with checkpoints and steps of its own, for a stage that trains two things in turn.
+    `phase(name)` gives a context with checkpoints and steps of its own, for a stage that trains two things in turn, or keeps many
+    small ones one by one: `quiet` says nothing when it goes on.
     `figures` is a folder for pictures that the tracking server should show.
     """
 
@@ -34,6 +35,7 @@ class StageContext:
         rank: int = 0,
         world_size: int = 1,
         phase: str = "main",
+        quiet: bool = False,
         strategy: str = "ddp",
         on_save: Callable[[Mapping[str, float]], None] = lambda metrics: None,
     ) -> None:
@@ -45,6 +47,7 @@ class StageContext:
         self.world_size = world_size
         self.strategy = strategy
         self._phase = phase
+        self._quiet = quiet
         self._on_save = on_save
         self._store = CheckpointStore(scratch.checkpoints / phase)
         self._log = MetricLog(scratch.reported)
@@ -56,7 +59,7 @@ class StageContext:
     def figures(self) -> Path:
         return self.scratch.figures
 
-    def phase(self, name: str) -> "StageContext":
+    def phase(self, name: str, *, quiet: bool = False) -> "StageContext":
         return StageContext(
             self.scratch,
             seed=self.seed,
@@ -65,6 +68,7 @@ class StageContext:
             rank=self.rank,
             world_size=self.world_size,
             phase=name,
+            quiet=quiet,
             strategy=self.strategy,
             on_save=self._on_save,
         )
@@ -73,7 +77,7 @@ class StageContext:
         loaded = self._store.load()
         step = loaded[0] if loaded else 0
         workers = loaded[1].pop("workers", self.world_size) if loaded else self.world_size
-        if self.rank == 0:
+        if self.rank == 0 and not self._quiet:
             if loaded:
                 changed = (
                     f" with {self.world_size} worker(s) in place of {workers}" if workers != self.world_size else ""
@@ -81,6 +85,7 @@ class StageContext:
                 print(f"{self._phase}: going on from step {step}{changed}", flush=True)
             elif any(line["phase"] == self._phase for line in self._log.read()):
                 print(f"{self._phase}: no checkpoint is left to go on from; starting afresh", flush=True)
+        if self.rank == 0:
             self._log.take_back(self._phase, step)
         return loaded
 

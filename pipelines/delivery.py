@@ -122,9 +122,12 @@ class TrackedRun:
     def _history(self, key: str) -> list["Metric"]:
         return list(self.client.get_metric_history(self.run_id, key))
 
-    def end(self, status: str, metrics: Mapping[str, float]) -> None:
-        """Remember how the run shall end, and its final metrics. `close` tells the server."""
-        remember(self.folder, ended={"status": status, "metrics": dict(metrics), "time": int(time.time() * 1000)})
+    def end(self, status: str, metrics: Mapping[str, float], tags: Mapping[str, str] | None = None) -> None:
+        """Remember how the run shall end, its final metrics, and tags that only its end knows. `close` tells the server."""
+        when = int(time.time() * 1000)
+        remember(
+            self.folder, ended={"status": status, "metrics": dict(metrics), "tags": dict(tags or {}), "time": when}
+        )
 
     def close(self) -> None:
         """Send what is left: final metrics, pictures, status, also of the pipeline's run. Raises what the client raises."""
@@ -135,6 +138,11 @@ class TrackedRun:
         ended = known["ended"]
         final = [Metric(metric_name(key), value, ended["time"], 0) for key, value in ended["metrics"].items()]
         self._send(final, lambda metric: (metric.step, metric.timestamp))
+        tags = ended.get("tags", {})
+        there = self.client.get_run(self.run_id).data.tags if tags else {}
+        for key, value in tags.items():
+            if there.get(key) != value:
+                self.client.set_tag(self.run_id, key, value)
         figures = self.folder / "figures"
         if ended["status"] == "FINISHED" and figures.is_dir() and any(figures.iterdir()):
             self.client.log_artifacts(self.run_id, str(figures), "figures")

@@ -6,7 +6,9 @@ import torch
 
 from components.gadms.decoder import CrossModalDecoder
 from components.gadms.model import DualEncoder
-from pipelines.params import Method, Parameters, ValidatedTraining
+from pipelines.params import Parameters
+from pipelines.schema.common import ValidatedTraining
+from pipelines.schema.gadms import Method
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,7 +9,6 @@ import importlib
 import logging
 import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -20,9 +19,17 @@ from typing import Any, Protocol, cast
 import torch
 
 from components.training.loop import LeftOnRequest
-from pipelines.cluster import device_of, group_size, settle_environment, start_ray, wants_gpu
+from pipelines.cluster import (
+    device_of,
+    group_size,
+    is_joined,
+    settle_environment,
+    settle_nodes,
+    start_ray,
+    wants_gpu,
+)
 from pipelines.context import StageContext
-from pipelines.errors import speaks_for_itself
+from pipelines.errors import InfrastructureError, speaks_for_itself
 from pipelines.graph import StageRun
 from pipelines.params import Compute, Parameters
 from pipelines.scratch import Scratch
@@ -33,9 +40,6 @@ Work = Callable[[int, int, OnSave], Metrics]
 """(rank, world size, what to call after a save) -> metrics."""
 LEFT: Metrics = {"left": True}
 """Returned by a worker that saved a checkpoint and went, as it was asked to."""
-
-NOTICE_SECONDS = 5.0
-"""For the cluster to notice that a node is gone with its worker."""
 
 
 class StageFunction(Protocol):
@@ -127,9 +131,9 @@ def execute_at(run: StageRun, site: Site, params: Parameters, compute: Compute, 
 def under_ray_train(work: Work, compute: Compute, storage: Path | str) -> Metrics:
     """Call `work(rank, world_size, on_save)` in Ray Train's workers and return what rank 0 returned.
 
-    A lost worker is replaced and the group starts again, up to `compute.max_failures` times; our own checkpoint store decides
-    where it goes on. Each attempt is a Ray Train run with a new name, as Ray must not resume by itself, and must not try a user's
-    mistake again.
+    When a worker is lost, or the group cannot start, it starts again, up to `compute.max_failures` times; our own checkpoint
+    store decides where it goes on. Each attempt is a Ray Train run with a new name, as Ray must not resume by itself, and must not
+    try a user's mistake again.
 
     With `compute.min_workers` the group that starts again may be smaller: as large as the cluster's living nodes allow, and a
     divisor of `compute.workers`, so that every batch that divides among all divides among the rest. (Ray Train's own elastic
@@ -138,21 +142,25 @@ def under_ray_train(work: Work, compute: Compute, storage: Path | str) -> Metric
     """
     settle_environment()
     import ray
+    from ray.train import ControllerError
 
     started = compute.workers > 0 and not ray.is_initialized()
     if started:
         start_ray(compute)
     try:
         for failures in range(compute.max_failures + 1):
-            workers = group_size(compute, grows=not started) if compute.workers else 0
+            workers = group_size(compute, grows=is_joined()) if compute.workers else 0
+            if failures:
+                print(f"starting again with {workers} worker(s)", flush=True)
             try:
                 return _fit(work, compute, workers, storage)
             except Exception as error:  # the stage's own error is raised in place of Ray's wrapping
                 cause = _cause(error)
-                if not workers or failures == compute.max_failures or speaks_for_itself(cause):
+                mistake = speaks_for_itself(cause) and not isinstance(error, ControllerError)
+                if not workers or failures == compute.max_failures or mistake:
                     raise cause from error
-                print(f"a worker of {workers} is lost ({_line(cause)}): starting again", flush=True)
-                time.sleep(0 if started else NOTICE_SECONDS)
+                print(f"training with {workers} worker(s) broke off: {_line(cause)}", flush=True)
+                settle_nodes()
     finally:
         if started:
             ray.shutdown()
@@ -185,7 +193,8 @@ def _fit(work: Work, compute: Compute, workers: int, storage: Path | str) -> Met
         run_config=RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             storage_path=tempfile.gettempdir() if local else f"{storage}/ray",
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),
+            # Ray starts nothing again by itself: it would with as many workers as before, on whatever nodes are left.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),
     )
     try:
@@ -198,9 +207,11 @@ def _fit(work: Work, compute: Compute, workers: int, storage: Path | str) -> Met
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The stage's own error behind what Ray wraps around it."""
-    from ray.train import WorkerGroupError
+    """The stage's own error behind what Ray wraps around it; InfrastructureError when the workers could not even start."""
+    from ray.train import ControllerError, WorkerGroupError
 
+    if isinstance(error, ControllerError):
+        return InfrastructureError(f"the workers could not start: {_line(error.controller_failure)}")
     if isinstance(error, WorkerGroupError):
         failures = list(error.worker_failures.values())
         return failures[0] if failures else error

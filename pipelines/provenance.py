@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 from collections.abc import Mapping
 from functools import cache
@@ -32,7 +31,6 @@ from pipelines.dvc_lock import dvc_md5
 from pipelines.fingerprint import LOCK, digest
 from pipelines.graph import StageRun
 from pipelines.params import Parameters
-from pipelines.reported import MetricLog
 from pipelines.revision import CodeState
 
 PACKAGES = ("torch", "ray", "mlflow", "dvc", "diffusers", "open_clip_torch")
@@ -144,38 +142,3 @@ def ray_ids() -> dict[str, str]:
     )
     known = {"submission": os.environ.get("RAY_JOB_SUBMISSION_ID") or job, "job": os.environ.get("RAY_JOB_ID", "")}
     return {name: value for name, value in known.items() if value}
-
-
-def worker_cost(seconds: float, run: StageRun, params: Parameters) -> dict[str, float]:
-    """What the work occupied: seconds times worker processes, and the same for GPUs when workers hold one each."""
-    compute = params.compute
-    held = seconds * max(1, compute.workers if run.stage.trains else 0)
-    on_gpu = compute.device == "cuda" or (compute.device == "auto" and hardware()["gpu"] != "none")
-    return {"cost/worker_seconds": held, "cost/gpu_seconds": held if on_gpu else 0.0}
-
-
-def throughput(log: MetricLog, own: Mapping[str, Any], stage: str) -> dict[str, float]:
-    """Samples and steps a second of a training stage, from the times of its reports; {} for a stage that reports no steps.
-
-    The median over reports, so that a pause between a kill and its resumption, or a checkpoint, does not count as training.
-    """
-    rates: dict[str, list[float]] = {}
-    last: dict[str, Mapping[str, Any]] = {}
-    for line in log.read():
-        before = last.get(line["phase"])
-        if before and line["step"] > before["step"] and line["time"] > before["time"]:
-            rate = (line["step"] - before["step"]) / (line["time"] - before["time"])
-            rates.setdefault(line["phase"], []).append(rate)
-        last[line["phase"]] = line
-    if not rates:
-        return {}
-    # A stage may train two things in turn: the last is what it is for, and its section is called like the phase or `training`.
-    phase, found = list(rates.items())[-1]
-    sections = own.get(stage, {})
-    trained = [sections.get(phase), sections.get("training"), *sections.values()]
-    batch = next(
-        (part["batch"] for part in trained if isinstance(part, Mapping) and {"batch", "steps"} <= set(part)), None
-    )
-    steps = statistics.median(found)
-    known = {"throughput/steps_per_second": steps}
-    return known if batch is None else {**known, "throughput/samples_per_second": steps * batch}

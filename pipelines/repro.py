@@ -1,4 +1,4 @@
-"""`dvc repro`, one at a time in a checkout.
+"""`dvc repro`, one at a time in a checkout, with a warm process beside it (`pipelines.warm`).
 
 DVC locks the files of the stage that runs, and a second `dvc repro` fails somewhere in the middle, at the first stage that they
 share. Here the second says so at once, or waits. A DVC that was killed leaves its entries in `.dvc/tmp/rwlock`: DVC drops those of
@@ -18,7 +18,9 @@ import psutil
 
 from pipelines.errors import InfrastructureError
 from pipelines.lease import TOO_LONG
+from pipelines.params import load
 from pipelines.patience import lock_timeout
+from pipelines.warm import start_beside
 
 
 def repro(root: Path, arguments: list[str], *, wait: bool) -> None:
@@ -35,6 +37,7 @@ def repro(root: Path, arguments: list[str], *, wait: bool) -> None:
     drop_stale_entries(folder / "rwlock")
     os.set_inheritable(lock, True)  # DVC holds it for as long as it lives; it closes it for the stages that it starts
     os.chdir(root)
+    start_beside(load(root / "params.yaml").compute.threads)
     sys.stdout.flush()
     program = shutil.which("dvc") or str(Path(sys.executable).parent / "dvc")
     os.execv(program, [program, "repro", *arguments])

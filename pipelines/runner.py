@@ -8,41 +8,35 @@ the child imports torch, this process imports MLflow; the child begins only when
 """
 
 import json
-import resource
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from components.errors import DataError, ParameterError
 from pipelines import graph, tracking
+from pipelines.child import Child, Notice, interruptible, send_go, wait, working
 from pipelines.closure import ROOT
+from pipelines.cost import Meter, throughput
 from pipelines.delivery import TrackedRun, left_open, remembered
 from pipelines.dvc_lock import dvc_md5
 from pipelines.errors import INTERRUPTED, InfrastructureError, StageFailedError
 from pipelines.fingerprint import fingerprint, tree_digests
 from pipelines.graph import StageRun
-from pipelines.jobs import module_of
 from pipelines.manifests import maker_of
 from pipelines.params import Parameters, load
 from pipelines.patience import grace
-from pipelines.provenance import CHEAP_BYTES, input_record, record_of, tags_of, throughput, worker_cost
+from pipelines.provenance import CHEAP_BYTES, input_record, record_of, tags_of
 from pipelines.redaction import without_secrets
 from pipelines.reported import MetricLog
 from pipelines.revision import code_state
 from pipelines.scratch import Hold, Scratch, folder_name, put_in_place
 from pipelines.system_metrics import machine_watched
 from pipelines.tracking import FAILED, FINISHED, KILLED, RunFacts, flatten
-from pipelines.worker import Work
 from pipelines.workspace import Workspace
 
-POLL_SECONDS = 0.2
 DELIVERY_SECONDS = 2.0
 
 
@@ -111,13 +105,13 @@ def _work(
     """One attempt, tracked. Returns the DONE manifest."""
     scratch.begin()
     own = params.only(run.stage.reads)
-    started, before = time.monotonic(), _children_cpu_seconds()
-    with _interruptible() as notice, _worker(run, params, scratch, workspace, held) as process:
+    meter = Meter()
+    with interruptible() as notice, working(run, params, scratch, workspace, held) as process:
         tracker = tracking.connect(workspace)
         facts, record = _facts(run, own, workspace, identity, params)
         tracked = tracker.open(scratch.folder, facts)
         try:
-            _send_go(process)
+            send_go(process)
             with machine_watched(tracked.run_id, tracking.tracking_uri(workspace)):
                 code = _watch(run, process, tracked, scratch, held, notice)
             if code < 0:
@@ -129,11 +123,10 @@ def _work(
                 raise StageFailedError(f"{run.address} failed", code)
             metrics = json.loads(scratch.result.read_text())
             _write_tables(run, scratch, metrics)
-            cost = {
-                **_cost(time.monotonic() - started, before),
-                **worker_cost(time.monotonic() - started, run, params),
-                **throughput(MetricLog(scratch.reported), own, run.stage.name),
-            }
+            elsewhere = scratch.ran()
+            cost = elsewhere["cost"] if elsewhere else meter.read(run, params.compute, getattr(process, "usage", None))
+            cost |= throughput(MetricLog(scratch.reported), own, run.stage.name)
+            record |= elsewhere["where"] if elsewhere else {}
             held.require()
             done = scratch.finish(
                 run.all_outputs,
@@ -153,7 +146,7 @@ def _work(
             if killed:
                 raise KeyboardInterrupt from error
             raise
-        _close(tracked, FINISHED, _final(done), patience=20)
+        _close(tracked, FINISHED, _final(done), patience=20, tags=tags_of(record))
     return done
 
 
@@ -171,7 +164,9 @@ def _close_what_was_left(scratch: Scratch, workspace: Workspace, done: dict[str,
     try:
         tracker = tracking.connect(workspace)
         if not left_open(scratch.folder, known["uri"]):
-            TrackedRun(tracker.client, known["run"], scratch.folder, doubtful=True).end(FINISHED, _final(done))
+            TrackedRun(tracker.client, known["run"], scratch.folder, doubtful=True).end(
+                FINISHED, _final(done), tags_of(done["provenance"])
+            )
         tracker.close_finished(scratch.folder)
     except Exception as error:  # as in `_close`
         _warn_open(known["run"], FINISHED, error)
@@ -188,59 +183,13 @@ def _write_tables(run: StageRun, scratch: Scratch, metrics: dict[str, Any]) -> N
         file.write_text(text, encoding="utf-8")
 
 
-@contextmanager
-def _worker(
-    run: StageRun, params: Parameters, scratch: Scratch, workspace: Workspace, held: Hold
-) -> Iterator["subprocess.Popen[str]"]:
-    """The child process, told what to do but not yet to begin; ended on the way out whatever happens.
-
-    It runs the code that was fingerprinted (`ROOT`), and holds the scratch folder (`held`) until it is gone itself.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", module_of(run, params.compute)],
-        stdin=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        pass_fds=(held.descriptor,),
-    )
-    assert process.stdin is not None
-    work = Work(
-        run.address,
-        str(workspace.root),
-        str(scratch.folder),
-        params.only(run.stage.reads),
-        params.compute.model_dump(mode="json"),
-    )
-    try:
-        process.stdin.write(work.to_json() + "\n")
-        process.stdin.flush()
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _send_go(process: "subprocess.Popen[str]") -> None:
-    assert process.stdin is not None
-    try:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    except BrokenPipeError:
-        pass  # it failed while loading: its exit code, read next, says how
-
-
 def _watch(
     run: StageRun,
-    process: "subprocess.Popen[str]",
+    process: Child,
     tracked: TrackedRun,
     scratch: Scratch,
     held: Hold,
-    notice: "Notice",
+    notice: Notice,
 ) -> int:
     """Wait for the work, delivering metrics meanwhile. Returns its exit code (negative for a signal).
 
@@ -249,7 +198,7 @@ def _watch(
     delivered = time.monotonic()
     asked = None
     notice.raises = not run.stage.trains
-    while (code := _wait(process)) is None:
+    while (code := wait(process)) is None:
         if held.lease.lost:
             process.kill()  # at once: the folder is another's now, also for a last checkpoint
             held.require()
@@ -264,17 +213,12 @@ def _watch(
     return INTERRUPTED if asked is not None and code else code
 
 
-def _wait(process: "subprocess.Popen[str]") -> int | None:
-    """The exit code, or None when it still runs after a moment."""
-    with suppress(subprocess.TimeoutExpired):
-        return process.wait(POLL_SECONDS)
-    return None
-
-
-def _close(tracked: TrackedRun, status: str, metrics: dict[str, float], patience: float) -> None:
+def _close(
+    tracked: TrackedRun, status: str, metrics: dict[str, float], patience: float, tags: dict[str, str] | None = None
+) -> None:
     """Give the run its end. A server that is away now costs a warning, and is told later."""
     try:
-        tracked.end(status, metrics)
+        tracked.end(status, metrics, tags)
         tracked.deliver(patience=patience)
         tracked.close()
     except Exception as error:  # whatever a server answers: the outputs are on disk, and worth more than the run's end
@@ -312,43 +256,3 @@ def _facts(
         **tags_of(record),
     }
     return RunFacts(f"{run.address}/{identity[:8]}", tags, own, inputs, code.patch), record
-
-
-def _children_cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _cost(seconds: float, cpu_before: float) -> dict[str, float]:
-    """Wall and CPU seconds of the stage's process, and the most memory that any child of this process has held."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
-    return {
-        "cost/seconds": seconds,
-        "cost/cpu_seconds": _children_cpu_seconds() - cpu_before,
-        "cost/peak_memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**20,
-    }
-
-
-@dataclass
-class Notice:
-    """Whether SIGTERM came, and whether it interrupts at once, as Ctrl-C does."""
-
-    given: bool = False
-    raises: bool = True
-
-
-@contextmanager
-def _interruptible() -> Iterator[Notice]:
-    """SIGTERM ends the stage: the child stopped, the run marked, exit code 130. A second one does not wait."""
-    notice = Notice()
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        again, notice.given = notice.given, True
-        if notice.raises or again:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield notice
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -7,6 +7,7 @@
     checkpoints/    by phase; see components.training.checkpoint
     metrics.jsonl   every reported metric, in order
     figures/        pictures for the tracking server
+    ran.json        of work that was done elsewhere: where, and what it took there
     writing/        outputs being written
     outputs/        finished outputs, at the paths they have in the workspace
     DONE.json       their digests, the metrics and the run that made them; written last
@@ -80,6 +81,14 @@ class Scratch:
         return self.folder / "result.json"
 
     @property
+    def ran_file(self) -> Path:
+        return self.folder / "ran.json"
+
+    def ran(self) -> dict[str, Any] | None:
+        """Of work that was done elsewhere (a job): `where`, as keys of a provenance record, and `cost`; else None."""
+        return json.loads(self.ran_file.read_text()) if self.ran_file.is_file() else None
+
+    @property
     def leave(self) -> Path:
         """A file that asks the worker, on whatever machine, to save a checkpoint at its next step and go."""
         return self.folder / "leave"
@@ -122,7 +131,7 @@ class Scratch:
         """Make room for an attempt: no half outputs of an earlier one, checkpoints and metrics kept."""
         for folder in (self.writing, self.outputs, self.figures):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.result, self.leave, self.folder / "DONE.json"):
+        for file in (self.result, self.leave, self.ran_file, self.folder / "DONE.json"):
             file.unlink(missing_ok=True)
         self.writing.mkdir(parents=True)
         self.figures.mkdir()

@@ -49,7 +49,7 @@ class CaptionScorer(nn.Module):
         self.scores = self.likelihoods = None
         if scoring is not None and scoring.name == "likelihood":
             self.likelihoods = LikelihoodTable(captions, encoder.clip.vocab_size, length)
-        elif scoring is not None and timing == "previous":
+        elif scoring is not None and scoring.name != "truth" and timing == "previous":
             self.scores = ScoreTable(captions, length)
 
     @torch.no_grad()
@@ -124,6 +124,13 @@ class CaptionScorer(nn.Module):
         ids, index = batch["ids"], batch["caption_index"]
         if self.scoring is None:
             return torch.full(ids.shape, -1.0, device=ids.device), None
+        if self.scoring.name == "truth":
+            if "wrong" not in batch:
+                raise ParameterError(
+                    "score 'truth' needs captions whose wrong words are known, as those of drawn people"
+                )
+            scores = (~batch["wrong"]).float()
+            return scores, scores
         if self.likelihoods is not None:
             raw, count = self.likelihoods.lookup(index)
             seen = valid & (count > 0)

@@ -6,6 +6,7 @@
     leave-one-out   what the match loses without the token, exactly; one text pass a token (`leave_one_out.py`)
     path            the same to first order, a forward and backward pass a point
     likelihood      how well the masked-token decoder predicts it: kept while training, see `caption_scorer.py`
+    truth           0 for words known to be wrong, else 1: no score, but what a perfect one would do (drawn people)
 
 Raw values of different scores have different scales; masking wants [0, 1]. Normalisations:
 
@@ -39,7 +40,16 @@ from components.gadms.released import released_scores
 from components.gadms.scores import Heads, end_token_maps, scores_of
 
 ScoreName = Literal[
-    "gradient", "released", "grad-eclip", "max-patch", "attention", "random", "leave-one-out", "path", "likelihood"
+    "gradient",
+    "released",
+    "grad-eclip",
+    "max-patch",
+    "attention",
+    "random",
+    "leave-one-out",
+    "path",
+    "likelihood",
+    "truth",
 ]
 Normalisation = Literal["max", "signed", "rank", "quantile", "clip", "batch"]
 USUAL: dict[ScoreName, Normalisation] = {
@@ -49,6 +59,7 @@ USUAL: dict[ScoreName, Normalisation] = {
     "leave-one-out": "signed",
     "path": "signed",
     "likelihood": "quantile",
+    "truth": "clip",
 }
 """Where it is not "max". Of scores with a sign, only those that were published without it lose it unasked."""
 
@@ -123,6 +134,10 @@ def raw_scores(
     """Before normalisation, (B, T): signed where the score is; meaningless outside the caption's tokens."""
     if config.name == "likelihood":
         raise ParameterError("score 'likelihood' is observed while a decoder trains; there is none to compute it from")
+    if config.name == "truth":
+        raise ParameterError(
+            "score 'truth' is read from captions whose wrong words are known; there is none to compute"
+        )
     if config.name == "random":
         return random_values(ids, seed, step)
     if config.name == "max-patch":

@@ -6,7 +6,7 @@ True attributes play no part.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,11 +55,11 @@ class Decision:
         return self.reason == KEPT
 
 
-def quality(pixels: Tensor) -> Quality:
-    """Measure uint8 pictures (N, 3, H, W)."""
+def quality(blocks: Iterable[Tensor]) -> Quality:
+    """Measure blocks of uint8 pictures (n, 3, H, W), one after another: a corpus need not fit in memory."""
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
     sharpness, contrast = [], []
-    for part in pixels.split(512):
+    for part in blocks:
         luminance = torch.einsum("nchw,c->nhw", part.double(), weights)
         inner = luminance[:, 1:-1, 1:-1]
         around = luminance[:, :-2, 1:-1] + luminance[:, 2:, 1:-1] + luminance[:, 1:-1, :-2] + luminance[:, 1:-1, 2:]

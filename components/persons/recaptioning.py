@@ -19,24 +19,26 @@ from components.training.randomness import numpy_generator
 
 
 def recaptioned(
-    dataset: PersonDataset, rate: float, seed: int, *, split: str = "train", people: int | None = None
+    dataset: PersonDataset, rate: float, seed: int, *, split: str = "train", people: int | None = None, skip: int = 0
 ) -> PersonDataset:
     """`dataset` with new long captions in one split, whose stated attributes are false with probability `rate`.
 
     Each long caption is replaced by another of the same picture, its wrong words marked; rows, pictures and other splits stay.
-    False values have the frequencies of the training split. `people` keeps the first so many identities of the split.
+    False values have the frequencies of the training split. `people` keeps so many identities of the split, after the first `skip`.
 
     Raises:
-        ParameterError: `rate` outside [0, 1], or fewer than `people` identities. DataError: a caption's picture states no
+        ParameterError: `rate` outside [0, 1], or fewer than `skip` + `people` identities. DataError: a caption's picture states no
             attributes, as in published sets.
     """
     fresh = PersonDataset.open(dataset.folder)
     table = dataset.manifest
     inside = np.asarray(pc.equal(table["split"], split))
     identities = list(dict.fromkeys(pc.filter(table["identity"], pa.array(inside)).to_pylist()))
-    if people is not None and people > len(identities):
-        raise ParameterError(f"people = {people}: the split {split} has {len(identities)} identities")
-    kept = np.isin(table["identity"].to_numpy(), identities[:people]) | ~inside
+    chosen = identities[skip:] if people is None else identities[skip : skip + people]
+    if not chosen or (people is not None and len(chosen) < people):
+        wanted = f"people = {people} after {skip}" if skip else f"people = {people}"
+        raise ParameterError(f"{wanted}: the split {split} has {len(identities)} identities")
+    kept = np.isin(table["identity"].to_numpy(), chosen) | ~inside
     captions, wrong = table["caption"].to_pylist(), table["wrong_words"].to_pylist()
     noise = CaptionNoise(_shown_in_training(dataset), rate)
     for row in np.flatnonzero(inside & kept & np.asarray(pc.equal(table["form"], "long"))).tolist():

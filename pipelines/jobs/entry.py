@@ -18,6 +18,8 @@ from pipelines.jobs.work import JobWork, output_folder, run_folder
 from pipelines.params import Compute, Parameters
 from pipelines.scratch import Hold, Scratch
 
+_OF_ANY_WORKER = ("cost/seconds", "cost/worker_seconds", "cost/gpu_seconds")
+
 
 def main(url: str, key: str) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -38,23 +40,26 @@ def main(url: str, key: str) -> int:
 
 def _work(storage: Storage, work: JobWork, compute: Compute, hold: Hold | None) -> None:
     from pipelines import execution
+    from pipelines.cost import Meter
     from pipelines.jobs.site import JobSite
+    from pipelines.provenance import hardware, ray_ids
 
     run = graph.find(work.address)
     site = JobSite(storage, work)
     site.begin()
-    own = storage.path(run_folder(work.key))
+    own, meter = storage.path(run_folder(work.key)), Meter(here=True)
     metrics = execution.execute_at(run, site, Parameters.partial(work.parameters), compute, own)
     if hold:
         hold.require()
-    done = {"metrics": metrics, "stage": work.address}
+    cost = meter.read(run, compute)
+    if run.stage.trains and compute.workers:
+        cost = {
+            name: cost[name] for name in _OF_ANY_WORKER
+        }  # processes of Ray on any node: this one cannot read theirs
+    ran = {"cost": cost, "where": {"ray": ray_ids(), "hardware": hardware()}}
+    done = {"metrics": metrics, "stage": work.address, "ran": ran}
     storage.write(f"{output_folder(work.key)}/DONE.json", json.dumps(done, sort_keys=True) + "\n")
-    for name in (
-        "checkpoints",
-        "root",
-        "writing",
-        "figures",
-    ):  # the outputs stay
+    for name in ("checkpoints", "root", "writing", "figures"):  # the outputs stay
         storage.delete(f"{run_folder(work.key)}/{name}")
 
 

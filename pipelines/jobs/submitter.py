@@ -158,6 +158,8 @@ def _bring_back(storage: Storage, key: str, scratch: Scratch) -> None:
                 os.rename(Path(folder) / name, target)
         if (Path(folder) / METRICS).is_file():
             os.replace(Path(folder) / METRICS, scratch.reported)
+    if "ran" in done:
+        write_atomically(scratch.ran_file, json.dumps(done["ran"], sort_keys=True))
     write_atomically(scratch.result, json.dumps(done["metrics"], sort_keys=True))
 
 

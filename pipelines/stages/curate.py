@@ -4,12 +4,13 @@ The match is scored by a small dual encoder trained here, contrastively, on the 
 dropped is in `curated/decisions.parquet`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from components.gadms.tasks import RetrievalConfig, RetrievalTask
 from components.persons.candidates import rule_reasons
@@ -41,13 +42,13 @@ def run(
     corpus = generated.rows(split="train", form="long")
     matches = match_scores(encoder, generated, corpus)
     drawn = list(matches)
-    real = people.pixels(sorted(set(rows.column("image_id"))), *size)
-    thresholds = Thresholds.from_real(quality(real), settings.quality_share)
+    real = quality(_blocks(people, sorted(set(rows.column("image_id"))), size))
+    thresholds = Thresholds.from_real(real, settings.quality_share)
     found = settings.detector
     detector = KeypointRCNN(root / found.weights, sha256=found.sha256, device=context.device) if found else None
     refused, hashes = rule_reasons((generated.picture(i) for i in drawn), settings.rules(), detector)
     decisions = decide(
-        quality(generated.pixels(drawn, *size)),
+        quality(_blocks(generated, drawn, size)),
         [matches[i] for i in drawn],
         thresholds,
         settings.keep_fraction,
@@ -76,3 +77,9 @@ def run(
         "kept": sum(d.kept for d in decisions),
         "dropped": {reason: sum(d.reason == reason for d in decisions) for reason in reasons if reason != "kept"},
     }
+
+
+def _blocks(dataset: PersonDataset, image_ids: Sequence[int], size: tuple[int, int]) -> Iterator[torch.Tensor]:
+    """Pictures uint8 (n, 3, *size), as many at a time as one looks at together."""
+    for start in range(0, len(image_ids), 512):
+        yield dataset.pixels(image_ids[start : start + 512], *size)

@@ -4,7 +4,7 @@ Every arm has the same prompts and the same noise. The result is a dataset folde
 their `source` naming the guidance; split "train" the corpus, each picture with the long captions of the one whose prompt it has.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +44,20 @@ def run(
 
     with apply_arm(pipe, arm), DatasetWriter(outputs["generated"]) as writer:
         for split, source, scale, asked in wanted:
-            pictures = _draw(pipe, asked, scale, source, params, context)
-            save_png(
-                plate([list(row) for row in pictures[:SHOWN].split(SHOWN_IN_A_ROW)]), context.figures / f"{source}.png"
-            )
-            for picture, prompt in zip(pictures, asked, strict=True):
-                writer.add(
-                    encode_png(picture),
-                    [CaptionRow(prompt.text, "short"), *(prompt.captions if split == "train" else ())],
-                    identity=prompt.image_id,
-                    split=split,
-                    source=source,
-                    attributes=prompt.attributes,
-                )
+            shown: list[torch.Tensor] = []
+            for part, pictures in _drawn(pipe, asked, scale, source, params, context):
+                shown += pictures[: SHOWN - len(shown)]
+                for picture, prompt in zip(pictures, part, strict=True):
+                    writer.add(
+                        encode_png(picture),
+                        [CaptionRow(prompt.text, "short"), *(prompt.captions if split == "train" else ())],
+                        identity=prompt.image_id,
+                        split=split,
+                        source=source,
+                        attributes=prompt.attributes,
+                    )
+            rows = [shown[i : i + SHOWN_IN_A_ROW] for i in range(0, len(shown), SHOWN_IN_A_ROW)]
+            save_png(plate(rows), context.figures / f"{source}.png")
     return {
         "pictures": sum(len(asked) for *_, asked in wanted),
         "active_steps": active_steps(pipe, schedule, steps=settings.steps, **size) if arm.schedule else 0,
@@ -64,18 +65,19 @@ def run(
     }
 
 
-def _draw(
-    pipe: Any, asked: list[Prompt], guidance: float, phase: str, params: Parameters, context: StageContext
-) -> torch.Tensor:
-    """Pictures for all prompts, batch by batch, going on after a kill where the last saved batch ended."""
-    settings, here = params.taca_generate, context.phase(phase.replace(" ", "-"))
-    loaded = here.load()
-    pictures = [loaded[1]["pictures"]] if loaded else []
-    done = loaded[0] if loaded else 0
-    for start in range(done, len(asked), settings.batch):
+def _drawn(
+    pipe: Any, asked: list[Prompt], guidance: float, source: str, params: Parameters, context: StageContext
+) -> Iterator[tuple[list[Prompt], torch.Tensor]]:
+    """Prompts and their pictures, batch by batch. Each batch is kept on its own, so that what a kill left is not drawn again and
+    a corpus of any size is written once and never held whole."""
+    settings = params.taca_generate
+    for start in range(0, len(asked), settings.batch):
         part = asked[start : start + settings.batch]
-        pictures.append(
-            generate(
+        here = context.phase(f"{source.replace(' ', '-')}/{start:07d}", quiet=True)
+        if loaded := here.load():
+            pictures = loaded[1]["pictures"]
+        else:
+            pictures = generate(
                 pipe,
                 [prompt.text for prompt in part],
                 [stream_seed(params.seed, "picture", prompt.caption_id) for prompt in part],
@@ -86,6 +88,5 @@ def _draw(
                 embedded_guidance=settings.embedded_guidance,
                 batch_size=settings.batch,
             )
-        )
-        here.save({"pictures": torch.cat(pictures)}, start + len(part))
-    return torch.cat(pictures)
+            here.save({"pictures": pictures}, len(part))
+        yield part, pictures

@@ -49,7 +49,7 @@ class ReadAhead:
         assert self._batches is not None
         try:
             batch = next(self._batches)
-        except Exception as error:
+        except Exception as error:  # whatever it is: the pipeline is of no use after it
             self.close()
             raise _cause(error) from error
         self._next = step + 1

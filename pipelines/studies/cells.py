@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipelines.params import Parameters, Section
+from pipelines.params import Parameters
+from pipelines.schema.common import Section
 
 if TYPE_CHECKING:
     import torch

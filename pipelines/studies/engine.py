@@ -21,11 +21,12 @@ from components.errors import DataError, ParameterError
 from components.files import write_atomically
 from pipelines import params
 from pipelines.errors import OTHER, StageFailedError
-from pipelines.params import Parameters, Section
+from pipelines.params import Parameters
+from pipelines.reading import read
+from pipelines.schema.common import Section
 from pipelines.studies.cells import Cell, Result, Study
 from pipelines.studies.identity import fingerprints, input_digests, provenance
 from pipelines.studies.measuring import Job, Outcome, measure
-from pipelines.studies.plans import read_plan
 from pipelines.studies.progress import Teller
 from pipelines.studies.store import ResultStore
 from pipelines.studies.workers import measure_together
@@ -83,7 +84,7 @@ def open_study(name: str, workspace: Workspace, study: Study | None = None) -> O
     threads = found.threads or settings.compute.threads
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before anything starts a thread pool
         os.environ[variable] = str(threads)
-    plan = read_plan(file, found.plan)
+    plan = read(file, found.plan, f"{FOLDER}/{file.name}")
     cells = list(found.cells(plan, settings))
     _require_order(cells)
     _require_inputs(name, cells, workspace)

@@ -1,6 +1,7 @@
 """The GA-DMS study: does masking by a score help when captions are wrong, and which score finds what is wrong?
 
-*Arms*: methods trained from one common start for each noise level and seed, searched with true sentences for people never seen.
+*Arms*: methods that go on from one common start for each seed, which learned from true sentences of other people as CLIP learned
+before it saw any of these, and are searched with true sentences for people never seen.
 *Scores*: every token score on trained encoders, held against the words that noise made wrong.
 
 Noise changes the captions alone; pictures, people and the plan of each sentence are the same at every level. A seed is that of
@@ -17,9 +18,11 @@ from pydantic import AfterValidator, Field, model_validator
 
 from components.evaluation.intervals import bootstrap_crossed
 from pipelines.graph import PEOPLE
-from pipelines.params import Count, Fraction, Method, Parameters, Positive, Rate, Scoring, Section
+from pipelines.params import Parameters
+from pipelines.reading import checked
+from pipelines.schema.common import Count, Fraction, Positive, Rate, Section
+from pipelines.schema.gadms import Method, Scoring
 from pipelines.studies.cells import Cell, Result, Study
-from pipelines.studies.plans import checked
 
 BASELINES = ("random", "contrastive")
 """Arms that every other is compared to: the control with masks that know nothing, and none at all."""
@@ -45,9 +48,10 @@ class Schedule(Section):
 
 
 class Start(Schedule):
-    """Contrastive learning in `parts`, each a cell that goes on from the one before with a schedule of its own."""
+    """Contrastive learning from random weights on the first `people` of the training split, at a `noise` of its own."""
 
-    parts: Positive
+    noise: Fraction
+    people: Positive
 
 
 class Scores(Section):
@@ -84,19 +88,19 @@ class Plan(Section):
 
 
 def cells(plan: Plan, params: Parameters) -> list[Cell]:
-    """Every cell: for each noise and seed a start, the arms that go on from it, and scores by some of their encoders."""
+    """Every cell: a start for each seed; for each noise the arms that go on from it, and scores by some of their encoders."""
     found = []
+    for seed in plan.seeds:
+        settings = {"seed": seed, "skip": 0, **plan.start.model_dump()}
+        found.append(Cell(start_key(seed), "start", settings, READS, PEOPLE))
     for noise, seed in product(plan.noise, plan.seeds):
-        data = {"noise": noise, "seed": seed, "people": plan.people}
-        needs: tuple[str, ...] = ()
-        for part in range(1, plan.start.parts + 1):
-            settings = {**data, **plan.start.model_dump(exclude={"parts"}), "part": part}
-            found.append(Cell(key(f"start/{part}", noise, seed), "start", settings, READS, PEOPLE, needs))
-            needs = (key(f"start/{part}", noise, seed),)
+        data = {"noise": noise, "seed": seed, "skip": plan.start.people, "people": plan.people}
         for arm, changes in plan.arms.items():
-            _require_method(arm, changes, params)
+            method = _checked_method(arm, changes, params)
+            if noise == 0 and method.scoring.name == "truth":
+                continue  # there is nothing to know
             settings = {**data, **plan.training.model_dump(), **changes}
-            found.append(Cell(key(f"arms/{arm}", noise, seed), "train", settings, READS, PEOPLE, needs))
+            found.append(Cell(key(f"arms/{arm}", noise, seed), "train", settings, READS, PEOPLE, (start_key(seed),)))
         for arm in plan.scores.encoders:
             settings = {**data, **plan.scores.model_dump(mode="json", exclude={"encoders"})}
             trained = (key(f"arms/{arm}", noise, seed),)
@@ -104,9 +108,9 @@ def cells(plan: Plan, params: Parameters) -> list[Cell]:
     return found
 
 
-def _require_method(arm: str, changes: Mapping[str, Any], params: Parameters) -> None:
-    """Raises ParameterError for an arm whose changes do not fit a method."""
-    checked({**params.gadms_finetune.method.model_dump(), **changes}, Method, f"studies/gadms.yaml: arms.{arm}")
+def _checked_method(arm: str, changes: Mapping[str, Any], params: Parameters) -> Method:
+    """The arm's method. Raises ParameterError for changes that do not fit one."""
+    return checked({**params.gadms_finetune.method.model_dump(), **changes}, Method, f"studies/gadms.yaml: arms.{arm}")
 
 
 def summarise(plan: Plan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:
@@ -190,8 +194,12 @@ def _means(own: Mapping[int, Result], prefix: str) -> dict[str, float]:
 
 
 def key(line: str, noise: float, seed: int) -> str:
-    """The cell of a line (the start, an arm, scores on an arm's encoder) at one noise level and seed."""
+    """The cell of a line (an arm, scores on an arm's encoder) at one noise level and seed."""
     return f"{line}/noise-{noise:g}/seed-{seed}"
+
+
+def start_key(seed: int) -> str:
+    return f"start/seed-{seed}"
 
 
 STUDY = Study(plan=Plan, cells=cells, summarise=summarise, code="pipelines.studies.gadms_cells", threads=1)

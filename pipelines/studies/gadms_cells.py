@@ -23,7 +23,7 @@ from pipelines.reported import MetricLog
 from pipelines.stages.retrieval import new_encoder, train_arm
 from pipelines.studies.cells import Bench, Cell
 
-DATA = ("noise", "seed", "people")
+DATA = ("noise", "seed", "skip", "people")
 SCHEDULE = ("steps", "warmup_steps", "learning_rate")
 COLOURS = frozenset(
     word for name, values in SYNONYMS.items() if name.endswith("_colour") for words in values.values() for word in words
@@ -33,14 +33,14 @@ WATCHED = ("noise_auc", "noise_precision", "noise_recall", "wrong_share", "noise
 
 
 def start(cell: Cell, bench: Bench) -> dict[str, Any]:
-    """An encoder from random weights, or that of the part before, after contrastive learning: what arms begin with."""
+    """An encoder from random weights after contrastive learning: what arms begin with.
+
+    Its vocabulary is that of the whole training split: it has tokens for the words that arms will meet.
+    """
     people = _people(cell, bench)
-    params = bench.params(seed=stream_seed(cell.settings["seed"], "start", cell.settings["part"]))
-    if bench.needs:
-        (before,) = bench.needs.values()
-        encoder = DualEncoder.load(before / "encoder")
-    else:
-        encoder = new_encoder(params, people.rows(split="train", form="long").column("caption"))
+    params = bench.params(seed=stream_seed(cell.settings["seed"], "start"))
+    every = PersonDataset.open(bench.inputs["people"]).rows(split="train", form="long")
+    encoder = new_encoder(params, every.column("caption"))
     _train(encoder, people, {"name": "contrastive"}, cell, bench, params)
     return _search(encoder, people)
 
@@ -83,10 +83,11 @@ def score(cell: Cell, bench: Bench) -> dict[str, Any]:
 
 def _people(cell: Cell, bench: Bench) -> PersonDataset:
     """The data set with the captions of this noise and seed; made once for all cells of a process that share them."""
-    noise, seed, number = (cell.settings[name] for name in DATA)
+    noise, seed, skip, number = (cell.settings[name] for name in DATA)
     folder = bench.inputs["people"]
     return bench.shared(
-        ("people", noise, seed, number), lambda: recaptioned(PersonDataset.open(folder), noise, seed, people=number)
+        ("people", noise, seed, skip, number),
+        lambda: recaptioned(PersonDataset.open(folder), noise, seed, people=number, skip=skip),
     )
 
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from components.errors import ParameterError
 from pipelines.fingerprint import digest
-from pipelines.params import Positive, Section
+from pipelines.reading import read
+from pipelines.schema.common import Positive, Section
 
 FOLDER = Path(__file__).resolve().parent
 Values = Mapping[str, Any]
@@ -174,16 +174,7 @@ def read_space(name: str, folder: Path = FOLDER) -> Space:
     known = sorted(path.stem for path in folder.glob("*.yaml") if path.stem != "dvc")
     if name not in known:
         raise ParameterError(f"search space {name!r} does not exist: one of {', '.join(known)}")
-    try:
-        return Space.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise ParameterError(f"{file.name}: not YAML ({' '.join(str(error).split())})") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ParameterError(
-            f"{file.name}: {where or 'space'}: {first['msg'].removeprefix('Value error, ')}"
-        ) from error
+    return read(file, Space, file.name)
 
 
 def key_of(values: Values) -> str:

@@ -104,8 +104,16 @@ def family(root: Path) -> list[psutil.Process]:
 
 
 def role(process: psutil.Process) -> str:
+    if process.name().startswith("stage-"):  # forked by the warm process, whose command line it has
+        return process.name().removeprefix("stage-")
     words = " ".join(process.cmdline())
-    for name, sign in (("worker", "pipelines.worker"), ("runner", "pipelines run"), ("dvc", "dvc"), ("dvc", " repro")):
+    for name, sign in (
+        ("worker", "pipelines.worker"),
+        ("warm", "pipelines.warm"),
+        ("runner", "pipelines run"),
+        ("dvc", "dvc"),
+        ("dvc", " repro"),
+    ):
         if sign in words and "-c python" not in words:
             return name
     return "ray" if "ray" in words.lower() else "shell"

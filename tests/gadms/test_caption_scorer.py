@@ -80,6 +80,18 @@ def test_the_control_masks_at_random_and_reports_what_its_masks_hit_but_no_score
     assert not {"noise_auc", "score_known"} & set(scalars)
 
 
+def test_the_truth_masks_the_wrong_words_and_no_other_and_wants_to_know_them(encoder, batch, pictures):
+    masking = MaskingConfig(noise_limit=1.0, threshold=0.5, slope=1000.0)
+    scorer = CaptionScorer(encoder, 8, scoring=ScoringConfig(name="truth"), masking=masking)
+    copies, scalars = scorer.mask(encoder, None, batch, *pictures, 0)
+    assert torch.equal(copies.noise_chosen, batch["wrong"])
+    assert scalars["noise_precision"] == scalars["noise_recall"] == scalars["noise_auc"] == 1
+    assert not scorer.state_dict()
+    unknown = {name: value for name, value in batch.items() if name != "wrong"}
+    with pytest.raises(ParameterError, match="score 'truth' needs captions whose wrong words are known"):
+        scorer.mask(encoder, None, unknown, *pictures, 0)
+
+
 @pytest.mark.parametrize("name", ["gradient", "likelihood"])
 def test_a_restored_scorer_masks_as_the_one_that_was_saved(encoder, batch, pictures, name):
     def scorer():

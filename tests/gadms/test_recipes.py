@@ -17,7 +17,7 @@ from components.training.loop import LoopConfig, fit
 from components.training.schedules import learning_rate_factor
 from pipelines.closure import ROOT
 from pipelines.dryrun import resolve
-from pipelines.params import Augmentation, Masking, Method, Scoring
+from pipelines.schema.gadms import Augmentation, Masking, Method, Scoring
 
 IRRA = {0: 0.10, 1: 0.28, 2: 0.46, 3: 0.64, 4: 0.82, 5: 1.0, 6: 0.9961, 15: 0.6545, 29: 0.0039}
 

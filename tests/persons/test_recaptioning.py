@@ -88,8 +88,13 @@ def test_fewer_people_are_the_first_of_the_split_and_the_same_captions(people):
     assert set(some.rows(split="train").column("identity")) == set(range(7))
     assert len(some.rows(split="test")) == len(people.rows(split="test"))
     assert captions(some, "train", "long") == captions(recaptioned(people, 0.2, 3), "train", "long")[:14]
+    others = recaptioned(people, 0.2, 3, people=7, skip=7)
+    assert set(others.rows(split="train").column("identity")) == set(range(7, 14))
+    assert captions(others, "train", "long") == captions(recaptioned(people, 0.2, 3), "train", "long")[14:28]
     with pytest.raises(ParameterError, match="people = 61: the split train has 60"):
         recaptioned(people, 0.2, 3, people=61)
+    with pytest.raises(ParameterError, match="people = 54 after 7: the split train has 60"):
+        recaptioned(people, 0.2, 3, people=54, skip=7)
     with pytest.raises(ParameterError, match="noise rate is"):
         recaptioned(people, 1.5, 3)
 

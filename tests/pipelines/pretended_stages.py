@@ -100,7 +100,7 @@ class Chain:
 
 def pretend(patch: pytest.MonkeyPatch, store: str) -> None:
     """From now on the runner of this process pretends to work, and tracks in `store`."""
-    patch.setattr(runner, "_worker", _pretend)
+    patch.setattr(runner, "working", _pretend)
     patch.setattr(runner, "code_state", lambda root: CODE)
     patch.setenv("MLFLOW_TRACKING_URI", store)
     for name in ("PIPELINES_HOME", "PIPELINES_PARENT_RUN"):

@@ -3,17 +3,21 @@
 import json
 import os
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from pretended_stages import make_chain, pretend
 
-from pipelines import graph
+from pipelines import graph, runner
 from pipelines.closure import ROOT
+from pipelines.cost import throughput, worker_cost
 from pipelines.dvc_lock import dvc_md5
 from pipelines.fingerprint import tree_digests
 from pipelines.manifests import maker_of
 from pipelines.params import Parameters, load
-from pipelines.provenance import hardware, ray_ids, record_of, tags_of, throughput, worker_cost
+from pipelines.provenance import hardware, ray_ids, record_of, tags_of
 from pipelines.redaction import holds_a_secret, without_secrets
 from pipelines.reported import MetricLog
 from pipelines.revision import LARGEST_FILE, code_state
@@ -175,16 +179,13 @@ def test_a_record_becomes_tags_of_the_same_names_for_every_stage(settings, repos
 
 
 def test_cost_counts_every_worker_and_gpus_only_where_there_are_some(settings, monkeypatch):
-    from pipelines import provenance
-
     def cost(address: str, **compute: object) -> dict[str, float]:
-        chosen = settings.model_copy(update={"compute": settings.compute.model_copy(update=compute)})
-        return worker_cost(10.0, graph.find(address), chosen)
+        return worker_cost(10.0, graph.find(address), settings.compute.model_copy(update=compute))
 
     assert cost("probe", workers=4, device="cpu") == {"cost/worker_seconds": 40.0, "cost/gpu_seconds": 0.0}
     assert cost("probe", workers=4, device="cuda")["cost/gpu_seconds"] == 40.0
     assert cost("index", workers=4, device="cpu")["cost/worker_seconds"] == 10.0  # trains nothing: one process
-    monkeypatch.setattr(provenance, "hardware", lambda: {**hardware(), "gpu": "NVIDIA H100"})
+    monkeypatch.setattr("pipelines.cost.hardware", lambda: {**hardware(), "gpu": "NVIDIA H100"})
     assert cost("probe", workers=0, device="auto")["cost/gpu_seconds"] == 10.0
 
 
@@ -208,3 +209,26 @@ def test_a_ray_job_is_named_and_its_absence_is_not(monkeypatch):
     assert ray_ids() == {}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "probe-1234"}}))
     assert ray_ids() == {"submission": "probe-1234"}
+
+
+def test_of_work_done_elsewhere_the_run_tells_where_it_was_and_what_it_took_there(tmp_path, empty_store, monkeypatch):
+    chain = make_chain(tmp_path / "workspace", empty_store)
+    pretend(monkeypatch, chain.store)
+    here = runner.working
+    ran = {
+        "cost": {"cost/worker_seconds": 480.0, "cost/gpu_seconds": 480.0},
+        "where": {"ray": {"submission": "prepare-1"}, "hardware": {**hardware(), "gpu": "8 x NVIDIA H100"}},
+    }
+
+    @contextmanager
+    def there(run, params, scratch, workspace, held):
+        with here(run, params, scratch, workspace, held) as process:
+            scratch.ran_file.write_text(json.dumps(ran))
+            yield process
+
+    monkeypatch.setattr(runner, "working", there)
+    done = chain.run("prepare")
+    assert done["provenance"]["ray"] == ran["where"]["ray"]
+    run = MlflowClient(chain.store).get_run(done["run"])
+    assert (run.data.tags["ray.submission"], run.data.tags["host.gpu"]) == ("prepare-1", "8 x NVIDIA H100")
+    assert {name: value for name, value in run.data.metrics.items() if name.startswith("cost/")} == ran["cost"]

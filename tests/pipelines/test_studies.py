@@ -16,7 +16,8 @@ from pipelines import fingerprint, presets
 from pipelines.__main__ import main
 from pipelines.closure import ROOT, sources_behind
 from pipelines.errors import InfrastructureError, StageFailedError, exit_code
-from pipelines.params import Section, load
+from pipelines.params import load
+from pipelines.schema.common import Section
 from pipelines.studies import identity
 from pipelines.studies.cells import Cell, Study
 from pipelines.studies.engine import list_cells, open_study, run_study, write_results

@@ -11,16 +11,16 @@ import pytest
 from components.errors import DataError
 from pipelines.closure import ROOT
 from pipelines.params import load
+from pipelines.reading import read
 from pipelines.reporting.page import environment
 from pipelines.reporting.studies import seeds_bar, study_views
 from pipelines.studies import taca
-from pipelines.studies.plans import read_plan
 from pipelines.workspace import Workspace
 
 
 def made_up_results(only: str = "") -> dict[str, Any]:
     """Results in the form that the engine writes, of cells whose key holds `only`; better with gamma up to 1.4, worse beyond."""
-    plan, params = read_plan(ROOT / "studies/taca.yaml", taca.Plan), load(ROOT / "params.yaml")
+    plan, params = read(ROOT / "studies/taca.yaml", taca.Plan, "studies/taca.yaml"), load(ROOT / "params.yaml")
     cells = [cell for cell in taca.cells(plan, params) if cell.work == "draw"]
     results = {}
     for cell in cells:

@@ -11,10 +11,10 @@ import pytest
 from components.errors import DataError
 from pipelines.closure import ROOT
 from pipelines.params import load
+from pipelines.reading import read
 from pipelines.reporting.page import environment
 from pipelines.reporting.studies import auc_map, study_views
 from pipelines.studies import gadms
-from pipelines.studies.plans import read_plan
 from pipelines.workspace import Workspace
 
 PEOPLE, SENTENCES = 30, 4
@@ -22,7 +22,7 @@ PEOPLE, SENTENCES = 30, 4
 
 def made_up_results(only: str = "") -> dict[str, Any]:
     """Results in the form that the engine writes, of cells whose key holds `only`."""
-    plan, params = read_plan(ROOT / "studies/gadms.yaml", gadms.Plan), load(ROOT / "params.yaml")
+    plan, params = read(ROOT / "studies/gadms.yaml", gadms.Plan, "studies/gadms.yaml"), load(ROOT / "params.yaml")
     cells = gadms.cells(plan, params)
     results: dict[str, Any] = {}
     for cell in cells:

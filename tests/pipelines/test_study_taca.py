@@ -25,11 +25,11 @@ from pipelines.closure import ROOT
 from pipelines.context import StageContext
 from pipelines.graph import TACA_ARMS, find
 from pipelines.params import Parameters, load
+from pipelines.reading import read
 from pipelines.scratch import Scratch
 from pipelines.stages import taca_cache, taca_evaluate, taca_generate, taca_train
 from pipelines.studies import taca
 from pipelines.studies.engine import Opened, open_study, run_study
-from pipelines.studies.plans import read_plan
 from pipelines.workspace import Workspace
 
 SMALL = TinyConfig(width=32, heads=2, double_blocks=1, single_blocks=1, text_width=16, text_layers=1)
@@ -202,7 +202,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_bytes(prepared, finished,
 
 
 def test_the_studys_own_plan_is_valid_and_what_it_promises():
-    plan = read_plan(ROOT / "studies/taca.yaml", taca.Plan)
+    plan = read(ROOT / "studies/taca.yaml", taca.Plan, "studies/taca.yaml")
     every = taca.cells(plan, load(ROOT / "params.yaml"))
     assert len({cell.key for cell in every}) == len(every)
     assert len(plan.arms.seeds) >= 3

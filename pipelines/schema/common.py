@@ -1,0 +1,65 @@
+"""What sections are made of, and the section that every training has."""
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from components.training.loop import LoopConfig
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """Strict, frozen, and without surprises: an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Training(Section):
+    """What every training run has. Rates are those after warm-up.
+
+    `batch` is that of an optimiser step, over all workers; each computes its share in `accumulate` parts, one after the other.
+    """
+
+    steps: Positive
+    batch: Positive
+    accumulate: Positive = 1
+    learning_rate: Rate
+    warmup_steps: Count
+    weight_decay: Annotated[float, Field(ge=0)]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    warmup_start: Rate | None = None
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    report_every: Positive
+    checkpoint_every: Positive
+    precision: Literal["fp32", "bf16"]
+
+    def loop(self) -> "LoopConfig":
+        """As the training loop takes it."""
+        from components.training.loop import LoopConfig
+
+        own = self.model_dump(exclude={"batch", "beta2", "epsilon", "validate_every"})
+        return LoopConfig(betas=(0.9, self.beta2), eps=self.epsilon, **own)
+
+
+class ValidatedTraining(Training):
+    """Training that looks at the val split every so many steps and keeps the weights that find most there; null keeps the last."""
+
+    validate_every: Positive | None = None
+
+    @model_validator(mode="after")
+    def _what_is_validated_is_kept_and_reported(self) -> Self:
+        if self.validate_every is None:
+            return self
+        if self.validate_every % self.report_every:
+            raise ValueError(f"validate_every = {self.validate_every}: must be a multiple of report_every")
+        if self.ema_decay:
+            raise ValueError("validate_every: the weights that are validated are not the average: set ema_decay to 0")
+        return self

@@ -1,0 +1,55 @@
+"""Sections on where it runs and what it shows."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipelines.schema.common import Count, Positive, Section
+
+
+class TrainParity(Section):
+    """The same training by two Ray Train workers and by one process, for a few steps."""
+
+    steps: Positive
+    workers: Annotated[int, Field(ge=2)]
+
+
+class Report(Section):
+    """How much the report shows."""
+
+    people: Positive
+    queries: Positive
+    heatmaps: Positive
+
+
+class Compute(Section):
+    """Where and on what it runs. Results do not depend on it, but for `threads` (the order of floating-point sums)."""
+
+    workers: Count = 0
+    threads: Positive = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    max_failures: Count = 2
+    min_workers: Positive | None = None
+    backend: Literal["local", "job"] = "local"
+    address: str | None = None
+    storage: str | None = None
+    patience: Positive = 120
+
+    @field_validator("storage")
+    @classmethod
+    def _a_place_that_every_node_sees(cls, value: str | None) -> str | None:
+        if value is None or value.startswith("/") or re.fullmatch(r"s3://[^/]+(/.*)?", value):
+            return value
+        raise ValueError("must be an absolute folder that every node sees, or s3://bucket/prefix")
+
+    @model_validator(mode="after")
+    def _jobs_have_a_storage(self) -> Self:
+        if self.backend == "job" and not self.storage:
+            raise ValueError(
+                "compute.storage: a job needs an absolute folder that every node sees, or s3://bucket/prefix"
+            )
+        if self.min_workers is not None and self.min_workers > max(self.workers, 1):
+            raise ValueError(f"compute.min_workers = {self.min_workers}: must not be above workers = {self.workers}")
+        return self
