@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -147,6 +148,17 @@ def start_beside(threads: int) -> int:
     os.set_inheritable(write_end, True)  # through the exec; what DVC starts does not get it
     os.environ[WARM] = f"{threads}:{address}"
     return write_end
+
+
+@contextlib.contextmanager
+def warm_process(threads: int) -> Iterator[None]:
+    """A warm process for what is run inside."""
+    held = start_beside(threads)
+    try:
+        yield
+    finally:
+        os.environ.pop(WARM)
+        os.close(held)
 
 
 def main(address: str, descriptor: int) -> None:

@@ -93,7 +93,7 @@ def gadms_view(results: Mapping[str, Any]) -> dict[str, Any]:
         "noises": noises,
         "arms": arms,
         "curve": line_chart(curves, "R@1 by percent of facts that are false", last="% of facts are false"),
-        "people": results["plan"]["people"],
+        "plan": results["plan"],
         "scores": {name: auc_map(summary["scores"][name]) for name in noises},
         "axes": {
             "R@1": _axis(({**row, "hits": row["interval"]} for row in rows), "hits", "by_seed"),

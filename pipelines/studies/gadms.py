@@ -24,8 +24,6 @@ from pipelines.schema.common import Count, Fraction, Positive, Rate, Section
 from pipelines.schema.gadms import Method, Scoring
 from pipelines.studies.cells import Cell, Result, Study
 
-BASELINES = ("random", "contrastive")
-"""Arms that every other is compared to: the control with masks that know nothing, and none at all."""
 READS = ("pictures", "retrieval", "gadms_finetune")
 METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
 
@@ -72,14 +70,13 @@ class Plan(Section):
     start: Start
     training: Schedule
     arms: dict[Annotated[str, Field(pattern=r"^\w+$")], dict[str, Any]]
+    baselines: Annotated[list[str], *Listed]
     scores: Scores
 
     @model_validator(mode="after")
-    def _compared_to_the_baselines(self) -> Self:
-        if missing := [arm for arm in BASELINES if arm not in self.arms]:
-            raise ValueError(
-                f"arms: {' and '.join(missing)} missing: every other arm is compared to {' and '.join(BASELINES)}"
-            )
+    def _names_of_arms(self) -> Self:
+        if unknown := [arm for arm in self.baselines if arm not in self.arms]:
+            raise ValueError(f"baselines: {unknown[0]} is no arm: {', '.join(self.arms)}")
         if nameless := [arm for arm, changes in self.arms.items() if not isinstance(changes.get("name"), str)]:
             raise ValueError(f"arms.{nameless[0]}: has no name of a method")
         if unknown := [arm for arm in self.scores.encoders if arm not in self.arms]:
@@ -148,7 +145,7 @@ def _arm(
         **_means(own, "training/"),
         "minus": {},
     }
-    for baseline in BASELINES:
+    for baseline in plan.baselines:
         other = _of_seeds(plan, results, baseline, noise)
         both = [seed for seed in own if seed in other]
         if both and baseline != arm:

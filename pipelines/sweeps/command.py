@@ -27,6 +27,7 @@ from pipelines.sweeps.spaces import read_space
 from pipelines.sweeps.tracked import SweepRuns, earlier_trials
 from pipelines.sweeps.validation import base_document, validate, validated
 from pipelines.tracking import FAILED, FINISHED, KILLED, PARENT_RUN
+from pipelines.warm import warm_process
 from pipelines.workspace import Workspace, git_state
 
 RESULTS = "results/sweeps"
@@ -104,8 +105,9 @@ def _run(opened: Sweep, runs: SweepRuns, driver: Driver, board: Board, workers: 
     try:
         with board:
             if driver.more():
-                bring_up_to_date(opened, runs)
-                tuning.run(driver, workers)
+                with warm_process(opened.params.compute.threads):
+                    bring_up_to_date(opened, runs)
+                    tuning.run(driver, workers)
         status = KILLED if driver.closing else FINISHED
     except KeyboardInterrupt:
         status = KILLED

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import pytest
 
 from components.errors import DataError, ParameterError
 from pipelines import cluster as ray_cluster
-from pipelines import graph, health_cluster, params
+from pipelines import execution, graph, health_cluster, params
 from pipelines.closure import ROOT, stage_sources
 from pipelines.doctor import State
 from pipelines.errors import InfrastructureError, StageFailedError
@@ -387,6 +388,46 @@ def test_a_group_below_its_least_size_is_refused(monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 3.0}}])
     with pytest.raises(InfrastructureError, match=r"can never give 4 x \(1 CPUs\): it lacks CPUs"):
         ray_cluster.group_size(Compute(workers=8, threads=1, device="cpu", min_workers=3), grows=False)
+
+
+def node_at(port):
+    return {"NodeID": "0123456789ab", "Alive": True, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port}
+
+
+def test_a_lost_node_is_waited_for_until_ray_gives_it_up(monkeypatch, capsys):
+    import ray
+
+    with socket.socket() as there, socket.socket() as gone:
+        there.bind(("127.0.0.1", 0))
+        there.listen()
+        gone.bind(("127.0.0.1", 0))  # and nobody listens
+        both = [node_at(there.getsockname()[1]), node_at(gone.getsockname()[1])]
+        seen = [both, both, [both[0], {**both[1], "Alive": False}]]
+        monkeypatch.setattr(ray, "nodes", lambda: seen.pop(0))
+        ray_cluster.settle_nodes()
+        assert seen == []
+        assert capsys.readouterr().out.count("node 01234567 does not answer") == 1
+        monkeypatch.setattr(ray, "nodes", lambda: both)
+        monkeypatch.setattr(ray_cluster, "NOTICE_SECONDS", 0.1)
+        ray_cluster.settle_nodes()  # it ends
+
+
+def test_workers_that_find_no_place_are_tried_again_and_then_a_reason_to_try_later(monkeypatch, capsys):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(execution, "settle_nodes", lambda: None)
+    sizes = [4, 2, 2]
+    monkeypatch.setattr(execution, "group_size", lambda compute, *, grows: sizes.pop(0))
+
+    def fit(work, compute, workers, storage):
+        raise ray.train.ControllerError(TimeoutError(f"no place for {workers} workers"))
+
+    monkeypatch.setattr(execution, "_fit", fit)
+    with pytest.raises(InfrastructureError, match="the workers could not start: no place for 2 workers"):
+        execution.under_ray_train(lambda *_: {}, Compute(workers=4, threads=1, min_workers=2, max_failures=2), "/tmp")
+    assert sizes == []
+    assert re.findall(r"starting again with (\d)", capsys.readouterr().out) == ["2", "2"]
 
 
 def test_an_autoscaler_is_told_from_a_cluster_that_stays_as_it_is():

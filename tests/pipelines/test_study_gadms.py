@@ -51,6 +51,7 @@ PLAN = {
     "start": {"noise": 0.0, "people": 4, "steps": 1, "warmup_steps": 0, "learning_rate": 0.001},
     "training": {"steps": 2, "warmup_steps": 1, "learning_rate": 0.001},
     "arms": ARMS,
+    "baselines": ["random", "contrastive"],
     "scores": {
         "encoders": ["random"],
         "captions": 5,
@@ -184,14 +185,14 @@ def test_the_studys_own_plan_is_valid_and_what_it_promises():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"arms": {"random": {"name": "random"}}}, "arms: contrastive missing"),
+        ({"arms": {"random": {"name": "random"}}}, "baselines: contrastive is no arm: random"),
         ({"arms": {**ARMS, "other": {"mtp_weight": 1}}}, "arms.other: has no name of a method"),
         (
             {"scores": {**PLAN["scores"], "encoders": ["best"]}},
             "scores.encoders: best is no arm: contrastive, ",
         ),
         ({"arms": {**ARMS, "odd": {"name": "gadmz"}}}, "studies/gadms.yaml: arms.odd: name = 'gadmz'"),
-        ({"arms": {**ARMS, "odd": {"name": "gadms", "mtp": 1}}}, "studies/gadms.yaml: arms.odd: mtp = 1"),
+        ({"arms": {**ARMS, "odd": {"name": "gadms", "mtp": 1}}}, "studies/gadms.yaml: arms.odd: mtp: unknown key"),
         ({"noise": [0.2, 0.2]}, "noise: a value is listed twice"),
         ({"scores": {**PLAN["scores"], "scores": {"new": {"name": "newest"}}}}, "scores.scores.new.name = 'newest'"),
     ],

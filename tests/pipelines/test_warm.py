@@ -39,9 +39,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))
         patch.setenv(warm.WARM, "")
-        held = warm.start_beside(1)
-        yield os.environ[warm.WARM]
-    os.close(held)
+        with warm.warm_process(1):
+            yield os.environ[warm.WARM]
+        os.environ[warm.WARM] = ""  # for `patch` to take away
 
 
 @pytest.fixture
