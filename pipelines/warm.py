@@ -3,7 +3,7 @@
 A worker takes some five seconds to import torch, open_clip and diffusers, and a pipeline has thirty workers. `python -m pipelines
 repro` starts one such process beside DVC, which ends with it; the runner of a stage asks it for a worker:
 
-    runner  -- module, folder, environment; descriptors of stdin, stdout, stderr and the scratch folder's lock -->  warm process
+    runner  -- module, paths, environment; descriptors of stdin, stdout, stderr and the scratch folder's lock -->  warm process
             <-- the worker's process number; at its end exit code and use of resources ---------------------------  keeper
 
 The keeper is the worker's parent, forked for it alone, so that nothing that runs depends on the warm process any more. And no
@@ -106,7 +106,8 @@ def fork_worker(module: str, threads: int, keeps: int) -> WarmWorker | None:
     for_threads, _, address = os.environ.get(WARM, "").partition(":")
     if for_threads != str(threads) or not address:
         return None
-    told = json.dumps({"module": module, "folder": str(ROOT), "environment": dict(os.environ)}) + "\n"
+    path = [str(ROOT), *sys.path[1:]]  # of a fresh `python -m` there
+    told = json.dumps({"module": module, "folder": str(ROOT), "path": path, "environment": dict(os.environ)}) + "\n"
     read_end, write_end = os.pipe()
     connection = socket.socket(socket.AF_UNIX)
     try:
@@ -237,6 +238,9 @@ def _work(told: dict[str, Any], descriptors: list[int]) -> None:
     os.chdir(told["folder"])
     os.environ.clear()
     os.environ.update(told["environment"])
+    sys.path[:] = told["path"]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pipelines"]:  # may be another checkout's
+        del sys.modules[name]
     sys.argv[1:] = []
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=os.isatty(1))  # it may have been another kind of thing than it is now

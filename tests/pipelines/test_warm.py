@@ -24,7 +24,7 @@ if told == "sleep":
     import time
     print("asleep", flush=True)
     time.sleep(300)
-loaded = "torch" in sys.modules
+loaded = "torch" in sys.modules and "pipelines" not in sys.modules
 print(told, os.environ["SAID"], os.getcwd(), os.environ.get("OMP_NUM_THREADS"), loaded, sys.argv[1:], flush=True)
 print("and to the other", file=sys.stderr)
 os._exit(int(told))
@@ -37,7 +37,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("modules")
     (folder / "pretended_worker.py").write_text(MODULE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(folder))
+        patch.setattr(sys, "path", [*sys.path, str(folder)])
         patch.setenv(warm.WARM, "")
         with warm.warm_process(1):
             yield os.environ[warm.WARM]
