@@ -74,11 +74,6 @@ class RayCluster:
     def add_node(self) -> None:
         self._node(2, f"--address=127.0.0.1:{self.port}", "--node-ip-address=127.0.0.1")
 
-    def restore(self) -> None:
-        """Let there be two nodes again."""
-        if len(self.nodes) < 2:
-            self.add_node()
-
     def _node(self, count: int, *arguments: str) -> None:
         """Start a node, and wait until there are `count`. Ray gives a node 30 s to start, which is short on a busy machine."""
         for _ in range(4):
@@ -435,7 +430,8 @@ def test_training_goes_on_with_fewer_workers_when_a_node_is_lost(
         assert undisturbed.returncode == 0, undisturbed.stderr
     finally:
         out, errors = end(process)
-        cluster.restore()
+        if len(cluster.nodes) < 2:
+            cluster.add_node()
     assert process.returncode == 0, errors + out
     assert "training with 2 worker(s) broke off" in out
     assert "starting again with 1 worker(s)" in out
