@@ -21,6 +21,7 @@ from pipelines.reporting.attention import mass_panels
 from pipelines.reporting.retrieval import leaderboards, noise_panels
 from pipelines.reporting.runs import Known, look_up
 from pipelines.reporting.studies import seeds_bar, study_views
+from pipelines.reporting.sweep_costs import sweep_costs
 from pipelines.tracking import flatten
 from pipelines.workspace import Workspace
 
@@ -91,6 +92,7 @@ def render(workspace: Workspace) -> Path:
             ),
             masses=mass_panels(report["attention"]),
             studies=study_views(workspace),
+            sweeps=sweep_costs(workspace),
             curves=curve_panels(report["curves"]),
             noise_panels=noise_panels(report["curves"]),
             boards=leaderboards(
