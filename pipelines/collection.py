@@ -5,7 +5,6 @@ since a sweep began that is still open. Of a finished result that is kept, the c
 folder that somebody works in is left alone. The folder and its lock file stay, empty: whoever waits for that lock must find it.
 """
 
-import fcntl
 import json
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from components.errors import DataError
 from pipelines import graph, params
 from pipelines.dvc_lock import dvc_md5, read_entries
+from pipelines.exclusive import take
 from pipelines.fingerprint import fingerprint
 from pipelines.lease import holder, machine
 from pipelines.manifests import read_manifest
@@ -173,12 +173,7 @@ def _held(folder: Path) -> Iterator[bool]:
         yield False
         return
     with open(folder / "lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield take(file.fileno(), 0) is not None
 
 
 def _size(count: int) -> str:

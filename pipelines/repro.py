@@ -5,18 +5,17 @@ share. Here the second says so at once, or waits. A DVC that was killed leaves i
 processes that are gone, but not a file torn in mid-write, nor entries whose number another program has by now. Those go here.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from pipelines.errors import InfrastructureError
+from pipelines.exclusive import take
 from pipelines.lease import TOO_LONG
 from pipelines.params import load
 from pipelines.patience import lock_timeout
@@ -44,21 +43,15 @@ def repro(root: Path, arguments: list[str], *, wait: bool) -> None:
 
 
 def _lock(descriptor: int, root: Path, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    said = False
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            holder = os.pread(descriptor, 20, 0).decode() or "another"
-        if timeout and not said:
-            said = True
-            print(f"waiting: process {holder} runs `dvc repro` in {root}", file=sys.stderr, flush=True)
-        if time.monotonic() >= deadline:
-            fix = TOO_LONG if timeout else "wait for it, say --wait, or use another checkout (they share results)"
-            raise InfrastructureError(f"process {holder} runs `dvc repro` in {root}: {fix}")
-        time.sleep(0.5)
+    def who() -> str:
+        return f"process {os.pread(descriptor, 20, 0).decode() or 'another'} runs `dvc repro` in {root}"
+
+    def say() -> None:
+        print(f"waiting: {who()}", file=sys.stderr, flush=True)
+
+    if take(descriptor, timeout, say) is None:
+        fix = TOO_LONG if timeout else "wait for it, say --wait, or use another checkout (they share results)"
+        raise InfrastructureError(f"{who()}: {fix}")
 
 
 def drop_stale_entries(path: Path) -> None:

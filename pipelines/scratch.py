@@ -13,12 +13,10 @@
     DONE.json       their digests, the metrics and the run that made them; written last
 """
 
-import fcntl
 import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from typing import Any
 
 from components.files import write_atomically
 from pipelines.errors import InfrastructureError
+from pipelines.exclusive import take
 from pipelines.fingerprint import tree_digests
 from pipelines.lease import TOO_LONG, Lease, describe, holder
 from pipelines.patience import lock_timeout
@@ -112,20 +111,17 @@ class Scratch:
 
     def _flock(self, descriptor: int, timeout: float) -> float:
         """Returns the seconds waited."""
-        started = time.monotonic()
-        said = False
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return time.monotonic() - started
-            except BlockingIOError:
-                who = describe(holder(self.folder / "lease.json"))
-            if not said:
-                said = True
-                print(f"waiting: {who} computes the same result in {self.folder}", file=sys.stderr, flush=True)
-            if time.monotonic() - started > timeout:
-                raise InfrastructureError(f"{who} still works in {self.folder}: {TOO_LONG}")
-            time.sleep(0.2)
+
+        def who() -> str:
+            return describe(holder(self.folder / "lease.json"))
+
+        def say() -> None:
+            print(f"waiting: {who()} computes the same result in {self.folder}", file=sys.stderr, flush=True)
+
+        waited = take(descriptor, timeout, say)
+        if waited is None:
+            raise InfrastructureError(f"{who()} still works in {self.folder}: {TOO_LONG}")
+        return waited
 
     def begin(self) -> None:
         """Make room for an attempt: no half outputs of an earlier one, checkpoints and metrics kept."""

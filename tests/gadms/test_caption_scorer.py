@@ -1,12 +1,8 @@
 """Scores and masks between visits: what is known when, what is remembered, and that ranks agree."""
 
-import os
-import socket
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from two_processes import in_two_processes
 
 from components.errors import ParameterError
 from components.gadms.batches import CaptionBatches
@@ -267,36 +263,22 @@ def train_tiny(rank: int, world_size: int, config: RetrievalConfig) -> dict[str,
     return task.state_dict()
 
 
-def worker(rank: int, world_size: int, port: int, results) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    try:
-        for name, config in SCORES.items():
-            state = train_tiny(rank, world_size, config)
-            results.put((name, {key: tensor.numpy() for key, tensor in state.items()}))
-    finally:
-        dist.destroy_process_group()
+def train_all(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: train_tiny(rank, world_size, config) for name, config in SCORES.items()}
 
 
 @pytest.mark.faults
 def test_two_processes_score_and_mask_as_one_with_the_whole_batch():
     """Weights and tables: captions change ranks every epoch, scoring differentiates inside DDP's forward pass."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    results = mp.get_context("spawn").SimpleQueue()
-    running = mp.spawn(worker, (2, port, results), nprocs=2, join=False, start_method="spawn")
-    states = [results.get() for _ in range(2 * len(SCORES))]
-    running.join()
+    by_rank = in_two_processes(train_all)
     for name, config in SCORES.items():
         expected = train_tiny(0, 1, config)
-        for state in (state for found, state in states if found == name):
+        for state in (states[name] for states in by_rank):
             assert state.keys() == expected.keys()
             for key, tensor in expected.items():
-                found = torch.from_numpy(state[key])
+                found = state[key]
                 if tensor.is_floating_point():
                     torch.testing.assert_close(found, tensor, atol=2e-5, rtol=0, msg=f"{name}: {key}")
                 else:  # codes may round the other way
                     assert (found.long() - tensor.long()).abs().max() <= 1, f"{name}: {key}"
-    assert any("scorer.likelihoods.count" in state for _, state in states)
+    assert any("scorer.likelihoods.count" in state for state in by_rank[0].values())

@@ -1,11 +1,8 @@
-import os
-import socket
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from two_processes import in_two_processes
 
 from components.errors import ParameterError
 from components.gadms.batches import CaptionBatches
@@ -182,28 +179,13 @@ def train_tiny(rank: int, world_size: int, config: RetrievalConfig) -> dict[str,
     return task.state_dict()
 
 
-def worker(rank: int, world_size: int, port: int, results) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    try:
-        trained = {name: train_tiny(rank, world_size, config) for name, config in TRAINED.items()}
-        results.put({m: {name: tensor.numpy() for name, tensor in state.items()} for m, state in trained.items()})
-    finally:
-        dist.destroy_process_group()
+def train_all(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: train_tiny(rank, world_size, config) for name, config in TRAINED.items()}
 
 
 def test_two_processes_train_every_method_as_one_with_the_whole_batch():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    running = mp.spawn(worker, (2, port, results), nprocs=2, join=False, start_method="spawn")
-    by_rank = [results.get(), results.get()]
-    running.join()
+    by_rank = in_two_processes(train_all)
     for method, config in TRAINED.items():
         for name, tensor in train_tiny(0, 1, config).items():
             for states in by_rank:
-                found = torch.from_numpy(states[method][name])
-                torch.testing.assert_close(found, tensor, atol=2e-5, rtol=0, msg=f"{method}: {name}")
+                torch.testing.assert_close(states[method][name], tensor, atol=2e-5, rtol=0, msg=f"{method}: {name}")

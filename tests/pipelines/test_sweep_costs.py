@@ -44,7 +44,19 @@ def rendered(root: Path, measured: dict[str, Any]) -> str:
 
 def test_both_sides_are_shown_with_what_stopping_early_saved(tmp_path):
     html = rendered(tmp_path, {"asha": ASHA, "overhead": OVERHEAD})
-    for shown in ("61.5", "60.2", "1234", "432", "7680", "35 %", "19 %", "−1.2", "Seed noise 1.3", "within it", "7.2 s"):
+    for shown in (
+        "61.5",
+        "60.2",
+        "1234",
+        "432",
+        "7680",
+        "35 %",
+        "19 %",
+        "−1.2",
+        "Seed noise 1.3",
+        "within it",
+        "7.2 s",
+    ):
         assert shown in html, shown
 
 
