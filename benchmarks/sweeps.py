@@ -3,10 +3,10 @@
     python benchmarks/sweeps.py --asha        16 configurations with ASHA against the same 16 at full length (some 20 minutes)
     python benchmarks/sweeps.py --overhead    seconds of a trial beside the bare training function (some 3 minutes)
 
-Both run `python -m pipelines sweep` in a workspace of their own, one trial at a time, with one thread. Trial-seconds are wall time
-of the trials' processes, their start included, so nothing else should run meanwhile. The two sweeps of --asha have scratch roots
-of their own and share only what all trials share; the seed noise is the standard deviation over three seeds of the best of the
-full sweep. Results are printed, and kept in benchmarks/results/sweeps.json beside what was measured before.
+Both run `python -m pipelines sweep` in a workspace of their own, one thread a trial; --asha two trials at once, --overhead one.
+Trial-seconds are wall time of the trials' processes, with their start: nothing else should run meanwhile. The two sweeps of --asha
+have scratch roots of their own and share only what all trials share; seed noise is the standard deviation over three seeds of the
+best of the full sweep. Results are printed, and kept in benchmarks/results/sweeps.json beside what was measured before.
 """
 
 import argparse
@@ -57,19 +57,19 @@ class Place:
 
 def asha(folder: Path) -> dict[str, Any]:
     """Both sweeps, and the best of the full one with other seeds."""
-    samples = ["--samples", str(SAMPLES)]
+    samples, two = ["--samples", str(SAMPLES)], ["--workers", "2"]
     full_place, asha_place = Place(folder / "full"), Place(folder / "asha")
-    full, _ = full_place.sweep("asha", *samples, "--no-scheduler")
+    full, _ = full_place.sweep("asha", *samples, *two, "--no-scheduler")
     for scratch in full_place.home.iterdir():  # what all trials share, and nothing that a trial made
         if (scratch / "DONE.json").is_file() and not scratch.name.startswith("gadms_finetune"):
             shutil.copytree(scratch, asha_place.home / scratch.name)
-    stopped, _ = asha_place.sweep("asha", *samples)
+    stopped, _ = asha_place.sweep("asha", *samples, *two)
     best = full["trials"][full["best"]]
     space = yaml.safe_load((SPACES / "asha.yaml").read_text(encoding="utf-8"))
     (folder / "spaces").mkdir()
     seeds = {**space, "points": [best["values"]], "scheduler": None}
     (folder / "spaces" / "seeds.yaml").write_text(yaml.safe_dump(seeds, sort_keys=False), encoding="utf-8")
-    repeated, _ = full_place.sweep("seeds", "--samples", "1", "--seeds", str(SEEDS), folder=folder / "spaces")
+    repeated, _ = full_place.sweep("seeds", "--samples", "1", "--seeds", str(SEEDS), *two, folder=folder / "spaces")
     (values,) = (objective["values"] for objective in repeated["trials"][0]["objectives"].values())
     found = {name: _sum(results) for name, results in (("full", full), ("asha", stopped))}
     noise = statistics.stdev(values)
