@@ -52,10 +52,8 @@ def _work(storage: Storage, work: JobWork, compute: Compute, hold: Hold | None) 
     if hold:
         hold.require()
     cost = meter.read(run, compute)
-    if run.stage.trains and compute.workers:
-        cost = {
-            name: cost[name] for name in _OF_ANY_WORKER
-        }  # processes of Ray on any node: this one cannot read theirs
+    if run.stage.trains and compute.workers:  # processes of Ray on any node: this one cannot read theirs
+        cost = {name: cost[name] for name in _OF_ANY_WORKER}
     ran = {"cost": cost, "where": {"ray": ray_ids(), "hardware": hardware()}}
     done = {"metrics": metrics, "stage": work.address, "ran": ran}
     storage.write(f"{output_folder(work.key)}/DONE.json", json.dumps(done, sort_keys=True) + "\n")
