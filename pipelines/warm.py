@@ -133,7 +133,6 @@ def start_beside(threads: int) -> int:
     """
     address = str(Path(tempfile.mkdtemp(prefix="warm-")) / "socket")
     read_end, write_end = os.pipe()
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(16)  # a runner that comes early waits, and no longer than it would for imports of its own
@@ -142,13 +141,19 @@ def start_beside(threads: int) -> int:
             [sys.executable, "-m", "pipelines.warm", address, str(own)],
             stdin=read_end,
             cwd=ROOT,
-            env=environment,
+            env={**os.environ, **for_libraries(threads)},
             pass_fds=(own,),
         )
     os.close(read_end)
     os.set_inheritable(write_end, True)  # through the exec; what DVC starts does not get it
     os.environ[WARM] = f"{threads}:{address}"
     return write_end
+
+
+def for_libraries(threads: int) -> dict[str, str]:
+    """What libraries read from the environment when they are imported: threads of their pools, bars on a terminal alone."""
+    quiet = {} if sys.stderr.isatty() else {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **quiet}
 
 
 @contextlib.contextmanager

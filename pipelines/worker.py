@@ -22,6 +22,7 @@ from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, tell
 from pipelines.params import Compute, Parameters
 from pipelines.patience import grace
 from pipelines.scratch import Scratch
+from pipelines.warm import for_libraries
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,7 @@ class Work:
 def main() -> int:
     work = Work(**json.loads(sys.stdin.readline()))
     compute = Compute(**work.compute)
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before anything starts a thread pool
-        os.environ[variable] = str(compute.threads)
+    os.environ.update(for_libraries(compute.threads))  # before any is imported
     try:
         from pipelines import execution
 

@@ -17,6 +17,7 @@ from pipelines.jobs.storage import Storage
 from pipelines.jobs.work import JobWork, output_folder, run_folder
 from pipelines.params import Compute, Parameters
 from pipelines.scratch import Hold, Scratch
+from pipelines.warm import for_libraries
 
 _OF_ANY_WORKER = ("cost/seconds", "cost/worker_seconds", "cost/gpu_seconds")
 
@@ -27,8 +28,7 @@ def main(url: str, key: str) -> int:
         storage = Storage(url)
         work = JobWork.read(storage, key)
         compute = Compute(**work.compute)
-        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before anything starts a thread pool
-            os.environ[variable] = str(compute.threads)
+        os.environ.update(for_libraries(compute.threads))  # before any is imported
         with _held(storage, key) as hold:
             if storage.read_json(f"{output_folder(key)}/DONE.json") is None:
                 _leave_when_stopped(storage, work)

@@ -30,6 +30,7 @@ from pipelines.studies.measuring import Job, Outcome, measure
 from pipelines.studies.progress import Teller
 from pipelines.studies.store import ResultStore
 from pipelines.studies.workers import measure_together
+from pipelines.warm import for_libraries
 from pipelines.workspace import Workspace
 
 FOLDER, RESULTS = "studies", "studies/results"
@@ -82,8 +83,7 @@ def open_study(name: str, workspace: Workspace, study: Study | None = None) -> O
     settings = params.load(workspace.path("params.yaml"))
     found = study or importlib.import_module(f"pipelines.studies.{name}").STUDY
     threads = found.threads or settings.compute.threads
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before anything starts a thread pool
-        os.environ[variable] = str(threads)
+    os.environ.update(for_libraries(threads))  # before any is imported
     plan = read(file, found.plan, f"{FOLDER}/{file.name}")
     cells = list(found.cells(plan, settings))
     _require_order(cells)
