@@ -221,7 +221,7 @@ def test_the_studys_own_plan_is_valid_and_what_it_promises():
         ({"guidance": [0.5]}, "guidance.0 = 0.5"),
         (
             {"variants": {**PLAN["variants"], "schedules": {"odd": {"gama": 2}}}},
-            "studies/taca.yaml: variants.schedules.odd: gama = 2: extra inputs",
+            "studies/taca.yaml: variants.schedules.odd: gama: unknown key, did you mean gamma?",
         ),
     ],
 )
