@@ -21,6 +21,8 @@ VARIANTS = {
     "linear": "linear: γ falls to 1",
     "cosine": "cosine: γ falls to 1",
 }
+PUBLISHED = ("gadms", "random", "contrastive", "nam", "irra")
+"""Arms that have a colour of their own."""
 DIFFERENCE = ("difference", "difference_by_seed")
 KINDS = {
     "seen": "training captions",
@@ -85,7 +87,8 @@ def gadms_view(results: Mapping[str, Any]) -> dict[str, Any]:
     minus = [row for arm in rows for row in arm["minus"].values()]
     arms = {name: _ordered(summary["arms"][name], GADMS_ARMS) for name in noises}
     curves: dict[str, tuple[list[int], list[float | None]]] = {}
-    for arm in dict.fromkeys(arm for name in noises for arm in arms[name]):
+    drawn = [arm for arm in PUBLISHED if any(arm in arms[name] for name in noises)]
+    for arm in drawn:
         values = [arms[name][arm]["R@1"] if arm in arms[name] else None for name in noises]
         curves[arm] = ([round(100 * float(name.split()[-1])) for name in noises], values)
     return {
@@ -93,6 +96,7 @@ def gadms_view(results: Mapping[str, Any]) -> dict[str, Any]:
         "noises": noises,
         "arms": arms,
         "curve": line_chart(curves, "R@1 by percent of facts that are false", last="% of facts are false"),
+        "drawn": drawn,
         "plan": results["plan"],
         "scores": {name: auc_map(summary["scores"][name]) for name in noises},
         "axes": {
