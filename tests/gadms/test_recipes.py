@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from components.gadms.masking import MaskingConfig
 from components.gadms.methods import METHODS
-from components.gadms.scoring import ScoringConfig
+from components.gadms.scoring import Normalisation, ScoreName, ScoringConfig
 from components.gadms.tasks import RetrievalConfig, RetrievalTask
 from components.persons.transforms import AugmentationConfig
 from components.training.context import LocalContext
@@ -178,3 +179,10 @@ def test_the_pretraining_preset_holds_the_papers_recipe():
     assert (settings.training.batch, loop.learning_rate, loop.eps) == (512, 1e-4, 1e-3)
     assert (loop.steps, loop.warmup_steps) == (math.ceil(30 * 2_000_000 / 512), 5 * 2_000_000 // 512)
     assert (settings.method.mtp_weight, settings.method.scoring.layers) == (0.4, 8)
+
+
+def test_the_schema_knows_every_score_and_normalisation_of_the_components_and_no_other():
+    """It lists them again, so that reading params.yaml does not import torch."""
+    assert get_args(Scoring.model_fields["name"].annotation) == get_args(ScoreName)
+    one_of, nothing = get_args(Scoring.model_fields["normalisation"].annotation)
+    assert (get_args(one_of), nothing) == (get_args(Normalisation), type(None))
