@@ -1,5 +1,6 @@
 """What a stage function gets from the runner."""
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,6 +55,8 @@ class StageContext:
         self._last: dict[str, float] = {}
         self._was_there = scratch.folder.is_dir()
         self._looked = 0.0
+        self._until = json.loads(scratch.until.read_text()) if scratch.until.is_file() else None
+        self._reached = False
 
     @property
     def figures(self) -> Path:
@@ -96,11 +99,15 @@ class StageContext:
 
     def report(self, metrics: Mapping[str, float], step: int) -> None:
         self._last = dict(metrics)
+        if self._until and self._until["metric"] in metrics and step >= self._until["step"]:
+            self._reached = True
         if self.rank == 0:
             self._patiently(lambda: self._log.append(self._phase, step, metrics))
 
     def asked_to_leave(self) -> bool:
-        """Whether the runner wants a checkpoint after this step, and no further ones."""
+        """Whether a checkpoint after this step is wanted, and no further ones: the runner says so, or `until` is reached."""
+        if self._reached:
+            return True
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return False
         self._looked = time.monotonic()

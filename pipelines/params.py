@@ -14,13 +14,12 @@ from pydantic import model_validator
 
 from components.errors import ParameterError
 from pipelines.reading import checked, read_yaml
-from pipelines.schema.common import Count, Section, ValidatedTraining
+from pipelines.schema.common import Count, Section
 from pipelines.schema.gadms import (
     GadmsEvaluate,
     GadmsFinetune,
     GadmsPretrain,
     Index,
-    Method,
     Retrieval,
 )
 from pipelines.schema.people import Curate, Pictures, Prepare
@@ -36,7 +35,7 @@ from pipelines.schema.taca import (
     TacaTrain,
 )
 
-__all__ = ["Compute", "Method", "Parameters", "ValidatedTraining", "load"]
+__all__ = ["Compute", "Parameters", "load"]
 
 
 class Parameters(Section):

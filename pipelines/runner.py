@@ -54,25 +54,67 @@ def run_stage(address: str, workspace: Workspace) -> Outcome:
 
     Raises ParameterError, DataError, InfrastructureError, StageFailedError (the work failed and said why) or KeyboardInterrupt.
     """
-    run = graph.find(address)
-    params = load(workspace.path("params.yaml"))
-    own = params.only(run.stage.reads)
-    inputs = {name: workspace.path(path) for name, path in run.inputs.items()}
-    _require(run, inputs)
-    identity = fingerprint(run, own, inputs, params.compute.threads)
-    scratch = Scratch(workspace.home / folder_name(run.address, identity))
+    attempt = _attempt(address, workspace)
+    run, scratch = attempt.run, attempt.scratch
     with scratch.lock() as held:
         done = scratch.done()
         restored = done is not None
         if done is None:
-            done = _work(run, params, scratch, workspace, identity, held)
+            done = _work(attempt, workspace, held)
         else:
             print(f"{run.address}: found finished in {scratch.folder.name}", flush=True)
             _close_what_was_left(scratch, workspace, done)
-        _require_unchanged(run, workspace, inputs, params, identity)
+        _require_unchanged(attempt, workspace)
         for path in done["outputs"]:
             put_in_place(scratch.outputs / path, workspace.path(path))
-    return Outcome(identity, restored, done["metrics"])
+    return Outcome(attempt.identity, restored, done["metrics"])
+
+
+def scratch_for(address: str, workspace: Workspace) -> Scratch:
+    """The scratch folder in which `run_stage` would work now. Raises as it does for parameters and inputs."""
+    return _attempt(address, workspace).scratch
+
+
+def interrupted_at(address: str, workspace: Workspace, metric: str, step: int) -> Scratch:
+    """Train a stage until it has reported `metric` at `step` and taken one step more, and leave it unfinished, to be gone on with.
+
+    Does nothing where its checkpoint at this step is there. Returns its scratch folder. Raises as `run_stage`.
+    """
+    attempt = _attempt(address, workspace)
+    scratch = attempt.scratch
+    with scratch.lock() as held:
+        if scratch.checkpoint_at(metric, step) is None:
+            try:
+                _work(attempt, workspace, held, (metric, step))
+            except KeyboardInterrupt:
+                if scratch.checkpoint_at(metric, step) is None:
+                    raise
+    return scratch
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A stage, what it reads, and the folder in which it works."""
+
+    run: StageRun
+    params: Parameters
+    inputs: dict[str, Path]
+    identity: str
+    scratch: Scratch
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The parameters that the stage reads."""
+        return self.params.only(self.run.stage.reads)
+
+
+def _attempt(address: str, workspace: Workspace) -> _Attempt:
+    run = graph.find(address)
+    params = load(workspace.path("params.yaml"))
+    inputs = {name: workspace.path(path) for name, path in run.inputs.items()}
+    _require(run, inputs)
+    identity = fingerprint(run, params.only(run.stage.reads), inputs, params.compute.threads)
+    return _Attempt(run, params, inputs, identity, Scratch(workspace.home / folder_name(run.address, identity)))
 
 
 def _require(run: StageRun, inputs: dict[str, Path]) -> None:
@@ -83,32 +125,34 @@ def _require(run: StageRun, inputs: dict[str, Path]) -> None:
         )
 
 
-def _require_unchanged(
-    run: StageRun, workspace: Workspace, inputs: dict[str, Path], params: Parameters, identity: str
-) -> None:
+def _require_unchanged(attempt: _Attempt, workspace: Workspace) -> None:
     """DVC records what parameters, inputs and code are at a stage's end; they must be what it read at its start."""
+    run = attempt.run
     try:
         own = load(workspace.path("params.yaml")).only(run.stage.reads)
-        now = fingerprint(run, own, inputs, params.compute.threads)
+        now = fingerprint(run, own, attempt.inputs, attempt.params.compute.threads)
     except (ParameterError, OSError):
         now = ""
-    if now != identity:
+    if now != attempt.identity:
         raise InfrastructureError(
             f"{run.address}: its parameters, inputs or code were changed while it ran: its result is kept for what it read, "
             "and not put in place; run again"
         )
 
 
-def _work(
-    run: StageRun, params: Parameters, scratch: Scratch, workspace: Workspace, identity: str, held: Hold
-) -> dict[str, Any]:
-    """One attempt, tracked. Returns the DONE manifest."""
+def _work(attempt: _Attempt, workspace: Workspace, held: Hold, until: tuple[str, int] | None = None) -> dict[str, Any]:
+    """One attempt, tracked. Returns the DONE manifest.
+
+    Training leaves, as after SIGTERM, one step after it has reported what `until` names: (metric, step).
+    """
+    run, params, own, scratch = attempt.run, attempt.params, attempt.own, attempt.scratch
     scratch.begin()
-    own = params.only(run.stage.reads)
+    if until:
+        scratch.until.write_text(json.dumps({"metric": until[0], "step": until[1]}))
     meter = Meter()
     with interruptible() as notice, working(run, params, scratch, workspace, held) as process:
         tracker = tracking.connect(workspace)
-        facts, record = _facts(run, own, workspace, identity, params)
+        facts, record = _facts(attempt, workspace)
         tracked = tracker.open(scratch.folder, facts)
         try:
             send_go(process)
@@ -131,7 +175,7 @@ def _work(
             done = scratch.finish(
                 run.all_outputs,
                 {
-                    "fingerprint": identity,
+                    "fingerprint": attempt.identity,
                     "stage": run.address,
                     "metrics": metrics,
                     "run": tracked.run_id,
@@ -234,10 +278,9 @@ def _warn_open(run_id: str, status: str, error: Exception) -> None:
     )
 
 
-def _facts(
-    run: StageRun, own: dict[str, Any], workspace: Workspace, identity: str, params: Parameters
-) -> tuple[RunFacts, dict[str, Any]]:
+def _facts(attempt: _Attempt, workspace: Workspace) -> tuple[RunFacts, dict[str, Any]]:
     """What MLflow shows of this attempt, and the record of where it comes from that goes into the DONE manifest."""
+    run, params, own, identity = attempt.run, attempt.params, attempt.own, attempt.identity
     code = code_state(ROOT)  # of the code that runs; the workspace of a trial is no checkout
     inputs: dict[str, dict[str, Any]] = {}
     for name, path in run.inputs.items():

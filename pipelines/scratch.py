@@ -4,6 +4,7 @@
     lock            held by the one runner that works on it and by its worker (the kernel lets go when both are dead)
     lease.json      the same for other machines; see pipelines.lease
     leave           there while the worker is asked to save and go
+    until.json      the report after which it is to do so by itself
     checkpoints/    by phase; see components.training.checkpoint
     metrics.jsonl   every reported metric, in order
     figures/        pictures for the tracking server
@@ -29,6 +30,7 @@ from pipelines.exclusive import take
 from pipelines.fingerprint import tree_digests
 from pipelines.lease import TOO_LONG, Lease, describe, holder
 from pipelines.patience import lock_timeout
+from pipelines.reported import MetricLog
 
 LINK_FROM_BYTES = 1 << 16
 """Outputs below this size are copied, so that editing a small file in place cannot reach the stored one."""
@@ -92,6 +94,19 @@ class Scratch:
         """A file that asks the worker, on whatever machine, to save a checkpoint at its next step and go."""
         return self.folder / "leave"
 
+    @property
+    def until(self) -> Path:
+        """{"metric", "step"}: once it is reported there, the worker saves a checkpoint at its next step and goes."""
+        return self.folder / "until.json"
+
+    def checkpoint_at(self, metric: str, step: int) -> Path | None:
+        """The checkpoint after `step` of the phase that has reported `metric` there; None when one of the two is missing."""
+        for line in MetricLog(self.reported).read():
+            if line["step"] == step and metric in line["metrics"]:
+                checkpoint = self.checkpoints / line["phase"] / f"step-{step:08d}"
+                return checkpoint if checkpoint.is_dir() else None
+        return None
+
     @contextmanager
     def lock(self) -> Iterator["Hold"]:
         """Hold the folder. Another holder, here or on another machine, is waited for: it computes the very result that we want.
@@ -127,7 +142,7 @@ class Scratch:
         """Make room for an attempt: no half outputs of an earlier one, checkpoints and metrics kept."""
         for folder in (self.writing, self.outputs, self.figures):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.result, self.leave, self.ran_file, self.folder / "DONE.json"):
+        for file in (self.result, self.leave, self.until, self.ran_file, self.folder / "DONE.json"):
             file.unlink(missing_ok=True)
         self.writing.mkdir(parents=True)
         self.figures.mkdir()

@@ -23,7 +23,7 @@ from components.training.averaging import WeightAverage
 from components.training.context import Context
 from components.training.distribution import gradient_sync, laid_out_like, replicate, shard, whole
 from components.training.randomness import stream_seed
-from components.training.schedules import learning_rate_factor
+from components.training.schedules import Change, learning_rate_factor, rates_at, require_changes
 
 Batch = Any
 
@@ -42,6 +42,7 @@ class LoopConfig:
 
     optimizer: adamw decays weights apart from the gradient; adam adds the decay to the gradient (L2), as IRRA's recipe does, whose
     eps of 1e-3 is large enough to be most of the denominator. warmup_start: see `learning_rate_factor`. clip_norm: 0 is off.
+    changes: other rates from some step on; they scale those of all parameter groups alike.
     """
 
     steps: int
@@ -59,6 +60,7 @@ class LoopConfig:
     checkpoint_every: int = 100
     precision: Literal["fp32", "bf16"] = "fp32"
     accumulate: int = 1  # micro-batches that a worker computes one after the other for one step
+    changes: Sequence[Change] = ()
 
     def __post_init__(self) -> None:
         for name in ("steps", "report_every", "checkpoint_every", "accumulate"):
@@ -70,6 +72,7 @@ class LoopConfig:
             raise ParameterError(f"learning_rate = {self.learning_rate}: must be above 0")
         if not 0 <= self.ema_decay < 1:
             raise ParameterError(f"ema_decay = {self.ema_decay}: must lie in [0, 1)")
+        require_changes(self.changes, self.steps, self.weight_decay)
 
 
 def fit(
@@ -103,9 +106,7 @@ def fit(
     model = task if sharded else replicate(task, context)
     task.train()
     for step in _progress(start, config.steps, prefix, context):
-        for group in optimizer.param_groups:
-            factor = learning_rate_factor(step, config.steps, config.warmup_steps, config.decay, config.warmup_start)
-            group["lr"] = group["base_lr"] * factor
+        _set_rates(optimizer, config, step)
         optimizer.zero_grad(set_to_none=True)
         scalars = _accumulate(model, task, parts, step, config, context, prefix)
         leaving = _agree(scalars["loss"], step, context)
@@ -174,8 +175,18 @@ def _optimizer(task: Any, config: LoopConfig) -> torch.optim.Optimizer:
         foreach=True,
     )
     for group in optimizer.param_groups:
-        group["base_lr"] = group["lr"]
+        group["base_lr"], group["base_decay"] = group["lr"], group["weight_decay"]
     return optimizer
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, config: LoopConfig, step: int) -> None:
+    """What each group learns and decays at in this step: its own share of the schedule's rates."""
+    factor = learning_rate_factor(step, config.steps, config.warmup_steps, config.decay, config.warmup_start)
+    rate, decay = rates_at(step, config.learning_rate, config.weight_decay, config.changes)
+    share = decay / config.weight_decay if config.weight_decay else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor * (rate / config.learning_rate)
+        group["weight_decay"] = group["base_decay"] * share
 
 
 def _state(

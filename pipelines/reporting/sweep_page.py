@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from components.errors import DataError
 from components.files import write_atomically
 from pipelines.reporting.page import environment
+from pipelines.reporting.population import draw_population
 from pipelines.sweeps.journal import COMPLETE, STOPPED
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ def _drawings(document: Mapping[str, Any]) -> list[Drawing]:
             partial(_cost_to_reach, document),
         )
     ]
+    if document["scheduler"] and document["scheduler"]["kind"] == "pbt":
+        note = "Members are compared at the dotted lines; the worst go on from one of the best, with other rates. Bold: the best."
+        found.insert(0, ("The population", note, partial(draw_population, document)))
     if len(names) == 2 and finished:
         note = "No other trial is better in both objectives than those on the front."
         found.append(("Pareto front", note, lambda: plots.plot_pareto_front(study, target_names=names).figure))
@@ -105,21 +109,33 @@ def as_study(document: Mapping[str, Any]) -> "optuna.Study":
     ]
     study = optuna.create_study(directions=directions)
     distributions = {parameter["path"]: _distribution(parameter) for parameter in document["parameters"]}
+    last = _last_of_lineages(document)
     names = [objective["name"] for objective in document["objectives"]]
     for trial in document["trials"]:
+        plain = {path: _plain(value) for path, value in trial["values"].items() if path in distributions}
+        # A point that the space names may lie outside of its choices.
+        known = {
+            path: value for path, value in plain.items() if value in getattr(distributions[path], "choices", [value])
+        }
         facts: dict[str, Any] = {
-            "params": {path: _plain(value) for path, value in trial["values"].items()},
-            "distributions": {path: distributions[path] for path in trial["values"]},
+            "params": known,
+            "distributions": {path: distributions[path] for path in known},
         }
         means = [trial["objectives"].get(name, {}).get("mean") for name in names]
         if trial["state"] == COMPLETE and None not in means:
             study.add_trial(optuna.create_trial(values=means, **facts))
-        elif trial["state"] == STOPPED and len(names) == 1:
+        elif trial["state"] == STOPPED and len(names) == 1 and trial["number"] in last:
             reports = {int(step): value for step, value in trial["reports"]}
             study.add_trial(
                 optuna.create_trial(state=optuna.trial.TrialState.PRUNED, intermediate_values=reports, **facts)
             )
     return study
+
+
+def _last_of_lineages(document: Mapping[str, Any]) -> set[int]:
+    """Numbers of the trials that no other goes on from: what a population went on with counts once, with its whole curve."""
+    gone_on_from = {trial.get("origin") for trial in document["trials"]}
+    return {trial["number"] for trial in document["trials"]} - gone_on_from
 
 
 def _distribution(parameter: Mapping[str, Any]) -> Any:

@@ -19,8 +19,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class RateChange(Section):
+    """From `step` on, other rates; null keeps what there was."""
+
+    step: Positive
+    learning_rate: Rate | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+
+
 class Training(Section):
-    """What every training run has. Rates are those after warm-up.
+    """What every training run has. Rates are those after warm-up, and `changes` are what becomes of them from some step on.
 
     `batch` is that of an optimiser step, over all workers; each computes its share in `accumulate` parts, one after the other.
     """
@@ -40,13 +48,25 @@ class Training(Section):
     report_every: Positive
     checkpoint_every: Positive
     precision: Literal["fp32", "bf16"]
+    changes: list[RateChange] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _changes_fit(self) -> Self:
+        steps = [change.step for change in self.changes]
+        if steps != sorted(set(steps)) or (steps and steps[-1] >= self.steps):
+            raise ValueError(f"changes: their steps must rise and lie below steps = {self.steps}, not be {steps}")
+        if not self.weight_decay and any(change.weight_decay for change in self.changes):
+            raise ValueError("changes: weight_decay changes only what begins above 0")
+        return self
 
     def loop(self) -> "LoopConfig":
         """As the training loop takes it."""
         from components.training.loop import LoopConfig
+        from components.training.schedules import Change
 
-        own = self.model_dump(exclude={"batch", "beta2", "epsilon", "validate_every"})
-        return LoopConfig(betas=(0.9, self.beta2), eps=self.epsilon, **own)
+        own = self.model_dump(exclude={"batch", "beta2", "epsilon", "validate_every", "changes"})
+        changes = [Change(**change.model_dump()) for change in self.changes]
+        return LoopConfig(betas=(0.9, self.beta2), eps=self.epsilon, changes=changes, **own)
 
 
 class ValidatedTraining(Training):

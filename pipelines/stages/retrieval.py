@@ -14,7 +14,9 @@ from components.persons.shards import PersonDataset, Rows
 from components.persons.transforms import AugmentationConfig
 from components.training.loop import fit
 from pipelines.context import StageContext
-from pipelines.params import Method, Parameters, ValidatedTraining
+from pipelines.params import Parameters
+from pipelines.schema.common import ValidatedTraining
+from pipelines.schema.gadms import Method
 
 
 def new_encoder(params: Parameters, captions: Iterable[str], root: Path = Path()) -> DualEncoder:

@@ -9,7 +9,9 @@ from components.persons.corpus import Corpus
 from components.persons.transforms import AugmentationConfig
 from components.training.loop import fit
 from pipelines.context import StageContext
-from pipelines.params import Method, Parameters, ValidatedTraining
+from pipelines.params import Parameters
+from pipelines.schema.common import ValidatedTraining
+from pipelines.schema.gadms import Method
 from pipelines.streaming.batches import streamed_batches
 
 

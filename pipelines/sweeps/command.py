@@ -21,6 +21,7 @@ from pipelines.sweeps import tuning
 from pipelines.sweeps.driver import Driver, Limits, Sweep
 from pipelines.sweeps.journal import BROKEN, Journal, Trial
 from pipelines.sweeps.plan import make_plan, sections_read
+from pipelines.sweeps.population import rounds
 from pipelines.sweeps.progress import Board, shown
 from pipelines.sweeps.results import best_of, summary, write_results
 from pipelines.sweeps.spaces import read_space
@@ -48,8 +49,10 @@ def sweep(options: argparse.Namespace, workspace: Workspace) -> None:
         if options.warm_start:
             opened.earlier = earlier_trials(tracker, options.warm_start, opened.space)
         runs = SweepRuns(tracker, opened.identity, opened.space)
-        limits = Limits(options.samples, options.budget_minutes, options.budget_gpu_hours)
-        board = Board(opened.space, options.samples, options.workers, opened.journal.trials())
+        population = opened.space.population
+        samples = options.samples * (rounds(population, opened.document) if population else 1)
+        limits = Limits(samples, options.budget_minutes, options.budget_gpu_hours)
+        board = Board(opened.space, samples, options.workers, opened.journal.trials())
         _run(opened, runs, Driver(opened, runs, board, limits), board, options.workers)
 
 
@@ -57,13 +60,16 @@ def open_sweep(options: argparse.Namespace, workspace: Workspace) -> Sweep:
     """Read and check everything; starts and writes nothing.
 
     The identity counts what a trial's result depends on: the space, the parameters and the code of its stages, the seeds. Not how
-    many trials, how many at once, or for how long; so these may change from call to call.
+    many trials, how many at once, or for how long; so these may change from call to call. A population's size does count.
     """
     space = read_space(options.space, options.folder)
     if options.no_scheduler:
         space = space.model_copy(update={"scheduler": None})
     document = base_document(space, options.space, params.load(workspace.path("params.yaml")))
     validate(space, options.space, document)
+    size = options.samples if space.population else 0
+    if size == 1:
+        raise ParameterError("--samples 1: a population has at least 2 members")
     plan = make_plan(space.stages, space.parameters)
     runs = (*plan.shared, *plan.own)
     sources = sorted({source for run in runs for source in stage_sources(run.stage)})
@@ -77,6 +83,7 @@ def open_sweep(options: argparse.Namespace, workspace: Workspace) -> Sweep:
             "lock": file_digest(ROOT / LOCK),
             "seeds": options.seeds,
             "earlier": options.warm_start,
+            **({"population": size} if size else {}),
         }
     )
     name = f"{options.space}-{identity[:10]}"
@@ -90,6 +97,7 @@ def open_sweep(options: argparse.Namespace, workspace: Workspace) -> Sweep:
         workspace=workspace,
         seeds=seeds_of(document["seed"], options.seeds),
         journal=Journal(workspace.home / "sweeps" / name),
+        size=size,
         revision=git_state(ROOT)["git.revision"],
     )
 

@@ -3,6 +3,7 @@
 The journal is written first, MLflow after it. Whatever is asked of this class may be the last thing that happens.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from pipelines.errors import OTHER, StageFailedError
 from pipelines.params import Parameters
 from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Journal, Trial
 from pipelines.sweeps.plan import Plan
+from pipelines.sweeps.population import end_of_round, next_round
 from pipelines.sweeps.progress import Board
+from pipelines.sweeps.rounds import KEPT
 from pipelines.sweeps.spaces import Space, filled, value_at
 from pipelines.sweeps.suggesting import suggest
 from pipelines.sweeps.tracked import SweepRuns
@@ -50,6 +53,8 @@ class Sweep:
     workspace: Workspace
     seeds: list[int]
     journal: Journal
+    size: int = 0
+    """Members of the population; 0 without one."""
     revision: str = ""
     earlier: Sequence[Trial] = field(default_factory=list)
 
@@ -57,6 +62,11 @@ class Sweep:
     def shared(self) -> Workspace:
         """Where the stages run that all trials share."""
         return Workspace(self.journal.root / "shared", self.workspace.home)
+
+    @property
+    def members(self) -> Path:
+        """The scratch root of a population's rounds."""
+        return self.journal.root / "members"
 
     def folder(self, number: int) -> Path:
         return self.journal.root / "trials" / f"{number:03d}"
@@ -101,36 +111,65 @@ class Driver:
         self.board.started(trial)
         return trial
 
+    @property
+    def waits(self) -> bool:
+        """Whether there is no next trial only because a round of the population has members that still train."""
+        size, number = self.sweep.size, len(self.trials)
+        if not size or number % size or number >= self.limits.samples or self.closing or self.failure:
+            return False
+        return any(self.trials[member].state == WAITING for member in range(max(0, number - size), number))
+
     def _suggested(self) -> Trial | None:
         number = len(self.trials)
-        if number >= self.limits.samples:
+        if number >= self.limits.samples or self.waits:
             return None
-        known = [self.trials[n] for n in sorted(self.trials)]
-        seed = value_at(self.sweep.document, "seed")
-        values = suggest(self.sweep.space, self.sweep.document, seed, number, known, self.sweep.earlier)
-        if values is None:
+        suggested = self._new_values(number)
+        if suggested is None:
             self.board.say(f"the space holds nothing new after {number} trials")
             return None
-        self.sweep.journal.write("suggested", number, values=values)
-        self.trials[number] = Trial(number, values)
+        values, origin = suggested
+        self.sweep.journal.write("suggested", number, values=values, origin=origin)
+        self.trials[number] = Trial(number, values, origin=origin)
         return self.trials[number]
+
+    def _new_values(self, number: int) -> tuple[dict[str, Any], int | None] | None:
+        """Values of a trial, and the one whose checkpoint it goes on from, if any; None when the space holds nothing new."""
+        space, document, size = self.sweep.space, self.sweep.document, self.sweep.size
+        seed = value_at(document, "seed")
+        known = [self.trials[n] for n in sorted(self.trials)]
+        if space.population and number >= size:
+            self._forget_rounds_before(number // size - 1)
+            return next_round(space, seed, number, size, known)
+        values = suggest(space, document, seed, number, known, self.sweep.earlier)
+        if values is None:
+            return None
+        return (values | {space.population.changes: []} if space.population else values), None
+
+    def _forget_rounds_before(self, number: int) -> None:
+        """Only the last whole round's checkpoints are gone on from."""
+        for member in range(max(0, number - 1) * self.sweep.size, number * self.sweep.size):
+            shutil.rmtree(self.sweep.folder(member) / KEPT, ignore_errors=True)
 
     def order(self, trial: Trial) -> Order:
         """What the trial's process is told."""
         sweep, watch = self.sweep, self.sweep.space.scheduler
         full = value_at(sweep.document, watch.full) if watch else 0
+        population = sweep.space.population
+        until = end_of_round(population, sweep.size, trial.number, sweep.document) if population else None
         return Order(
             folder=str(sweep.folder(trial.number)),
             home=str(sweep.workspace.home),
             document=filled(sweep.document, trial.values),
-            seeds=sweep.seeds,
+            seeds=sweep.seeds if until is None else sweep.seeds[:1],
             upstream=[run.address for run in sweep.plan.upstream],
             repeated=[run.address for run in sweep.plan.repeated],
             shared=str(sweep.shared.root),
             linked=sweep.plan.linked,
             given={path: str(sweep.workspace.path(path)) for path in sweep.plan.given},
             objectives=[objective.model_dump() for objective in sweep.space.objectives],
-            watch={"stage": watch.stage, "metric": watch.metric, "full": full} if watch else None,
+            watch={"stage": watch.stage, "metric": watch.metric, "full": full, "until": until} if watch else None,
+            origin=None if trial.origin is None else str(sweep.folder(trial.origin) / KEPT),
+            members=str(sweep.members),
             run=str(trial.run),
         )
 
@@ -143,11 +182,12 @@ class Driver:
         self.board.reported(trial, step, value)
 
     def finished(self, number: int, facts: dict[str, Any]) -> None:
-        """`facts` as `trial.run_trial` returns them."""
+        """`facts` as `trial.run_trial` returns them. One without objectives has come to the end of its round, and no further."""
         for step, value in facts["reports"]:
             if step not in self.trials[number].reports:
                 self.sweep.journal.write("report", number, step=step, value=value)
-        self._end(number, COMPLETE, objectives=facts["objectives"], stages=facts["stages"], seconds=facts["seconds"])
+        state = COMPLETE if facts["objectives"] else STOPPED
+        self._end(number, state, objectives=facts["objectives"], stages=facts["stages"], seconds=facts["seconds"])
 
     def failed(self, number: int, reason: str) -> None:
         self._end(number, BROKEN, error=reason, seconds=self._elapsed(number))

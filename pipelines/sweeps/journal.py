@@ -7,9 +7,9 @@
     shared/         workspace of what all trials share
     trials/<number>/seed-<seed>/   workspace of a trial with one seed; log.txt beside it
 
-Events: {"event": "suggested", "number", "values"}, {"event": "report", "number", "step", "value"}, and {"event": "ended", "number",
-"state", ...}. A trial that was suggested and has not ended is tried again, with the same values: its stages go on from their
-checkpoints. So nothing that was finished is computed twice, and nothing that was suggested is lost.
+Events: {"event": "suggested", "number", "values", "origin"}, {"event": "report", "number", "step", "value"}, and {"event": "ended",
+"number", "state", ...}. A trial that was suggested and has not ended is tried again, with the same values: its stages go on from
+their checkpoints. So nothing that was finished is computed twice, and nothing that was suggested is lost.
 """
 
 import json
@@ -47,6 +47,8 @@ class Trial:
     error: str | None = None
     run: str | None = None
     """Its run in MLflow."""
+    origin: int | None = None
+    """The trial whose checkpoint it goes on from, in a population."""
 
     @property
     def key(self) -> str:
@@ -109,7 +111,7 @@ def replay(events: list[dict[str, Any]]) -> dict[int, Trial]:
         number = event["number"]
         match event["event"]:
             case "suggested":
-                trials[number] = Trial(number, event["values"])
+                trials[number] = Trial(number, event["values"], origin=event.get("origin"))
             case "report":
                 trials[number].reports[event["step"]] = event["value"]
             case "ended":

@@ -5,8 +5,14 @@ from pathlib import Path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("space", help="a file in pipelines/sweeps/, without .yaml: taca, gadms, chain")
-    parser.add_argument("--samples", type=int, default=16, metavar="N", help="configurations in all (default 16)")
+    parser.add_argument("space", help="a file in pipelines/sweeps/, without .yaml: taca, gadms, chain, schedule")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=16,
+        metavar="N",
+        help="configurations in all, or members of a population (default 16)",
+    )
     parser.add_argument("--seeds", type=int, default=1, metavar="K", help="repetitions of each (default 1)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="trials at once (default 1)")
     parser.add_argument("--budget-minutes", type=float, metavar="M", help="wall time of this call")

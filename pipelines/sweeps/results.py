@@ -95,6 +95,7 @@ def _trial(trial: Trial, space: Space) -> dict[str, Any]:
         "seconds": trial.seconds,
         "stages": trial.stages,
         "run": trial.run,
+        "origin": trial.origin,
         "error": trial.error,
     }
 

@@ -10,14 +10,14 @@ import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from components.errors import ParameterError
 from pipelines.fingerprint import digest
 from pipelines.reading import read
-from pipelines.schema.common import Positive, Section
+from pipelines.schema.common import Fraction, Positive, Section
 
 FOLDER = Path(__file__).resolve().parent
 Values = Mapping[str, Any]
@@ -91,21 +91,55 @@ class Objective(Section):
         return f"{self.stage}/{self.metric}"
 
 
-class Scheduler(Section):
-    """Which trials are stopped early, by a metric that a stage reports over its steps.
+class Watched(Section):
+    """A metric that a stage reports over its steps; `full` is the path of the parameter that says how many there are."""
 
-    asha: at `grace`, `grace` x `reduction`, ... steps a trial goes on if it is among the best 1 / `reduction` so far (Li et al.
-    2020). median: from `grace` steps on, a trial goes on while its best value is not below the median of the others' means so far
-    (Golovin et al. 2017). `full` is the path of the parameter that says how many steps there are.
-    """
-
-    kind: Literal["asha", "median"]
     stage: str
     metric: str
     mode: Literal["max", "min"]
     full: str
+
+
+class Scheduler(Watched):
+    """Which trials are stopped early.
+
+    asha: at `grace`, `grace` x `reduction`, ... steps a trial goes on if it is among the best 1 / `reduction` so far (Li et al.
+    2020). median: from `grace` steps on, a trial goes on while its best value is not below the median of the others' means so far
+    (Golovin et al. 2017).
+    """
+
+    kind: Literal["asha", "median"]
     grace: Positive
     reduction: Annotated[float, Field(gt=1)] = 3.0
+
+
+class Population(Watched):
+    """Trials that change their rates in mid-training (population.py).
+
+    After every `every` steps each of the worst `share` of the members, one at least, goes on from one of the best `share`, with its
+    rates multiplied by one of `factors`, or, with probability `resample`, drawn anew.
+    """
+
+    kind: Literal["pbt"]
+    every: Positive
+    share: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    resample: Fraction = 0.25
+    factors: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(
+        default_factory=lambda: [0.8, 1.25]
+    )
+
+    changeable: ClassVar = ("learning_rate", "weight_decay")
+    """What training can change in mid-way, below `training`."""
+
+    @property
+    def training(self) -> str:
+        """Path of the training's section."""
+        return self.full.rpartition(".")[0]
+
+    @property
+    def changes(self) -> str:
+        """Path of what becomes of its rates."""
+        return f"{self.training}.changes"
 
 
 class Resources(Section):
@@ -126,8 +160,13 @@ class Space(Section):
     points: list[dict[str, Any]] = Field(default_factory=list)
     objectives: Annotated[list[Objective], Field(min_length=1)]
     searcher: Literal["tpe", "random", "grid"] = "tpe"
-    scheduler: Scheduler | None = None
+    scheduler: Annotated[Scheduler | Population, Field(discriminator="kind")] | None = None
     resources: Resources = Resources()
+
+    @property
+    def population(self) -> Population | None:
+        """The scheduler, where it is one of these."""
+        return self.scheduler if isinstance(self.scheduler, Population) else None
 
     @field_validator("points")
     @classmethod
@@ -144,6 +183,10 @@ class Space(Section):
             if later:
                 raise ValueError(f"{path}: depends on {', '.join(sorted(later))}, which must stand before it")
         return self
+
+    def searched(self, values: Values) -> dict[str, Any]:
+        """`values` without what a population has added to them: the changes in mid-training."""
+        return {path: value for path, value in values.items() if path in self.parameters}
 
     def active(self, path: str, values: Values, document: Mapping[str, Any]) -> bool:
         """Whether a parameter matters, given the values before it and params.yaml as it is."""

@@ -35,7 +35,7 @@ def suggest(
     sweeps, to learn from; what they tried may be suggested again. Random and grid do not look at results, so their suggestions
     are the same however the trials went.
     """
-    taken = {trial.key for trial in known}
+    taken = {key_of(space.searched(trial.values)) for trial in known}
     for point in space.points:
         whole = _whole_point(space, document, point)
         if key_of(whole) not in taken:
@@ -88,8 +88,9 @@ def _told(space: Space, trial: Trial) -> "optuna.trial.FrozenTrial":
     import optuna
 
     states = _states()
-    distributions = {path: _distribution(space.parameters[path]) for path in trial.values}
-    inner = {path: _inner(space.parameters[path], value) for path, value in trial.values.items()}
+    values = space.searched(trial.values)
+    distributions = {path: _distribution(space.parameters[path]) for path in values}
+    inner = {path: _inner(space.parameters[path], value) for path, value in values.items()}
     fitting = {path: value for path, value in inner.items() if value is not None}
     facts: dict[str, Any] = {
         "params": {path: value for path, value in fitting.items() if distributions[path]._contains(value)},

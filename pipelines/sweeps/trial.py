@@ -24,13 +24,11 @@ import yaml
 
 from components.errors import DataError
 from components.files import write_atomically
-from pipelines import graph
 from pipelines.errors import exit_code, speaks_for_itself
-from pipelines.fingerprint import fingerprint
-from pipelines.params import load
 from pipelines.reported import MetricLog
-from pipelines.runner import Outcome, run_stage
+from pipelines.runner import Outcome, run_stage, scratch_for
 from pipelines.scratch import Scratch, folder_name, put_in_place
+from pipelines.sweeps.rounds import KEPT, go_on_from, train_round
 from pipelines.tracking import PARENT_RUN, flatten
 from pipelines.workspace import Workspace
 
@@ -57,7 +55,10 @@ class Order:
     """Path that no stage writes -> where it is."""
     objectives: list[dict[str, Any]]
     watch: dict[str, Any] | None
-    """{"stage", "metric", "full"}: what the scheduler looks at."""
+    """{"stage", "metric", "full", "until"}: what the scheduler looks at, and the step at which a population's round ends."""
+    origin: str | None
+    """What the trial that it goes on from has kept, in a population; and the scratch root of rounds."""
+    members: str
     run: str
     """The trial's run in MLflow."""
 
@@ -92,7 +93,8 @@ def main() -> int:
 def run_trial(order: Order, report: Callable[[int, float], None]) -> dict[str, Any]:
     """Run every stage for every seed. Returns {"objectives": [[value a seed] an objective], "stages", "reports", "seconds"}.
 
-    `report` is told the watched metric of the first seed, without its last step: that one comes with the end, in "reports".
+    `report` is told the watched metric of the first seed, without its last step: that one comes with the end, in "reports". A trial
+    that ends with a round of its population has no objectives.
     """
     begun = time.monotonic()
     reports: list[tuple[int, float]] = []
@@ -105,6 +107,11 @@ def run_trial(order: Order, report: Callable[[int, float], None]) -> dict[str, A
             _write_params(order, workspace, seed if address in order.repeated else None)
             watch = order.watch if order.watch and place == 0 and order.watch["stage"] == address else None
             started = time.monotonic()
+            if watch and watch["until"]:
+                reports = _round(order, watch, workspace, report)
+                return {"objectives": [], "stages": stages, "reports": reports, "seconds": time.monotonic() - begun}
+            if watch and order.origin:
+                go_on_from(Path(order.origin), scratch_for(address, workspace))
             with _watching(watch, address, workspace, report):
                 outcomes[address] = run_stage(address, workspace)
             if watch:
@@ -114,6 +121,18 @@ def run_trial(order: Order, report: Callable[[int, float], None]) -> dict[str, A
         for values, objective in zip(objectives, order.objectives, strict=True):
             values.append(measured(objective, outcomes, workspace))
     return {"objectives": objectives, "stages": stages, "reports": reports, "seconds": time.monotonic() - begun}
+
+
+def _round(
+    order: Order, watch: Mapping[str, Any], workspace: Workspace, report: Callable[[int, float], None]
+) -> list[tuple[int, float]]:
+    """Train the watched stage to the end of its population's round. Returns what it reported until then."""
+    apart = Workspace(workspace.root, Path(order.members))
+    origin, kept = Path(order.origin) if order.origin else None, Path(order.folder) / KEPT
+    with _watching(watch, watch["stage"], apart, report):
+        scratch = train_round(watch["stage"], apart, watch["metric"], watch["until"], origin, kept)
+    reported = _reported(MetricLog(scratch.reported), watch["metric"])
+    return [(step, value) for step, value in reported if step <= watch["until"]]
 
 
 def measured(objective: Mapping[str, Any], outcomes: Mapping[str, Outcome], workspace: Workspace) -> float:
@@ -191,10 +210,8 @@ def _watching(
     if watch is None:
         yield
         return
-    run, params = graph.find(address), load(workspace.path("params.yaml"))
-    inputs = {name: workspace.path(path) for name, path in run.inputs.items()}
-    identity = fingerprint(run, params.only(run.stage.reads), inputs, params.compute.threads)
-    log = MetricLog(scratch_of(address, identity, workspace).reported)
+    log = MetricLog(scratch_for(address, workspace).reported)
+    end = watch["until"] or watch["full"]
     over = threading.Event()
 
     def look() -> None:
@@ -202,7 +219,7 @@ def _watching(
         while True:
             last = over.wait(LOOK_SECONDS)
             for step, value in _reported(log, watch["metric"]):
-                if told < step < watch["full"]:
+                if told < step < end:
                     told = step
                     report(step, value)
             if last:

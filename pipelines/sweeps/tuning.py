@@ -24,7 +24,7 @@ from pipelines.errors import InfrastructureError
 from pipelines.params import Compute
 from pipelines.sweeps.driver import Driver
 from pipelines.sweeps.journal import WAITING, replay
-from pipelines.sweeps.spaces import Resources, Scheduler, value_at
+from pipelines.sweeps.spaces import Population, Resources, Scheduler, value_at
 from pipelines.tracking import tracking_uri
 
 WAITS = {"node:__internal_head__": 0.001}
@@ -166,11 +166,11 @@ def trial_environment(cluster: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **cluster}
 
 
-def scheduler_of(space_scheduler: Scheduler | None, full: int) -> Any:
-    """Tune's scheduler."""
+def scheduler_of(space_scheduler: Scheduler | Population | None, full: int) -> Any:
+    """Tune's scheduler. A population has none: its trials end by themselves with their round."""
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 
-    if space_scheduler is None:
+    if not isinstance(space_scheduler, Scheduler):
         return FIFOScheduler()
     told = {"time_attr": "step", "metric": "value", "mode": space_scheduler.mode}
     if space_scheduler.kind == "median":
@@ -232,7 +232,7 @@ def _tuner(driver: Driver, own: Mapping[str, float], cluster: Mapping[str, str],
         def suggest(self, trial_id: str) -> Any:
             trial = here.driver.next()
             if trial is None:
-                return Searcher.FINISHED
+                return None if here.driver.waits else Searcher.FINISHED
             return {"number": trial.number, "order": here.driver.order(trial).to_json(), "cluster": dict(cluster)}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -267,7 +267,7 @@ def _tuner(driver: Driver, own: Mapping[str, float], cluster: Mapping[str, str],
 
     full = value_at(sweep.document, sweep.space.scheduler.full) if sweep.space.scheduler else 0
     scheduler = scheduler_of(sweep.space.scheduler, full)
-    if sweep.space.scheduler:
+    if isinstance(sweep.space.scheduler, Scheduler):
         refeed(scheduler, sweep.journal.events())
     return tune.Tuner(
         tune.with_resources(trial_function, dict(own)),

@@ -12,7 +12,8 @@ from components.errors import ParameterError
 from pipelines import graph
 from pipelines.params import Parameters, load
 from pipelines.sweeps.plan import ordered
-from pipelines.sweeps.spaces import Distribution, Space, filled, merged, value_at
+from pipelines.sweeps.population import rates
+from pipelines.sweeps.spaces import Distribution, Population, Space, filled, merged, value_at
 
 
 def base_document(space: Space, name: str, params: Parameters) -> dict[str, Any]:
@@ -84,12 +85,34 @@ def _check_scheduler(space: Space, document: Mapping[str, Any]) -> None:
     scheduler = space.scheduler
     assert scheduler
     full = value_at(document, scheduler.full)
-    if not isinstance(full, int) or scheduler.grace >= full:
-        raise ParameterError(f"scheduler: grace {scheduler.grace} must be below {scheduler.full} = {full}")
+    name, first = ("every", scheduler.every) if isinstance(scheduler, Population) else ("grace", scheduler.grace)
+    if not isinstance(full, int) or first >= full:
+        raise ParameterError(f"scheduler: {name} {first} must be below {scheduler.full} = {full}")
     if scheduler.full in space.parameters:
         raise ParameterError(f"scheduler: {scheduler.full} must be the same in every trial: leave it out of parameters")
     if not graph.find(scheduler.stage).stage.curves:
         raise ParameterError(f"scheduler: {scheduler.stage} reports nothing over steps")
+    if isinstance(scheduler, Population):
+        _check_population(space, scheduler, document)
+
+
+def _check_population(space: Space, population: Population, document: Mapping[str, Any]) -> None:
+    """A round must end at a report with a checkpoint, and there must be something that changes."""
+    value_at(document, population.changes)
+    if not rates(space, population):
+        allowed = " and ".join(f"{population.training}.{name}" for name in population.changeable)
+        raise ParameterError(f"scheduler: a population changes {allowed}, and the parameters have neither")
+    for rate in rates(space, population):
+        if space.parameters[f"{population.training}.{rate}"].when:
+            raise ParameterError(f"{population.training}.{rate}: changes in mid-training, and so can have no `when`")
+    training = value_at(document, population.training)
+    for key in ("checkpoint_every", "report_every", "validate_every"):
+        if population.every % (training.get(key) or 1):
+            raise ParameterError(
+                f"scheduler: every {population.every} must be a multiple of {population.training}.{key} = {training[key]}"
+            )
+    if value_at(document, "compute.backend") == "job":
+        raise ParameterError("scheduler: a population's checkpoints are kept here: set compute.backend to local")
 
 
 @contextmanager

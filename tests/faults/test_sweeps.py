@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from pipelines.closure import ROOT
+from pipelines.fingerprint import tree_digests
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -87,8 +88,8 @@ class Sweeps:
         """MLflow runs with these tags of ours."""
         return [r for r in self.place.tracked() if all(r.data.tags.get(f"pipelines.{k}") == v for k, v in tags.items())]
 
-    def require_order(self, trials):
-        """One sweep, one run a trial below it, stages below those, and nothing that still runs."""
+    def require_order(self, trials, attempts=1):
+        """One sweep, one run a trial below it, stages below those with so many runs at most, and nothing that still runs."""
         (sweep,) = self.runs(role="sweep")
         children = self.runs(role="trial")
         assert len(children) == trials
@@ -96,7 +97,7 @@ class Sweeps:
         above = {run.info.run_id for run in [*children, *self.runs(role="shared")]}
         stages = [run for run in self.place.tracked() if "pipelines.stage" in run.data.tags]
         assert {run.data.tags["mlflow.parentRunId"] for run in stages} <= above
-        assert max(Counter(run.data.tags["pipelines.fingerprint"] for run in stages).values()) == 1
+        assert max(Counter(run.data.tags["pipelines.fingerprint"] for run in stages).values()) == attempts
         assert "RUNNING" not in {run.info.status for run in self.place.tracked()}
 
 
@@ -221,3 +222,47 @@ def test_the_mean_over_seeds_is_the_objective_and_upstream_is_shared(sweeps):
     assert found["low"] < found["mean"] < found["high"]
     assert len(sweeps.place.scratch("prepare")) == 1
     assert len(sweeps.place.scratch("probe")) == 3
+
+
+def test_a_populations_winner_is_a_training_that_anybody_can_repeat_and_kills_change_nothing(
+    sweeps, place_at, tmp_path
+):
+    training = {"steps": 40, "batch": 8, "report_every": 2, "checkpoint_every": 4, "weight_decay": 0.05}
+    base = {**SMALL, "probe": {"training": training}}
+    parameters = {**PROBE["parameters"], "probe.training.weight_decay": {"uniform": [0.01, 0.2]}}
+    scheduler = {"kind": "pbt", **LOSS, "full": "probe.training.steps", "every": 16, "share": 0.34}
+    space = {**PROBE, "base": base, "parameters": parameters, "searcher": "random", "scheduler": scheduler}
+    process = sweeps.start(space, 3)
+    for moment in (8, 30):
+        deadline = time.monotonic() + 300
+        while len(sweeps.journal()) < moment:
+            assert process.poll() is None, sweeps.said()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(20)
+        process = sweeps.start(space, 3)
+    assert process.wait(600) == 0, sweeps.said()
+    results = json.loads((sweeps.place.root / "results/sweeps/small.json").read_text())
+    assert results["counts"] == {"finished": 3, "stopped": 6, "failed": 0, "waiting": 0}
+    changed = [trial for trial in results["trials"][6:] if trial["values"]["probe.training.changes"]]
+    assert changed
+    sweeps.require_order(9, attempts=2)  # the rounds, which leave their stage unfinished, and the whole
+
+    calm = Sweeps(place_at(tmp_path / "calm"), tmp_path / "calm-spaces")
+    assert outcome(calm.run(space, 3, "--workers", "2")) == outcome(results)
+
+    # From nothing, in another scratch root, with the values alone: the same weights and the same curve.
+    for trial in changed:
+        elsewhere = place_at(tmp_path / f"again-{trial['number']}")
+        elsewhere.edit(base)
+        for path, value in trial["values"].items():
+            elsewhere.edit({"probe": {"training": {path.rsplit(".", 1)[1]: value}}})
+        for stage in ("prepare", "probe"):
+            assert elsewhere.run(stage).returncode == 0
+        (scratch,) = elsewhere.scratch("probe")
+        (stage,) = [known for known in trial["stages"] if known["stage"] == "probe"]
+        assert stage["fingerprint"].startswith(scratch.name.removeprefix("probe-"))
+        found = sweeps.place.home / scratch.name / "outputs"
+        assert tree_digests(found / "models/probe") == tree_digests(scratch / "outputs/models/probe")
+        assert (found / "curves/probe/all.csv").read_text() == (scratch / "outputs/curves/probe/all.csv").read_text()

@@ -79,6 +79,20 @@ def test_asked_to_leave_training_saves_its_step_goes_and_ends_with_the_same_weig
     assert curve(scratch) == calm[1]
 
 
+def test_training_leaves_one_step_after_the_report_that_it_is_to_go_to(scratch, calm):
+    scratch.until.write_text('{"metric": "train/loss", "step": 4}')
+    other = context_of(scratch).phase("other")
+    other.report({"validation/loss": 1.0}, 8)
+    assert not other.asked_to_leave()
+    with pytest.raises(LeftOnRequest, match="left after step 5"):
+        train(context_of(scratch))
+    assert scratch.checkpoint_at("train/loss", 4) == scratch.checkpoints / "main" / "step-00000004"
+    assert scratch.checkpoint_at("train/loss", 2) is None
+    assert scratch.checkpoint_at("validation/loss", 4) is None
+    scratch.begin()
+    assert torch.equal(train(context_of(scratch)), calm[0])
+
+
 def test_asked_to_leave_in_the_last_step_training_is_done(scratch, calm):
     weight = train(context_of(scratch), lambda step: step == 8 and scratch.leave.touch())
     assert torch.equal(weight, calm[0])

@@ -281,7 +281,11 @@ def test_a_stage_as_a_job_gives_the_outputs_metrics_and_run_of_one_here(with_peo
         key: value for key, value in run.data.metrics.items() if not key.startswith(("cost/", "system/", "throughput/"))
     }
     assert metrics.items() <= expected.data.metrics.items()
-    assert list(own_jobs(cluster, place).values()) == ["SUCCEEDED"]
+    assert own_jobs(cluster, place) == {run.data.tags["ray.submission"]: "SUCCEEDED"}
+    assert {"host.cpu", "host.cores", "host.memory_gb"} <= set(run.data.tags)
+    cost = {name: value for name, value in run.data.metrics.items() if name.startswith("cost/")}
+    assert set(cost) >= {"cost/seconds", "cost/cpu_seconds", "cost/peak_memory_mb", "cost/worker_seconds"}
+    assert min(cost["cost/cpu_seconds"], cost["cost/peak_memory_mb"]) > 1  # the job's, not those of who waited for it
     assert not list(storage.glob("runs/*/checkpoints"))  # nothing that only an unfinished job needs
 
     # Another checkout finds the result in the storage: no job, not even a cluster.

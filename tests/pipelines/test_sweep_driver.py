@@ -354,5 +354,5 @@ def test_an_order_says_all_that_a_trial_needs(tmp_path):
     assert order["document"]["probe"]["training"]["learning_rate"] == trial.values[RATE]
     assert order["document"]["compute"] == sweep.document["compute"]
     assert (order["upstream"], order["repeated"], order["linked"]) == ([], ["probe"], ["data/people"])
-    assert order["watch"] == {"stage": "probe", "metric": "probe/loss", "full": STEPS}
+    assert order["watch"] == {"stage": "probe", "metric": "probe/loss", "full": STEPS, "until": None}
     assert order["given"] == {"data/raw": str(tmp_path / "data/raw")}

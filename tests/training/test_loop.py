@@ -14,7 +14,7 @@ from components.training.averaging import WeightAverage
 from components.training.context import LocalContext
 from components.training.loop import LoopConfig, NonFiniteLossError, fit
 from components.training.randomness import generator, stream_seed
-from components.training.schedules import learning_rate_factor
+from components.training.schedules import Change, learning_rate_factor
 
 
 class Regression(nn.Module):
@@ -336,3 +336,64 @@ def test_a_strategy_that_does_not_exist_is_refused():
     context.strategy = "zero"
     with pytest.raises(ParameterError, match="strategy = 'zero': allowed are ddp, fsdp"):
         fit(Regression(), global_batch, LoopConfig(steps=1, learning_rate=0.1), context)
+
+
+CHANGES = (
+    Change(5, learning_rate=0.002),
+    Change(12, weight_decay=0.3),
+    Change(17, learning_rate=0.03, weight_decay=0.1),
+)
+CHANGED = replace(CONFIG, ema_decay=0.0, changes=CHANGES)
+
+
+def test_changed_rates_are_those_of_a_plain_loop_that_sets_them_step_by_step():
+    task = Regression()
+    fit(task, global_batch, CHANGED, LocalContext())
+
+    plain = Regression()
+    matrices = [p for p in plain.parameters() if p.ndim >= 2]
+    vectors = [p for p in plain.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW([{"params": matrices}, {"params": vectors}], betas=CHANGED.betas, eps=CHANGED.eps)
+    rates = [0.01] * 5 + [0.002] * 12 + [0.03] * 6
+    decays = [0.1] * 12 + [0.3] * 5 + [0.1] * 6
+    for step, (rate, decay) in enumerate(zip(rates, decays, strict=True)):
+        warm, falling = (step + 1) / 4, 0.5 * (1 + math.cos(math.pi * (step - 3) / 20))
+        for group, own in zip(optimizer.param_groups, (decay, 0.0), strict=True):
+            group["lr"], group["weight_decay"] = rate * (warm if step < 3 else falling), own
+        optimizer.zero_grad()
+        with torch.random.fork_rng():
+            torch.manual_seed(stream_seed(0, "train", "global", step, 0))
+            plain(global_batch(step), step)["loss"].backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), CHANGED.clip_norm)
+        optimizer.step()
+    for name, expected in plain.state_dict().items():
+        torch.testing.assert_close(task.state_dict()[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_checkpoint_gone_on_from_with_a_later_change_is_a_training_with_that_change_from_the_start(tmp_path):
+    begun = replace(CHANGED, changes=CHANGES[:1])
+    with pytest.raises(Killed):
+        train(DyingContext(tmp_path, "save", 2, False), begun)  # the checkpoint after step 10 is its last
+    context = LocalContext(folder=tmp_path)
+    assert context.load()[0] == 10
+    found = train(context, CHANGED)
+    expected = train(LocalContext(), CHANGED)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert any(not torch.equal(found[name], value) for name, value in train(LocalContext(), begun).items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ([Change(0, learning_rate=0.1)], r"changes\[0\].step = 0: must be above 0 and below steps = 23"),
+        ([Change(23, learning_rate=0.1)], r"changes\[0\].step = 23"),
+        ([Change(4), Change(4)], r"changes\[1\].step = 4: must be above 4"),
+        ([Change(4, learning_rate=0.0)], r"changes\[0\].learning_rate = 0.0: must be above 0"),
+        ([Change(4, weight_decay=-1.0)], r"changes\[0\].weight_decay = -1.0"),
+    ],
+)
+def test_changes_that_cannot_be_are_refused(changes, error):
+    with pytest.raises(ParameterError, match=error):
+        replace(CONFIG, changes=changes)
+    with pytest.raises(ParameterError, match="changes only what begins above 0"):
+        replace(CONFIG, weight_decay=0.0, changes=[Change(4, weight_decay=0.1)])
