@@ -72,8 +72,9 @@ class Cluster:
     """The cluster whose dashboard is at `address`."""
 
     def __init__(self, address: str) -> None:
+        if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         settle_environment()
-        os.environ.setdefault("RAY_AUTH_MODE", "token" if os.environ.get("RAY_AUTH_TOKEN") else "disabled")
         self.address = address
         from ray.job_submission import JobSubmissionClient
 

@@ -62,9 +62,14 @@ class Checkout:
     def progress(self, stage: str) -> int:
         """Steps in checkpoints, summed over phases."""
         newest: dict[Path, int] = {}
-        for path in self.home.glob(f"{stage.replace('@', '-')}-*/checkpoints/*/step-*"):
+        for path in self.checkpoints(stage):
             newest[path.parent] = max(newest.get(path.parent, 0), int(path.name.removeprefix("step-")))
         return sum(newest.values())
+
+    def checkpoints(self, stage: str) -> dict[Path, int]:
+        """Folder -> when it was written, in nanoseconds."""
+        found = self.home.glob(f"{stage.replace('@', '-')}-*/checkpoints/**/step-*")
+        return {path: path.stat().st_mtime_ns for path in found}
 
     def hashes(self, stage: str) -> dict[str, str]:
         lock = yaml.safe_load((self.root / "dvc.lock").read_text())

@@ -51,9 +51,13 @@ def survives(before: Checkout, stage: str, fraction: float, expected: dict[str, 
     checkout = Checkout(folder)
     survived = kill_at(checkout, stage, fraction)
     assert 0 < survived < STEPS[stage]
+    kept = checkout.checkpoints(stage)
     text = checkout.repro("--single-item", "--force", stage)
-    went_on = [int(step) for step in re.findall(r"going on from step (\d+)", text)]
-    assert sum(went_on) == survived, text
+    if stage.startswith("taca_generate"):  # each batch of pictures is kept on its own, and not drawn again
+        assert kept.items() <= checkout.checkpoints(stage).items()
+    else:
+        went_on = [int(step) for step in re.findall(r"going on from step (\d+)", text)]
+        assert sum(went_on) == survived, text
     assert checkout.hashes(stage) == expected
     assert [run.info.status for run in checkout.runs(stage)] == ["FINISHED"]
 

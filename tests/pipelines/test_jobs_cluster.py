@@ -16,10 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray_clusters import LONG_BASE, RayCluster, as_job, end, finish, free_port, losses, running, steps_in
 
 from pipelines import presets
 from pipelines.fingerprint import digest, tree_digests
-from pipelines.reported import MetricLog
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -29,119 +29,6 @@ TINY_PEOPLE = {
     "compute": {"threads": 1, "device": "cpu"},
 }
 LONG = {"probe": {"training": {"steps": STEPS, "batch": 16, "report_every": 10, "checkpoint_every": 5}}}
-# Without dropout, which each worker draws for itself; checkpoints at reports, as several workers keep no sums in between.
-LONG_BASE = {
-    "base_model": {
-        "autoencoder": {"steps": 100, "batch": 8, "report_every": 10, "checkpoint_every": 10},
-        "training": {"steps": 4, "batch": 8, "report_every": 2, "checkpoint_every": 2},
-    }
-}
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
-class RayCluster:
-    """A head and another node, one CPU each, whose dashboard stays at one address when the head is started again."""
-
-    def __init__(self, folder: Path, **environment: str) -> None:
-        self.folder = folder
-        self.port, self.dashboard = free_port(), free_port()
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PIPELINES_", "MLFLOW_"))}
-        self.environment = {
-            **kept,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_health_check_period_ms": "1000",  # a killed node is seen after 5 s in place of 15
-            "RAY_worker_niceness": "0",  # 15 by default: on two busy cores Ray's own processes come first
-            **environment,
-        }
-        self.nodes: list[psutil.Process] = []
-        self.starts = 0
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.dashboard}"
-
-    def start(self) -> None:
-        head = ["--head", f"--port={self.port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
-        self._node(1, *head, "--node-ip-address=127.0.0.1", f"--ray-client-server-port={free_port()}")
-        self.add_node()
-
-    def add_node(self) -> None:
-        self._node(2, f"--address=127.0.0.1:{self.port}", "--node-ip-address=127.0.0.1")
-
-    def _node(self, count: int, *arguments: str) -> None:
-        """Start a node, and wait until there are `count`. Ray gives a node 30 s to start, which is short on a busy machine."""
-        for _ in range(4):
-            self.starts += 1
-            log = self.folder / f"{self.starts}.log"
-            command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", *arguments]
-            command += [f"--temp-dir={self.folder / str(self.starts)}", "--disable-usage-stats"]
-            command += [f"--dashboard-agent-listen-port={free_port()}"]
-            with open(log, "w") as output:
-                process = subprocess.Popen(
-                    command,
-                    env=self.environment,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    cwd=self.folder,
-                    start_new_session=True,
-                )
-            node = psutil.Process(process.pid)
-            self.nodes.append(node)
-            while process.poll() is None:
-                if self._living() >= count:
-                    return
-                time.sleep(0.5)
-            self.nodes.remove(node)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError(log.read_text()[-2000:])
-
-    def _living(self) -> int:
-        from pipelines.errors import InfrastructureError
-        from pipelines.jobs.cluster import Cluster
-
-        try:
-            return len(Cluster(self.address).nodes())
-        except InfrastructureError:
-            return 0
-
-    def kill(self, nodes: list[psutil.Process]) -> None:
-        for node in nodes:
-            family = [*node.children(recursive=True), node]
-            for one in family:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.kill()
-            psutil.wait_procs(family, 10)
-            self.nodes.remove(node)
-
-    def printed_by_workers(self) -> str:
-        """What the nodes that run now keep of it in Ray's logs."""
-        return "".join(log.read_text() for log in self.folder.glob("*/session_latest/logs/worker-*.out"))
-
-    def jobs(self) -> dict[str, str]:
-        """Submission id -> status, of this project's stages."""
-        from pipelines.jobs.cluster import Cluster
-
-        return {
-            job.submission_id: job.status.value for job in Cluster(self.address).client.list_jobs() if job.submission_id
-        }
-
-
-def running(folder: Path, **environment: str) -> Iterator[RayCluster]:
-    cluster = RayCluster(folder, **environment)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.kill(list(cluster.nodes))
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -185,19 +72,6 @@ def cluster(short_folder, bucket) -> Iterator[RayCluster]:
     yield from running(short_folder / "r", **bucket)
 
 
-def as_job(place, cluster, storage, **more):
-    """Let the place's heavy stages be jobs on `cluster`."""
-    place.extra = {
-        **place.extra,
-        "PIPELINES_COMPUTE__BACKEND": "job",
-        "PIPELINES_COMPUTE__ADDRESS": cluster.address,
-        "PIPELINES_COMPUTE__STORAGE": str(storage),
-        "RAY_AUTH_MODE": "disabled",
-        **more,
-    }
-    return place
-
-
 @pytest.fixture(scope="module")
 def undisturbed(drawn_people, place_at, tmp_path_factory):
     """Outputs and losses of the long probe, trained here in one go."""
@@ -214,28 +88,6 @@ def storage(tmp_path) -> Path:
     folder = tmp_path / "storage"
     folder.mkdir()
     return folder
-
-
-def steps_in(storage: Path) -> int:
-    """The newest checkpoint of the one job that runs."""
-    return max(
-        (int(path.name.removeprefix("step-")) for path in storage.glob("runs/*/checkpoints/*/step-*")), default=0
-    )
-
-
-def end(process: subprocess.Popen[str], timeout: float = 240) -> tuple[str, str]:
-    try:
-        return process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-            one.kill()
-        raise
-
-
-def finish(place, stage: str = "probe", **environment: str) -> subprocess.CompletedProcess[str]:
-    process = place.start(stage, **environment)
-    out, errors = end(process)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 
 def went_on_from(text: str) -> int:
@@ -394,9 +246,7 @@ def test_a_job_keeps_its_checkpoints_in_a_bucket_and_its_secrets_out_of_sight(
     place.edit(LONG)
     process = place.start("probe")
     served = cluster.folder.parent / "s3"
-    waiting(
-        lambda: len(list(served.glob("team/*/runs/*/checkpoints/*/step-*/manifest.json"))) >= 2, process, timeout=120
-    )
+    waiting(lambda: checkpoints_in(served) >= 2, process, timeout=120)
     (submission,) = own_jobs(cluster, place)
     Cluster(cluster.address).stop(submission)
     end(process)
@@ -413,26 +263,47 @@ def test_a_job_keeps_its_checkpoints_in_a_bucket_and_its_secrets_out_of_sight(
     assert not list(served.glob("team/*/runs/*/checkpoints/*/*/state.pt"))
 
 
-def losses(place, stage: str) -> dict[tuple[str, int], float]:
-    (scratch,) = place.scratch(stage)
-    lines = MetricLog(scratch / "metrics.jsonl").read()
-    return {(key, line["step"]): value for line in lines for key, value in line["metrics"].items() if "/loss" in key}
+def checkpoints_in(bucket_folder: Path) -> int:
+    """Whole checkpoints of the one job that runs."""
+    return len(list(bucket_folder.glob("team/*/runs/*/checkpoints/*/step-*/manifest.json")))
 
 
-def test_training_goes_on_with_fewer_workers_when_a_node_is_lost(
-    with_people, cluster, storage, waiting, place_at, tmp_path
-):
+@pytest.fixture(scope="module")
+def base_alone(drawn_people, place_at, tmp_path_factory):
+    """The generator's base, trained here by one process."""
+    place = place_at(tmp_path_factory.mktemp("alone") / "workspace")
+    shutil.copytree(drawn_people.root / "data" / "people", place.root / "data" / "people")
+    place.edit(LONG_BASE)
+    finished = finish(place, "base_model")
+    assert finished.returncode == 0, finished.stderr
+    return place
+
+
+def test_two_workers_of_a_job_on_two_nodes_go_on_from_a_bucket(with_people, cluster, bucket, waiting, base_alone):
+    from pipelines.jobs.cluster import Cluster
+
+    place = as_job(with_people, cluster, f"s3://team/{with_people.root.parent.name}", **bucket)
+    place.extra["PIPELINES_COMPUTE__WORKERS"] = "2"
+    place.edit(LONG_BASE)
+    process = place.start("base_model")
+    waiting(lambda: checkpoints_in(cluster.folder.parent / "s3") >= 2, process, timeout=300)
+    (submission,) = own_jobs(cluster, place)
+    Cluster(cluster.address).stop(submission)
+    end(process)
+    assert process.returncode == 130
+    finished = finish(place, "base_model")
+    assert finished.returncode == 0, finished.stderr
+    assert re.search(r"vae: going on from step \d+", cluster.printed_by_workers())
+    assert losses(place, "base_model") == pytest.approx(losses(base_alone, "base_model"), rel=2e-3, abs=2e-4)
+
+
+def test_training_goes_on_with_fewer_workers_when_a_node_is_lost(with_people, cluster, storage, waiting, base_alone):
     place = as_job(with_people, cluster, storage, PIPELINES_COMPUTE__WORKERS="2", PIPELINES_COMPUTE__MIN_WORKERS="1")
     place.edit(LONG_BASE)
     process = place.start("base_model")
     try:
         waiting(lambda: steps_in(storage) >= 10, process, timeout=300)
         cluster.kill(cluster.nodes[1:])
-        alone = place_at(tmp_path / "alone")  # while Ray finds out that the node is gone
-        shutil.copytree(place.root / "data" / "people", alone.root / "data" / "people")
-        alone.edit(LONG_BASE)
-        undisturbed = finish(alone, "base_model")
-        assert undisturbed.returncode == 0, undisturbed.stderr
     finally:
         out, errors = end(process)
         if len(cluster.nodes) < 2:
@@ -441,7 +312,7 @@ def test_training_goes_on_with_fewer_workers_when_a_node_is_lost(
     assert "training with 2 worker(s) broke off" in out
     assert "starting again with 1 worker(s)" in out
     assert re.search(r"vae: going on from step \d+ with 1 worker\(s\) in place of 2", cluster.printed_by_workers())
-    assert losses(place, "base_model") == pytest.approx(losses(alone, "base_model"), rel=2e-3, abs=2e-4)
+    assert losses(place, "base_model") == pytest.approx(losses(base_alone, "base_model"), rel=2e-3, abs=2e-4)
     assert list(own_jobs(cluster, place).values()) == ["SUCCEEDED"]
 
 
