@@ -155,14 +155,14 @@ def test_the_worst_quarter_goes_on_from_the_best_quarter_and_the_others_go_on_as
 
 def test_most_changes_multiply_by_a_factor(undisturbed, tmp_path):
     factors = []
-    for seed in range(30):
+    for seed in range(15):
         sweep = sweep_in(tmp_path / str(seed))
         sweep.document["seed"] = seed
         play(sweep)
         for trial in list(sweep.journal.trials().values())[SIZE : 2 * SIZE]:
             factors += [change["learning_rate"] / trial.values[RATE] for change in trial.values[CHANGES]]
     moved = sum(factor == pytest.approx(0.8, rel=1e-4) or factor == pytest.approx(1.25, rel=1e-4) for factor in factors)
-    assert len(factors) == 60
+    assert len(factors) == 30
     assert 0.55 < moved / len(factors) < 0.95  # 1 - resample, but for what the bounds cut off
 
 
@@ -173,8 +173,8 @@ def test_what_a_population_finds_is_better_than_its_best_member_without_changes(
     assert best.means()[0] < min(loss(trial.values, STEPS) for trial in trials[:SIZE])
 
 
-def test_killed_after_any_line_of_its_journal_a_population_ends_as_if_it_had_not_been(undisturbed, tmp_path):
-    for killed_after in range(1, len(undisturbed.journal.events())):
+def test_killed_after_a_line_of_its_journal_a_population_ends_as_if_it_had_not_been(undisturbed, tmp_path):
+    for killed_after in range(1, len(undisturbed.journal.events()), 7):  # of every kind, in every round
         sweep = sweep_in(tmp_path / str(killed_after))
         with pytest.raises(Killed):
             play(sweep, killed_after)
