@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
     from components.training.loop import LoopConfig
+    from components.training.schedules import Change
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -52,21 +53,22 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _changes_fit(self) -> Self:
-        steps = [change.step for change in self.changes]
-        if steps != sorted(set(steps)) or (steps and steps[-1] >= self.steps):
-            raise ValueError(f"changes: their steps must rise and lie below steps = {self.steps}, not be {steps}")
-        if not self.weight_decay and any(change.weight_decay for change in self.changes):
-            raise ValueError("changes: weight_decay changes only what begins above 0")
+        from components.training.schedules import require_changes
+
+        require_changes(self._rate_changes(), self.steps, self.weight_decay)
         return self
+
+    def _rate_changes(self) -> "list[Change]":
+        from components.training.schedules import Change
+
+        return [Change(**change.model_dump()) for change in self.changes]
 
     def loop(self) -> "LoopConfig":
         """As the training loop takes it."""
         from components.training.loop import LoopConfig
-        from components.training.schedules import Change
 
         own = self.model_dump(exclude={"batch", "beta2", "epsilon", "validate_every", "changes"})
-        changes = [Change(**change.model_dump()) for change in self.changes]
-        return LoopConfig(betas=(0.9, self.beta2), eps=self.epsilon, changes=changes, **own)
+        return LoopConfig(betas=(0.9, self.beta2), eps=self.epsilon, changes=self._rate_changes(), **own)
 
 
 class ValidatedTraining(Training):
