@@ -77,6 +77,16 @@ class Sweeps:
         assert process.wait(800) == code, self.said()
         return json.loads((self.place.root / "results/sweeps/small.json").read_text())
 
+    def kill_at(self, process, lines):
+        """Kill the driver as soon as its journal has so many lines."""
+        deadline = time.monotonic() + 300
+        while len(self.journal()) < lines:
+            assert process.poll() is None, self.said()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(20)
+
     def said(self):
         return (self.folder / "output").read_text()
 
@@ -170,13 +180,7 @@ def test_a_sweep_whose_driver_is_killed_three_times_ends_like_an_undisturbed_one
     moments = sorted(random.Random(6).sample(range(1, lines - 1), 3))
     for moment in moments:
         process = sweeps.start(space, 5)
-        deadline = time.monotonic() + 300
-        while len(sweeps.journal()) < moment:
-            assert process.poll() is None, sweeps.said()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(20)
+        sweeps.kill_at(process, moment)
     results = sweeps.run(space, 5)
     assert outcome(results) == outcome(expected), f"killed after lines {moments} of {lines}"
     assert results["trials"][results["best"]]["key"] == expected["trials"][expected["best"]]["key"]
@@ -234,13 +238,7 @@ def test_a_populations_winner_is_a_training_that_anybody_can_repeat_and_kills_ch
     space = {**PROBE, "base": base, "parameters": parameters, "searcher": "random", "scheduler": scheduler}
     process = sweeps.start(space, 3)
     for moment in (8, 30):
-        deadline = time.monotonic() + 300
-        while len(sweeps.journal()) < moment:
-            assert process.poll() is None, sweeps.said()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(20)
+        sweeps.kill_at(process, moment)
         process = sweeps.start(space, 3)
     assert process.wait(600) == 0, sweeps.said()
     results = json.loads((sweeps.place.root / "results/sweeps/small.json").read_text())

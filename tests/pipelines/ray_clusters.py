@@ -54,9 +54,12 @@ class RayCluster:
         return f"http://127.0.0.1:{self.dashboard}"
 
     def start(self) -> None:
+        self.start_head()
+        self.add_node()
+
+    def start_head(self) -> None:
         head = ["--head", f"--port={self.port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
         self._node(1, *head, "--node-ip-address=127.0.0.1", f"--ray-client-server-port={free_port()}")
-        self.add_node()
 
     def add_node(self) -> None:
         self._node(2, f"--address=127.0.0.1:{self.port}", "--node-ip-address=127.0.0.1")

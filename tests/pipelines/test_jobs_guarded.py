@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from ray_clusters import RayCluster, as_job, free_port, running
+from ray_clusters import RayCluster, as_job, running
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -17,8 +17,7 @@ class GuardedCluster(RayCluster):
     """One node, which asks for a token."""
 
     def start(self) -> None:
-        head = ["--head", f"--port={self.port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
-        self._node(1, *head, "--node-ip-address=127.0.0.1", f"--ray-client-server-port={free_port()}")
+        self.start_head()
 
     def _living(self) -> int:
         """Nodes that run, asked by hand: Ray's client keeps the token that a process has first read."""

@@ -1,13 +1,13 @@
 """What a sweep's driver decides and remembers, killed after every single thing that it writes."""
 
 import io
-import itertools
 import json
 from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from dying_drivers import Killed, Runs, dying
 from rich.console import Console
 from scipy import stats
 
@@ -42,22 +42,6 @@ SPACE = {
         "reduction": 2,
     },
 }
-
-
-class Killed(BaseException):
-    """The process is gone."""
-
-
-class Runs:
-    """Runs in MLflow, forgotten."""
-
-    parent = "parent"
-
-    def trial(self, trial):
-        return f"run-{trial.number}"
-
-    def end(self, run, trial):
-        pass
 
 
 class Clock:
@@ -114,21 +98,8 @@ def loss(values, step):
 
 def play(driver, killed_after=None):
     """What Ray Tune does with one trial at a time, with its own scheduler; dies after the given number of journal lines."""
-    sweep = driver.sweep
-    with sweep.journal.lock():
-        written = itertools.count(1)
-        write = sweep.journal.write
-
-        def dying(*event, **facts):
-            write(*event, **facts)
-            if next(written) == killed_after:
-                raise Killed
-
-        sweep.journal.write = dying
-        try:
-            _play(driver)
-        finally:
-            sweep.journal.write = write
+    with dying(driver.sweep.journal, killed_after):
+        _play(driver)
 
 
 def _play(driver):

@@ -1,11 +1,11 @@
 """A population's rounds: who stays, who goes on from whom, and with what; killed after every thing that its driver writes."""
 
 import io
-import itertools
 import json
 
 import pytest
 import yaml
+from dying_drivers import Killed, Runs, dying
 from rich.console import Console
 
 from components.errors import ParameterError
@@ -48,22 +48,6 @@ SPACE = {
 }
 
 
-class Killed(BaseException):
-    """The process is gone."""
-
-
-class Runs:
-    """Runs in MLflow, forgotten."""
-
-    parent = "parent"
-
-    def trial(self, trial):
-        return f"run-{trial.number}"
-
-    def end(self, run, trial):
-        pass
-
-
 def sweep_in(folder):
     space = Space.model_validate(SPACE)
     document = base_document(space, "test", params.load(ROOT / "params.yaml"))
@@ -101,21 +85,11 @@ def end(driver, trial):
 
 def play(sweep, killed_after=None):
     """One trial at a time, to the end or until so many lines of the journal are written."""
-    with sweep.journal.lock():
-        driver, written, write = driver_of(sweep), itertools.count(1), sweep.journal.write
-
-        def dying(*event, **facts):
-            write(*event, **facts)
-            if next(written) == killed_after:
-                raise Killed
-
-        sweep.journal.write = dying
-        try:
-            while (trial := driver.next()) is not None:
-                end(driver, trial)
-            assert not driver.waits
-        finally:
-            sweep.journal.write = write
+    with dying(sweep.journal, killed_after):
+        driver = driver_of(sweep)
+        while (trial := driver.next()) is not None:
+            end(driver, trial)
+        assert not driver.waits
 
 
 def outcome(sweep):
