@@ -54,8 +54,9 @@ def run(
     task = TextToImageTask(pipe, caption_dropout=settings.caption_dropout, shift=config.shift, **ranks)
     fit(task, pairs, settings.training.loop(), context.phase("flow"), prefix="flow")
 
-    pipe.save_pretrained(outputs["base_weights"], safe_serialization=True)
-    write_reference(outputs["base_weights"], outputs["base"])
+    if context.rank == 0:  # transformers writes nothing on another rank, and half a pipeline is none
+        pipe.save_pretrained(outputs["base_weights"], safe_serialization=True)
+        write_reference(outputs["base_weights"], outputs["base"])
     parameters = sum(parameter.numel() for parameter in pipe.transformer.parameters())
     return {"vae_psnr": quality, "transformer_parameters": parameters}
 
