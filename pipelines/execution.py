@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -31,6 +31,7 @@ from pipelines.cluster import (
 from pipelines.context import StageContext
 from pipelines.errors import InfrastructureError, speaks_for_itself
 from pipelines.graph import StageRun
+from pipelines.jobs.storage import Storage
 from pipelines.params import Compute, Parameters
 from pipelines.scratch import Scratch
 
@@ -182,6 +183,8 @@ def _fit(work: Work, compute: Compute, workers: int, storage: Path | str) -> Met
             return LEFT
 
     local, on_gpu = workers == 0, wants_gpu(compute)
+    shared = Storage(str(storage), patience=5.0)
+    files, path = (None, tempfile.gettempdir()) if local else shared.arrow("ray")
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     trainer = TorchTrainer(
         loop,
@@ -192,7 +195,8 @@ def _fit(work: Work, compute: Compute, workers: int, storage: Path | str) -> Met
         ),
         run_config=RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=tempfile.gettempdir() if local else f"{storage}/ray",
+            storage_path=path,
+            storage_filesystem=files,
             # Ray starts nothing again by itself: it would with as many workers as before, on whatever nodes are left.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),
@@ -200,7 +204,9 @@ def _fit(work: Work, compute: Compute, workers: int, storage: Path | str) -> Met
     try:
         returned = cast(Metrics, trainer.fit().return_value)
     finally:
-        shutil.rmtree(f"{storage}/ray", ignore_errors=True)
+        if not local:
+            with suppress(InfrastructureError):  # litter, no reason to fail
+                shared.delete("ray")
     if returned == LEFT:
         raise KeyboardInterrupt
     return returned

@@ -58,6 +58,16 @@ class Storage:
     def path(self, name: str) -> str:
         return f"{self.url}/{name}"
 
+    def arrow(self, name: str) -> tuple[Any, str]:
+        """A pyarrow file system and the path of `name` in it, for libraries that take one: they write through the client used here.
+
+        pyarrow's own client of buckets needs other settings for servers that are not Amazon's, and makes empty objects for folders,
+        which some of them refuse.
+        """
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        return PyFileSystem(FSSpecHandler(self._files)), self._files._strip_protocol(self.path(name))
+
     def read(self, name: str) -> str | None:
         """A file's text; None when there is none."""
         try:
