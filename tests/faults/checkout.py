@@ -1,6 +1,8 @@
 """A copy of this checkout in which DVC runs, with a scratch root and tracking of its own."""
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +31,11 @@ class Checkout:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.home = root / ".runs"
+
+    def copy(self, folder: Path) -> "Checkout":
+        """The same files and outputs, and nothing of scratch folders or runs."""
+        shutil.copytree(self.root, folder, symlinks=True, ignore=shutil.ignore_patterns(".runs", "mlflow.db*"))
+        return Checkout(folder)
 
     def start(self, *arguments: str, output: str = ".output", command: str = "dvc") -> subprocess.Popen[str]:
         """`dvc repro`, or `python -m pipelines repro`; what it prints goes into the file `output`."""
@@ -68,8 +75,13 @@ class Checkout:
 
     def checkpoints(self, stage: str) -> dict[Path, int]:
         """Folder -> when it was written, in nanoseconds."""
-        found = self.home.glob(f"{stage.replace('@', '-')}-*/checkpoints/**/step-*")
-        return {path: path.stat().st_mtime_ns for path in found}
+        found = {}
+        for folder in self.home.glob(f"{stage.replace('@', '-')}-*/checkpoints"):
+            for parent, names, _ in os.walk(folder):  # unlike glob, it minds nothing that goes meanwhile
+                for path in (Path(parent, name) for name in names if name.startswith("step-")):
+                    with contextlib.suppress(FileNotFoundError):
+                        found[path] = path.stat().st_mtime_ns
+        return found
 
     def hashes(self, stage: str) -> dict[str, str]:
         lock = yaml.safe_load((self.root / "dvc.lock").read_text())

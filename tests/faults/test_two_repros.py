@@ -2,32 +2,25 @@
 
 import json
 import os
-import shutil
 import signal
 import time
 
 import psutil
 import pytest
-from checkout import Checkout
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
-def copy_of(prepared, folder):
-    shutil.copytree(prepared.root, folder, symlinks=True, ignore=shutil.ignore_patterns(".runs", "mlflow.db*"))
-    return Checkout(folder)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(prepared, tmp_path_factory):
-    checkout = copy_of(prepared, tmp_path_factory.mktemp("calm") / "checkout")
+    checkout = prepared.copy(tmp_path_factory.mktemp("calm") / "checkout")
     checkout.repro("--single-item", "probe")
     return checkout.hashes("probe")
 
 
 @pytest.fixture
 def checkout(prepared, tmp_path):
-    return copy_of(prepared, tmp_path / "checkout")
+    return prepared.copy(tmp_path / "checkout")
 
 
 @pytest.fixture
