@@ -124,6 +124,22 @@ def settle_nodes() -> None:
         time.sleep(0.5)
 
 
+def free_places() -> None:
+    """Remove this program's placement groups, and with them what still works there.
+
+    A group's controller does so when the group breaks off, but not when it was ended too, by Ray's memory monitor, say, which ends
+    several processes of a node at once. The places would be held until this program ends, and no other group could start.
+    """
+    import ray
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    own = ray.get_runtime_context().get_job_id()  # which is the end of each id that belongs to it
+    for identity, group in placement_group_table().items():
+        if group["state"] != "REMOVED" and identity.endswith(own):
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
+
+
 def _answers(node: Mapping[str, Any]) -> bool:
     try:
         socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=2).close()

@@ -21,6 +21,7 @@ import torch
 from components.training.loop import LeftOnRequest
 from pipelines.cluster import (
     device_of,
+    free_places,
     group_size,
     is_joined,
     settle_environment,
@@ -143,7 +144,6 @@ def under_ray_train(work: Work, compute: Compute, storage: Path | str) -> Metric
     """
     settle_environment()
     import ray
-    from ray.train import ControllerError
 
     started = compute.workers > 0 and not ray.is_initialized()
     if started:
@@ -156,11 +156,11 @@ def under_ray_train(work: Work, compute: Compute, storage: Path | str) -> Metric
             try:
                 return _fit(work, compute, workers, storage)
             except Exception as error:  # the stage's own error is raised in place of Ray's wrapping
-                cause = _cause(error)
-                mistake = speaks_for_itself(cause) and not isinstance(error, ControllerError)
-                if not workers or failures == compute.max_failures or mistake:
+                cause, may_go_better = _cause(error)
+                if not workers or failures == compute.max_failures or not may_go_better:
                     raise cause from error
                 print(f"training with {workers} worker(s) broke off: {_line(cause)}", flush=True)
+                free_places()
                 settle_nodes()
     finally:
         if started:
@@ -212,17 +212,29 @@ def _fit(work: Work, compute: Compute, workers: int, storage: Path | str) -> Met
     return returned
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The stage's own error behind what Ray wraps around it; InfrastructureError when the workers could not even start."""
+def _cause(error: BaseException) -> tuple[BaseException, bool]:
+    """What to say of a group that broke off, and whether another may do better.
+
+    That is InfrastructureError where processes were lost or could not start, and otherwise the stage's own error; a user's mistake
+    is one again in another group.
+    """
+    from ray.exceptions import OutOfMemoryError, RayActorError
     from ray.train import ControllerError, WorkerGroupError
 
     if isinstance(error, ControllerError):
-        return InfrastructureError(f"the workers could not start: {_line(error.controller_failure)}")
-    if isinstance(error, WorkerGroupError):
-        failures = list(error.worker_failures.values())
-        return failures[0] if failures else error
-    return error
+        return InfrastructureError(f"the workers could not start: {_line(error.controller_failure)}"), True
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        error = max(error.worker_failures.values(), key=speaks_for_itself)
+        error = getattr(
+            error, "health_check_failure", error
+        )  # what ended a worker; the class that has it is not public
+    if isinstance(error, RayActorError | OutOfMemoryError):
+        return InfrastructureError(f"a process of the training was lost: {_line(error)}"), True
+    return error, not speaks_for_itself(error)
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    """Its beginning; of one that holds a traceback, the end."""
+    text = str(error).strip()
+    told = text.splitlines()[-1] if '\n  File "' in text else text
+    return " ".join(told.split())[:160] or type(error).__name__

@@ -55,10 +55,8 @@ def two_hosts():
     try:
         yield from running(folder, TwoHosts, RAY_health_check_timeout_ms="2000")  # in place of 10 s, five times
     finally:
-        for words in (
-            ("link", "del", NEAR_END),
-            ("netns", "del", FAR),
-        ):  # sockets that hang would keep the cable with the namespace
+        # The cable first: sockets that still wait for an answer would keep it, with the namespace.
+        for words in (("link", "del", NEAR_END), ("netns", "del", FAR)):
             subprocess.run(["ip", *words], check=False, capture_output=True)
 
 

@@ -16,10 +16,12 @@ from pipelines.reported import MetricLog
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 STEPS, DIES_AT = 8, 5
+TOO_MUCH = 8 << 30
+"""Bytes."""
 
 # In a process of its own, so that a Ray that hangs can be ended from outside with all it has started.
 TRAIN = f"""
-import json, os, signal, sys
+import json, os, signal, sys, time
 from pathlib import Path
 
 folder, workers, end = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -45,7 +47,11 @@ def work(rank, world_size, on_save):
         if end != "lives" and rank == 1 and step == {DIES_AT} and not (folder / "died").exists():
             (folder / "died").touch()
             if end == "raises":
-                raise RuntimeError("out of memory, say")
+                raise RuntimeError("a library's bug, say")
+            if end == "takes all memory":
+                held = bytearray(b"x") * {TOO_MUCH}
+                time.sleep(60)
+                raise SystemExit(f"nobody minded {{len(held)}} bytes")
             os.kill(os.getpid(), signal.SIGKILL)
         inputs = torch.randn(8, 4, generator=generator(0, "batch", step)).chunk(world_size)[rank]
         return inputs, inputs.sum(1, keepdim=True)
@@ -81,7 +87,7 @@ def train(folder: Path, workers: int, end: str = "lives") -> tuple[dict[int, flo
     process = subprocess.Popen(
         [sys.executable, str(script), str(folder), str(workers), end],
         cwd=ROOT,
-        env={**environment, "PYTHONPATH": str(ROOT)},
+        env={**environment, **(guarded_memory() if end == "takes all memory" else {}), "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -100,6 +106,13 @@ def train(folder: Path, workers: int, end: str = "lives") -> tuple[dict[int, flo
     return {line["step"]: line["metrics"]["train/loss"] for line in lines}, load_file(folder / "weights.safetensors")
 
 
+def guarded_memory() -> dict[str, str]:
+    """Ray ends workers when all processes together hold half of TOO_MUCH more than they hold now."""
+    memory = psutil.virtual_memory()
+    share = (memory.total - memory.available + TOO_MUCH / 2) / memory.total
+    return {"RAY_memory_usage_threshold": f"{share:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
+
+
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory):
     return train(tmp_path_factory.mktemp("ray") / "two", 2)
@@ -112,7 +125,9 @@ def test_two_workers_have_the_losses_of_one_process(two_workers, tmp_path):
     assert losses == pytest.approx(alone, rel=1e-5)
 
 
-@pytest.mark.parametrize("end", ["is killed", pytest.param("raises", marks=pytest.mark.faults)])
+@pytest.mark.parametrize(
+    "end", ["is killed", *(pytest.param(end, marks=pytest.mark.faults) for end in ("raises", "takes all memory"))]
+)
 def test_a_worker_that_dies_once_is_replaced_and_the_weights_are_the_same(two_workers, tmp_path, end):
     losses, weights = two_workers
     found, found_weights = train(tmp_path / "dies", 2, end)
