@@ -42,7 +42,7 @@ test: lint ## lint, types and tests
 	OMP_NUM_THREADS=1 pytest -n 2 -m "not faults and not heavy"
 
 test-faults: setup ## kill, stop, starve and cut off stages, and compare with the undisturbed run (slow)
-	OMP_NUM_THREADS=1 pytest -m "faults or heavy" $(FAULTS)
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "faults or heavy" $(FAULTS)
 
 chaos: setup ## kill a random process of the smoke pipeline, 50 times, and compare with the undisturbed run
 	python tests/faults/chaos.py $(CHAOS)
