@@ -417,6 +417,7 @@ def test_workers_that_find_no_place_are_tried_again_and_then_a_reason_to_try_lat
 
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(execution, "settle_nodes", lambda: None)
+    monkeypatch.setattr(execution, "free_places", lambda: None)
     sizes = [4, 2, 2]
     monkeypatch.setattr(execution, "group_size", lambda compute, *, grows: sizes.pop(0))
 
