@@ -23,6 +23,7 @@ def losses_of(
     workers: int,
 ) -> dict[int, float]:
     """The reported training loss by step. `workers` 0 trains in this process; each worker has one thread."""
+    device = common_device(context, params.train_parity.workers)
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         scratch = Scratch(Path(folder) / "scratch")
         scratch.begin()
@@ -33,7 +34,7 @@ def losses_of(
                 scratch,
                 seed=context.seed,
                 arm=arm,
-                device=context.device,
+                device=device,
                 rank=rank,
                 world_size=world_size,
                 on_save=on_save,
@@ -43,7 +44,14 @@ def losses_of(
             function(params, inputs, {"adapter": written / "adapter", "model": written / "model"}, here)
             return {}
 
-        device: Any = context.device.type
-        under_ray_train(work, Compute(workers=workers, threads=1, device=device, max_failures=0), scratch.folder)
+        kind: Any = device.type
+        under_ray_train(work, Compute(workers=workers, threads=1, device=kind, max_failures=0), scratch.folder)
         lines = MetricLog(scratch.reported).read()
     return {line["step"]: value for line in lines for key, value in line["metrics"].items() if key.endswith("/loss")}
+
+
+def common_device(context: StageContext, workers: int) -> torch.device:
+    """The stage's; the CPU where this process does not see a GPU for each worker, as both curves need one kind of device."""
+    if context.device.type == "cuda" and torch.cuda.device_count() < workers:
+        return torch.device("cpu")
+    return context.device

@@ -37,7 +37,8 @@ def submit(workspace: Workspace, stage: str | None = None) -> None:
 
     Raises ParameterError, InfrastructureError, StageFailedError (130: the job was stopped) or KeyboardInterrupt, as a stage does.
     """
-    compute = load(workspace.path("params.yaml")).compute
+    params = load(workspace.path("params.yaml"))
+    compute = params.compute
     storage = _shared_folder(compute)
     targets = [graph.find(stage).address] if stage else []
     cluster = Cluster(dashboard_address(compute))
@@ -45,10 +46,11 @@ def submit(workspace: Workspace, stage: str | None = None) -> None:
     nodes = cluster.nodes()
     need = need_of(True, compute, nodes)
     if not cluster.grows():  # the job's own process computes too: it is one more place, where workers are asked for
-        places = need.least + (1 if compute.workers else 0)
-        require_places(
-            places, need.cpus, need.gpus, [node.resources for node in nodes], f"the cluster at {cluster.address}"
-        )
+        places, resources = need.least + (1 if compute.workers else 0), [node.resources for node in nodes]
+        require_places(places, need.cpus, need.gpus, resources, f"the cluster at {cluster.address}")
+        if stage is None or targets[0].startswith(("train_parity", "report")):
+            beside = f"the cluster at {cluster.address}, for the job's own process and the workers of train_parity beside it,"
+            require_places(need.cpus + params.train_parity.workers, 1, 0, resources, beside)
     request = _request(workspace, storage, compute, targets, need.cpus, need.gpus)
 
     def finished() -> bool:
@@ -147,7 +149,8 @@ def _bring_back(workspace: Workspace, storage: Storage, key: str, targets: list[
         config = Path(folder) / "config"
         config.mkdir()
         (config / "config").write_text(f"['remote \"job\"']\n    url = {storage.path(CACHE)}\n")
-        chosen = ["--with-deps", *targets] if targets else []
+        # Without a target DVC would ask for the results of sweeps too, which no job has run.
+        chosen = ["--with-deps", *targets] if targets else ["dvc.yaml"]
         command = [sys.executable, "-m", "dvc", "pull", "--quiet", "--remote", "job", *chosen]
         environment = {**os.environ, "DVC_GLOBAL_CONFIG_DIR": str(config), "DVC_NO_ANALYTICS": "1"}
         pulled = subprocess.run(command, cwd=workspace.root, env=environment, check=False)

@@ -395,6 +395,11 @@ def test_a_whole_repro_as_one_job_leaves_a_checkout_that_is_up_to_date(
             [sys.executable, "-m", *words], cwd=checkout, env=environment, capture_output=True, text=True, timeout=400
         )
 
+    refused = command("pipelines", "submit")  # at once, and not when everything else is done
+    assert refused.returncode == 75
+    assert "the workers of train_parity beside it, can never give 3 x (1 CPUs)" in refused.stderr
+    assert not any(name.startswith("repro-") for name in cluster.jobs())
+
     submitted = command("pipelines", "submit", "--stage", "prepare")
     assert submitted.returncode == 0, submitted.stderr + submitted.stdout
     assert "ray job submit --address" in submitted.stdout
