@@ -183,8 +183,8 @@ def _fit(work: Work, compute: Compute, workers: int, storage: Path | str) -> Met
             return LEFT
 
     local, on_gpu = workers == 0, wants_gpu(compute)
-    shared = Storage(str(storage), patience=5.0)
-    files, path = (None, tempfile.gettempdir()) if local else shared.arrow("ray")
+    shared = None if local else Storage(str(storage), patience=5.0)
+    files, path = shared.arrow("ray") if shared else (None, tempfile.gettempdir())
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     trainer = TorchTrainer(
         loop,
@@ -204,7 +204,7 @@ def _fit(work: Work, compute: Compute, workers: int, storage: Path | str) -> Met
     try:
         returned = cast(Metrics, trainer.fit().return_value)
     finally:
-        if not local:
+        if shared:
             with suppress(InfrastructureError):  # litter, no reason to fail
                 shared.delete("ray")
     if returned == LEFT:
@@ -225,9 +225,8 @@ def _cause(error: BaseException) -> tuple[BaseException, bool]:
         return InfrastructureError(f"the workers could not start: {_line(error.controller_failure)}"), True
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         error = max(error.worker_failures.values(), key=speaks_for_itself)
-        error = getattr(
-            error, "health_check_failure", error
-        )  # what ended a worker; the class that has it is not public
+        # What ended a worker; the class that holds it is not public.
+        error = getattr(error, "health_check_failure", error)
     if isinstance(error, RayActorError | OutOfMemoryError):
         return InfrastructureError(f"a process of the training was lost: {_line(error)}"), True
     return error, not speaks_for_itself(error)

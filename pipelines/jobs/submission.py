@@ -40,7 +40,8 @@ def submit(workspace: Workspace, stage: str | None = None) -> None:
     params = load(workspace.path("params.yaml"))
     compute = params.compute
     storage = _shared_folder(compute)
-    targets = [graph.find(stage).address] if stage else []
+    target = graph.find(stage) if stage else None
+    targets = [target.address] if target else []
     cluster = Cluster(dashboard_address(compute))
     cluster.require_same_ray()
     nodes = cluster.nodes()
@@ -48,7 +49,7 @@ def submit(workspace: Workspace, stage: str | None = None) -> None:
     if not cluster.grows():  # the job's own process computes too: it is one more place, where workers are asked for
         places, resources = need.least + (1 if compute.workers else 0), [node.resources for node in nodes]
         require_places(places, need.cpus, need.gpus, resources, f"the cluster at {cluster.address}")
-        if stage is None or targets[0].startswith(("train_parity", "report")):
+        if target is None or target.stage.name in ("train_parity", "report"):
             beside = f"the cluster at {cluster.address}, for the job's own process and the workers of train_parity beside it,"
             require_places(need.cpus + params.train_parity.workers, 1, 0, resources, beside)
     request = _request(workspace, storage, compute, targets, need.cpus, need.gpus)

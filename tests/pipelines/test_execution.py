@@ -1,9 +1,6 @@
-"""What is said of training workers that broke off, whether they are started again, and what two curves are compared on."""
-
-from types import SimpleNamespace
+"""What is said of training workers that broke off, and whether they are started again."""
 
 import pytest
-import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
@@ -11,7 +8,6 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from components.errors import DataError
 from pipelines.errors import InfrastructureError
 from pipelines.execution import _cause
-from pipelines.parity import common_device
 
 
 def raised(error):
@@ -54,10 +50,3 @@ def test_a_users_mistake_is_told_as_it_is_though_its_neighbours_fail_of_it_and_i
 def test_another_error_is_a_bug_that_is_shown_whole_but_tried_again():
     bug = ZeroDivisionError()
     assert _cause(WorkerGroupError("", {0: bug})) == (bug, True)
-
-
-@pytest.mark.parametrize(("gpus", "expected"), [(1, "cpu"), (2, "cuda")])
-def test_a_machine_with_one_gpu_compares_one_process_with_two_workers_on_the_cpu(monkeypatch, gpus, expected):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert common_device(SimpleNamespace(device=torch.device("cuda")), 2).type == expected
-    assert common_device(SimpleNamespace(device=torch.device("cpu")), 2).type == "cpu"
