@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+from servers import free_port
 
 from pipelines.reported import MetricLog
 
@@ -22,12 +22,6 @@ LONG_BASE = {
         "training": {"steps": 4, "batch": 8, "report_every": 2, "checkpoint_every": 2},
     }
 }
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 class RayCluster:
@@ -46,6 +40,7 @@ class RayCluster:
             "RAY_worker_niceness": "0",  # 15 by default: on two busy cores Ray's own processes come first
             **environment,
         }
+        self.host = "127.0.0.1"
         self.nodes: list[psutil.Process] = []
         self.starts = 0
 
@@ -57,17 +52,17 @@ class RayCluster:
         self.start_head()
         self.add_node()
 
-    def start_head(self) -> None:
+    def start_head(self, within: tuple[str, ...] = ()) -> None:
         head = ["--head", f"--port={self.port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
-        self._node(1, *head, "--node-ip-address=127.0.0.1", f"--ray-client-server-port={free_port()}")
+        self._node(1, self.host, within, *head, f"--ray-client-server-port={free_port()}")
 
-    def add_node(self) -> None:
-        self._node(2, f"--address=127.0.0.1:{self.port}", "--node-ip-address=127.0.0.1")
+    def add_node(self, host: str = "127.0.0.1", within: tuple[str, ...] = ()) -> None:
+        self._node(2, host, within, f"--address={self.host}:{self.port}")
 
-    def _node(self, count: int, *arguments: str, within: tuple[str, ...] = ()) -> None:
+    def _node(self, count: int, host: str, within: tuple[str, ...], *arguments: str) -> None:
         """Start a node, and wait until there are `count`. Ray gives a node 30 s to start, which is short on a busy machine.
 
-        `within` is a command that runs another one, in a network of its own, say.
+        `host` is its address; `within` is a command that runs another one, in a network of its own, say.
         """
         for _ in range(4):
             self.starts += 1
@@ -80,6 +75,7 @@ class RayCluster:
                 "start",
                 "--block",
                 "--num-cpus=1",
+                f"--node-ip-address={host}",
                 *arguments,
             ]
             command += [f"--temp-dir={self.folder / str(self.starts)}", "--disable-usage-stats"]
@@ -153,7 +149,6 @@ def as_job(place, cluster, storage, **more):
         "PIPELINES_COMPUTE__BACKEND": "job",
         "PIPELINES_COMPUTE__ADDRESS": cluster.address,
         "PIPELINES_COMPUTE__STORAGE": str(storage),
-        "RAY_AUTH_MODE": "disabled",
         **more,
     }
     return place
@@ -179,6 +174,15 @@ def finish(place, stage: str = "probe", **environment: str) -> subprocess.Comple
     process = place.start(stage, **environment)
     out, errors = end(process)
     return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+
+
+def trained_here(place, people, changes, stage: str = "probe"):
+    """`place`, where one process of this machine has trained the stage."""
+    shutil.copytree(people.root / "data" / "people", place.root / "data" / "people")
+    place.edit(changes)
+    finished = finish(place, stage)
+    assert finished.returncode == 0, finished.stderr
+    return place
 
 
 def losses(place, stage: str) -> dict[tuple[str, int], float]:

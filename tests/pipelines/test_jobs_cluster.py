@@ -1,22 +1,20 @@
 """Stages as Ray jobs, on a cluster of two nodes on this machine, with real kills; storage in a folder, and in a bucket."""
 
-import contextlib
 import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from ray_clusters import LONG_BASE, RayCluster, as_job, end, finish, free_port, losses, running, steps_in
+from ray_clusters import LONG_BASE, RayCluster, as_job, end, finish, losses, running, steps_in, trained_here
+from servers import BUCKET, SECRET, Store, mlflow_server, s3_store
 
 from pipelines import presets
 from pipelines.fingerprint import digest, tree_digests
@@ -40,47 +38,21 @@ def short_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def bucket(short_folder: Path) -> Iterator[dict[str, str]]:
-    """An S3 server, as the environment that reaches it; the bucket is named `team`."""
-    port, served = free_port(), short_folder / "s3"
-    (served / "team").mkdir(parents=True)
-    rclone = Path(sys.executable).with_name("rclone")
-    command = [str(rclone), "serve", "s3", "--auth-key", "KEY,SECRET", "--addr", f"127.0.0.1:{port}", str(served)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    yield {
-        "AWS_ACCESS_KEY_ID": "KEY",
-        "AWS_SECRET_ACCESS_KEY": "SECRET",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-    }
-    server.kill()
-    server.wait()
+def bucket(short_folder: Path) -> Iterator[Store]:
+    with s3_store(short_folder / "s3") as store:
+        yield store
 
 
 @pytest.fixture(scope="module")
 def cluster(short_folder, bucket) -> Iterator[RayCluster]:
     (short_folder / "r").mkdir()
-    yield from running(short_folder / "r", **bucket)
+    yield from running(short_folder / "r", **bucket.environment)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(drawn_people, place_at, tmp_path_factory):
     """Outputs and losses of the long probe, trained here in one go."""
-    place = place_at(tmp_path_factory.mktemp("undisturbed") / "workspace")
-    shutil.copytree(drawn_people.root / "data" / "people", place.root / "data" / "people")
-    place.edit(LONG)
-    finished = finish(place)
-    assert finished.returncode == 0, finished.stderr
-    return place
+    return trained_here(place_at(tmp_path_factory.mktemp("undisturbed") / "workspace"), drawn_people, LONG)
 
 
 @pytest.fixture
@@ -241,12 +213,11 @@ def test_a_job_keeps_its_checkpoints_in_a_bucket_and_its_secrets_out_of_sight(
     from pipelines.jobs.cluster import Cluster
     from pipelines.jobs.storage import Storage
 
-    url = f"s3://team/{with_people.root.parent.name}"
-    place = as_job(with_people, cluster, url, **bucket)
+    url = f"s3://{BUCKET}/{with_people.root.parent.name}"
+    place = as_job(with_people, cluster, url, **bucket.environment)
     place.edit(LONG)
     process = place.start("probe")
-    served = cluster.folder.parent / "s3"
-    waiting(lambda: checkpoints_in(served) >= 2, process, timeout=120)
+    waiting(lambda: checkpoints_in(bucket) >= 2, process, timeout=120)
     (submission,) = own_jobs(cluster, place)
     Cluster(cluster.address).stop(submission)
     end(process)
@@ -258,35 +229,31 @@ def test_a_job_keeps_its_checkpoints_in_a_bucket_and_its_secrets_out_of_sight(
     assert (place.root / "curves/probe/all.csv").read_text() == (undisturbed.root / "curves/probe/all.csv").read_text()
     for job in own_jobs(cluster, place):
         told = Cluster(cluster.address).info(job)
-        assert "SECRET" not in json.dumps(told.runtime_env) + told.entrypoint
+        assert SECRET not in json.dumps(told.runtime_env) + told.entrypoint
     assert not Storage(url).folder
-    assert not list(served.glob("team/*/runs/*/checkpoints/*/*/state.pt"))
+    assert not list(bucket.folder.glob("*/runs/*/checkpoints/*/*/state.pt"))
 
 
-def checkpoints_in(bucket_folder: Path) -> int:
+def checkpoints_in(bucket: Store) -> int:
     """Whole checkpoints of the one job that runs."""
-    return len(list(bucket_folder.glob("team/*/runs/*/checkpoints/*/step-*/manifest.json")))
+    return len(list(bucket.folder.glob("*/runs/*/checkpoints/*/step-*/manifest.json")))
 
 
 @pytest.fixture(scope="module")
 def base_alone(drawn_people, place_at, tmp_path_factory):
     """The generator's base, trained here by one process."""
     place = place_at(tmp_path_factory.mktemp("alone") / "workspace")
-    shutil.copytree(drawn_people.root / "data" / "people", place.root / "data" / "people")
-    place.edit(LONG_BASE)
-    finished = finish(place, "base_model")
-    assert finished.returncode == 0, finished.stderr
-    return place
+    return trained_here(place, drawn_people, LONG_BASE, "base_model")
 
 
 def test_two_workers_of_a_job_on_two_nodes_go_on_from_a_bucket(with_people, cluster, bucket, waiting, base_alone):
     from pipelines.jobs.cluster import Cluster
 
-    place = as_job(with_people, cluster, f"s3://team/{with_people.root.parent.name}", **bucket)
+    place = as_job(with_people, cluster, f"s3://{BUCKET}/{with_people.root.parent.name}", **bucket.environment)
     place.extra["PIPELINES_COMPUTE__WORKERS"] = "2"
     place.edit(LONG_BASE)
     process = place.start("base_model")
-    waiting(lambda: checkpoints_in(cluster.folder.parent / "s3") >= 2, process, timeout=300)
+    waiting(lambda: checkpoints_in(bucket) >= 2, process, timeout=300)
     (submission,) = own_jobs(cluster, place)
     Cluster(cluster.address).stop(submission)
     end(process)
@@ -348,30 +315,9 @@ def test_a_head_that_stays_away_is_exit_code_75_and_says_that_the_job_may_run(wi
 
 
 @pytest.fixture
-def tracking_server(tmp_path) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        str(tmp_path / "art"),
-    ]
-    with open(tmp_path / "server.log", "w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=tmp_path)
-    try:
-        deadline = time.monotonic() + 180
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                break
-            assert server.poll() is None, (tmp_path / "server.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+def tracking_server(bucket, tmp_path) -> Iterator[str]:
+    with mlflow_server(f"sqlite:///{tmp_path}/server.db", bucket, tmp_path / "server.log") as url:
+        yield url
 
 
 def test_a_whole_repro_as_one_job_leaves_a_checkout_that_is_up_to_date(

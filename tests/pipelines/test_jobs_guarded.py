@@ -51,9 +51,7 @@ def test_the_cluster_itself_asks_for_the_token(guarded):
 def test_with_the_token_a_job_runs_and_the_token_is_written_nowhere(with_people, guarded, tmp_path):
     storage = tmp_path / "storage"
     storage.mkdir()
-    place = as_job(with_people, guarded, storage)
-    del place.extra["RAY_AUTH_MODE"]
-    place.extra["RAY_AUTH_TOKEN"] = TOKEN
+    place = as_job(with_people, guarded, storage, RAY_AUTH_TOKEN=TOKEN)
     finished = place.run("probe")
     assert finished.returncode == 0, finished.stderr
     assert TOKEN not in finished.stdout + finished.stderr
@@ -71,7 +69,6 @@ def test_without_the_right_token_a_stage_ends_in_one_line_that_says_so(with_peop
     storage = tmp_path / "storage"
     storage.mkdir()
     place = as_job(with_people, guarded, storage)
-    del place.extra["RAY_AUTH_MODE"]
     refused = place.run("probe", **credentials)
     assert refused.returncode == 75, refused.stderr
     assert "asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in refused.stderr

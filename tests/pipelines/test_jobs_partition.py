@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ray_clusters import LONG_BASE, RayCluster, as_job, end, finish, free_port, losses, running, steps_in
+from ray_clusters import LONG_BASE, RayCluster, as_job, end, losses, running, steps_in, trained_here
 
 pytestmark = [
     pytest.mark.faults,
@@ -37,12 +37,11 @@ class TwoHosts(RayCluster):
         ip("-n", FAR, "addr", "add", f"{THERE}/24", "dev", FAR_END)
         for device in ("lo", FAR_END):
             ip("-n", FAR, "link", "set", device, "up")
-        head = ["--head", f"--port={self.port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
         # Gloo listens where the host's name points to, which here is loopback.
         here, there = (("env", f"GLOO_SOCKET_IFNAME={interface}") for interface in (NEAR_END, FAR_END))
-        self._node(1, *head, f"--node-ip-address={HERE}", f"--ray-client-server-port={free_port()}", within=here)
-        far = ("ip", "netns", "exec", FAR, *there)
-        self._node(2, f"--address={HERE}:{self.port}", f"--node-ip-address={THERE}", within=far)
+        self.host = HERE
+        self.start_head(here)
+        self.add_node(THERE, ("ip", "netns", "exec", FAR, *there))
 
     def cut(self) -> None:
         ip("link", "set", NEAR_END, "down")
@@ -65,11 +64,7 @@ def test_a_node_that_the_network_loses_is_gone_on_without(
 ):
     storage = tmp_path / "storage"
     storage.mkdir()
-    alone = place_at(tmp_path / "alone")
-    shutil.copytree(drawn_people.root / "data" / "people", alone.root / "data" / "people")
-    alone.edit(LONG_BASE)
-    assert finish(alone, "base_model").returncode == 0
-
+    alone = trained_here(place_at(tmp_path / "alone"), drawn_people, LONG_BASE, "base_model")
     place = as_job(with_people, two_hosts, storage, PIPELINES_COMPUTE__WORKERS="2", PIPELINES_COMPUTE__MIN_WORKERS="1")
     place.edit(LONG_BASE)
     process = place.start("base_model")
