@@ -184,7 +184,7 @@ def _small_transformer() -> tuple[Any, str]:
     folder = ROOT / "models/base/transformer"
     if folder.is_dir():
         return FluxTransformer2DModel.from_pretrained(folder, local_files_only=True), "small model, batch 16"
-    from components.taca.tiny import TinyConfig, build_tiny_pipeline
+    from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline
 
     return build_tiny_pipeline(TinyConfig(), ("word",), 0).transformer, "small model (random), batch 16"
 

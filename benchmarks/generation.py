@@ -18,7 +18,7 @@ from rich.table import Table
 from timing import describe, save
 
 from pipelines import params
-from pipelines.cluster import settle_environment, start_ray
+from pipelines.engine.ray_cluster import settle_environment, start_ray
 from pipelines.generating.painter import Drawing
 from pipelines.generating.plan import plan
 from pipelines.generating.pool import draw

@@ -29,7 +29,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.warm import WARM, warm_process
+from pipelines.engine.warm import WARM, warm_process
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 5
@@ -44,9 +44,10 @@ TINY = {
 BARE = """
 import sys, time
 from pathlib import Path
-from pipelines import execution, graph, params
-from pipelines.context import StageContext
-from pipelines.scratch import Scratch
+from pipelines import graph, params
+from pipelines.engine import execution
+from pipelines.engine.context import StageContext
+from pipelines.scratch.folder import Scratch
 import torch
 root, folder = Path(sys.argv[1]), Path(sys.argv[2])
 run = graph.find("probe")
@@ -69,10 +70,11 @@ from pathlib import Path
 def took(name, action):
     start = time.perf_counter(); result = action(); print(name, time.perf_counter() - start, sep="\\t"); return result
 root = Path(sys.argv[1])
-took("import the runner", lambda: __import__("pipelines.runner"))
-from pipelines import graph, params, tracking
-from pipelines.fingerprint import fingerprint
-from pipelines.runner import _facts
+took("import the runner", lambda: __import__("pipelines.engine.runner"))
+from pipelines import graph, params
+from pipelines.tracking import runs as tracking
+from pipelines.identity.fingerprint import fingerprint
+from pipelines.engine.runner import _facts
 from pipelines.workspace import Workspace
 workspace, run = Workspace.at(root), graph.find("probe")
 chosen = took("read params.yaml", lambda: params.load(root / "params.yaml"))
@@ -208,7 +210,7 @@ def checkpoints(folder: Path, rounds: int) -> list[dict[str, float]]:
 
 def logging_of_a_step(folder: Path) -> float:
     """Microseconds that a report costs the training process. Delivery to MLflow is the runner's, beside it."""
-    from pipelines.reported import MetricLog
+    from pipelines.scratch.metric_log import MetricLog
 
     log = MetricLog(folder / "metrics.jsonl")
     metrics = {f"train/{i}": i / 7 for i in range(6)}

@@ -4,9 +4,9 @@
 
     eye         as the released code: every token in the graph, and for each of the 8 layers a gradient of the B x B similarities
     trace       the same numbers from one gradient of their diagonal's sum
-    ours        the gradient through the end tokens alone (components.gadms.scores), with the forward pass it needs
+    ours        the gradient through the end tokens alone (components.gadms.scores.gradient), with the forward pass it needs
     ours, cached   the same when a forward pass has left the layers' queries, keys and values
-    path        a forward and backward pass a point (components.gadms.leave_one_out)
+    path        a forward and backward pass a point (components.gadms.scores.leave_one_out)
     leave-one-out  a forward pass a token
 
 The text tower of ViT-B/16 with random weights, captions of equal length, features of their pictures given. What all the gradients
@@ -112,8 +112,7 @@ def _at_end(case: Case, gradients: list["Tensor"]) -> list["Tensor"]:
 def methods(case: Case) -> dict[str, Callable[[], object]]:
     import torch
 
-    from components.gadms.leave_one_out import leave_one_out, path
-    from components.gadms.scores import (
+    from components.gadms.scores.gradient import (
         EndTokenMaps,
         end_token_gradients,
         end_token_maps,
@@ -121,6 +120,7 @@ def methods(case: Case) -> dict[str, Callable[[], object]]:
         project_tokens,
         scores_of,
     )
+    from components.gadms.scores.leave_one_out import leave_one_out, path
 
     encoder, ids, image = case.encoder, case.ids, case.image
     end = ids.argmax(-1)
@@ -152,7 +152,7 @@ def methods(case: Case) -> dict[str, Callable[[], object]]:
 
 def largest_difference(case: Case) -> float:
     """Between the end tokens' gradients of the three ways, relative to the largest of them."""
-    from components.gadms.scores import end_token_maps
+    from components.gadms.scores.gradient import end_token_maps
 
     ours = end_token_maps(case.encoder, case.ids, case.image, layers=LAYERS).gradients
     differences = [

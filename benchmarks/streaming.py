@@ -77,9 +77,9 @@ def make(folder: Path, pairs: int) -> None:
 
 def prepare(folder: Path, pairs: int) -> int:
     """Returns pictures."""
-    from components.persons.readers import find_source
+    from components.persons.published.readers import find_source
+    from components.persons.published.validation import Validation
     from components.persons.shards import write_records
-    from components.persons.validation import Validation
 
     validation = Validation(find_source(folder / "web"))
     write_records(validation, folder / "people")
@@ -107,8 +107,8 @@ def lists(folder: Path, batch: int) -> int:
 def stream(folder: Path, batch: int, readers: int) -> tuple[int, float, float]:
     """Captions of one epoch, seconds after the first batch (readers start slowly), MiB that the readers hold alone at most."""
     from components.gadms.tokenizer import CaptionTokenizer
-    from components.persons.corpus import open_corpus
-    from components.persons.sample_reader import SampleReader
+    from components.persons.streaming.corpus import open_corpus
+    from components.persons.streaming.sample_reader import SampleReader
     from pipelines.params import Compute
     from pipelines.streaming.read_ahead import ReadAhead
 

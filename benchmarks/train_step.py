@@ -30,7 +30,7 @@ from components.gadms.decoder import CrossModalDecoder
 from components.gadms.masking import DualMask, random_mask
 from components.gadms.model import DualEncoder
 from components.gadms.objectives import similarity_distribution_matching
-from components.gadms.scores import default_scoring_layers
+from components.gadms.scores.gradient import default_scoring_layers
 from components.gadms.tasks import RetrievalBatch, RetrievalConfig, RetrievalTask
 from components.training.randomness import generator
 

@@ -6,20 +6,20 @@ from pipelines.workspace import Workspace
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipelines.runner import run_stage
+    from pipelines.engine.runner import run_stage
 
     run_stage(options.stage, Workspace.at(options.workspace))
 
 
 def repro(options: argparse.Namespace) -> None:
-    from pipelines.repro import repro
+    from pipelines.scheduling.dvc_repro import repro
 
     flags = [flag for flag in ("--force", "--single-item", "--dry") if getattr(options, flag[2:].replace("-", "_"))]
     repro(options.workspace.resolve(), [*flags, *options.stages], wait=options.wait)
 
 
 def dag(options: argparse.Namespace) -> None:
-    from pipelines import dag
+    from pipelines.dvc_files import dvc_yaml as dag
 
     print(f"wrote {dag.write(options.workspace)}")
 
@@ -41,7 +41,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def search(options: argparse.Namespace) -> None:
-    from pipelines.searching import search
+    from pipelines.search.gallery_search import search
 
     search(options.query, Workspace.at(options.workspace), options.top, options.picture)
 
@@ -59,7 +59,7 @@ def curate(options: argparse.Namespace) -> None:
 
 
 def compbench(options: argparse.Namespace) -> None:
-    from pipelines.compbench import Weights, compbench
+    from pipelines.evaluating.compbench import Weights, compbench
 
     compbench(
         options.prompts,
@@ -73,7 +73,7 @@ def compbench(options: argparse.Namespace) -> None:
 
 
 def dry_run(options: argparse.Namespace) -> None:
-    from pipelines.dryrun import dry_run
+    from pipelines.health.dry_run import dry_run
 
     dry_run(Workspace.at(options.workspace), options.preset, options.architecture)
 
@@ -103,14 +103,14 @@ def submit(options: argparse.Namespace) -> None:
 
 
 def doctor(options: argparse.Namespace) -> None:
-    from pipelines.doctor import CHECKS, doctor
+    from pipelines.health.doctor import CHECKS, doctor
 
     chosen = [name for name in CHECKS if getattr(options, name)]
     doctor(Workspace.at(options.workspace), chosen, options.preset)
 
 
 def leaderboard(options: argparse.Namespace) -> None:
-    from pipelines.leaderboard import show_leaderboards
+    from pipelines.evaluating.leaderboard import show_leaderboards
 
     show_leaderboards(Workspace.at(options.workspace), options.dataset, options.setting)
 
@@ -122,7 +122,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def cross_domain(options: argparse.Namespace) -> None:
-    from pipelines.crossdomain import show_cross_domain
+    from pipelines.evaluating.cross_domain import show_cross_domain
 
     show_cross_domain(options.models, options.data, Workspace.at(options.workspace), options.split, options.output)
 
@@ -137,37 +137,37 @@ def sweep(options: argparse.Namespace) -> None:
 
 
 def promote(options: argparse.Namespace) -> None:
-    from pipelines.promotion import promote
+    from pipelines.sweeps.promotion import promote
 
     promote(options, Workspace.at(options.workspace))
 
 
 def lineage(options: argparse.Namespace) -> None:
-    from pipelines.lineage import lineage
+    from pipelines.provenance.lineage import lineage
 
     lineage(options.target, Workspace.at(options.workspace))
 
 
 def verify(options: argparse.Namespace) -> None:
-    from pipelines.verification import verify
+    from pipelines.provenance.verification import verify
 
     verify(options.targets, Workspace.at(options.workspace))
 
 
 def reproduce(options: argparse.Namespace) -> None:
-    from pipelines.reproduction import reproduce
+    from pipelines.provenance.reproduction import reproduce
 
     workspace = Workspace.at(options.workspace)
     reproduce(options.target, workspace, first=options.first, whole=options.all, keep=options.keep)
 
 
 def gc(options: argparse.Namespace) -> None:
-    from pipelines.collection import collect
+    from pipelines.provenance.garbage_collection import collect
 
     collect(Workspace.at(options.workspace), dry=options.dry_run)
 
 
 def register(options: argparse.Namespace) -> None:
-    from pipelines.registry import register
+    from pipelines.search.registry import register
 
     print(register(options.name, Workspace.at(options.workspace)))

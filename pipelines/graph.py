@@ -32,8 +32,15 @@ class Stage:
     """Whether it reports metrics over steps, written as a DVC plot."""
     trains: bool = False
     """Whether it is a training run, to be launched by Ray Train."""
+    draws: bool = False
+    """Whether it draws many pictures with the text-to-image model."""
     code: tuple[str, ...] = ()
     """Other stages whose code it calls."""
+
+    @property
+    def heavy(self) -> bool:
+        """Whether it is worth a Ray job of its own (`compute.backend: job`)."""
+        return self.trains or self.draws
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,7 @@ STAGES: tuple[Stage, ...] = (
             "lora": {"adapter": "models/adapters/lora"},
             "taca_lora": {"adapter": "models/adapters/taca"},
         },
+        draws=True,
     ),
     Stage(
         "taca_evaluate",

@@ -13,7 +13,6 @@ import yaml
 from pydantic import model_validator
 
 from components.errors import ParameterError
-from pipelines.reading import checked, read_yaml
 from pipelines.schema.common import Count, Section
 from pipelines.schema.gadms import (
     GadmsEvaluate,
@@ -23,6 +22,7 @@ from pipelines.schema.gadms import (
     Retrieval,
 )
 from pipelines.schema.people import Curate, Pictures, Prepare
+from pipelines.schema.reading import checked, read_yaml
 from pipelines.schema.running import Compute, Report, TrainParity
 from pipelines.schema.taca import (
     BaseModelSection,

@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "AttributeProbe": "attributes",
-    "ProbeTask": "attributes",
+    "AttributeProbe": "attribute_probe",
+    "ProbeTask": "attribute_probe",
     "AlignmentScores": "alignment",
     "score_alignment": "alignment",
     "Interval": "intervals",

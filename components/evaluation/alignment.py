@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from components.errors import DataError
-from components.evaluation.attributes import MISSING, AttributeProbe
+from components.evaluation.attribute_probe import MISSING, AttributeProbe
 from components.evaluation.intervals import Interval, bootstrap_difference, bootstrap_mean
 
 

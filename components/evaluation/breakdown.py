@@ -17,7 +17,7 @@ from torch import Tensor
 from components.errors import DataError
 from components.evaluation.intervals import Interval, bootstrap_mean
 from components.evaluation.retrieval import RetrievalResult, retrieval_results
-from components.persons.noise import CaptionNoise, NoisyCaption
+from components.persons.drawn.caption_noise import CaptionNoise, NoisyCaption
 from components.training.randomness import numpy_generator
 
 

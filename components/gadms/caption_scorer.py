@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from components.errors import ParameterError
 from components.gadms.masking import DualMask, MaskingConfig, calibrated_threshold, dual_mask, maskable
 from components.gadms.model import DualEncoder
-from components.gadms.noise import noise_diagnostics
+from components.gadms.noise_detection import noise_diagnostics
 from components.gadms.objectives import world_size
-from components.gadms.score_table import LikelihoodTable, ScoreTable, gather_rows
-from components.gadms.scoring import ScoringConfig, normalise, raw_scores
+from components.gadms.score_memory import LikelihoodTable, ScoreTable, gather_rows
+from components.gadms.scores.scoring import ScoringConfig, normalise, raw_scores
 
 Timing = Literal["previous", "same-step"]
 

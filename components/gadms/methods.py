@@ -18,7 +18,7 @@ from typing import Literal
 
 from components.errors import ParameterError
 from components.gadms.masking import Rule
-from components.gadms.scoring import ScoreName
+from components.gadms.scores.scoring import ScoreName
 
 Method = Literal["gadms", "random", "nam", "irra", "contrastive", "tal"]
 Matching = Literal["sdm", "contrastive", "tal"]

@@ -16,8 +16,9 @@ from components.training.randomness import generator
 class StreamedBatches:
     """`batches(step)`: this rank's rows of the global batch of a step.
 
-    `read(step)` gives them as arrays (`components.persons.sample_reader`), read here or ahead of time by others. `batch_size` is
-    global; `augmentation` as for `CaptionBatches`. Which words of a caption are wrong is not told: so large a corpus knows none.
+    `read(step)` gives them as arrays (`components.persons.streaming.sample_reader`), read here or ahead of time by others.
+    `batch_size` is global; `augmentation` as for `CaptionBatches`. Which words of a caption are wrong is not told: so large a
+    corpus knows none.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ from components.gadms.objectives import (
     triplet_alignment,
 )
 from components.gadms.parameter_groups import grouped
-from components.gadms.scoring import ScoringConfig
+from components.gadms.scores.scoring import ScoringConfig
 from components.gadms.selection import BestWeights
 
 _OF_THE_NOISE_COPY = ("noise_rate", "noise_precision", "noise_recall")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from components.errors import DataError, ParameterError
-from components.taca.autoencoder import signed_pixels
+from components.taca.toy.autoencoder import signed_pixels
 
 PATCH = 2
 

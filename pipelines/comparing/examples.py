@@ -9,7 +9,7 @@ from components.evaluation.grids import side_by_side
 from components.persons.shards import PersonDataset
 from pipelines.comparing.differences import common_stages
 from pipelines.comparing.sides import Side
-from pipelines.stages.report_pictures import spread
+from pipelines.stages.parts.report_pictures import spread
 
 
 def drawn_grid(sides: Sequence[Side], prompts: int) -> Any:

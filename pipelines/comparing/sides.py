@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from components.errors import DataError, ParameterError
 from pipelines import graph
 from pipelines.graph import StageRun
-from pipelines.scratch import Scratch, folder_name
-from pipelines.tracking import Tracker, connect
+from pipelines.scratch.folder import Scratch, folder_name
+from pipelines.tracking.runs import Tracker, connect
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError, ParameterError
 from components.files import file_digest
-from components.persons.curation import KEPT, final_reasons
-from components.persons.rules import Rules
+from components.persons.curation.rules import Rules
+from components.persons.curation.selection import KEPT, final_reasons
 from pipelines.curating.folder import CurationFolder, require_same
 from pipelines.curating.options import check
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from components.persons.candidates import Candidate, Judge, Matcher, Source
-    from components.persons.captioners import Captioner
+    from components.persons.curation.candidates import Candidate, Judge, Matcher, Source
+    from components.persons.curation.captioners import Captioner
 
 _PATHS = ("detector", "captioner", "probe", "templates", "matcher")
 
@@ -61,8 +61,8 @@ def curate(options: argparse.Namespace) -> dict[str, int]:
 
 def _sources(path: Path) -> "tuple[Path, Iterator[Source]]":
     """The folder that addresses are relative to, and the pictures of a dataset, a manifest, or a plain folder."""
-    from components.persons.candidates import Source, pictures_in
-    from components.persons.readers import find_source
+    from components.persons.curation.candidates import Source, pictures_in
+    from components.persons.published.readers import find_source
 
     if not path.exists():
         raise DataError(f"{path} does not exist: give a folder of pictures, a manifest, or a dataset")
@@ -153,8 +153,8 @@ def _digests(path: Path, name: str) -> Mapping[str, str]:
 def _judge(options: argparse.Namespace, folder: Path) -> "Judge":
     import torch
 
-    from components.persons.candidates import Judge
-    from components.persons.keypoints import KeypointRCNN
+    from components.persons.curation.candidates import Judge
+    from components.persons.curation.keypoints import KeypointRCNN
 
     on_gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
     device = "cuda" if on_gpu else "cpu"
@@ -174,8 +174,8 @@ def _judge(options: argparse.Namespace, folder: Path) -> "Judge":
 def _captioner(options: argparse.Namespace, device: str) -> "Captioner | None":
     import torch
 
-    from components.persons.captioners import GrammarCaptioner, VisionLanguageCaptioner
-    from components.persons.templates import TEMPLATES, read_templates
+    from components.persons.curation.captioners import GrammarCaptioner, VisionLanguageCaptioner
+    from components.persons.curation.templates import TEMPLATES, read_templates
 
     if options.captioner:
         return VisionLanguageCaptioner(
@@ -189,7 +189,7 @@ def _captioner(options: argparse.Namespace, device: str) -> "Captioner | None":
         )
     if not options.probe:
         return None
-    from components.evaluation.attributes import AttributeProbe
+    from components.evaluation.attribute_probe import AttributeProbe
 
     probe = AttributeProbe.load(options.probe).to(device)
 

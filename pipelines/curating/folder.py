@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 
 from components.errors import DataError, ParameterError
 from components.files import write_atomically
-from components.persons.candidates import Candidate
+from components.persons.curation.candidates import Candidate
 from components.persons.shards import MANIFEST
-from pipelines.exclusive import exclusive
+from pipelines.locks.exclusive import exclusive
 
 DECISIONS = "decisions.parquet"
 _SCHEMA = pa.schema(

@@ -22,7 +22,7 @@ from components.files import file_digest, write_atomically
 from pipelines.errors import InfrastructureError
 from pipelines.generating.plan import Shard
 from pipelines.generating.prompts import Skipped
-from pipelines.scratch import LOCKS, Scratch
+from pipelines.scratch.folder import LOCKS, Scratch
 
 SETTINGS, SKIPPED, FINISHED, MANIFEST = "settings.json", "skipped.json", "finished.jsonl", "manifest.json"
 SHARDS = "shards"

@@ -17,11 +17,11 @@ from components.persons.png import encode_png
 from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_of
 from components.taca.reference import DTYPES, load_base, read_reference
 from components.taca.schedule import TemperatureSchedule
-from pipelines.closure import ROOT, stage_sources
-from pipelines.cluster import device_of
-from pipelines.fingerprint import LOCK, digest, tree_digests
+from pipelines.engine.ray_cluster import device_of
 from pipelines.generating.plan import Shard
 from pipelines.graph import find
+from pipelines.identity.closure import ROOT, stage_sources
+from pipelines.identity.fingerprint import LOCK, digest, tree_digests
 from pipelines.params import Compute
 
 GENERATOR_VERSION = 1

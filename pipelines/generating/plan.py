@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 from components.training.randomness import stream_seed
-from pipelines.fingerprint import digest
 from pipelines.generating.prompts import SEEDS, Prompt
+from pipelines.identity.fingerprint import digest
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster import settle_environment, start_ray, uses_gpu
+from pipelines.engine.ray_cluster import settle_environment, start_ray, uses_gpu
 from pipelines.errors import InfrastructureError
 from pipelines.generating.painter import Drawing, Drawn, Painter
 from pipelines.generating.plan import Shard

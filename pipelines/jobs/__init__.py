@@ -9,15 +9,3 @@
 `<key>` is the name of the stage's scratch folder, so it holds the fingerprint: two submitters of the same work meet. The submission
 id is the key and an attempt number, and is the lock: a cluster takes it once, and who submits it again follows the job that runs.
 """
-
-from pipelines.graph import StageRun
-from pipelines.params import Compute
-
-DRAWS = ("taca_generate",)
-"""Stages that do not train and are heavy all the same."""
-
-
-def module_of(run: StageRun, compute: Compute) -> str:
-    """The module that the runner starts to get the work of `run` done: here, or by a job."""
-    heavy = run.stage.trains or run.stage.name in DRAWS
-    return "pipelines.jobs.submitter" if compute.backend == "job" and heavy else "pipelines.worker"

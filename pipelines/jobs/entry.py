@@ -1,7 +1,7 @@
 """A stage as a job: `python -m pipelines.jobs.entry STORAGE KEY`, in the frozen copy of the code.
 
-It does what `pipelines.worker` does, with inputs from the storage and outputs to it. Its exit code is the stage's; `DONE.json` is
-written last.
+It does what `pipelines.engine.worker` does, with inputs from the storage and outputs to it. Its exit code is the stage's;
+`DONE.json` is written last.
 """
 
 import json
@@ -12,12 +12,12 @@ from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
 
 from pipelines import graph
+from pipelines.engine.warm import for_libraries
 from pipelines.errors import tell
-from pipelines.jobs.storage import Storage
 from pipelines.jobs.work import JobWork, output_folder, run_folder
 from pipelines.params import Compute, Parameters
-from pipelines.scratch import Hold, Scratch
-from pipelines.warm import for_libraries
+from pipelines.scratch.folder import Hold, Scratch
+from pipelines.scratch.storage import Storage
 
 _OF_ANY_WORKER = ("cost/seconds", "cost/worker_seconds", "cost/gpu_seconds")
 
@@ -39,10 +39,10 @@ def main(url: str, key: str) -> int:
 
 
 def _work(storage: Storage, work: JobWork, compute: Compute, hold: Hold | None) -> None:
-    from pipelines import execution
-    from pipelines.cost import Meter
+    from pipelines.engine import execution
+    from pipelines.engine.cost import Meter
     from pipelines.jobs.site import JobSite
-    from pipelines.provenance import hardware, ray_ids
+    from pipelines.records.provenance import hardware, ray_ids
 
     run = graph.find(work.address)
     site = JobSite(storage, work)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, StageFailedError
-from pipelines.jobs.cluster import Away, Cluster, JobRequest
+from pipelines.jobs.dashboard import Away, Cluster, JobRequest
 
 POLL_SECONDS = 1.0
 ATTEMPTS = 1000

@@ -26,7 +26,7 @@ def look(url: str, name: str) -> dict[str, Any]:
 
     read = error = None
     try:
-        from pipelines.jobs.storage import Storage
+        from pipelines.scratch.storage import Storage
 
         read = Storage(url, patience=5).read(name)
     except Exception as problem:  # whatever it is: it is what the doctor wants to know
@@ -49,7 +49,7 @@ def look(url: str, name: str) -> dict[str, Any]:
 
 
 def main(url: str, name: str) -> int:
-    from pipelines.cluster import settle_environment
+    from pipelines.engine.ray_cluster import settle_environment
 
     settle_environment()
     import ray

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.execution import Place
-from pipelines.jobs.storage import Storage, files_below
+from pipelines.engine.execution import Place
 from pipelines.jobs.work import METRICS, JobWork, output_folder, run_folder
-from pipelines.scratch import Scratch, put_in_place
+from pipelines.scratch.folder import Scratch, put_in_place
+from pipelines.scratch.storage import Storage, files_below
 
 FOLLOW_SECONDS = 2.0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from components.errors import DataError
 from components.files import file_digest
-from pipelines.fingerprint import LOCK, digest
+from pipelines.identity.fingerprint import LOCK, digest
 from pipelines.workspace import PROVENANCE
 
 CODE = ("components", "pipelines", LOCK)

@@ -15,17 +15,17 @@ from urllib.parse import urlsplit
 
 from components.errors import ParameterError
 from pipelines import graph
-from pipelines.cluster import require_places
+from pipelines.engine.ray_cluster import require_places
 from pipelines.errors import InfrastructureError
-from pipelines.fingerprint import digest, tree_digests
-from pipelines.jobs.cluster import Cluster, JobRequest, dashboard_address, need_of
+from pipelines.identity.fingerprint import digest, tree_digests
+from pipelines.jobs.dashboard import Cluster, JobRequest, dashboard_address, need_of
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.snapshot import REPRO, freeze
-from pipelines.jobs.storage import Storage, files_below
 from pipelines.jobs.work import output_folder
 from pipelines.params import Compute, load
-from pipelines.revision import code_state
-from pipelines.scratch import put_in_place
+from pipelines.records.code_state import code_state
+from pipelines.scratch.folder import put_in_place
+from pipelines.scratch.storage import Storage, files_below
 from pipelines.workspace import Workspace, git_state
 
 CACHE = "dvc-cache"

@@ -1,4 +1,4 @@
-"""The process by which the runner gets a stage done on a cluster; to the runner it is a worker like `pipelines.worker`.
+"""The process by which the runner gets a stage done on a cluster; to the runner it is a worker like `pipelines.engine.worker`.
 
 It reads the same line, waits for the same "go", and leaves the same files in the scratch folder: metrics.jsonl while the job runs,
 outputs, figures and result.json at the end. When it is told to end (Ctrl-C, SIGTERM) it stops the job. When the runner dies, it
@@ -18,18 +18,18 @@ from types import FrameType
 
 from components.files import file_digest, write_atomically
 from pipelines import graph
-from pipelines.closure import ROOT, stage_sources
+from pipelines.engine.worker import Work, end_with_the_runner
 from pipelines.errors import InfrastructureError, tell
-from pipelines.fingerprint import digest, fingerprint, tree_digests
 from pipelines.graph import StageRun
-from pipelines.jobs.cluster import Cluster, JobRequest, dashboard_address, need_of, require_fits
+from pipelines.identity.closure import ROOT, stage_sources
+from pipelines.identity.fingerprint import digest, fingerprint, tree_digests
+from pipelines.jobs.dashboard import Cluster, JobRequest, dashboard_address, need_of, require_fits
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.snapshot import freeze
-from pipelines.jobs.storage import Storage, files_below
 from pipelines.jobs.work import METRICS, JobWork, output_folder, run_folder
 from pipelines.params import Compute
-from pipelines.scratch import Scratch
-from pipelines.worker import Work, end_with_the_runner
+from pipelines.scratch.folder import Scratch
+from pipelines.scratch.storage import Storage, files_below
 
 METRICS_SECONDS = 3.0
 STOP_SECONDS = 8.0

@@ -16,9 +16,9 @@ import uuid
 from pathlib import Path
 
 from pipelines.errors import INTERRUPTED, OTHER, InfrastructureError, tell
-from pipelines.jobs.storage import Storage, files_below
 from pipelines.jobs.work import output_folder
-from pipelines.scratch import Scratch, put_in_place
+from pipelines.scratch.folder import Scratch, put_in_place
+from pipelines.scratch.storage import Storage, files_below
 
 RETURNED = ("dvc.lock", "metrics")
 """What is in no DVC cache."""

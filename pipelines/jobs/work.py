@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.errors import InfrastructureError
-from pipelines.jobs.storage import Storage
+from pipelines.scratch.storage import Storage
 
 METRICS = "metrics.jsonl"
 

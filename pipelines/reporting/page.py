@@ -22,7 +22,7 @@ from pipelines.reporting.retrieval import leaderboards, noise_panels
 from pipelines.reporting.runs import Known, look_up
 from pipelines.reporting.studies import seeds_bar, study_views
 from pipelines.reporting.sweep_costs import sweep_costs
-from pipelines.tracking import flatten
+from pipelines.tracking.runs import flatten
 from pipelines.workspace import Workspace
 
 REPORT, FIGURES, PAGE = "reports/report.json", "reports/figures", "reports/index.html"

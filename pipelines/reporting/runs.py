@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.fingerprint import fingerprint
 from pipelines.graph import StageRun, all_stages, runs_of
+from pipelines.identity.fingerprint import fingerprint
 from pipelines.params import Parameters
 from pipelines.redaction import without_secrets
-from pipelines.scratch import folder_name
-from pipelines.tracking import FINISHED, Tracker, connect, pipeline_identity, public_uri, tracking_uri
+from pipelines.scratch.folder import folder_name
+from pipelines.tracking.runs import FINISHED, Tracker, connect, pipeline_identity, public_uri, tracking_uri
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:

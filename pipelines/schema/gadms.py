@@ -42,7 +42,7 @@ class Masking(Section):
 
 
 class Scoring(Section):
-    """How a caption's tokens are scored: see components/gadms/scoring.py. `layers` null: two thirds of the text layers."""
+    """How a caption's tokens are scored: see components/gadms/scores/scoring.py. `layers` null: two thirds of the text layers."""
 
     name: Literal[
         "gradient",
@@ -99,7 +99,7 @@ class Method(Section):
     def config(self, arm: str) -> "RetrievalConfig":
         """As the retrieval task takes it. Raises ParameterError for an arm that is no method."""
         from components.gadms.masking import MaskingConfig
-        from components.gadms.scoring import ScoringConfig
+        from components.gadms.scores.scoring import ScoringConfig
         from components.gadms.tasks import RetrievalConfig
 
         values = self.model_dump(exclude={"augmentation", "name"})

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from pipelines.schema.common import Count, Fraction, Positive, Rate, Section, Training
 
 if TYPE_CHECKING:
-    from components.persons.rules import Rules
+    from components.persons.curation.rules import Rules
 
 
 class Pictures(Section):
@@ -70,7 +70,7 @@ class Curate(Section):
 
     def rules(self) -> "Rules":
         """As the rules of curation take them."""
-        from components.persons.rules import Rules
+        from components.persons.curation.rules import Rules
 
         aspect = (self.aspect[0], self.aspect[1]) if self.aspect else None
         limits = self.detector.model_dump(exclude={"weights", "sha256"}) if self.detector else {}

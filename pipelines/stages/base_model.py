@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from components.persons.shards import PersonDataset
-from components.taca.autoencoder import AutoencoderTask, pixel_batches, psnr, reconstruct, set_latent_scale
-from components.taca.base_training import TextToImageTask, base_batches
 from components.taca.conventions import encode_pictures
 from components.taca.reference import write_reference
-from components.taca.tiny import TinyConfig, build_tiny_pipeline, word_vocabulary
+from components.taca.toy.autoencoder import AutoencoderTask, pixel_batches, psnr, reconstruct, set_latent_scale
+from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline, word_vocabulary
+from components.taca.toy.training import TextToImageTask, base_batches
 from components.training.loop import fit
-from pipelines.context import StageContext
+from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
 
 

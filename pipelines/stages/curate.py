@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import torch
 
 from components.gadms.tasks import RetrievalConfig, RetrievalTask
-from components.persons.candidates import rule_reasons
-from components.persons.curation import Thresholds, decide, quality
-from components.persons.keypoints import KeypointRCNN
+from components.persons.curation.candidates import rule_reasons
+from components.persons.curation.keypoints import KeypointRCNN
+from components.persons.curation.selection import Thresholds, decide, quality
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.training.loop import fit
-from pipelines.context import StageContext
+from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
-from pipelines.stages.retrieval import caption_batches, match_scores, new_encoder
+from pipelines.stages.parts.retrieval import caption_batches, match_scores, new_encoder
 
 
 def run(

@@ -15,10 +15,10 @@ from components.evaluation.intervals import bootstrap_mean
 from components.evaluation.retrieval import best_matches, retrieval_metrics, retrieval_results
 from components.gadms.embedding import embed_captions, embed_images
 from components.gadms.model import DualEncoder
-from components.gadms.noise import word_scores
-from components.gadms.scoring import ScoringConfig
+from components.gadms.noise_detection import word_scores
+from components.gadms.scores.scoring import ScoringConfig
 from components.persons.shards import PersonDataset
-from pipelines.context import StageContext
+from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
 
 SCORES = {

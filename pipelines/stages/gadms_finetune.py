@@ -6,9 +6,9 @@ from typing import Any
 
 from components.gadms.model import DualEncoder
 from components.persons.shards import PersonDataset
-from pipelines.context import StageContext
+from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
-from pipelines.stages.retrieval import train_arm
+from pipelines.stages.parts.retrieval import train_arm
 
 
 def run(

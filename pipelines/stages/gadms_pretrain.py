@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.persons.corpus import open_corpus
 from components.persons.shards import PersonDataset
-from pipelines.context import StageContext
+from components.persons.streaming.corpus import open_corpus
+from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
-from pipelines.stages.retrieval import new_encoder, train_arm
-from pipelines.stages.streamed import train_streamed
+from pipelines.stages.parts.retrieval import new_encoder, train_arm
+from pipelines.stages.parts.streamed import train_streamed
 
 
 def run(

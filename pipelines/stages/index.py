@@ -9,7 +9,7 @@ from components.gadms.embedding import embed_images
 from components.gadms.model import WEIGHTS_FILE, DualEncoder
 from components.persons.shards import PersonDataset
 from components.search.index import GalleryIndex
-from pipelines.context import StageContext
+from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.persons.drawn import DrawnConfig, write_drawn_dataset
-from components.persons.readers import find_source
+from components.persons.drawn.dataset import DrawnConfig, write_drawn_dataset
+from components.persons.published.readers import find_source
+from components.persons.published.validation import Validation
 from components.persons.shards import MANIFEST, write_records
 from components.persons.statistics import manifest_statistics
-from components.persons.validation import Validation
-from pipelines.context import StageContext
+from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
 
 

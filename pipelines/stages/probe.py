@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.evaluation.attributes import AttributeProbe, ProbeTask, evaluate_probe, probe_batches
-from components.persons.attributes import ATTRIBUTES, MIRRORED
+from components.evaluation.attribute_probe import AttributeProbe, ProbeTask, evaluate_probe, probe_batches
+from components.persons.drawn.attributes import ATTRIBUTES, MIRRORED
 from components.persons.shards import PersonDataset
 from components.training.loop import fit
-from pipelines.context import StageContext
+from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
 
 

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from components.evaluation.comparison import alignment_differences
 from components.files import write_atomically
 from components.persons.shards import PersonDataset
-from pipelines.context import StageContext
+from pipelines.engine.context import StageContext
 from pipelines.graph import GADMS_ARMS, METHODS, STAGES, TACA_ARMS, runs_of
 from pipelines.params import Parameters
-from pipelines.stages.report_attention import attention_section
-from pipelines.stages.report_checks import checks
-from pipelines.stages.report_pictures import Album, curation_examples, people, queries
-from pipelines.stages.report_retrieval import breakdown_section, heatmaps, retrieval_section
+from pipelines.stages.parts.report_attention import attention_section
+from pipelines.stages.parts.report_checks import checks
+from pipelines.stages.parts.report_pictures import Album, curation_examples, people, queries
+from pipelines.stages.parts.report_retrieval import breakdown_section, heatmaps, retrieval_section
 
 BASELINE = "base"
 DIGITS = 6

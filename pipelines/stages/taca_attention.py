@@ -18,7 +18,7 @@ from components.taca.diagnostics import TextMass, measure_text_mass
 from components.taca.generation import Arm, apply_arm, schedule_of
 from components.taca.reference import DTYPES, load_base
 from components.training.randomness import stream_seed
-from pipelines.context import StageContext
+from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
 
 

@@ -8,7 +8,7 @@ from components.persons.prompts import prompt_form
 from components.persons.shards import PersonDataset
 from components.taca.cache import CaptionRow, write_cache
 from components.taca.reference import DTYPES, TEXT, load_base
-from pipelines.context import StageContext
+from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
 
 

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.evaluation.alignment import score_alignment
-from components.evaluation.attributes import AttributeProbe
+from components.evaluation.attribute_probe import AttributeProbe
 from components.evaluation.intervals import bootstrap_mean
 from components.persons.shards import PersonDataset
-from pipelines.context import StageContext
+from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
 
 

@@ -17,7 +17,7 @@ from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_of
 from components.taca.reference import DTYPES, load_base
 from components.training.randomness import stream_seed
-from pipelines.context import StageContext
+from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
 
 CORPUS_ARM = "taca_lora"

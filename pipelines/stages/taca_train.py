@@ -14,7 +14,7 @@ from components.taca.velocity import VelocityTask
 from components.training.accumulation import require_even, virtual_ranks
 from components.training.distribution import repeated_blocks
 from components.training.loop import fit
-from pipelines.context import StageContext
+from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.context import StageContext
+from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
-from pipelines.parity import losses_of
 from pipelines.stages import gadms_pretrain, taca_train
+from pipelines.stages.parts.parity import losses_of
 
 TRAININGS: dict[str, tuple[Callable[..., Any], str, str]] = {
     "taca": (taca_train.run, "taca", "taca_train"),

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 from components.gadms.model import DualEncoder
 from components.gadms.streamed_batches import StreamedBatches
-from components.persons.corpus import Corpus
-from components.persons.sample_reader import WINDOW_BLOCKS, SampleReader
+from components.persons.streaming.corpus import Corpus
+from components.persons.streaming.sample_reader import WINDOW_BLOCKS, SampleReader
 from components.persons.transforms import AugmentationConfig
 from components.training.context import Context
 from pipelines.params import Compute

@@ -1,9 +1,9 @@
 """Reads the steps of a streamed corpus ahead of the training that asks for them.
 
-What a step consists of is a function of its number (`components.persons.sample_order`), so the data set that Ray Data goes through
-is the step numbers that are left, and each of its rows is read, decoded and tokenised by whichever reader is free. Ray Data keeps
-the order, starts a lost reader's steps again, and stops readers that are too far ahead. Nothing of it is state: a run that
-resumes at step n begins a pipeline at n, and meets the batches that it would have met.
+What a step consists of is a function of its number (`components.persons.streaming.sample_order`), so the data set that Ray Data
+goes through is the step numbers that are left, and each of its rows is read, decoded and tokenised by whichever reader is free.
+Ray Data keeps the order, starts a lost reader's steps again, and stops readers that are too far ahead. Nothing of it is state:
+a run that resumes at step n begins a pipeline at n, and meets the batches that it would have met.
 
 Each rank has a pipeline of its own and decodes its own rows only. Every reader reads the encoded pictures of whole windows, of
 which a rank's rows are a random part: some 5 MB a step for WebPerson at batch 1024, whatever the number of ranks.
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from components.errors import DataError
-from components.persons.sample_reader import Arrays, SampleReader
-from pipelines.cluster import settle_environment, start_ray
+from components.persons.streaming.sample_reader import Arrays, SampleReader
+from pipelines.engine.ray_cluster import settle_environment, start_ray
 from pipelines.params import Compute
 
 AHEAD = 4

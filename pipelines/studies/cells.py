@@ -11,7 +11,7 @@ from pipelines.schema.common import Section
 if TYPE_CHECKING:
     import torch
 
-    from pipelines.context import StageContext
+    from pipelines.engine.context import StageContext
 
 Result = Mapping[str, Any]
 """JSON values. Numbers and strings at the top level are committed; lists and mappings stay in the scratch root, for the summary."""
@@ -77,8 +77,8 @@ class Bench:
 
     def context(self, seed: int, arm: str | None = None) -> "StageContext":
         """Surroundings of a training run, as in a stage: it goes on from its last checkpoint after a kill."""
-        from pipelines.context import StageContext
-        from pipelines.scratch import Scratch
+        from pipelines.engine.context import StageContext
+        from pipelines.scratch.folder import Scratch
 
         self.folder.mkdir(parents=True, exist_ok=True)
         return StageContext(Scratch(self.folder), seed=seed, arm=arm, device=self.device)

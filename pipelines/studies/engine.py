@@ -20,17 +20,17 @@ from typing import Any
 from components.errors import DataError, ParameterError
 from components.files import write_atomically
 from pipelines import params
+from pipelines.engine.warm import for_libraries
 from pipelines.errors import OTHER, StageFailedError
 from pipelines.params import Parameters
-from pipelines.reading import read
 from pipelines.schema.common import Section
+from pipelines.schema.reading import read
 from pipelines.studies.cells import Cell, Result, Study
 from pipelines.studies.identity import fingerprints, input_digests, provenance
 from pipelines.studies.measuring import Job, Outcome, measure
 from pipelines.studies.progress import Teller
 from pipelines.studies.store import ResultStore
 from pipelines.studies.workers import measure_together
-from pipelines.warm import for_libraries
 from pipelines.workspace import Workspace
 
 FOLDER, RESULTS = "studies", "studies/results"

@@ -11,16 +11,16 @@ import torch
 from components.evaluation.retrieval import retrieval_results
 from components.gadms.embedding import embed_captions, embed_images
 from components.gadms.model import DualEncoder
-from components.gadms.noise import word_auc, word_scores
-from components.gadms.scoring import ScoringConfig
-from components.persons.lexicon import SYNONYMS
-from components.persons.recaptioning import recaptioned
+from components.gadms.noise_detection import word_auc, word_scores
+from components.gadms.scores.scoring import ScoringConfig
+from components.persons.drawn.lexicon import SYNONYMS
+from components.persons.drawn.recaptioning import recaptioned
 from components.persons.shards import PersonDataset
 from components.training.randomness import stream_seed
-from pipelines.context import StageContext
+from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
-from pipelines.reported import MetricLog
-from pipelines.stages.retrieval import new_encoder, train_arm
+from pipelines.scratch.metric_log import MetricLog
+from pipelines.stages.parts.retrieval import new_encoder, train_arm
 from pipelines.studies.cells import Bench, Cell
 
 DATA = ("noise", "seed", "skip", "people")

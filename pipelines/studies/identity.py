@@ -1,8 +1,8 @@
 """What a cell's result depends on, in one number; and which revision of the code that was.
 
-The same idea as a stage's fingerprint (`pipelines/fingerprint.py`): the source files behind the measuring function, the settings,
-the sections of params.yaml that the cell reads, the contents of its inputs, the cells it needs, the lock of packages and the
-thread count. So a kept result is what this code would measure, whichever revision measured it.
+The same idea as a stage's fingerprint (`pipelines/identity/fingerprint.py`): the source files behind the measuring function,
+the settings, the sections of params.yaml that the cell reads, the contents of its inputs, the cells it needs, the lock of
+packages and the thread count. So a kept result is what this code would measure, whichever revision measured it.
 """
 
 import subprocess
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from components.files import file_digest
-from pipelines import closure, fingerprint
-from pipelines.closure import sources_behind
-from pipelines.fingerprint import LOCK, digest, tree_digests
+from pipelines.identity import closure, fingerprint
+from pipelines.identity.closure import sources_behind
+from pipelines.identity.fingerprint import LOCK, digest, tree_digests
 from pipelines.params import Parameters
 from pipelines.studies.cells import Cell
 from pipelines.workspace import Workspace, git_state

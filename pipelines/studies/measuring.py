@@ -41,7 +41,7 @@ def measure(job: Job, shelf: dict[Hashable, Any]) -> Outcome:
 
     A failure is an outcome and not an exception, whatever it is: it is reported, and the other cells are worth having.
     """
-    from pipelines.cluster import device_of
+    from pipelines.engine.ray_cluster import device_of
 
     result = job.store.read(job.identity)
     if result is not None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from components.files import write_atomically
-from pipelines.exclusive import exclusive
-from pipelines.fingerprint import tree_digests
+from pipelines.identity.fingerprint import tree_digests
+from pipelines.locks.exclusive import exclusive
 from pipelines.studies.cells import Cell, Result
 
 DIGITS = 16

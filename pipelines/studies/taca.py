@@ -19,8 +19,8 @@ from pydantic import AfterValidator, Field, model_validator
 from components.evaluation.intervals import bootstrap_crossed
 from pipelines.graph import ADAPTERS, BASE, PEOPLE, TACA_ARMS
 from pipelines.params import Parameters
-from pipelines.reading import checked
 from pipelines.schema.common import Count, Fraction, Positive, Section
+from pipelines.schema.reading import checked
 from pipelines.schema.taca import Taca
 from pipelines.studies.cells import Cell, Result, Study
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from components.errors import DataError
 from components.evaluation.alignment import score_alignment
-from components.evaluation.attributes import AttributeProbe
+from components.evaluation.attribute_probe import AttributeProbe
 from components.persons.prompts import Prompt, prompts
 from components.persons.shards import PersonDataset
 from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_of

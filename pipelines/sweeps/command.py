@@ -14,9 +14,10 @@ from rich.console import Console
 from components.errors import ParameterError
 from components.files import file_digest, write_atomically
 from components.training.randomness import stream_seed
-from pipelines import params, tracking
-from pipelines.closure import ROOT, stage_sources
-from pipelines.fingerprint import LOCK, digest
+from pipelines import params
+from pipelines.engine.warm import warm_process
+from pipelines.identity.closure import ROOT, stage_sources
+from pipelines.identity.fingerprint import LOCK, digest
 from pipelines.sweeps import tuning
 from pipelines.sweeps.driver import Driver, Limits, Sweep
 from pipelines.sweeps.journal import BROKEN, Journal, Trial
@@ -27,8 +28,8 @@ from pipelines.sweeps.results import best_of, summary, write_results
 from pipelines.sweeps.spaces import read_space
 from pipelines.sweeps.tracked import SweepRuns, earlier_trials
 from pipelines.sweeps.validation import base_document, validate, validated
-from pipelines.tracking import FAILED, FINISHED, KILLED, PARENT_RUN
-from pipelines.warm import warm_process
+from pipelines.tracking import runs as tracking
+from pipelines.tracking.runs import FAILED, FINISHED, KILLED, PARENT_RUN
 from pipelines.workspace import Workspace, git_state
 
 RESULTS = "results/sweeps"
@@ -129,7 +130,7 @@ def _run(opened: Sweep, runs: SweepRuns, driver: Driver, board: Board, workers: 
 
 def bring_up_to_date(opened: Sweep, runs: SweepRuns) -> None:
     """Run, or find finished, the stages that all trials share, in a workspace of the sweep's own."""
-    from pipelines.runner import run_stage
+    from pipelines.engine.runner import run_stage
 
     if not opened.plan.shared:
         return
@@ -156,7 +157,7 @@ def bring_up_to_date(opened: Sweep, runs: SweepRuns) -> None:
 
 
 def _sum_up(opened: Sweep, runs: SweepRuns, trials: list[Trial]) -> None:
-    from pipelines.reporting.sweep_page import write_sweep_page
+    from pipelines.sweeps.page import write_sweep_page
 
     settings: dict[str, Any] = {
         "run": runs.parent,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import DataError
-from pipelines.exclusive import exclusive
+from pipelines.locks.exclusive import exclusive
 from pipelines.sweeps.spaces import key_of
 
 WAITING, COMPLETE, STOPPED, BROKEN = "waiting", "finished", "stopped", "failed"

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 from components.errors import DataError
-from pipelines.runner import interrupted_at, scratch_for
-from pipelines.scratch import Scratch, put_in_place
+from pipelines.engine.runner import interrupted_at, scratch_for
+from pipelines.scratch.folder import Scratch, put_in_place
 from pipelines.workspace import Workspace
 
 KEPT = "round"

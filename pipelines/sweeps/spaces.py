@@ -15,9 +15,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from components.errors import ParameterError
-from pipelines.fingerprint import digest
-from pipelines.reading import read
+from pipelines.identity.fingerprint import digest
 from pipelines.schema.common import Fraction, Positive, Section
+from pipelines.schema.reading import read
 
 FOLDER = Path(__file__).resolve().parent
 Values = Mapping[str, Any]

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from components.errors import ParameterError
-from pipelines.delivery import BATCH, metric_name
 from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Trial
 from pipelines.sweeps.results import spread
 from pipelines.sweeps.spaces import Space
-from pipelines.tracking import FAILED, FINISHED, KILLED, Tracker, owner
+from pipelines.tracking.delivery import BATCH, metric_name
+from pipelines.tracking.runs import FAILED, FINISHED, KILLED, Tracker, owner
 
 SWEEP, TRIAL, ROLE = "pipelines.sweep", "pipelines.trial", "pipelines.role"
 VALUES, STATE, BASE, BEST = "pipelines.values", "pipelines.state", "pipelines.base", "pipelines.best"

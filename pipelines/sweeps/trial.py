@@ -24,12 +24,12 @@ import yaml
 
 from components.errors import DataError
 from components.files import write_atomically
+from pipelines.engine.runner import Outcome, run_stage, scratch_for
 from pipelines.errors import exit_code, speaks_for_itself
-from pipelines.reported import MetricLog
-from pipelines.runner import Outcome, run_stage, scratch_for
-from pipelines.scratch import Scratch, folder_name, put_in_place
+from pipelines.scratch.folder import Scratch, folder_name, put_in_place
+from pipelines.scratch.metric_log import MetricLog
 from pipelines.sweeps.rounds import KEPT, go_on_from, train_round
-from pipelines.tracking import PARENT_RUN, flatten
+from pipelines.tracking.runs import PARENT_RUN, flatten
 from pipelines.workspace import Workspace
 
 LOOK_SECONDS = 0.3

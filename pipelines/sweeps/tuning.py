@@ -18,14 +18,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from components.errors import ParameterError
-from pipelines.closure import ROOT
-from pipelines.cluster import settle_environment, start_ray
+from pipelines.engine.ray_cluster import settle_environment, start_ray
 from pipelines.errors import InfrastructureError
+from pipelines.identity.closure import ROOT
 from pipelines.params import Compute
 from pipelines.sweeps.driver import Driver
 from pipelines.sweeps.journal import WAITING, replay
 from pipelines.sweeps.spaces import Population, Resources, Scheduler, value_at
-from pipelines.tracking import tracking_uri
+from pipelines.tracking.runs import tracking_uri
 
 WAITS = {"node:__internal_head__": 0.001}
 """What the trial function takes where Ray Train's workers do the work. A share of a core would be one that they cannot have."""

@@ -4,7 +4,7 @@ import torch
 
 from components.errors import DataError
 from components.evaluation.alignment import AlignmentScores, paired_difference, score_alignment
-from components.evaluation.attributes import AttributeProbe
+from components.evaluation.attribute_probe import AttributeProbe
 
 
 class Oracle(AttributeProbe):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from components.errors import DataError, ParameterError
-from components.evaluation.attributes import (
+from components.evaluation.attribute_probe import (
     MISSING,
     AttributeProbe,
     ProbeTask,

@@ -14,7 +14,7 @@ from components.evaluation.breakdown import (
 )
 from components.evaluation.intervals import bootstrap_mean
 from components.evaluation.retrieval import RetrievalResult, best_matches, retrieval_results
-from components.persons.attributes import sample_identities
+from components.persons.drawn.attributes import sample_identities
 from components.training.randomness import numpy_generator
 
 

@@ -108,8 +108,8 @@ def role(process: psutil.Process) -> str:
         return process.name().removeprefix("stage-")
     words = " ".join(process.cmdline())
     for name, sign in (
-        ("worker", "pipelines.worker"),
-        ("warm", "pipelines.warm"),
+        ("worker", "pipelines.engine.worker"),
+        ("warm", "pipelines.engine.warm"),
         ("runner", "pipelines run"),
         ("dvc", "dvc"),
         ("dvc", " repro"),
@@ -164,9 +164,9 @@ def disturbed(root: Path, stages: list[str], kills: int, chance: random.Random, 
 
 def expected_points(root: Path) -> dict[str, list[tuple[str, int, float]]]:
     """By stage: every point of every curve, and every final number, as the finished results on disk have them."""
-    from pipelines.delivery import metric_name
-    from pipelines.reported import MetricLog
-    from pipelines.tracking import flatten
+    from pipelines.scratch.metric_log import MetricLog
+    from pipelines.tracking.delivery import metric_name
+    from pipelines.tracking.runs import flatten
 
     points: dict[str, list[tuple[str, int, float]]] = {}
     for file in sorted((root / ".runs").glob("*/DONE.json")):

@@ -1,6 +1,5 @@
-"""The workspaces of tests/pipelines, and stages long enough to be disturbed in the middle."""
+"""The workspaces of tests/support/workspaces.py, and stages long enough to be disturbed in the middle."""
 
-import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,19 +8,11 @@ from typing import Any
 import psutil
 import pytest
 from checkout import LONGER, Checkout
+from workspaces import drawn_people, empty_store, place, place_at, waiting, with_people, workers
 
 from pipelines import presets
 
-_file = Path(__file__).resolve().parent.parent / "pipelines" / "conftest.py"
-_spec = importlib.util.spec_from_file_location("tests_pipelines_conftest", _file)
-assert _spec is not None
-assert _spec.loader is not None
-_shared = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_shared)
-
-empty_store, place_at, place = _shared.empty_store, _shared.place_at, _shared.place
-drawn_people, with_people = _shared.drawn_people, _shared.with_people
-waiting, workers = _shared.waiting, _shared.workers
+__all__ = ["drawn_people", "empty_store", "place", "place_at", "waiting", "with_people", "workers"]
 
 LONG = {"probe": {"training": {"steps": 150, "batch": 16, "report_every": 7, "checkpoint_every": 5}}}
 OUTPUTS = ("models/probe", "metrics/probe", "curves/probe")
@@ -68,7 +59,7 @@ def same_results(calm: Any) -> Callable[[Any], None]:
     """Asserts that a workspace has the undisturbed outputs, and a run with each point of its curves once."""
     from mlflow import MlflowClient
 
-    from pipelines.fingerprint import tree_digests
+    from pipelines.identity.fingerprint import tree_digests
 
     def curves(place: Any) -> dict[str, list[tuple[int, float]]]:
         (run,) = place.tracked("probe")

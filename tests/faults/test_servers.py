@@ -1,24 +1,21 @@
 """A team's servers: runs in PostgreSQL and artifacts in S3 through an MLflow server; and no secret in any of them."""
 
 import json
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from pretended_stages import CODE, make_chain, pretend
 from servers import SECRET, Store, mlflow_server, postgresql, s3_store
 
-from pipelines import tracking
-from pipelines.lineage import finder, trace
-from pipelines.manifests import from_server
-from pipelines.verification import Verification, _behind
+from pipelines.provenance.lineage import finder, trace
+from pipelines.provenance.verification import Verification, _behind
+from pipelines.records.manifests import from_server
+from pipelines.tracking import runs as tracking
 from pipelines.workspace import Workspace
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "pipelines"))
-from pretended_stages import CODE, make_chain, pretend  # noqa: E402
 
 SECRETS = {
     "RAY_AUTH_TOKEN": "ray-t0ken-of-the-cluster",

@@ -13,7 +13,7 @@ import yaml
 
 from components.files import write_atomically
 from components.training.checkpoint import CheckpointStore
-from pipelines.closure import ROOT
+from pipelines.identity.closure import ROOT
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 

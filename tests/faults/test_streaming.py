@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from components.errors import DataError
-from components.persons.corpus import open_corpus
-from components.persons.sample_reader import SampleReader
 from components.persons.shards import CaptionRow, DatasetWriter
-from pipelines.closure import ROOT
+from components.persons.streaming.corpus import open_corpus
+from components.persons.streaming.sample_reader import SampleReader
+from pipelines.identity.closure import ROOT
 from pipelines.params import Compute
 from pipelines.streaming.read_ahead import ReadAhead
 
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_of_this_module():
-    from pipelines.cluster import settle_environment, start_ray
+    from pipelines.engine.ray_cluster import settle_environment, start_ray
 
     settle_environment()
     import ray

@@ -16,8 +16,8 @@ import psutil
 import pytest
 import yaml
 
-from pipelines.closure import ROOT
-from pipelines.fingerprint import tree_digests
+from pipelines.identity.closure import ROOT
+from pipelines.identity.fingerprint import tree_digests
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 

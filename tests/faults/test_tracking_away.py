@@ -190,7 +190,7 @@ def test_a_server_away_until_after_the_end_is_told_by_the_next_stage(
 def test_many_processes_that_touch_a_new_database_first_make_one_that_is_whole(place, tmp_path):
     (place.root / "mlflow.db").unlink()
     code = (
-        "import sys; from pathlib import Path; from pipelines.tracking import connect, RunFacts;"
+        "import sys; from pathlib import Path; from pipelines.tracking.runs import connect, RunFacts;"
         "from pipelines.workspace import Workspace; root = Path(sys.argv[1]); folder = root / '.home' / sys.argv[2];"
         "folder.mkdir(parents=True);"
         "run = connect(Workspace(root, root / '.home')).open(folder, RunFacts(sys.argv[2], {'pipelines.stage': 'x'}, {}, {}));"

@@ -9,9 +9,9 @@ from components.gadms.batches import CaptionBatches
 from components.gadms.caption_scorer import CaptionScorer
 from components.gadms.masking import MaskingConfig, dual_mask, maskable
 from components.gadms.model import DualEncoder
-from components.gadms.noise import noise_diagnostics, word_auc, word_scores
-from components.gadms.score_table import LikelihoodTable
-from components.gadms.scoring import ScoringConfig, token_scores
+from components.gadms.noise_detection import noise_diagnostics, word_auc, word_scores
+from components.gadms.score_memory import LikelihoodTable
+from components.gadms.scores.scoring import ScoringConfig, token_scores
 from components.gadms.tasks import RetrievalConfig, RetrievalTask
 from components.gadms.tokenizer import CaptionTokenizer
 from components.training.context import LocalContext

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from components.errors import ParameterError
-from components.gadms.scores import gradient_attention_scores, multi_scale_pool
+from components.gadms.scores.gradient import gradient_attention_scores, multi_scale_pool
 
 
 @pytest.fixture

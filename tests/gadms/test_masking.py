@@ -10,7 +10,7 @@ from components.gadms.masking import (
     masking_probabilities,
     random_mask,
 )
-from components.gadms.score_table import ScoreTable
+from components.gadms.score_memory import ScoreTable
 
 MASK, END = 97, 99
 

@@ -6,7 +6,7 @@ import torch
 from components.errors import ParameterError
 from components.gadms.masking import MaskingConfig, maskable
 from components.gadms.methods import METHODS, recipe_of
-from components.gadms.scoring import ScoringConfig
+from components.gadms.scores.scoring import ScoringConfig
 from components.gadms.tasks import RetrievalConfig, RetrievalTask
 
 ALL = MaskingConfig(random_noise_rate=1.0, random_prediction_rate=1.0, noise_limit=1.0, slope=1e4, threshold=2.0)

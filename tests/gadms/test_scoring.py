@@ -6,10 +6,10 @@ from scipy.stats import rankdata
 from torch.nn import functional as F
 
 from components.errors import ParameterError
-from components.gadms.leave_one_out import leave_one_out, path
 from components.gadms.masking import maskable
-from components.gadms.scores import end_token_maps
-from components.gadms.scoring import ScoringConfig, normalise, raw_scores, token_scores
+from components.gadms.scores.gradient import end_token_maps
+from components.gadms.scores.leave_one_out import leave_one_out, path
+from components.gadms.scores.scoring import ScoringConfig, normalise, raw_scores, token_scores
 
 NAMES = ("gradient", "released", "grad-eclip", "max-patch", "attention", "random", "leave-one-out", "path")
 

@@ -11,9 +11,9 @@ from components.errors import ParameterError
 from components.gadms.batches import CaptionBatches
 from components.gadms.streamed_batches import StreamedBatches
 from components.gadms.tasks import RetrievalConfig, RetrievalTask
-from components.persons.corpus import open_corpus
-from components.persons.sample_reader import SampleReader
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
+from components.persons.streaming.corpus import open_corpus
+from components.persons.streaming.sample_reader import SampleReader
 from components.persons.transforms import AugmentationConfig
 from components.training.context import LocalContext
 from components.training.loop import LoopConfig, fit

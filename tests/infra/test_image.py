@@ -153,8 +153,8 @@ def test_data_caches_results_and_secrets_stay_out_of_the_image(path: str, contex
 
 
 def test_all_that_a_stage_reads_is_in_the_image(context: set[str]) -> None:
-    from pipelines.closure import stage_sources
     from pipelines.graph import all_stages
+    from pipelines.identity.closure import stage_sources
 
     needed = {source for stage in all_stages() for source in stage_sources(stage)}
     needed |= {"params.yaml", "dvc.yaml", "dvc.lock", "requirements.lock", ".dvc/config", "presets/smoke.yaml"}

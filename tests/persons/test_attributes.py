@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.errors import ParameterError
-from components.persons.attributes import (
+from components.persons.drawn.attributes import (
     ATTRIBUTES,
     IDENTITY_ATTRIBUTES,
     applies,

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from components.errors import DataError, ParameterError
-from components.persons.candidates import (
+from components.persons.curation.candidates import (
     NO_CAPTION,
     OUTSIDE,
     UNFILLED,
@@ -15,9 +15,17 @@ from components.persons.candidates import (
     pictures_in,
     rule_reasons,
 )
-from components.persons.curation import DUPLICATE, KEPT, MISMATCHED, Quality, Thresholds, decide, final_reasons
-from components.persons.keypoints import KEYPOINTS, Detection
-from components.persons.rules import FEW_KEYPOINTS, NOBODY, SHAPE, SMALL, UNSURE, Rules
+from components.persons.curation.keypoints import KEYPOINTS, Detection
+from components.persons.curation.rules import FEW_KEYPOINTS, NOBODY, SHAPE, SMALL, UNSURE, Rules
+from components.persons.curation.selection import (
+    DUPLICATE,
+    KEPT,
+    MISMATCHED,
+    Quality,
+    Thresholds,
+    decide,
+    final_reasons,
+)
 
 WHOLE = (True,) * len(KEYPOINTS)
 

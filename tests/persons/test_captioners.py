@@ -7,10 +7,10 @@ from PIL import Image
 from small_captioning_models import llava, qwen
 
 from components.errors import DataError, ParameterError
-from components.persons.attributes import ATTRIBUTES
-from components.persons.captioners import GrammarCaptioner, VisionLanguageCaptioner
-from components.persons.captions import compose
-from components.persons.templates import TEMPLATES, choose, instruction, read_templates, unfilled
+from components.persons.curation.captioners import GrammarCaptioner, VisionLanguageCaptioner
+from components.persons.curation.templates import TEMPLATES, choose, instruction, read_templates, unfilled
+from components.persons.drawn.attributes import ATTRIBUTES
+from components.persons.drawn.captions import compose
 from components.training.randomness import stream_seed
 
 

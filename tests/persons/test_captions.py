@@ -3,10 +3,16 @@ import re
 import numpy as np
 import pytest
 
-from components.persons.attributes import ATTRIBUTES, sample_identities
-from components.persons.captions import SHORT_MAX_WORDS, SHORT_VOCABULARY, compose, long_caption, short_caption
-from components.persons.degradation import PRESETS
-from components.persons.drawing import draw_person
+from components.persons.drawn.attributes import ATTRIBUTES, sample_identities
+from components.persons.drawn.captions import (
+    SHORT_MAX_WORDS,
+    SHORT_VOCABULARY,
+    compose,
+    long_caption,
+    short_caption,
+)
+from components.persons.drawn.degradation import PRESETS
+from components.persons.drawn.drawing import draw_person
 from components.training.randomness import numpy_generator
 
 # An independent reading of captions: which words name what, written down here and not taken from the lexicon.

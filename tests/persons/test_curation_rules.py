@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from components.errors import DataError, ParameterError
-from components.persons.keypoints import HEAD, HIPS, KEYPOINTS, Detection, KeypointRCNN
-from components.persons.rules import (
+from components.persons.curation.keypoints import HEAD, HIPS, KEYPOINTS, Detection, KeypointRCNN
+from components.persons.curation.rules import (
     FEW_KEYPOINTS,
     NO_HEAD,
     NO_HIP,

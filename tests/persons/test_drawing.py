@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from components.errors import ParameterError
-from components.persons.attributes import ATTRIBUTES, sample_identities
-from components.persons.body import PALETTE
-from components.persons.degradation import PRESETS, Degradation
-from components.persons.drawing import draw_person
+from components.persons.drawn.attributes import ATTRIBUTES, sample_identities
+from components.persons.drawn.body import PALETTE
+from components.persons.drawn.degradation import PRESETS, Degradation
+from components.persons.drawn.drawing import draw_person
 from components.training.randomness import numpy_generator
 
 STILL = Degradation(framing=0, lighting=0, blur=0, noise=0)

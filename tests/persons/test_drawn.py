@@ -5,7 +5,7 @@ from PIL import Image
 
 from components.errors import ParameterError
 from components.persons import DrawnConfig, PersonDataset, read_dataset, write_drawn_dataset, write_records
-from components.persons.attributes import ATTRIBUTES
+from components.persons.drawn.attributes import ATTRIBUTES
 
 CONFIG = DrawnConfig(
     train_identities=12, val_identities=3, test_identities=6, images_per_identity=5, height=48, width=24, noise_rate=0.3

@@ -10,11 +10,11 @@ import pytest
 from small_datasets import SETS, lay_out, write_json
 
 from components.errors import DataError
-from components.persons.json_stream import list_elements
-from components.persons.ledger import Ledger
-from components.persons.readers import find_source, read_listing
+from components.persons.published.json_stream import list_elements
+from components.persons.published.ledger import Ledger
+from components.persons.published.readers import find_source, read_listing
+from components.persons.published.validation import Validation, validate_records
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset, write_records
-from components.persons.validation import Validation, validate_records
 
 
 def value(rng, depth=0):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from components.errors import ParameterError
-from components.persons.near_duplicates import difference_hash, near_duplicates
+from components.persons.curation.near_duplicates import difference_hash, near_duplicates
 
 
 def brute_force(hashes, distance):

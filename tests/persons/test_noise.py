@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from components.errors import ParameterError
-from components.persons.attributes import ATTRIBUTES, sample_identities
-from components.persons.captions import Caption, compose
-from components.persons.drawing import draw_person
-from components.persons.noise import NOISY_ATTRIBUTES, CaptionNoise, mark
+from components.persons.drawn.attributes import ATTRIBUTES, sample_identities
+from components.persons.drawn.caption_noise import NOISY_ATTRIBUTES, CaptionNoise, mark
+from components.persons.drawn.captions import Caption, compose
+from components.persons.drawn.drawing import draw_person
 from components.training.randomness import numpy_generator
 
 

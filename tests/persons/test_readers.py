@@ -7,7 +7,7 @@ import pytest
 
 from components.errors import DataError
 from components.persons import read_dataset
-from components.persons.readers import read_listing
+from components.persons.published.readers import read_listing
 
 
 def picture(folder, name, seed):

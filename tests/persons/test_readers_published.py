@@ -7,7 +7,7 @@ from small_datasets import SETS, lay_out, picture, synth, write_json
 
 from components.errors import DataError
 from components.persons import read_dataset, read_listing, validate_records
-from components.persons.layouts import LAYOUTS
+from components.persons.published.layouts import LAYOUTS
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -1,9 +1,9 @@
 import pytest
 from small_datasets import SETS, lay_out, picture, write_json
 
-from components.persons.layouts import LAYOUTS, Counts
-from components.persons.readers import find_source
-from components.persons.survey import differences, survey
+from components.persons.published.layouts import LAYOUTS, Counts
+from components.persons.published.readers import find_source
+from components.persons.published.survey import differences, survey
 
 
 def entry(path, identity, split, captions=("A man.", "In red.")):

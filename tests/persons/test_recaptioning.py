@@ -3,10 +3,10 @@
 import pytest
 
 from components.errors import DataError, ParameterError
-from components.persons.attributes import sample_identities
-from components.persons.captions import long_caption, short_caption
-from components.persons.lexicon import SYNONYMS
-from components.persons.recaptioning import recaptioned
+from components.persons.drawn.attributes import sample_identities
+from components.persons.drawn.captions import long_caption, short_caption
+from components.persons.drawn.lexicon import SYNONYMS
+from components.persons.drawn.recaptioning import recaptioned
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.training.randomness import numpy_generator
 

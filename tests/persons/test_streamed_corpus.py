@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from components.errors import DataError, ParameterError
-from components.persons.corpus import BLOCK_PICTURES, open_corpus
-from components.persons.readers import read_listing
-from components.persons.sample_order import SampleOrder
-from components.persons.sample_reader import SampleReader
+from components.persons.published.readers import read_listing
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
+from components.persons.streaming.corpus import BLOCK_PICTURES, open_corpus
+from components.persons.streaming.sample_order import SampleOrder
+from components.persons.streaming.sample_reader import SampleReader
 
 SIZE = (12, 6)
 

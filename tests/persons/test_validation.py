@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from components.errors import DataError, ParameterError
-from components.persons.readers import read_listing
-from components.persons.validation import REASONS, validate_records
+from components.persons.published.readers import read_listing
+from components.persons.published.validation import REASONS, validate_records
 
 
 def entry(name, identity=1, split="train", **changes):

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from components.errors import ParameterError
-from pipelines import dag
-from pipelines.closure import COUNTED, ROOT, stage_sources
+from pipelines.dvc_files import dvc_yaml as dag
 from pipelines.graph import Stage, all_stages, find, runs_of
+from pipelines.identity.closure import COUNTED, ROOT, stage_sources
 from pipelines.params import Parameters
 
 RUNS = [run for stage in all_stages() for run in runs_of(stage)]
@@ -103,7 +103,7 @@ def loaded_by(*modules: str) -> set[str]:
 @pytest.mark.parametrize("name", ["prepare", "taca_generate", "gadms_pretrain", "train_parity", "report"])
 def test_what_python_loads_for_a_stage_is_in_its_closure(name):
     """But for what orchestration alone loads, such as the checkpoint store."""
-    loaded = loaded_by(f"pipelines.stages.{name}") - loaded_by("pipelines.context", "pipelines.parity")
+    loaded = loaded_by(f"pipelines.stages.{name}") - loaded_by("pipelines.engine.context", "pipelines.engine.execution")
     counted = {path for path in loaded if path.startswith(("components/", "pipelines/stages/"))}
     stage = next(stage for stage in all_stages() if stage.name == name)
     assert f"pipelines/stages/{name}.py" in counted
@@ -113,8 +113,8 @@ def test_what_python_loads_for_a_stage_is_in_its_closure(name):
 def test_the_closure_finds_lazy_imports_and_leaves_out_what_is_not_imported(tmp_path):
     files = {
         "pipelines/stages/__init__.py": "",
-        "pipelines/stages/probe.py": "import torch\nfrom components.a import b\nfrom pipelines.context import C\n",
-        "pipelines/context.py": "import components.of_orchestration\n",
+        "pipelines/stages/probe.py": "import torch\nfrom components.a import b\nfrom pipelines.engine.context import C\n",
+        "pipelines/engine/context.py": "import components.of_orchestration\n",
         "components/__init__.py": "",
         "components/a/__init__.py": "",
         "components/a/b.py": "def f():\n    from components.c import name_inside\n",
@@ -173,7 +173,14 @@ def test_imports_name_the_file_that_they_mean(path):
 
 def test_stage_files_import_of_orchestration_only_what_cannot_change_a_result():
     """What else a result depends on must be counted in its fingerprint. Of parameters, their values are."""
-    allowed = {"pipelines.context", "pipelines.params", "pipelines.graph", "pipelines.parity", "pipelines.stages"}
+    allowed = {
+        "pipelines.engine.context",
+        "pipelines.params",
+        "pipelines.graph",
+        "pipelines.engine.execution",
+        "pipelines.scratch.folder",
+        "pipelines.scratch.metric_log",
+    }
     allowed |= {"pipelines.schema.common", "pipelines.schema.gadms"}
     for path in sources("pipelines/stages"):
         used = {module for module, _, _ in imports(path) if module.startswith("pipelines")}

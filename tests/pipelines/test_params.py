@@ -7,8 +7,8 @@ import yaml
 
 from components.errors import ParameterError
 from pipelines import params, presets
-from pipelines.closure import ROOT
-from pipelines.tracking import flatten
+from pipelines.identity.closure import ROOT
+from pipelines.tracking.runs import flatten
 
 
 @pytest.fixture

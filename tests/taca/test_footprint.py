@@ -16,7 +16,7 @@ from components.taca.footprint import Activations, count_activations, skeleton, 
 from components.taca.lora import add_lora
 from components.taca.schedule import TemperatureSchedule
 from components.taca.velocity import VelocityTask
-from pipelines.closure import ROOT
+from pipelines.identity.closure import ROOT
 
 TEXT, LATENT, BATCH = 12, (16, 12), 3
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_transformers
 import torch
 from small_transformers import FAMILIES, SMALL, flux, flux_inputs, sd3
 from torch import Tensor
@@ -73,6 +74,7 @@ def test_sd3_adapter_leaves_the_image_only_attention_alone() -> None:
     assert len(modules) == 3 * 8 - 1  # the last block has no to_add_out
 
 
+SUPPORT = str(Path(small_transformers.__file__).parent)
 ARCHITECTURES = Path(__file__).resolve().parents[2] / "presets" / "architectures"
 
 
@@ -177,7 +179,7 @@ def test_the_file_is_the_same_bytes_in_every_process(tmp_path: Path) -> None:
         "from components.taca.lora import add_lora, save_lora; m = flux(); add_lora(m, rank=2, seed=3);"
         "save_lora(m, Path(sys.argv[2]), {'gamma': 1.2, 'threshold': 0.97, 'base': 'x', 'z': [1]})"
     )
-    subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "there")], check=True)
+    subprocess.run([sys.executable, "-c", script, SUPPORT, str(tmp_path / "there")], check=True)
     model = flux()
     add_lora(model, rank=2, seed=3)
     here = save_lora(model, tmp_path / "here", {"z": [1], "base": "x", "gamma": 1.2, "threshold": 0.97})

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from components.errors import ParameterError
-from components.taca.autoencoder import (
+from components.taca.conventions import encode_pictures
+from components.taca.toy.autoencoder import (
     AutoencoderTask,
     pixel_batches,
     psnr,
@@ -13,9 +14,8 @@ from components.taca.autoencoder import (
     set_latent_scale,
     signed_pixels,
 )
-from components.taca.base_training import TextToImageTask, base_batches, token_ids
-from components.taca.conventions import encode_pictures
-from components.taca.tiny import TinyConfig, build_tiny_pipeline, word_vocabulary
+from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline, word_vocabulary
+from components.taca.toy.training import TextToImageTask, base_batches, token_ids
 from components.training.context import LocalContext
 from components.training.loop import LoopConfig, fit
 

@@ -1,0 +1,65 @@
+"""The same pictures with other captions: what a study of noisy captions compares.
+
+Only the sentences differ between two rates. Every caption keeps the plan of its sentence (which groups it mentions, in which
+order, with which synonyms), so at another rate it differs in the words of the attributes that noise made false, and in what
+follows from them (an invented hat is mentioned). That is the noise of `drawn.py`, with two streams in place of one.
+"""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from components.errors import DataError, ParameterError
+from components.persons.drawn.caption_noise import CaptionNoise, mark
+from components.persons.drawn.captions import compose
+from components.persons.shards import PersonDataset
+from components.training.randomness import numpy_generator
+
+
+def recaptioned(
+    dataset: PersonDataset, rate: float, seed: int, *, split: str = "train", people: int | None = None, skip: int = 0
+) -> PersonDataset:
+    """`dataset` with new long captions in one split, whose stated attributes are false with probability `rate`.
+
+    Each long caption is replaced by another of the same picture, its wrong words marked; rows, pictures and other splits stay.
+    False values have the frequencies of the training split. `people` keeps so many identities of the split, after the first `skip`.
+
+    Raises:
+        ParameterError: `rate` outside [0, 1], or fewer than `skip` + `people` identities. DataError: a caption's picture states no
+            attributes, as in published sets.
+    """
+    fresh = PersonDataset.open(dataset.folder)
+    table = dataset.manifest
+    inside = np.asarray(pc.equal(table["split"], split))
+    identities = list(dict.fromkeys(pc.filter(table["identity"], pa.array(inside)).to_pylist()))
+    chosen = identities[skip:] if people is None else identities[skip : skip + people]
+    if not chosen or (people is not None and len(chosen) < people):
+        wanted = f"people = {people} after {skip}" if skip else f"people = {people}"
+        raise ParameterError(f"{wanted}: the split {split} has {len(identities)} identities")
+    kept = np.isin(table["identity"].to_numpy(), chosen) | ~inside
+    captions, wrong = table["caption"].to_pylist(), table["wrong_words"].to_pylist()
+    noise = CaptionNoise(_shown_in_training(dataset), rate)
+    for row in np.flatnonzero(inside & kept & np.asarray(pc.equal(table["form"], "long"))).tolist():
+        shown = json.loads(table["attributes"][row].as_py())
+        if not shown:
+            raise DataError(
+                f"{dataset.folder}: caption {row} has no attributes: only drawn people can be described again"
+            )
+        told, false = noise.falsify(shown, numpy_generator(seed, "caption noise", row))
+        plan = int(numpy_generator(seed, "caption", row).integers(2**62))
+        marked = mark(compose(told, plan), false)
+        captions[row], wrong[row] = marked.text, list(marked.wrong_words)
+    for name, values in (("caption", captions), ("wrong_words", wrong)):
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+    fresh.manifest = table.filter(pa.array(kept))
+    return fresh
+
+
+def _shown_in_training(dataset: PersonDataset) -> list[dict[str, str]]:
+    """What each picture of the training split shows."""
+    rows = dataset.rows(split="train")
+    shown = dict(zip(rows.column("image_id"), rows.column("attributes"), strict=True))
+    return [json.loads(attributes) for attributes in shown.values()]

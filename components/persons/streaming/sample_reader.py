@@ -1,0 +1,102 @@
+"""Steps of a streamed corpus as arrays: which samples (`sample_order`), read (`corpus`), decoded, tokenised."""
+
+import io
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from components.errors import DataError, ParameterError
+from components.persons.streaming.corpus import Block, Corpus
+from components.persons.streaming.sample_order import SampleOrder
+
+Arrays = dict[str, NDArray[Any]]
+WINDOW_BLOCKS = 64
+"""16 384 pictures of 256 a block: 90 MB of WebPerson's, which take 5.4 kB each."""
+
+
+class SampleReader:
+    """`read(step)`: a rank's rows of the global batch of a step. Steps may be asked for in any order; neighbours are cheapest.
+
+    Holds the encoded pictures of at most two windows. Can be sent to another process, which reads for itself.
+    `tokenizer` maps captions to int64 (N, T); `batch_size` is global.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: Callable[[Sequence[str]], torch.Tensor],
+        *,
+        size: tuple[int, int],
+        batch_size: int,
+        seed: int,
+        window: int = WINDOW_BLOCKS,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size % world_size:
+            raise ParameterError(f"batch_size {batch_size}: must be a multiple of the {world_size} workers")
+        self.corpus, self.tokenizer, self.size = corpus, tokenizer, size
+        self.order = SampleOrder(corpus.sizes, seed=seed, window=window)
+        self.batch_size, self.share, self.rank = batch_size, batch_size // world_size, rank
+        self._numbers = np.cumsum(corpus.sizes) - corpus.sizes  # of each block's first caption
+        self._blocks: OrderedDict[int, Block] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Captions."""
+        return len(self.order)
+
+    def read(self, step: int) -> Arrays:
+        """pixels uint8 (b, 3, H, W), ids int64 (b, T), identities and caption_index int64 (b,); b is this rank's share.
+
+        Raises DataError for a picture that cannot be decoded.
+        """
+        first = step * self.batch_size + self.rank * self.share
+        blocks, places = self.order.at(first, first + self.share)
+        height, width = self.size
+        pixels = np.empty((self.share, height, width, 3), dtype=np.uint8)
+        identities = np.empty(self.share, dtype=np.int64)
+        captions: list[str] = [""] * self.share
+        for number in np.unique(blocks).tolist():
+            block = self._block(number)
+            for slot in np.flatnonzero(blocks == number).tolist():
+                place = int(places[slot])
+                pixels[slot] = self._decode(block, place, number)
+                identities[slot] = block.identities[place]
+                captions[slot] = block.captions[place]
+        return {
+            "pixels": np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)),
+            "ids": self.tokenizer(captions).numpy(),
+            "identities": identities,
+            "caption_index": self._numbers[blocks] + places,
+        }
+
+    def _decode(self, block: Block, place: int, number: int) -> NDArray[np.uint8]:
+        """(H, W, 3), squashed as `PersonDataset.pixels` does it."""
+        height, width = self.size
+        try:
+            image = Image.open(io.BytesIO(block.pictures[int(block.of[place])])).convert("RGB")
+        except OSError as error:
+            caption = int(self._numbers[number]) + place
+            raise DataError(
+                f"the picture of caption {caption} ({block.captions[place][:60]!r}) cannot be decoded: run prepare, which leaves "
+                "such out"
+            ) from error
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(image)
+
+    def _block(self, number: int) -> Block:
+        if number not in self._blocks:
+            self._blocks[number] = self.corpus.read(number)
+            while len(self._blocks) > 2 * self.order.window:
+                self._blocks.popitem(last=False)
+        self._blocks.move_to_end(number)
+        return self._blocks[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_blocks": OrderedDict()}

@@ -1,0 +1,1 @@
+"""DVC's files: `dvc.yaml` written from the graph, `dvc.lock` read."""

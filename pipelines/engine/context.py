@@ -1,0 +1,127 @@
+"""What a stage function gets from the runner."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from components.training.checkpoint import CheckpointStore
+from components.training.randomness import generator
+from pipelines.locks.waiting import patiently, storage_patience
+from pipelines.scratch.folder import Scratch
+from pipelines.scratch.metric_log import MetricLog
+
+LOOK_SECONDS = 0.5
+"""Between two looks for the request to leave: the scratch folder may be on a network."""
+
+
+class StageContext:
+    """A `components.training.context.Context` whose checkpoints and metrics live in the stage's scratch folder.
+
+    `phase(name)` gives a context with checkpoints and steps of its own, for a stage that trains two things in turn, or keeps many
+    small ones one by one: `quiet` says nothing when it goes on.
+    `figures` is a folder for pictures that the tracking server should show.
+    """
+
+    def __init__(
+        self,
+        scratch: Scratch,
+        *,
+        seed: int,
+        arm: str | None,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+        phase: str = "main",
+        quiet: bool = False,
+        strategy: str = "ddp",
+        on_save: Callable[[Mapping[str, float]], None] = lambda metrics: None,
+    ) -> None:
+        self.scratch = scratch
+        self.seed = seed
+        self.arm = arm
+        self.device = device
+        self.rank = rank
+        self.world_size = world_size
+        self.strategy = strategy
+        self._phase = phase
+        self._quiet = quiet
+        self._on_save = on_save
+        self._store = CheckpointStore(scratch.checkpoints / phase)
+        self._log = MetricLog(scratch.reported)
+        self._last: dict[str, float] = {}
+        self._was_there = scratch.folder.is_dir()
+        self._looked = 0.0
+        self._until = json.loads(scratch.until.read_text()) if scratch.until.is_file() else None
+        self._reached = False
+
+    @property
+    def figures(self) -> Path:
+        return self.scratch.figures
+
+    def phase(self, name: str, *, quiet: bool = False) -> "StageContext":
+        return StageContext(
+            self.scratch,
+            seed=self.seed,
+            arm=self.arm,
+            device=self.device,
+            rank=self.rank,
+            world_size=self.world_size,
+            phase=name,
+            quiet=quiet,
+            strategy=self.strategy,
+            on_save=self._on_save,
+        )
+
+    def load(self) -> tuple[int, dict[str, Any]] | None:
+        loaded = self._store.load()
+        step = loaded[0] if loaded else 0
+        workers = loaded[1].pop("workers", self.world_size) if loaded else self.world_size
+        if self.rank == 0 and not self._quiet:
+            if loaded:
+                changed = (
+                    f" with {self.world_size} worker(s) in place of {workers}" if workers != self.world_size else ""
+                )
+                print(f"{self._phase}: going on from step {step}{changed}", flush=True)
+            elif any(line["phase"] == self._phase for line in self._log.read()):
+                print(f"{self._phase}: no checkpoint is left to go on from; starting afresh", flush=True)
+        if self.rank == 0:
+            self._log.take_back(self._phase, step)
+        return loaded
+
+    def save(self, state: Mapping[str, Any], step: int) -> None:
+        if self.rank == 0:
+            self._patiently(lambda: self._store.save({**state, "workers": self.world_size}, step))
+        self._on_save(self._last)
+
+    def report(self, metrics: Mapping[str, float], step: int) -> None:
+        self._last = dict(metrics)
+        if self._until and self._until["metric"] in metrics and step >= self._until["step"]:
+            self._reached = True
+        if self.rank == 0:
+            self._patiently(lambda: self._log.append(self._phase, step, metrics))
+
+    def asked_to_leave(self) -> bool:
+        """Whether a checkpoint after this step is wanted, and no further ones: the runner says so, or `until` is reached."""
+        if self._reached:
+            return True
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return False
+        self._looked = time.monotonic()
+        return self.scratch.leave.exists()
+
+    def _patiently(self, write: Callable[[], None]) -> None:
+        """Without waiting, a write would make the folder again while its storage is away, and hide what is in it."""
+        patiently(write, self._away, f"the scratch folder {self.scratch.folder}", patience=storage_patience())
+
+    def _away(self) -> bool:
+        try:
+            return self._was_there and not self.scratch.folder.is_dir()
+        except OSError:  # a stale handle, say
+            return True
+
+    def generator(self, name: str) -> torch.Generator:
+        return generator(self.seed, name)

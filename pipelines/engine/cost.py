@@ -1,0 +1,77 @@
+"""What a stage took: seconds, processor time, memory, workers, and how fast it trained."""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.engine.warm import Usage
+from pipelines.graph import StageRun
+from pipelines.params import Compute
+from pipelines.records.provenance import hardware
+from pipelines.scratch.metric_log import MetricLog
+
+
+class Meter:
+    """What the children of this process take from now on; with `here`, this process too."""
+
+    def __init__(self, *, here: bool = False) -> None:
+        self._whose = (resource.RUSAGE_CHILDREN, *((resource.RUSAGE_SELF,) if here else ()))
+        self._started, self._cpu = time.monotonic(), self._cpu_seconds()
+
+    def read(self, run: StageRun, compute: Compute, other: Usage | None = None) -> dict[str, float]:
+        """Wall and processor seconds, the most memory that one process held, and what the workers occupied.
+
+        `other`: of a worker that is no child of this process.
+        """
+        cpu, memory = (other.cpu_seconds, other.peak_memory) if other else (0.0, 0)
+        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
+        seconds = time.monotonic() - self._started
+        return {
+            "cost/seconds": seconds,
+            "cost/cpu_seconds": self._cpu_seconds() - self._cpu + cpu,
+            "cost/peak_memory_mb": max(memory, *(resource.getrusage(who).ru_maxrss for who in self._whose))
+            * unit
+            / 2**20,
+            **worker_cost(seconds, run, compute),
+        }
+
+    def _cpu_seconds(self) -> float:
+        used = [resource.getrusage(who) for who in self._whose]
+        return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def worker_cost(seconds: float, run: StageRun, compute: Compute) -> dict[str, float]:
+    """What the work occupied: seconds times worker processes, and the same for GPUs when workers hold one each."""
+    held = seconds * max(1, compute.workers if run.stage.trains else 0)
+    on_gpu = compute.device == "cuda" or (compute.device == "auto" and hardware()["gpu"] != "none")
+    return {"cost/worker_seconds": held, "cost/gpu_seconds": held if on_gpu else 0.0}
+
+
+def throughput(log: MetricLog, own: Mapping[str, Any], stage: str) -> dict[str, float]:
+    """Samples and steps a second of a training stage, from the times of its reports; {} for a stage that reports no steps.
+
+    The median over reports, so that a pause between a kill and its resumption, or a checkpoint, does not count as training.
+    """
+    rates: dict[str, list[float]] = {}
+    last: dict[str, Mapping[str, Any]] = {}
+    for line in log.read():
+        before = last.get(line["phase"])
+        if before and line["step"] > before["step"] and line["time"] > before["time"]:
+            rate = (line["step"] - before["step"]) / (line["time"] - before["time"])
+            rates.setdefault(line["phase"], []).append(rate)
+        last[line["phase"]] = line
+    if not rates:
+        return {}
+    # A stage may train two things in turn: the last is what it is for, and its section is called like the phase or `training`.
+    phase, found = list(rates.items())[-1]
+    sections = own.get(stage, {})
+    trained = [sections.get(phase), sections.get("training"), *sections.values()]
+    batch = next(
+        (part["batch"] for part in trained if isinstance(part, Mapping) and {"batch", "steps"} <= set(part)), None
+    )
+    steps = statistics.median(found)
+    known = {"throughput/steps_per_second": steps}
+    return known if batch is None else {**known, "throughput/samples_per_second": steps * batch}

@@ -1,0 +1,302 @@
+"""The life of a stage.
+
+    parameters -> fingerprint -> finished before? put the outputs in place and stop
+                              -> open the MLflow run -> work, in a process of its own -> outputs final -> in place
+
+The work is done by `pipelines.engine.worker` in a child process, so that this one can own the run's status whatever kills the
+work. While the child imports torch, this process imports MLflow; the child begins only when the tracking server has answered.
+"""
+
+import json
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.errors import DataError, ParameterError
+from pipelines import graph
+from pipelines.dvc_files.dvc_lock import dvc_md5
+from pipelines.engine.child import Child, Notice, interruptible, send_go, wait, working
+from pipelines.engine.cost import Meter, throughput
+from pipelines.errors import INTERRUPTED, InfrastructureError, StageFailedError
+from pipelines.graph import StageRun
+from pipelines.identity.closure import ROOT
+from pipelines.identity.fingerprint import fingerprint, tree_digests
+from pipelines.locks.waiting import grace
+from pipelines.params import Parameters, load
+from pipelines.records.code_state import code_state
+from pipelines.records.manifests import maker_of
+from pipelines.records.provenance import CHEAP_BYTES, input_record, record_of, tags_of
+from pipelines.redaction import without_secrets
+from pipelines.scratch.folder import Hold, Scratch, folder_name, put_in_place
+from pipelines.scratch.metric_log import MetricLog
+from pipelines.tracking import runs as tracking
+from pipelines.tracking.delivery import TrackedRun, left_open, remembered
+from pipelines.tracking.runs import FAILED, FINISHED, KILLED, RunFacts, flatten
+from pipelines.tracking.system_metrics import machine_watched
+from pipelines.workspace import Workspace
+
+DELIVERY_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended well."""
+
+    fingerprint: str
+    restored: bool
+    metrics: dict[str, Any]
+
+
+def run_stage(address: str, workspace: Workspace) -> Outcome:
+    """Bring the outputs of a stage (`name` or `name@arm`) up to date in `workspace`.
+
+    Raises ParameterError, DataError, InfrastructureError, StageFailedError (the work failed and said why) or KeyboardInterrupt.
+    """
+    attempt = _attempt(address, workspace)
+    run, scratch = attempt.run, attempt.scratch
+    with scratch.lock() as held:
+        done = scratch.done()
+        restored = done is not None
+        if done is None:
+            done = _work(attempt, workspace, held)
+        else:
+            print(f"{run.address}: found finished in {scratch.folder.name}", flush=True)
+            _close_what_was_left(scratch, workspace, done)
+        _require_unchanged(attempt, workspace)
+        for path in done["outputs"]:
+            put_in_place(scratch.outputs / path, workspace.path(path))
+    return Outcome(attempt.identity, restored, done["metrics"])
+
+
+def scratch_for(address: str, workspace: Workspace) -> Scratch:
+    """The scratch folder in which `run_stage` would work now. Raises as it does for parameters and inputs."""
+    return _attempt(address, workspace).scratch
+
+
+def interrupted_at(address: str, workspace: Workspace, metric: str, step: int) -> Scratch:
+    """Train a stage until it has reported `metric` at `step` and taken one step more, and leave it unfinished, to be gone on with.
+
+    Does nothing where its checkpoint at this step is there. Returns its scratch folder. Raises as `run_stage`.
+    """
+    attempt = _attempt(address, workspace)
+    scratch = attempt.scratch
+    with scratch.lock() as held:
+        if scratch.checkpoint_at(metric, step) is None:
+            try:
+                _work(attempt, workspace, held, (metric, step))
+            except KeyboardInterrupt:
+                if scratch.checkpoint_at(metric, step) is None:
+                    raise
+    return scratch
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A stage, what it reads, and the folder in which it works."""
+
+    run: StageRun
+    params: Parameters
+    inputs: dict[str, Path]
+    identity: str
+    scratch: Scratch
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The parameters that the stage reads."""
+        return self.params.only(self.run.stage.reads)
+
+
+def _attempt(address: str, workspace: Workspace) -> _Attempt:
+    run = graph.find(address)
+    params = load(workspace.path("params.yaml"))
+    inputs = {name: workspace.path(path) for name, path in run.inputs.items()}
+    _require(run, inputs)
+    identity = fingerprint(run, params.only(run.stage.reads), inputs, params.compute.threads)
+    return _Attempt(run, params, inputs, identity, Scratch(workspace.home / folder_name(run.address, identity)))
+
+
+def _require(run: StageRun, inputs: dict[str, Path]) -> None:
+    missing = [run.inputs[name] for name, path in inputs.items() if not path.exists()]
+    if missing:
+        raise DataError(
+            f"{run.address}: {', '.join(missing)} not there: run `dvc repro {run.address}`, or `dvc pull` it"
+        )
+
+
+def _require_unchanged(attempt: _Attempt, workspace: Workspace) -> None:
+    """DVC records what parameters, inputs and code are at a stage's end; they must be what it read at its start."""
+    run = attempt.run
+    try:
+        own = load(workspace.path("params.yaml")).only(run.stage.reads)
+        now = fingerprint(run, own, attempt.inputs, attempt.params.compute.threads)
+    except (ParameterError, OSError):
+        now = ""
+    if now != attempt.identity:
+        raise InfrastructureError(
+            f"{run.address}: its parameters, inputs or code were changed while it ran: its result is kept for what it read, "
+            "and not put in place; run again"
+        )
+
+
+def _work(attempt: _Attempt, workspace: Workspace, held: Hold, until: tuple[str, int] | None = None) -> dict[str, Any]:
+    """One attempt, tracked. Returns the DONE manifest.
+
+    Training leaves, as after SIGTERM, one step after it has reported what `until` names: (metric, step).
+    """
+    run, params, own, scratch = attempt.run, attempt.params, attempt.own, attempt.scratch
+    scratch.begin()
+    if until:
+        scratch.until.write_text(json.dumps({"metric": until[0], "step": until[1]}))
+    meter = Meter()
+    with interruptible() as notice, working(run, params, scratch, workspace, held) as process:
+        tracker = tracking.connect(workspace)
+        facts, record = _facts(attempt, workspace)
+        tracked = tracker.open(scratch.folder, facts)
+        try:
+            send_go(process)
+            with machine_watched(tracked.run_id, tracking.tracking_uri(workspace)):
+                code = _watch(run, process, tracked, scratch, held, notice)
+            if code < 0:
+                name = signal.Signals(-code).name
+                raise InfrastructureError(
+                    f"{run.address}: its process was ended by {name}: run again, to go on from there"
+                )
+            if code > 0:
+                raise StageFailedError(f"{run.address} failed", code)
+            metrics = json.loads(scratch.result.read_text())
+            _write_tables(run, scratch, metrics)
+            elsewhere = scratch.ran()
+            cost = elsewhere["cost"] if elsewhere else meter.read(run, params.compute, getattr(process, "usage", None))
+            cost |= throughput(MetricLog(scratch.reported), own, run.stage.name)
+            record |= elsewhere["where"] if elsewhere else {}
+            held.require()
+            done = scratch.finish(
+                run.all_outputs,
+                {
+                    "fingerprint": attempt.identity,
+                    "stage": run.address,
+                    "metrics": metrics,
+                    "run": tracked.run_id,
+                    "cost": cost,
+                    "provenance": record,
+                    "md5": {path: dvc_md5(scratch.writing / path, CHEAP_BYTES) for path in run.all_outputs},
+                },
+            )
+        except BaseException as error:
+            killed = isinstance(error, KeyboardInterrupt) or getattr(error, "code", None) == INTERRUPTED
+            _close(tracked, KILLED if killed else FAILED, {}, patience=2 if killed else 20)
+            if killed:
+                raise KeyboardInterrupt from error
+            raise
+        _close(tracked, FINISHED, _final(done), patience=20, tags=tags_of(record))
+    return done
+
+
+def _final(done: dict[str, Any]) -> dict[str, float]:
+    """The numbers that a finished run ends with."""
+    numbers = {**flatten(done["metrics"]), **done["cost"]}
+    return {key: float(value) for key, value in numbers.items() if isinstance(value, (int, float))}
+
+
+def _close_what_was_left(scratch: Scratch, workspace: Workspace, done: dict[str, Any]) -> None:
+    """A runner killed after its result was complete, or a server away at its end, leaves a run to be closed."""
+    known = remembered(scratch.folder)
+    if known is None or known["closed"] or known["run"] != done["run"]:
+        return
+    try:
+        tracker = tracking.connect(workspace)
+        if not left_open(scratch.folder, known["uri"]):
+            TrackedRun(tracker.client, known["run"], scratch.folder, doubtful=True).end(
+                FINISHED, _final(done), tags_of(done["provenance"])
+            )
+        tracker.close_finished(scratch.folder)
+    except Exception as error:  # as in `_close`
+        _warn_open(known["run"], FINISHED, error)
+
+
+def _write_tables(run: StageRun, scratch: Scratch, metrics: dict[str, Any]) -> None:
+    """Metrics and curves as files: outputs like any other."""
+    tables = {run.metrics: json.dumps(metrics, indent=1, sort_keys=True) + "\n"}
+    if run.curves:
+        tables[run.curves] = MetricLog(scratch.reported).table()
+    for path, text in tables.items():
+        file = scratch.writing / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+
+def _watch(
+    run: StageRun,
+    process: Child,
+    tracked: TrackedRun,
+    scratch: Scratch,
+    held: Hold,
+    notice: Notice,
+) -> int:
+    """Wait for the work, delivering metrics meanwhile. Returns its exit code (negative for a signal).
+
+    After SIGTERM, training is asked to save a checkpoint at its next step and go; other work ends at once.
+    """
+    delivered = time.monotonic()
+    asked = None
+    notice.raises = not run.stage.trains
+    while (code := wait(process)) is None:
+        if held.lease.lost:
+            process.kill()  # at once: the folder is another's now, also for a last checkpoint
+            held.require()
+        if notice.given and asked is None:
+            asked = time.monotonic()
+            scratch.leave.touch()
+        if asked is not None and time.monotonic() - asked > grace():
+            raise KeyboardInterrupt
+        if time.monotonic() - delivered > DELIVERY_SECONDS:
+            tracked.deliver()
+            delivered = time.monotonic()
+    return INTERRUPTED if asked is not None and code else code
+
+
+def _close(
+    tracked: TrackedRun, status: str, metrics: dict[str, float], patience: float, tags: dict[str, str] | None = None
+) -> None:
+    """Give the run its end. A server that is away now costs a warning, and is told later."""
+    try:
+        tracked.end(status, metrics, tags)
+        tracked.deliver(patience=patience)
+        tracked.close()
+    except Exception as error:  # whatever a server answers: the outputs are on disk, and worth more than the run's end
+        _warn_open(tracked.run_id, status, error)
+
+
+def _warn_open(run_id: str, status: str, error: Exception) -> None:
+    reason = without_secrets(str(error))[:160]
+    print(
+        f"warning: run {run_id} could not be closed as {status} ({reason}); the next run of a stage does it",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _facts(attempt: _Attempt, workspace: Workspace) -> tuple[RunFacts, dict[str, Any]]:
+    """What MLflow shows of this attempt, and the record of where it comes from that goes into the DONE manifest."""
+    run, params, own, identity = attempt.run, attempt.params, attempt.own, attempt.identity
+    code = code_state(ROOT)  # of the code that runs; the workspace of a trial is no checkout
+    inputs: dict[str, dict[str, Any]] = {}
+    for name, path in run.inputs.items():
+        digests = tree_digests(workspace.path(path))
+        made_by = maker_of(path, digests, workspace.home)
+        inputs[path] = {"name": name, **input_record(workspace.path(path), digests, made_by)}
+    record = record_of(run, own, params, code, inputs)
+    tags = {
+        "pipelines.stage": run.stage.name,
+        "pipelines.arm": run.arm or "",
+        "pipelines.fingerprint": identity,
+        "pipelines.seed": str(params.seed),
+        "pipelines.workers": str(params.compute.workers),
+        "pipelines.threads": str(params.compute.threads),
+        "pipelines.device": params.compute.device,
+        **tags_of(record),
+    }
+    return RunFacts(f"{run.address}/{identity[:8]}", tags, own, inputs, code.patch), record

@@ -1,0 +1,283 @@
+"""`python -m pipelines dry-run`: what a run with these parameters would do and need, without weights, data or a GPU.
+
+The parameters are resolved and validated, the transformer is built without memory from its configuration, TACA and the LoRA are put
+into it, and what follows is printed: patched modules, trainable parameters, active sampler steps, memory per GPU, what retrieval
+would train, and what is not there yet. Nothing is written and nothing is downloaded.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from components.errors import DataError, ParameterError
+from pipelines import params, presets
+from pipelines.health import architectures
+from pipelines.health.architectures import Architecture
+from pipelines.health.encoder_plan import encoder_table
+from pipelines.params import Parameters
+from pipelines.workspace import Workspace
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from components.taca.footprint import TrainingMemory
+    from components.taca.schedule import TemperatureSchedule
+    from components.training.distribution import Strategy
+
+GPUS = (1, 2, 4, 8)
+GPU_SIZES = (24, 40, 48, 80, 141)
+"""Of GPUs that are sold, in GB."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One way to spread the training. `batch` is the micro-batch of one GPU."""
+
+    strategy: str
+    gpus: int
+    batch: int
+    bytes: "TrainingMemory"
+
+    @property
+    def smallest_gpu(self) -> str:
+        return next((f"{size} GB" for size in GPU_SIZES if self.bytes.fits(size * 1e9)), "none")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run with these parameters would be."""
+
+    architecture: Architecture
+    schedule: "TemperatureSchedule"
+    parameters: int
+    patched_modules: int
+    joint_layers: int
+    trainable: int
+    image_tokens: int
+    sigmas: tuple[float, ...]
+    active_steps: int
+    memory: tuple[Memory, ...]
+    activations_without_checkpointing: int
+    missing: tuple[str, ...]
+
+
+def dry_run(workspace: Workspace, preset: str | None = None, architecture: Path | None = None) -> None:
+    """Print the plan. Raises ParameterError or DataError when the parameters do not resolve; what is missing is no error."""
+    from rich.console import Console
+
+    chosen = resolve(workspace.root, preset)
+    show(plan(chosen, workspace, architecture), chosen, Console())
+
+
+def resolve(root: Path, preset: str | None) -> Parameters:
+    """params.yaml of a workspace, with a preset over it; nothing is written there."""
+    if preset is None:
+        return params.load(root / "params.yaml")
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "params.yaml"
+        shutil.copyfile(root / "params.yaml", copy)
+        presets.edit(copy, presets.read(preset, root))
+        return params.load(copy)
+
+
+def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = None) -> Plan:
+    """Work out everything that is printed."""
+    from components.taca.conventions import conventions_of, sampler_sigmas
+    from components.taca.install import enable_taca
+    from components.taca.lora import add_lora
+    from components.taca.reference import DTYPES
+    from components.taca.transfer import schedule_for
+
+    size = chosen.pictures
+    model = architectures.find(chosen, workspace.root, architecture)
+    tokens = model.image_tokens(size.height, size.width)
+    schedule = schedule_for(chosen.taca.model_dump(), scheduler=model.pipe.scheduler, tokens=tokens)
+    transformer = nn.Module.to(model.pipe.transformer, DTYPES[chosen.taca_train.base_dtype])
+    handle = enable_taca(model.pipe, schedule)
+    parameters = sum(parameter.numel() for parameter in transformer.parameters())
+    trainable = add_lora(transformer, chosen.taca_train.rank, chosen.seed)
+    sigmas = sampler_sigmas(model.pipe, chosen.taca_generate.steps, size.height, size.width)
+    rounded = DTYPES[chosen.taca_generate.base_dtype] if conventions_of(model.pipe).rounds_timesteps else torch.float32
+    memory, without = _memory(chosen, model)
+    return Plan(
+        architecture=model,
+        schedule=schedule,
+        parameters=parameters,
+        patched_modules=handle.patched_modules,
+        joint_layers=handle.family.layers(transformer.config),
+        trainable=trainable,
+        image_tokens=tokens,
+        sigmas=tuple(sigmas.tolist()),
+        active_steps=schedule.active_steps(sigmas, rounded),
+        memory=memory,
+        activations_without_checkpointing=without,
+        missing=tuple(missing(chosen, workspace)),
+    )
+
+
+def missing(chosen: Parameters, workspace: Workspace) -> list[str]:
+    """What has to be brought before the run, one line each with what to do."""
+    from pipelines.health.doctor import retrieval_weights
+
+    encoder = retrieval_weights(chosen, workspace)
+    lines = [] if encoder.state.is_there else [f"{encoder.subject}: {encoder.facts}: {'; '.join(encoder.remarks)}"]
+    return [*_missing_weights(chosen), *lines, *_missing_data(chosen, workspace)]
+
+
+def _missing_weights(chosen: Parameters) -> list[str]:
+    source, revision = chosen.base_model.source, chosen.base_model.revision
+    if source == "tiny":
+        return []
+    from huggingface_hub import try_to_load_from_cache
+
+    lines = []
+    try:
+        chosen.base_model.pinned_revision()
+    except ParameterError as error:
+        lines.append(str(error))
+    found = [
+        try_to_load_from_cache(source, file, revision=revision)
+        for file in (
+            "transformer/diffusion_pytorch_model.safetensors",
+            "transformer/diffusion_pytorch_model.safetensors.index.json",
+        )
+    ]
+    if not any(isinstance(path, str) for path in found):
+        pinned = revision or "<commit>"
+        lines.append(
+            f"weights of {source} are not in the Hugging Face cache: `hf download {source} --revision {pinned}`"
+        )
+    return lines
+
+
+def _missing_data(chosen: Parameters, workspace: Workspace) -> list[str]:
+    if chosen.prepare.source == "drawn":
+        return []
+    from components.persons.published.readers import read_listing
+
+    try:
+        read_listing(chosen.prepare.source, workspace.path("data/raw"))
+    except DataError as error:
+        return [f"data: {error}"]
+    return []
+
+
+def _memory(chosen: Parameters, model: Architecture) -> tuple[tuple[Memory, ...], int]:
+    """Memory for each way to spread the batch, and the activations of the first without checkpointing."""
+    from components.taca.conventions import latent_shape
+    from components.taca.footprint import count_activations, training_memory
+    from components.taca.reference import DTYPES
+
+    settings, size = chosen.taca_train, chosen.pictures
+    _, *latent = latent_shape(model.pipe, size.height, size.width)
+    batches = {gpus: max(1, settings.training.batch // (gpus * settings.training.accumulate)) for gpus in GPUS}
+    counted = {
+        batch: count_activations(
+            model.config,
+            rank=settings.rank,
+            batch=batch,
+            latent=(latent[0], latent[1]),
+            text_tokens=model.text_tokens,
+            dtype=DTYPES[settings.base_dtype],
+            autocast=settings.training.precision == "bf16",
+        )
+        for batch in sorted(set(batches.values()))
+    }
+    spreads: list[tuple[Strategy, int]] = [*(("ddp", gpus) for gpus in GPUS), *(("fsdp", gpus) for gpus in GPUS[1:])]
+    rows = [
+        Memory(
+            strategy,
+            gpus,
+            batches[gpus],
+            training_memory(
+                model.pipe.transformer,
+                counted[batches[gpus]].bytes(checkpointing=settings.gradient_checkpointing),
+                strategy=strategy,
+                gpus=gpus,
+                accumulate=settings.training.accumulate,
+                average=settings.training.ema_decay > 0,
+            ),
+        )
+        for strategy, gpus in spreads
+    ]
+    return tuple(rows), counted[batches[1]].bytes(checkpointing=False)
+
+
+def show(found: Plan, chosen: Parameters, console: "Console") -> None:
+    """Print a plan."""
+    console.print(_model_table(found, chosen))
+    console.print(_memory_table(found.memory))
+    console.print(
+        "Computed, not measured: what autograd keeps for one micro-batch, not the CUDA context (about 1 GB), gradients of "
+        "activations or fragmentation; the last column leaves 15 % for them. A batch must divide by the GPUs; where this one "
+        "does not, the share of a GPU is rounded down, and at least one. Without gradient checkpointing, activations are "
+        f"{_gb(found.activations_without_checkpointing)} GB on one GPU.\n",
+        style="dim",
+        highlight=False,
+    )
+    console.print(encoder_table(chosen))
+    if not found.missing:
+        console.print("Nothing is missing.")
+    for line in found.missing:
+        console.print(f"missing: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _model_table(found: Plan, chosen: Parameters) -> "Table":
+    from rich.table import Table
+
+    model, size, schedule = found.architecture, chosen.pictures, found.schedule
+    tokens = f"{found.image_tokens} image, {model.text_tokens} text ({found.image_tokens / model.text_tokens:.1f} : 1)"
+    table = Table(title="Dry run", title_justify="left", show_header=False)
+    rows = [
+        ("base model", _base(chosen)),
+        ("architecture", f"{model.config['_class_name']}, {found.parameters / 1e6:,.1f} M ({model.origin})"),
+        ("pictures", f"{size.height}x{size.width}: {tokens}"),
+        ("TACA", f"{schedule.form}, gamma {schedule.gamma:g} at sigma >= {schedule.active_from:.4g}"),
+        ("patched modules", f"{found.patched_modules} of {found.joint_layers} joint attention layers"),
+        ("LoRA", f"rank {chosen.taca_train.rank}: {found.trainable / 1e6:.1f} M trainable parameters"),
+        ("sampler", f"{len(found.sigmas)} steps: sigma {_levels(found.sigmas[:6])} ..."),
+        ("active steps", f"{found.active_steps} of {len(found.sigmas)}"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _base(chosen: Parameters) -> str:
+    source, revision = chosen.base_model.source, chosen.base_model.revision
+    return source if source == "tiny" else f"{source} at {revision or 'no revision'}"
+
+
+def _levels(sigmas: Sequence[float]) -> str:
+    return " ".join(f"{sigma:.4f}" for sigma in sigmas)
+
+
+def _memory_table(memory: Sequence[Memory]) -> "Table":
+    from rich.table import Table
+
+    table = Table(title="Memory of LoRA training, GB on each GPU", title_justify="left")
+    headings = (
+        "strategy", "GPUs", "batch a GPU", "weights", "gathered", "LoRA", "gradients", "Adam", "average",
+        "activations", "total", "fits",
+    )  # fmt: skip
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "strategy" else "right")
+    for row in memory:
+        parts = row.bytes
+        values = (
+            parts.weights, parts.gathered, parts.lora, parts.gradients, parts.optimizer, parts.average,
+            parts.activations, parts.total,
+        )  # fmt: skip
+        table.add_row(row.strategy, str(row.gpus), str(row.batch), *map(_gb, values), row.smallest_gpu)
+    return table
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f}" if count >= 1e8 or count == 0 else f"{count / 1e9:.3f}"

@@ -1,0 +1,1 @@
+"""What a result depends on: source files, parameters, inputs, as one fingerprint. Nothing is run or written here."""

@@ -1,0 +1,63 @@
+"""Which source files a stage's result depends on: the import closure of its file.
+
+Found by reading import statements, wherever they stand, without running anything. Orchestration (`pipelines/*.py`) is not part of
+a result: it has a version of its own in the fingerprint. Streaming is: it decides which pairs are in a batch.
+"""
+
+import ast
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from pipelines.graph import Stage
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNTED = ("components", "pipelines.stages", "pipelines.streaming")
+
+
+def stage_sources(stage: Stage, root: Path = ROOT) -> list[str]:
+    """Paths of the source files behind `stage`, sorted, relative to the repository, POSIX."""
+    return sources_behind([f"pipelines.stages.{name}" for name in (stage.name, *stage.code)], root)
+
+
+def sources_behind(modules: Sequence[str], root: Path = ROOT) -> list[str]:
+    """Paths of `modules` and of all that they import and that counts; sorted, relative to the repository, POSIX."""
+    todo = list(modules)
+    seen: set[str] = set()
+    files: set[Path] = set()
+    while todo:
+        module = todo.pop()
+        if module in seen or not (module in modules or _counts(module)):
+            continue
+        seen.add(module)
+        file = _file(module, root)
+        if file is None:
+            continue
+        files.add(file)
+        todo += [*_imports(file), *([module.rpartition(".")[0]] if "." in module else [])]
+    return sorted(file.relative_to(root).as_posix() for file in files)
+
+
+def _counts(module: str) -> bool:
+    return any(module == prefix or module.startswith(prefix + ".") for prefix in COUNTED)
+
+
+def _file(module: str, root: Path) -> Path | None:
+    """The file of a module or package; None for a name inside a module (`from package import name`)."""
+    path = root.joinpath(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+@cache
+def _imports(file: Path) -> tuple[str, ...]:
+    """Every dotted name that `file` imports; `from a import b` gives both `a` and `a.b`, as `b` may be a module."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_bytes(), filename=str(file))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(names)

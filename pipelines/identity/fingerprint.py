@@ -1,0 +1,67 @@
+"""What a result depends on, in one number.
+
+Two stage runs with the same fingerprint give the same outputs, so they share checkpoints and results. Counted: source files behind
+the stage, the parameters it reads, its inputs' contents, the lock of installed packages, the thread count (floating-point sums are
+grouped by it), and this runner's version. Not counted: where and on what it runs.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from components.files import file_digest
+from pipelines.graph import StageRun
+from pipelines.identity.closure import ROOT, stage_sources
+
+RUNNER_VERSION = 1
+LOCK = "requirements.lock"
+
+
+def tree_digests(path: Path) -> dict[str, str]:
+    """SHA-256 of every file at or below `path`, by its path relative to it ("" for a plain file). A missing path gives {}."""
+    if path.is_file():
+        return {"": _digest(path)}
+    # Links to folders are followed: a published set in data/raw is often one.
+    files = [Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names]
+    return {file.relative_to(path).as_posix(): _digest(file) for file in sorted(files) if file.is_file()}
+
+
+def _digest(path: Path) -> str:
+    """As `file_digest`; a file that did not change since is read once in a process.
+
+    A file written in the last two seconds is read in any case: another write may fall on the same tick of its clock.
+    """
+    known = path.stat()
+    if time.time_ns() - max(known.st_mtime_ns, known.st_ctime_ns) < 2e9:
+        return file_digest(path)
+    return _settled_digest(str(path), known.st_size, known.st_mtime_ns, known.st_ctime_ns, known.st_ino)
+
+
+@lru_cache(maxsize=1 << 16)
+def _settled_digest(path: str, size: int, modified: int, changed: int, inode: int) -> str:
+    return file_digest(Path(path))
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value. Raises TypeError for anything that has no JSON form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def fingerprint(run: StageRun, parameters: Mapping[str, Any], inputs: Mapping[str, Path], threads: int) -> str:
+    """Identifies the result of `run`: 64 hexadecimal digits. `parameters` holds the keys that the stage reads."""
+    return digest(
+        {
+            "runner": RUNNER_VERSION,
+            "stage": run.address,
+            "sources": {source: file_digest(ROOT / source) for source in stage_sources(run.stage)},
+            "parameters": dict(parameters),
+            "inputs": {name: tree_digests(path) for name, path in inputs.items()},
+            "lock": file_digest(ROOT / LOCK),
+            "threads": threads,
+        }
+    )

@@ -1,0 +1,204 @@
+"""A Ray cluster as a submitter sees it: its dashboard, over HTTP.
+
+Every request has a timeout. What may pass (no connection, a server error) raises `Away`, so that whoever waits for a job can ask
+again; what will not (no token, another Ray) raises InfrastructureError with what to do. Which token: RAY_AUTH_MODE and
+RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH), read by Ray from the environment and never printed here.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.engine.ray_cluster import adds_nodes, require_places, settle_environment
+from pipelines.errors import InfrastructureError
+from pipelines.params import Compute
+
+REQUEST_SECONDS = 15.0
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+
+
+class Away(InfrastructureError):
+    """The cluster does not answer now."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A living node: what it has in all, not what is free."""
+
+    node_id: str
+    address: str
+    resources: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a job asks of a cluster: `bundles` times (`cpus`, `gpus`), each on one node; `least` of them will do."""
+
+    cpus: int
+    gpus: int
+    bundles: int
+    least: int
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """A job without its attempt number."""
+
+    key: str
+    entrypoint: str
+    working_dir: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    cpus: int = 0
+    gpus: int = 0
+
+    def submission(self, attempt: int) -> str:
+        return f"{self.key}-{attempt}"
+
+
+def dashboard_address(compute: Compute) -> str:
+    """compute.address, or what the environment says, or Ray's default."""
+    address = compute.address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if address:
+        return address if "://" in address else f"http://{address}"
+    other = os.environ.get("RAY_ADDRESS", "")  # "auto" and host:port are for those inside the cluster
+    return other if other.startswith("http") else DEFAULT_ADDRESS
+
+
+class Cluster:
+    """The cluster whose dashboard is at `address`."""
+
+    def __init__(self, address: str) -> None:
+        if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        settle_environment()
+        self.address = address
+        from ray.job_submission import JobSubmissionClient
+
+        # They say at length how they upload the package.
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+        class Client(JobSubmissionClient):
+            """With a timeout on every request: Ray's own waits for ever."""
+
+            def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+                return super()._do_request(method, endpoint, timeout=REQUEST_SECONDS, **options)
+
+        with self._asked():
+            self.client = Client(address)
+
+    @property
+    def ray_version(self) -> str:
+        with self._asked():
+            return str(self.client._do_request("GET", "/api/version").json()["ray_version"])
+
+    def require_same_ray(self) -> None:
+        import ray
+
+        if self.ray_version != ray.__version__:
+            raise InfrastructureError(
+                f"the cluster at {self.address} runs Ray {self.ray_version}, here is {ray.__version__}: install the same"
+            )
+
+    def nodes(self) -> list[Node]:
+        """Living nodes, as the State API tells."""
+        with self._asked():
+            answer = self.client._do_request("GET", "/api/v0/nodes?detail=1&limit=10000").json()
+        if not answer.get("result"):
+            raise Away(f"the State API at {self.address} does not answer: {str(answer.get('msg'))[:160]}")
+        return [
+            Node(node["node_id"], node["node_ip"], node["resources_total"])
+            for node in answer["data"]["result"]["result"]
+            if node["state"] == "ALIVE"
+        ]
+
+    def grows(self) -> bool:
+        """Whether an autoscaler may add nodes."""
+        with self._asked():
+            answer = self.client._do_request("GET", "/api/cluster_status").json()
+        return adds_nodes(((answer.get("data") or {}).get("clusterStatus") or {}).get("autoscalerReport"))
+
+    def info(self, submission: str) -> Any:
+        """Ray's JobDetails, or None for a job that the cluster does not know."""
+        try:
+            with self._asked():
+                return self.client.get_job_info(submission)
+        except RuntimeError as error:
+            if "status code 404" in str(error):
+                return None
+            raise
+
+    def logs(self, submission: str) -> str:
+        with self._asked():
+            return str(self.client.get_job_logs(submission))
+
+    def submit(self, request: JobRequest, attempt: int) -> None:
+        """Start the job, or find that it was started already under this id."""
+        submission = request.submission(attempt)
+        try:
+            with self._asked():
+                self.client.submit_job(
+                    entrypoint=request.entrypoint,
+                    submission_id=submission,
+                    runtime_env={"working_dir": str(request.working_dir), "env_vars": dict(request.environment)},
+                    entrypoint_num_cpus=request.cpus or None,
+                    entrypoint_num_gpus=request.gpus or None,
+                )
+        except InfrastructureError:
+            raise
+        except RuntimeError as error:
+            if "already exists" not in str(error):
+                raise InfrastructureError(f"the cluster refused the job {submission}: {_line(error)}") from error
+
+    def stop(self, submission: str) -> None:
+        """Ask the job to end; one that has ended, or never was, is left alone."""
+        try:
+            with self._asked():
+                self.client.stop_job(submission)
+        except RuntimeError as error:
+            if "status code 404" not in str(error):
+                raise
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        import ray.exceptions
+        import requests
+
+        try:
+            yield
+        except (ConnectionError, requests.exceptions.RequestException) as error:
+            raise Away(
+                f"no Ray cluster answers at {self.address}: start it, or set compute.address (RAY_API_SERVER_ADDRESS); "
+                "`python -m pipelines doctor --cluster` looks closer"
+            ) from error
+        except ray.exceptions.AuthenticationError:
+            raise InfrastructureError(
+                f"the cluster at {self.address} asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what its "
+                "head was started with"
+            ) from None
+        except RuntimeError as error:
+            if "status code 5" in str(error):
+                raise Away(f"the cluster at {self.address} answers with an error: {_line(error)}") from error
+            raise
+
+
+def need_of(trains: bool, compute: Compute, nodes: list[Node]) -> Need:
+    """What a stage asks for: a bundle for each training worker, or one for the job's own process."""
+    has_gpus = any(node.resources.get("GPU") for node in nodes)
+    gpus = 1 if compute.device == "cuda" or (compute.device == "auto" and has_gpus) else 0
+    bundles = compute.workers if trains and compute.workers else 1
+    return Need(compute.threads, gpus, bundles, min(compute.min_workers or bundles, bundles))
+
+
+def require_fits(need: Need, nodes: list[Node], address: str) -> None:
+    """Raise InfrastructureError, naming the resource, when the cluster can never give what is asked, busy or not."""
+    resources = [node.resources for node in nodes]
+    require_places(need.least, need.cpus, need.gpus, resources, f"the cluster at {address}")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:240]

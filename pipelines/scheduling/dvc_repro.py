@@ -1,0 +1,80 @@
+"""`dvc repro`, one at a time in a checkout, with a warm process beside it (`pipelines.engine.warm`).
+
+DVC locks the files of the stage that runs, and a second `dvc repro` fails somewhere in the middle, at the first stage that they
+share. Here the second says so at once, or waits. A DVC that was killed leaves its entries in `.dvc/tmp/rwlock`: DVC drops those of
+processes that are gone, but not a file torn in mid-write, nor entries whose number another program has by now. Those go here.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipelines.engine.warm import start_beside
+from pipelines.errors import InfrastructureError
+from pipelines.locks.exclusive import take
+from pipelines.locks.lease import TOO_LONG
+from pipelines.locks.waiting import lock_timeout
+from pipelines.params import load
+
+
+def repro(root: Path, arguments: list[str], *, wait: bool) -> None:
+    """Become `dvc repro <arguments>` in `root`, with the checkout's lock held until that ends.
+
+    Raises InfrastructureError when another one runs: at once, or with `wait` after PIPELINES_LOCK_TIMEOUT seconds.
+    """
+    folder = root / ".dvc" / "tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / "repro.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    _lock(lock, root, lock_timeout() if wait else 0.0)
+    os.ftruncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+    drop_stale_entries(folder / "rwlock")
+    os.set_inheritable(lock, True)  # DVC holds it for as long as it lives; it closes it for the stages that it starts
+    os.chdir(root)
+    start_beside(load(root / "params.yaml").compute.threads)
+    sys.stdout.flush()
+    program = shutil.which("dvc") or str(Path(sys.executable).parent / "dvc")
+    os.execv(program, [program, "repro", *arguments])
+
+
+def _lock(descriptor: int, root: Path, timeout: float) -> None:
+    def who() -> str:
+        return f"process {os.pread(descriptor, 20, 0).decode() or 'another'} runs `dvc repro` in {root}"
+
+    def say() -> None:
+        print(f"waiting: {who()}", file=sys.stderr, flush=True)
+
+    if take(descriptor, timeout, say) is None:
+        fix = TOO_LONG if timeout else "wait for it, say --wait, or use another checkout (they share results)"
+        raise InfrastructureError(f"{who()}: {fix}")
+
+
+def drop_stale_entries(path: Path) -> None:
+    """Remove DVC's file of read and write locks when it is torn, or no DVC that lives is in it."""
+    try:
+        entries = json.loads(path.read_text())
+        holders = {info["pid"] for infos in entries.get("read", {}).values() for info in infos}
+        holders |= {info["pid"] for info in entries.get("write", {}).values()}
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError, AttributeError):
+        print(f"warning: {path} is torn; removed", file=sys.stderr, flush=True)
+        path.unlink(missing_ok=True)
+        return
+    if holders and not any(_is_dvc(pid) for pid in holders):
+        print(f"warning: {path} names no DVC that lives; removed", file=sys.stderr, flush=True)
+        path.unlink(missing_ok=True)
+
+
+def _is_dvc(pid: Any) -> bool:
+    try:
+        return any(Path(word).name == "dvc" for word in psutil.Process(int(pid)).cmdline()[:4])
+    except psutil.AccessDenied:
+        return True
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,148 @@
+"""What the retrieval stages share: building the encoder from params, feeding it, and one phase of its training."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from components.gadms.batches import CaptionBatches
+from components.gadms.embedding import embed_captions, embed_images
+from components.gadms.model import DualEncoder
+from components.gadms.published import pretrained_encoder
+from components.gadms.selection import Validation
+from components.gadms.tasks import RetrievalTask
+from components.gadms.tokenizer import CaptionTokenizer
+from components.persons.shards import PersonDataset, Rows
+from components.persons.transforms import AugmentationConfig
+from components.training.loop import fit
+from pipelines.engine.context import StageContext
+from pipelines.params import Parameters
+from pipelines.schema.common import ValidatedTraining
+from pipelines.schema.gadms import Method
+
+
+def new_encoder(params: Parameters, captions: Iterable[str], root: Path = Path()) -> DualEncoder:
+    """The encoder that `retrieval` names: published weights, or a new one with the vocabulary of `captions`.
+
+    A file or folder of weights is looked for in `root`, the workspace.
+    """
+    settings = params.retrieval
+    height, width = settings.image_size or (params.pictures.height, params.pictures.width)
+    if settings.pretrained:
+        return pretrained_encoder(
+            settings.architecture,
+            settings.pretrained,
+            root=root,
+            sha256=settings.pretrained_sha256,
+            image_size=(height, width),
+            position_resize=settings.position_resize,
+        )
+    tokenizer = CaptionTokenizer.from_corpus(captions) if isinstance(settings.architecture, dict) else None
+    return DualEncoder.create(settings.architecture, image_size=(height, width), tokenizer=tokenizer, seed=params.seed)
+
+
+def caption_batches(
+    encoder: DualEncoder,
+    dataset: PersonDataset,
+    rows: Rows,
+    batch: int,
+    params: Parameters,
+    context: StageContext,
+    augmentation: AugmentationConfig | None = None,
+) -> CaptionBatches:
+    """This rank's batches of captions with their pictures."""
+    size = encoder.image_size
+    wrong = rows.column("wrong_words")
+    return CaptionBatches(
+        encoder,
+        rows.column("caption"),
+        rows.column("image_id"),
+        _consecutive(rows.column("identity")),
+        lambda image_ids: dataset.pixels(image_ids, *size),
+        batch_size=batch,
+        seed=params.seed,
+        rank=context.rank,
+        world_size=context.world_size,
+        augmentation=augmentation,
+        wrong_words=wrong if any(wrong) else None,
+    )
+
+
+def train_arm(
+    encoder: DualEncoder,
+    dataset: PersonDataset,
+    method: Method,
+    training: ValidatedTraining,
+    params: Parameters,
+    context: StageContext,
+    output: Path,
+) -> dict[str, object]:
+    """Train `encoder` on the train split of `dataset` by the method of this arm, and save it.
+
+    With `validate_every`, what is saved are the weights that found most in the val split; a dataset without one keeps the last.
+    """
+    rows = dataset.rows(split="train", form="long")
+    identities = len(set(rows.column("identity")))
+    validated = dataset.rows(split="val", form="long") if training.validate_every else None
+    if validated is not None and not len(validated):
+        print("no val split to select weights on: the last ones are kept", flush=True)
+        validated = None
+    encoder.checkpoint_activations(params.retrieval.gradient_checkpointing)
+    task = RetrievalTask(
+        encoder,
+        method.config(context.arm or ""),
+        captions=len(rows),
+        identities=identities,
+        seed=params.seed,
+        keep_best=validated is not None,
+    )
+    augmentation = AugmentationConfig(**method.augmentation.model_dump()) if method.augmentation else None
+    batches = caption_batches(encoder, dataset, rows, training.batch, params, context, augmentation)
+    fit(task, batches, training.loop(), context, on_report=_validation(task, dataset, validated, training))
+    metrics: dict[str, object] = {
+        "captions": len(rows),
+        "identities": identities,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+    }
+    if task.best is not None:
+        task.best.restore(encoder)
+        metrics["selected"] = {"step": int(task.best.step), "val/R@1": task.best.score.item()}
+    encoder.save(output)
+    return metrics
+
+
+def _validation(
+    task: RetrievalTask, dataset: PersonDataset, rows: Rows | None, training: ValidatedTraining
+) -> Validation | None:
+    """What looks at the val split while `task` trains; None without one."""
+    if rows is None or task.best is None or training.validate_every is None:
+        return None
+    size = task.encoder.image_size
+    return Validation(
+        task.encoder,
+        task.best,
+        rows.column("caption"),
+        rows.column("image_id"),
+        rows.column("identity"),
+        lambda image_ids: dataset.pixels(image_ids, *size),
+        every=training.validate_every,
+        steps=training.steps,
+    )
+
+
+def match_scores(encoder: DualEncoder, dataset: PersonDataset, rows: Rows) -> dict[int, float]:
+    """Mean cosine of each picture with its captions, by image_id."""
+    size, image_ids = encoder.image_size, rows.column("image_id")
+    pictures = sorted(set(image_ids))
+    images = embed_images(encoder, pictures, lambda ids: dataset.pixels(ids, *size))
+    place = {image_id: i for i, image_id in enumerate(pictures)}
+    texts = embed_captions(encoder, rows.column("caption"))
+    cosines = (images[[place[i] for i in image_ids]] * texts).sum(1).tolist()
+    grouped: dict[int, list[float]] = {}
+    for image_id, cosine in zip(image_ids, cosines, strict=True):
+        grouped.setdefault(image_id, []).append(cosine)
+    return {image_id: sum(values) / len(values) for image_id, values in sorted(grouped.items())}
+
+
+def _consecutive(identities: Sequence[int]) -> list[int]:
+    """Identities as 0..n-1, in order of their numbers: what a classifier needs."""
+    place = {identity: i for i, identity in enumerate(sorted(set(identities)))}
+    return [place[identity] for identity in identities]

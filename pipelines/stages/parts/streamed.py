@@ -1,0 +1,53 @@
+"""One phase of retrieval training on a corpus that is streamed, in place of `retrieval.train_arm`."""
+
+from pathlib import Path
+
+from components.errors import ParameterError
+from components.gadms.model import DualEncoder
+from components.gadms.tasks import RetrievalTask
+from components.persons.streaming.corpus import Corpus
+from components.persons.transforms import AugmentationConfig
+from components.training.loop import fit
+from pipelines.engine.context import StageContext
+from pipelines.params import Parameters
+from pipelines.schema.common import ValidatedTraining
+from pipelines.schema.gadms import Method
+from pipelines.streaming.batches import streamed_batches
+
+
+def train_streamed(
+    encoder: DualEncoder,
+    corpus: Corpus,
+    method: Method,
+    training: ValidatedTraining,
+    params: Parameters,
+    context: StageContext,
+    output: Path,
+    readers: int = 2,
+) -> dict[str, object]:
+    """Train `encoder` on a corpus by the method of this arm, and save it. `readers` processes read ahead for each worker.
+
+    Raises ParameterError for an identity loss and for a selection of weights, which a stream has no data for.
+    """
+    if training.validate_every:
+        raise ParameterError("validate_every: a streamed corpus is its train split alone; set it to null")
+    if method.id_weight:
+        raise ParameterError(
+            f"id_weight = {method.id_weight}: a streamed corpus has no numbered identities; set it to 0"
+        )
+    captions = int(corpus.sizes.sum())
+    encoder.checkpoint_activations(params.retrieval.gradient_checkpointing)
+    task = RetrievalTask(encoder, method.config(context.arm or ""), captions=captions, seed=params.seed)
+    augmentation = AugmentationConfig(**method.augmentation.model_dump()) if method.augmentation else None
+    with streamed_batches(
+        encoder,
+        corpus,
+        batch=training.batch,
+        steps=training.steps,
+        context=context,
+        readers=readers,
+        augmentation=augmentation,
+    ) as batches:
+        fit(task, batches, training.loop(), context)
+    encoder.save(output)
+    return {"captions": captions, "parameters": sum(p.numel() for p in encoder.parameters())}

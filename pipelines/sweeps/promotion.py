@@ -1,0 +1,151 @@
+"""`python -m pipelines promote`: a trial's parameters become those of params.yaml, with where they came from.
+
+Only the searched parameters are written: what a sweep's space had laid over params.yaml (smaller sizes, say) was for the sweep, and
+is named. Then `dvc repro` finds the trial's stages finished in the scratch root, as their fingerprints are the same.
+"""
+
+import argparse
+import difflib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.errors import DataError, ParameterError
+from pipelines import params, presets
+from pipelines.errors import InfrastructureError
+from pipelines.sweeps.spaces import value_at
+from pipelines.sweeps.tracked import BASE, BEST, ROLE, SWEEP, TRIAL, VALUES
+from pipelines.tracking import runs as tracking
+from pipelines.tracking.runs import Tracker, flatten
+from pipelines.workspace import Workspace
+
+PROMOTED = "pipelines.promoted"
+"""Tag of a trial's run: where its parameters went."""
+
+
+@dataclass(frozen=True)
+class Winner:
+    """A trial as MLflow knows it."""
+
+    run_id: str
+    sweep: str
+    number: str
+    values: Mapping[str, Any]
+    base: Mapping[str, Any]
+    """By dotted path."""
+    objectives: Mapping[str, float]
+    stages: tuple[str, ...]
+
+    @property
+    def origin(self) -> str:
+        """In one line, for people."""
+        means = {name: value for name, value in self.objectives.items() if not name.endswith((".low", ".high"))}
+        found = ", ".join(f"{name} {value:.6g}" for name, value in sorted(means.items()))
+        return f"trial {self.number} of sweep {self.sweep}, MLflow run {self.run_id}: {found}"
+
+
+def promote(options: argparse.Namespace, workspace: Workspace) -> None:
+    """Write the trial behind `options.run` into params.yaml, and show the difference; commit or branch as asked.
+
+    Raises ParameterError for a run that is no trial's, DataError when params.yaml has changes that a commit would take along.
+    """
+    file = workspace.path("params.yaml")
+    if options.commit and options.branch:
+        raise ParameterError("--commit and --branch: choose one")
+    if (options.commit or options.branch) and _git(workspace.root, "status", "--porcelain", "--", "params.yaml"):
+        raise DataError("params.yaml has changes that are not committed: commit or undo them first")
+    tracker = tracking.connect(workspace)
+    winner = find_winner(tracker, options.run)
+    before = file.read_text(encoding="utf-8")
+    now = params.load(file).model_dump(mode="json")
+    elsewhere = {path: value for path, value in winner.base.items() if value_at(now, path) != value}
+    presets.edit(file, nested({**(elsewhere if options.whole else {}), **winner.values}))
+    changed = _difference(before, file.read_text(encoding="utf-8"))
+    print(changed or "params.yaml holds these values already", end="\n" if not changed else "", flush=True)
+    print(f"from {winner.origin}")
+    if elsewhere and not options.whole:
+        print(f"the sweep also had {', '.join(f'{k} = {v}' for k, v in elsewhere.items())}; --whole writes these too")
+    place = _keep(options, workspace, winner, bool(changed))
+    tracker.client.set_tag(winner.run_id, PROMOTED, place)
+
+
+def find_winner(tracker: Tracker, run_id: str) -> Winner:
+    """The trial of this run, or the best one of a sweep's run. Raises ParameterError when it is neither."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = tracker.client.get_run(run_id)
+        if run.data.tags.get(ROLE) == "sweep":
+            if BEST not in run.data.tags:
+                raise ParameterError(f"{run_id}: this sweep has no single best trial: name a trial's run")
+            run = tracker.client.get_run(run.data.tags[BEST])
+    except MlflowException as error:
+        raise ParameterError(f"{run_id}: no such run at {tracking.public_uri(tracker.workspace)}") from error
+    tags = run.data.tags
+    if tags.get(ROLE) != "trial":
+        raise ParameterError(f"{run_id}: not the run of a trial or of a sweep")
+    parent = tracker.client.get_run(tags["mlflow.parentRunId"]).data.tags
+    prefix = "objective/"
+    return Winner(
+        run_id=run.info.run_id,
+        sweep=tags[SWEEP],
+        number=tags[TRIAL],
+        values=json.loads(tags[VALUES]),
+        base=flatten(json.loads(parent.get(BASE, "{}"))),
+        objectives={k.removeprefix(prefix): v for k, v in run.data.metrics.items() if k.startswith(prefix)},
+        stages=tuple(sorted(key.removeprefix("stage.").replace(".", "@") for key in tags if key.startswith("stage."))),
+    )
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted paths as sections within sections."""
+    whole: dict[str, Any] = {}
+    for path, value in values.items():
+        *sections, last = path.split(".")
+        here = whole
+        for section in sections:
+            here = here.setdefault(section, {})
+        here[last] = value
+    return whole
+
+
+def _keep(options: argparse.Namespace, workspace: Workspace, winner: Winner, changed: bool) -> str:
+    """Commit or branch, as asked. Returns where the parameters are now."""
+    message = f"Promote {winner.origin}"
+    if options.commit and changed:
+        _require(workspace.root, ["git", "commit", "--quiet", "--message", message, "--", "params.yaml"])
+        revision = _git(workspace.root, "rev-parse", "HEAD")
+        print(f"committed {revision[:12]}")
+        return f"commit {revision}"
+    if options.branch:
+        dvc = [sys.executable, "-m", "dvc", "exp"]
+        _require(workspace.root, [*dvc, "run", "--name", options.branch, "--message", message, *winner.stages])
+        _require(workspace.root, [*dvc, "branch", options.branch, options.branch])
+        print(f"branch {options.branch}: `git switch {options.branch}`, or `dvc exp show`")
+        return f"branch {options.branch}"
+    return f"params.yaml at {_git(workspace.root, 'rev-parse', 'HEAD') or 'no revision'}"
+
+
+def _difference(before: str, after: str) -> str:
+    lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), "a/params.yaml", "b/params.yaml", n=1)
+    return "".join(lines)
+
+
+def _git(root: Path, *arguments: str) -> str:
+    found = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def _require(root: Path, command: list[str]) -> None:
+    """Run a command in the workspace. Raises InfrastructureError with its last line when it fails."""
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        words = " ".join(command[command.index("dvc") :] if "dvc" in command else command)
+        raise InfrastructureError(
+            f"`{words[:80]}` failed ({said[-1][:200] if said else done.returncode}); params.yaml is written"
+        )

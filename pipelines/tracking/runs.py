@@ -1,0 +1,298 @@
+"""Runs in MLflow. Only the runner's process writes, so a SQLite store has one writer at a time.
+
+A pipeline execution is a parent run, found again by a digest of params.yaml and all code; each stage is a child run, found again by
+its fingerprint in the scratch folder, so that a killed stage goes on in the run it began. What is reported to a run once it is open
+is the business of `pipelines.tracking.delivery`.
+"""
+
+import json
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from components.files import file_digest
+from pipelines.errors import InfrastructureError
+from pipelines.graph import all_stages
+from pipelines.identity.closure import ROOT, stage_sources
+from pipelines.identity.fingerprint import digest
+from pipelines.locks.exclusive import exclusive
+from pipelines.redaction import without_secrets
+from pipelines.tracking.delivery import (
+    MEMORY,
+    PROVENANCE,
+    TrackedRun,
+    begin_memory,
+    left_open,
+    remember,
+    remembered,
+)
+from pipelines.workspace import Workspace, main_worktree
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "crossmodal-pipelines"
+PARENT_RUN = "PIPELINES_PARENT_RUN"
+"""Environment variable: the run below which stage runs belong, in place of their pipeline's. Who sets it owns that run's status."""
+LOCK_SECONDS = 300.0
+"""For another process that makes the database, or the pipeline's run."""
+FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
+PATCH, MANIFEST = f"{PROVENANCE}/code.patch", f"{PROVENANCE}/DONE.json"
+"""Artifacts of a run: what differed from its commit, and the manifest of its result (pipelines.provenance says what is in it)."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of a stage run before it starts."""
+
+    name: str
+    tags: Mapping[str, str]
+    parameters: Mapping[str, Any]
+    inputs: Mapping[str, Mapping[str, Any]]
+    """By path: `name`, and what `provenance.input_record` says of it."""
+    patch: str = ""
+    """What makes the commit's files those that ran."""
+
+
+def tracking_uri(workspace: Workspace) -> str:
+    """MLFLOW_TRACKING_URI, or a SQLite file beside the scratch root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{main_worktree(workspace.root) / 'mlflow.db'}"
+
+
+def public_uri(workspace: Workspace) -> str:
+    """The tracking address without its password: what may be remembered and shown."""
+    return without_secrets(tracking_uri(workspace))
+
+
+def connect(workspace: Workspace) -> "Tracker":
+    """A tracker whose server has answered. Raises InfrastructureError within seconds when it does not."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it would print a password in the address
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import logging
+
+    from mlflow import MlflowClient
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    uri = tracking_uri(workspace)
+    try:
+        # The first touch creates the database; two at once would corrupt it for good.
+        with _lock(workspace):
+            client = MlflowClient(uri)
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            if experiment is None:
+                artifacts = None
+                if uri.startswith("sqlite:"):
+                    artifacts = (Path(uri.removeprefix("sqlite:///")).parent.absolute() / "mlartifacts").as_uri()
+                identifier = client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+            else:
+                identifier = experiment.experiment_id
+    except Exception as error:  # drivers and servers fail in many types; all of them mean that no run can begin
+        raise _no_answer(uri, error) from error
+    return Tracker(client, identifier, workspace)
+
+
+def _no_answer(uri: str, error: Exception) -> InfrastructureError:
+    reason = without_secrets(str(error).splitlines()[0])[:200] if str(error) else type(error).__name__
+    return InfrastructureError(
+        f"the MLflow server at {without_secrets(uri)} does not answer ({reason}): "
+        "start it, or set MLFLOW_TRACKING_URI; nothing was run"
+    )
+
+
+def _lock(workspace: Workspace) -> AbstractContextManager[None]:
+    """Held while the database, or the pipeline's run, is made."""
+    file = workspace.home / "tracking.lock"
+    refusal = f"another process has held {file} for {LOCK_SECONDS:.0f} s: run again later"
+    return exclusive(file, refusal, LOCK_SECONDS)
+
+
+class Tracker:
+    """Runs of one pipeline execution."""
+
+    def __init__(self, client: "MlflowClient", experiment: str, workspace: Workspace) -> None:
+        self.client = client
+        self.experiment = experiment
+        self.workspace = workspace
+
+    def pipeline_run(self) -> str:
+        """The parent run of this params.yaml with this code, marked as running; in a sweep, the run of the trial."""
+        if given := os.environ.get(PARENT_RUN):
+            return given
+        identity = pipeline_identity(self.workspace)
+        with _lock(self.workspace):
+            found = self.client.search_runs(
+                [self.experiment],
+                f"tags.`pipelines.pipeline` = '{identity}'",
+                order_by=["attributes.start_time ASC"],
+                max_results=1,
+            )
+            if found:
+                run_id = found[0].info.run_id
+            else:
+                tags = {"pipelines.pipeline": identity, "mlflow.runName": f"pipeline {identity[:8]}"}
+                run_id = self.client.create_run(self.experiment, tags=tags).info.run_id
+        for key, value in owner().items():  # so that it is an orphan too when this process is killed
+            self.client.set_tag(run_id, key, value)
+        self.client.update_run(run_id, status="RUNNING")
+        return str(run_id)
+
+    def open(self, folder: Path, facts: RunFacts) -> TrackedRun:
+        """The stage's run: the one that `folder` remembers, re-opened, or a new one under the pipeline's.
+
+        Raises InfrastructureError when the server stops answering on the way.
+        """
+        try:
+            self.close_finished()
+            self.end_orphans()
+            return self._open(folder, facts)
+        except Exception as error:  # as in `connect`
+            raise _no_answer(tracking_uri(self.workspace), error) from error
+
+    def _open(self, folder: Path, facts: RunFacts) -> TrackedRun:
+        parent = self.pipeline_run()
+        run_id = self._remembered(folder)
+        reopened = run_id is not None
+        if run_id is None:
+            token = uuid.uuid4().hex
+            begin_memory(folder, public_uri(self.workspace), token)  # a kill before the next line loses no run
+            tags = {
+                **facts.tags,
+                **owner(),
+                "pipelines.token": token,
+                "mlflow.parentRunId": parent,
+                "mlflow.runName": facts.name,
+            }
+            run_id = str(self.client.create_run(self.experiment, tags=tags).info.run_id)
+        else:
+            self.client.update_run(run_id, status="RUNNING")
+            for key, value in {**facts.tags, **owner()}.items():
+                self.client.set_tag(run_id, key, value)
+        known = remember(folder, run=run_id, parent=None if os.environ.get(PARENT_RUN) else parent)
+        if not known["described"]:
+            self._describe(run_id, facts)
+        if facts.patch:
+            self.client.log_text(run_id, facts.patch, PATCH)
+        remember(folder, described=True, ended=None, closed=False)
+        return TrackedRun(self.client, run_id, folder, doubtful=reopened)
+
+    def _remembered(self, folder: Path) -> str | None:
+        """The run of this folder that the server still has."""
+        known = remembered(folder)
+        if known is None or known["uri"] != public_uri(self.workspace):
+            return None
+        if known["run"] is None:  # killed while it was created
+            found = self.client.search_runs([self.experiment], f"tags.`pipelines.token` = '{known['token']}'")
+            return str(found[0].info.run_id) if found else None
+        return str(known["run"]) if self._exists(known["run"]) else None
+
+    def close_finished(self, only: Path | None = None) -> None:
+        """Close runs that came to their end while the server was away: all in the scratch root, or that of one folder."""
+        uri = public_uri(self.workspace)
+        for folder in [only] if only else [path.parent for path in sorted(self.workspace.home.glob(f"*/{MEMORY}"))]:
+            known = remembered(folder)
+            if known is None or not left_open(folder, uri):
+                continue
+            try:
+                if self._exists(known["run"]):
+                    TrackedRun(self.client, known["run"], folder, doubtful=True).close()
+            except Exception as error:  # it stays as it is; the stage that is about to begin is more urgent
+                reason = without_secrets(str(error))[:160]
+                print(f"warning: run {known['run']} still cannot be closed ({reason})", file=sys.stderr, flush=True)
+
+    def _describe(self, run_id: str, facts: RunFacts) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        flat = [Param(key, str(value)) for key, value in flatten(facts.parameters).items()]
+        for start in range(0, len(flat), 100):
+            self.client.log_batch(run_id, params=flat[start : start + 100])
+        inputs = [
+            DatasetInput(
+                Dataset(path, known["sha256"][:32], "dvc", json.dumps({"path": path, **_only(known, "sha256", "md5")})),
+                [InputTag("mlflow.data.context", known["name"]), *_input_tags(known)],
+            )
+            for path, known in facts.inputs.items()
+        ]
+        if inputs:
+            self.client.log_inputs(run_id, datasets=inputs)
+
+    def _exists(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+
+    def end_orphans(self) -> None:
+        """Runs that a killed process of this machine left as RUNNING are marked KILLED."""
+        host = socket.gethostname()
+        running = self.client.search_runs(
+            [self.experiment], f"attributes.status = 'RUNNING' and tags.`pipelines.host` = '{host}'", max_results=100
+        )
+        for run in running:
+            if not _alive(run.data.tags):
+                self.client.set_terminated(run.info.run_id, KILLED)
+
+
+def pipeline_identity(workspace: Workspace) -> str:
+    """Digest of params.yaml and of every stage's source: what a pipeline execution is known by."""
+    sources = sorted({source for stage in all_stages() for source in stage_sources(stage)})
+    return digest([file_digest(workspace.path("params.yaml")), {s: file_digest(ROOT / s) for s in sources}])
+
+
+def _only(known: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: known[key] for key in keys if known.get(key)}
+
+
+def _input_tags(known: Mapping[str, Any]) -> list[Any]:
+    """Which stage run made an input, as tags of it."""
+    from mlflow.entities import InputTag
+
+    return [
+        InputTag(f"pipelines.{key}", str(value)) for key, value in _only(known, "stage", "fingerprint", "run").items()
+    ]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def owner() -> dict[str, str]:
+    """Tags that tell this process from every other of this host, whatever becomes of its number."""
+    return {
+        "pipelines.host": socket.gethostname(),
+        "pipelines.pid": str(os.getpid()),
+        "pipelines.started": f"{psutil.Process().create_time():.1f}",
+    }
+
+
+def _alive(tags: Mapping[str, str]) -> bool:
+    """Whether the process of these tags still runs, and is not another one with its number."""
+    pid = int(tags.get("pipelines.pid", "0"))
+    try:
+        started = psutil.Process(pid).create_time() if pid > 0 else None
+    except psutil.AccessDenied:
+        return True
+    except psutil.NoSuchProcess:
+        return False
+    return started is not None and abs(started - float(tags.get("pipelines.started", started))) < 2

@@ -1,0 +1,153 @@
+"""`curate` as a person types it, on a folder of pictures."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from components.persons.published.readers import read_dataset
+from components.persons.shards import PersonDataset
+from pipelines.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory):
+    from components.evaluation.attribute_probe import AttributeProbe
+    from components.persons.drawn.attributes import ATTRIBUTES
+
+    folder = tmp_path_factory.mktemp("probe")
+    AttributeProbe(ATTRIBUTES, height=64, width=32, channels=8).save(folder)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Twelve scenes of blocks, of which two are nearly the same, one too small, and a file that is no picture."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for i in range(12):
+        small = Image.fromarray(random.integers(0, 256, (6, 4, 3), dtype=np.uint8))
+        small.resize((40, 100), Image.Resampling.BICUBIC).save(folder / f"{i:02}.png")
+    Image.open(folder / "03.png").resize((60, 150)).save(folder / "03-again.jpg", quality=80)
+    Image.new("RGB", (20, 50)).save(folder / "tiny.png")
+    (folder / "torn.png").write_bytes(b"torn")
+    return folder
+
+
+def curate(*arguments):
+    return main(["curate", *map(str, arguments)])
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_folder_of_pictures_becomes_a_dataset_that_prepare_reads_with_a_reason_for_every_drop(
+    pictures, probe, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert (
+        curate(pictures, "--output", out, "--short-side", 32, "--probe", probe, "--near-duplicates", 4, "--batch", 5)
+        == 0
+    )
+    assert "12 of 15 candidates kept" in capsys.readouterr().out
+    decisions = {row["address"]: row for row in pq.read_table(out / "decisions.parquet").to_pylist()}
+    dropped = {address: row["reason"] for address, row in decisions.items() if row["reason"] != "kept"}
+    assert dropped.pop("torn.png") == "cannot be decoded"
+    assert dropped.pop("tiny.png") == "too small"
+    assert list(dropped.values()) == ["near duplicate"]
+    assert set(dropped) <= {"03.png", "03-again.jpg"}
+    dataset = PersonDataset.open(out)
+    for address, row in decisions.items():
+        if row["reason"] == "kept":
+            assert dataset.image_bytes(row["image_id"]) == (pictures / address).read_bytes()
+    records = read_dataset(out)
+    assert [len(record.captions) for record in records] == [2] * 12
+    assert sorted(record.identity for record in records) == list(range(12))
+    assert not (out / "working").exists()
+
+
+def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_bytes(pictures, probe, tmp_path, monkeypatch, capsys):
+    from components.persons.curation.captioners import GrammarCaptioner
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = ("--short-side", 32, "--probe", probe, "--batch", 4)
+    assert curate(pictures, "--output", whole, *options) == 0
+    asked = []
+    real = GrammarCaptioner.caption
+
+    def die(self, seen, numbers):
+        asked.extend(numbers)
+        if len(asked) > 8:
+            raise KeyboardInterrupt
+        return real(self, seen, numbers)
+
+    monkeypatch.setattr(GrammarCaptioner, "caption", die)
+    assert curate(pictures, "--output", killed, *options) == 130
+    lines = killed / "working/candidates.jsonl"
+    assert len(lines.read_text().splitlines()) == 8
+    lines.write_text(lines.read_text() + '{"address": "04.p')  # cut off by a kill
+    assert curate(pictures, "--output", killed, *options, "--seed", 1) == 2
+    assert "other seed" in capsys.readouterr().err
+
+    def count(self, seen, numbers):
+        asked.extend(numbers)
+        return real(self, seen, numbers)
+
+    asked.clear()
+    monkeypatch.setattr(GrammarCaptioner, "caption", count)
+    assert curate(pictures, "--output", killed, *options) == 0
+    assert len(asked) == 13 - 8
+    assert contents(killed) == contents(whole)
+
+
+def test_pictures_that_changed_since_are_noticed(pictures, probe, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = (pictures, "--output", out, "--short-side", 32, "--probe", probe)
+    assert curate(*options) == 0
+    finished = contents(out)
+    assert curate(*options) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert contents(out) == finished
+    shutil.rmtree(out)
+    (out / "working").mkdir(parents=True)
+    (out / "working/candidates.jsonl").write_text(json.dumps({"address": "gone.png", "candidates": []}) + "\n")
+    assert curate(*options) == 3
+    assert "pictures changed" in capsys.readouterr().err
+
+
+def test_a_manifest_keeps_its_captions_identities_and_splits(pictures, tmp_path):
+    manifest = pictures / "m.csv"
+    manifest.write_text(
+        "image_path,caption,identity,split\n00.png,a man,5,test\n01.png,a woman,6,train\n00.png,he,5,test\ntiny.png,x,7,train\n"
+    )
+    assert curate(manifest, "--output", tmp_path / "out", "--short-side", 32) == 0
+    rows = [(row["identity"], row["caption"], row["split"]) for row in PersonDataset.open(tmp_path / "out").rows()]
+    assert rows == [(5, "a man", "test"), (5, "he", "test"), (6, "a woman", "train")]
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "says"),
+    [
+        ((), 2, "give --captioner or --probe"),
+        (("--crop",), 2, "need --detector"),
+        (("--keep-fraction", "0.5"), 2, "need a --matcher"),
+        (("--near-duplicates", "16"), 2, "between 0 and 15"),
+        (("--detector", "nowhere.pth"), 3, "nothing there"),
+        (("--captioner", "a", "--probe", "b"), 2, "give one of them"),
+    ],
+)
+def test_mistakes_cost_one_line(pictures, tmp_path, capsys, extra, code, says):
+    assert curate(pictures, "--output", tmp_path / "out", *extra) == code
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_set_of_which_nothing_is_left_says_what_became_of_it(pictures, probe, tmp_path, capsys):
+    assert curate(pictures, "--output", tmp_path / "out", "--probe", probe) == 3
+    assert "none of 15 candidates is kept (14 too small, 1 cannot be decoded)" in capsys.readouterr().err

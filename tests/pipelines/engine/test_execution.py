@@ -1,0 +1,52 @@
+"""What is said of training workers that broke off, and whether they are started again."""
+
+import pytest
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+from components.errors import DataError
+from pipelines.engine.execution import _cause
+from pipelines.errors import InfrastructureError
+
+
+def raised(error):
+    """As Ray gives what an actor's constructor raises."""
+    try:
+        raise error
+    except Exception as seen:
+        text = f'ray::TrainController.__init__()\n  File "storage.py", line 438, in open\n{type(seen).__name__}: {seen}'
+        return ActorDiedError(RayTaskError("TrainController.__init__", text, seen))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            WorkerGroupError("", {1: WorkerHealthCheckFailedError("", OutOfMemoryError("2 worker(s) were killed"))}),
+            "a process of the training was lost: 2 worker(s) were killed",
+        ),
+        (
+            ActorDiedError(),
+            "a process of the training was lost: The actor died unexpectedly before finishing this task.",
+        ),
+        (raised(OSError("no such bucket")), "a process of the training was lost: OSError: no such bucket"),
+        (ControllerError(TimeoutError("after 60 s")), "the workers could not start: after 60 s"),
+    ],
+)
+def test_lost_processes_are_one_line_and_may_be_started_again(error, said):
+    cause, may_go_better = _cause(error)
+    assert isinstance(cause, InfrastructureError)
+    assert str(cause) == said
+    assert may_go_better
+
+
+def test_a_users_mistake_is_told_as_it_is_though_its_neighbours_fail_of_it_and_is_not_tried_again():
+    mistake = DataError("people: no picture")
+    failures = {0: RuntimeError("connection closed by peer"), 1: mistake}
+    assert _cause(WorkerGroupError("", failures)) == (mistake, False)
+
+
+def test_another_error_is_a_bug_that_is_shown_whole_but_tried_again():
+    bug = ZeroDivisionError()
+    assert _cause(WorkerGroupError("", {0: bug})) == (bug, True)

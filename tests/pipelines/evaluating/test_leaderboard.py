@@ -1,0 +1,52 @@
+import json
+import shutil
+
+import pytest
+
+from pipelines import presets
+from pipelines.__main__ import main
+from pipelines.identity.closure import ROOT
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A workspace with the results of one arm."""
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    (tmp_path / "metrics/gadms_evaluate").mkdir(parents=True)
+    (tmp_path / "metrics/gadms_evaluate/gadms.json").write_text(json.dumps({"R@1": 76.54, "mAP": 60.0, "queries": 9}))
+    monkeypatch.setenv("COLUMNS", "150")
+    return tmp_path
+
+
+def board(root, capsys, *options):
+    code = main(["--workspace", str(root), "leaderboard", *options])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_own_results_stand_among_those_of_the_set_they_were_made_on(root, capsys):
+    presets.edit(root / "params.yaml", {"prepare": {"source": "cuhk-pedes"}})
+    _, out, _ = board(root, capsys, "--dataset", "cuhk-pedes")
+    lines = [line for line in out.splitlines() if "│" in line]
+    (own,) = [i for i, line in enumerate(lines) if "here" in line]
+    assert "gadms" in lines[own]
+    assert "76.54" in lines[own]
+    assert float(lines[own - 1].split("│")[2]) >= 76.54 >= float(lines[own + 1].split("│")[2])
+    for options in (("--dataset", "rstpreid"), ("--dataset", "cuhk-pedes", "--setting", "direct transfer")):
+        assert "76.54" not in board(root, capsys, *options)[1]
+
+
+def test_results_on_drawn_people_are_said_to_compare_with_nothing(root, capsys):
+    code, out, _ = board(root, capsys)
+    assert code == 0
+    assert [name in out for name in ("cuhk-pedes", "icfg-pedes", "rstpreid")] == [True] * 3
+    assert "here" not in [cell.strip() for line in out.splitlines() for cell in line.split("│")]
+    assert "on 'drawn' and compare with none of these: R@1 gadms 76.5" in " ".join(out.split())
+
+
+def test_without_results_the_published_ones_are_shown_and_an_unknown_set_is_refused(root, capsys):
+    shutil.rmtree(root / "metrics")
+    code, out, _ = board(root, capsys, "--dataset", "icfg-pedes")
+    assert (code, "There are no results of this workspace." in " ".join(out.split())) == (0, True)
+    code, _, err = board(root, capsys, "--dataset", "market")
+    assert (code, err.count("\n")) == (2, 1)

@@ -1,0 +1,254 @@
+"""The dry run: presets resolve, models of exactly the published architectures are patched, and what is missing is said."""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.errors import DataError, ParameterError
+from components.taca.conventions import sampler_sigmas
+from pipelines import presets
+from pipelines.__main__ import main
+from pipelines.health import architectures
+from pipelines.health import dry_run as dryrun
+from pipelines.identity.closure import ROOT
+from pipelines.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """params.yaml and presets of this checkout, no data, and an empty Hugging Face cache."""
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return Workspace(tmp_path, tmp_path / ".runs")
+
+
+@pytest.fixture(scope="module")
+def plan_of() -> Callable[[str], dryrun.Plan]:
+    """The plan of a preset; counting the activations of FLUX.1-dev takes seconds, so once."""
+    return cache(lambda preset: dryrun.plan(dryrun.resolve(ROOT, preset), Workspace(ROOT, ROOT / ".runs")))
+
+
+def architecture(name: str) -> architectures.Architecture:
+    return architectures.read(ROOT / "presets/architectures" / f"{name}.json")
+
+
+def test_flux_dev_is_patched_in_57_layers_and_trains_104_6_million_parameters(
+    plan_of: Callable[[str], dryrun.Plan],
+) -> None:
+    found = plan_of("flux-dev")
+    assert (found.patched_modules, found.joint_layers) == (57, 57)
+    assert found.parameters == 11_901_408_320
+    # 19 double-stream blocks with 8 linears and 38 single-stream ones with 3, each 2 x 64 x 3072.
+    assert found.trainable == (19 * 8 + 38 * 3) * 2 * 64 * 3072
+    assert (found.image_tokens, found.architecture.text_tokens) == (4096, 512)
+    assert found.active_steps == 3
+    assert [1000 * sigma for sigma in found.sigmas[:4]] == pytest.approx([1000, 989.2, 977.9, 966.0], abs=0.05)
+
+
+def test_sd35_medium_is_patched_in_24_layers_and_trains_37_6_million_parameters(
+    plan_of: Callable[[str], dryrun.Plan],
+) -> None:
+    found = plan_of("sd35-medium")
+    assert (found.patched_modules, found.joint_layers) == (24, 24)
+    assert found.parameters == 2_243_171_520
+    # 24 blocks with 8 linears of 1536, but the last has no to_add_out; attn2 has none.
+    assert found.trainable == (24 * 8 - 1) * 2 * 64 * 1536
+    assert (found.image_tokens, found.architecture.text_tokens) == (4096, 333)
+    assert found.active_steps == 3
+    assert [1000 * sigma for sigma in found.sigmas[:4]] == pytest.approx([1000, 988.3, 976.0, 963.1], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("preset", "steps", "pixels", "active"),
+    [
+        ("flux-dev", 4, 1024, 1),
+        ("flux-dev", 20, 1024, 2),
+        ("flux-dev", 28, 768, 2),
+        ("flux-dev", 30, 768, 3),
+        ("flux-dev", 30, 512, 2),
+        ("flux-dev", 50, 1024, 5),
+        ("flux-dev", 50, 512, 3),
+        ("sd35-medium", 20, 1024, 2),
+        ("sd35-medium", 28, 1024, 3),
+        ("sd35-medium", 50, 512, 5),
+    ],
+)
+def test_active_steps_follow_step_count_and_resolution_as_real_samplers_do(
+    preset: str, steps: int, pixels: int, active: int
+) -> None:
+    sigmas = sampler_sigmas(architecture(preset).pipe, steps, pixels, pixels).tolist()
+    assert sum(sigma >= 0.97 for sigma in sigmas) == active
+    assert len(sigmas) == steps
+
+
+def test_the_sampler_of_the_small_model_is_that_of_its_pipeline() -> None:
+    from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline
+
+    model = architectures.find(dryrun.resolve(ROOT, None), ROOT)
+    pipe: Any = build_tiny_pipeline(TinyConfig(), ("red",), 0)
+    pipe("red", height=64, width=32, num_inference_steps=7, max_sequence_length=24, output_type="latent")
+    assert sampler_sigmas(model.pipe, 7, 64, 32).tolist() == pytest.approx(pipe.scheduler.sigmas[:-1].tolist())
+    assert model.image_tokens(64, 32) == 128
+
+
+def test_a_preset_is_laid_over_the_parameters_and_nothing_is_written(workspace: Workspace) -> None:
+    before = {path: path.read_bytes() for path in workspace.root.rglob("*") if path.is_file()}
+    chosen = dryrun.resolve(workspace.root, "flux-dev")
+    assert (chosen.base_model.source, chosen.taca.threshold, chosen.pictures.width) == (
+        "black-forest-labs/FLUX.1-dev",
+        0.97,
+        1024,
+    )
+    assert chosen.probe == dryrun.resolve(workspace.root, None).probe
+    assert {path: path.read_bytes() for path in workspace.root.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["flux-dev", "sd35-medium"])
+def test_presets_hold_the_recipe_of_the_paper(workspace: Workspace, name: str) -> None:
+    chosen = dryrun.resolve(workspace.root, name)
+    assert (chosen.taca.gamma, chosen.taca.threshold, chosen.taca_train.rank) == (1.2, 0.97, 64)
+    training = chosen.taca_train.training
+    assert (training.learning_rate, training.batch, training.precision) == (1e-4, 4, "bf16")
+    assert chosen.taca_generate.steps == 30
+
+
+@pytest.mark.parametrize("name", ["flux-dev", "sd35-medium"])
+def test_what_is_missing_is_listed_with_what_to_do_and_is_no_error(workspace: Workspace, name: str) -> None:
+    chosen = dryrun.resolve(workspace.root, name)
+    source = chosen.base_model.source
+    revision, weights, data = dryrun.missing(chosen, workspace)
+    assert revision == f"base_model.revision is null: set it to the full commit of {source}"
+    assert weights.endswith(f"not in the Hugging Face cache: `hf download {source} --revision <commit>`")
+    assert "taca-pairs/manifest.csv does not exist" in data
+
+
+def test_weights_in_the_cache_and_data_in_place_are_not_missing(workspace: Workspace) -> None:
+    commit = "0123456789" * 4
+    presets.edit(workspace.root / "params.yaml", presets.read("flux-dev", workspace.root))
+    presets.edit(workspace.root / "params.yaml", {"base_model": {"revision": commit}})
+    folder = workspace.root / "hub/models--black-forest-labs--FLUX.1-dev/snapshots" / commit / "transformer"
+    folder.mkdir(parents=True)
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    manifest = workspace.path("data/raw/taca-pairs/manifest.csv")
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("image_path,caption,identity,split\na.png,a cat,1,train\n")
+    assert dryrun.missing(dryrun.resolve(workspace.root, None), workspace) == []
+
+
+def test_the_base_model_stage_asks_for_the_revision_in_the_same_words(workspace: Workspace, tmp_path: Path) -> None:
+    from pipelines.stages.base_model import run
+
+    chosen = dryrun.resolve(workspace.root, "flux-dev")
+    outputs = {"base": tmp_path / "base.json", "base_weights": tmp_path / "base"}
+    with pytest.raises(
+        ParameterError, match=r"^base_model.revision is null: set it to the full commit of black-forest"
+    ):
+        run(chosen, {}, outputs, None)  # type: ignore[arg-type]
+
+
+def test_the_architecture_is_found_again_after_the_preset_was_written(workspace: Workspace) -> None:
+    presets.apply("sd35-medium", workspace.root)
+    assert architectures.find(dryrun.resolve(workspace.root, None), workspace.root).origin == "sd35-medium.json"
+
+
+def test_a_model_without_a_known_architecture_needs_a_file(workspace: Workspace) -> None:
+    presets.edit(workspace.root / "params.yaml", {"base_model": {"source": "somebody/something"}})
+    chosen = dryrun.resolve(workspace.root, None)
+    with pytest.raises(ParameterError, match=r"somebody/something: its architecture is not in .*; give --architecture"):
+        architectures.find(chosen, workspace.root)
+    given = workspace.root / "presets/architectures/flux-dev.json"
+    assert architectures.find(chosen, workspace.root, given).config["num_single_layers"] == 38
+
+
+def test_a_pipeline_folder_brings_its_own_scheduler(tmp_path: Path) -> None:
+    for part in ("transformer", "scheduler"):
+        (tmp_path / part).mkdir()
+    source, config = ROOT / "presets/architectures", tmp_path / "transformer/config.json"
+    shutil.copyfile(source / "sd35-medium.json", config)
+    with pytest.raises(DataError, match=r"scheduler_config\.json: cannot be read"):
+        architectures.read(config)
+    scheduler = json.loads((source / "sd35-medium-scheduler.json").read_text()) | {"shift": 2.5}
+    (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    assert architectures.read(config).pipe.scheduler.config.shift == 2.5
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "expected"),
+    [
+        (None, DataError, "cannot be read"),
+        ("{", DataError, "not JSON"),
+        ("[1]", DataError, "must hold an object"),
+        ('{"_class_name": "PixArtTransformer2DModel"}', ParameterError, "a dry run knows FluxTransformer2DModel"),
+    ],
+)
+def test_a_file_that_is_no_architecture_is_refused_in_one_line(
+    tmp_path: Path, content: str | None, error: type[Exception], expected: str
+) -> None:
+    file = tmp_path / "config.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(error, match=expected) as caught:
+        architectures.read(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_that_the_model_cannot_draw_are_refused(workspace: Workspace) -> None:
+    with pytest.raises(ParameterError, match="1024x1000: both sides must be multiples of 16"):
+        architecture("flux-dev").image_tokens(1024, 1000)
+
+
+def test_memory_says_what_fits_where(plan_of: Callable[[str], dryrun.Plan]) -> None:
+    rows = {(row.strategy, row.gpus): row for row in plan_of("flux-dev").memory}
+    alone, shared = rows["ddp", 1], rows["fsdp", 8]
+    assert (alone.batch, rows["ddp", 2].batch, shared.batch) == (4, 2, 1)
+    assert alone.bytes.weights == 2 * 11_901_408_320
+    assert alone.smallest_gpu != "24 GB"  # the weights alone nearly fill it
+    assert shared.smallest_gpu == "24 GB"
+    assert shared.bytes.total < alone.bytes.total / 2
+
+
+def test_the_command_prints_it_all_and_exits_with_0(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = {"pictures": {"height": 128, "width": 128}, "taca_train": {"rank": 2}}
+    small = yaml.safe_load((workspace.root / "presets/sd35-medium.yaml").read_text()) | {
+        "pictures": changes["pictures"]
+    }
+    (workspace.root / "presets/small.yaml").write_text(yaml.safe_dump(small))
+    arguments = ["--workspace", str(workspace.root), "dry-run", "--preset", "small"]
+    arguments += ["--architecture", str(workspace.root / "presets/architectures/sd35-medium.json")]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    for said in ("24 of 24 joint attention layers", "64 image, 333 text", "Computed, not measured", "hf download"):
+        assert said in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--preset", "flux-dve"], 2, "preset 'flux-dve' does not exist"),
+        (["--architecture", "nowhere.json"], 3, "nowhere.json: cannot be read"),
+    ],
+)
+def test_a_mistake_costs_one_line(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str
+) -> None:
+    assert main(["--workspace", str(workspace.root), "dry-run", *arguments]) == code
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_threshold_written_as_a_rule_is_resolved_for_the_model(workspace: Workspace) -> None:
+    text = (workspace.root / "params.yaml").read_text()
+    values = yaml.safe_load(text)
+    values["taca"]["threshold"] = {"fraction": 0.25}
+    (workspace.root / "params.yaml").write_text(yaml.safe_dump(values))
+    found = dryrun.plan(dryrun.resolve(workspace.root, None), workspace)
+    assert found.schedule.threshold == pytest.approx(3 * 0.75 / (1 + 2 * 0.75))  # the small model's shift is 3
+    assert found.active_steps == pytest.approx(len(found.sigmas) / 4, abs=1)

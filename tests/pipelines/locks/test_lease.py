@@ -1,0 +1,125 @@
+"""A folder that two machines see: one works, the other waits, and a dead one is taken over, whatever the clocks say."""
+
+import json
+import os
+import threading
+import time
+
+import pytest
+
+from pipelines.errors import InfrastructureError
+from pipelines.locks import lease as subject
+from pipelines.locks.lease import Lease, holder
+
+BEAT, STALE = 0.05, 1.2
+
+
+@pytest.fixture
+def lease_of(tmp_path, monkeypatch):
+    """Makes the lease of a machine on one folder."""
+    made = []
+
+    def make(machine):
+        monkeypatch.setattr(subject, "machine", lambda: machine)
+        made.append(Lease(tmp_path / "lease.json", beat=BEAT, stale=STALE))
+        return made[-1]
+
+    yield make
+    for lease in made:
+        lease.release()
+
+
+def stop_the_heart(lease):
+    """As a machine that lost power, or was suspended: the file stays, and nobody renews it."""
+    lease._stop.set()
+    lease._thread.join()
+
+
+def test_a_lease_is_there_while_it_is_held_and_gone_after(lease_of, tmp_path):
+    lease = lease_of("a")
+    lease.take(1)
+    assert holder(lease.path)["pid"] == os.getpid()
+    lease.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_living_holder_on_another_machine_is_not_taken_over_however_long_it_works(lease_of):
+    first, second = lease_of("a"), lease_of("b")
+    first.take(1)
+    started = time.monotonic()
+    with pytest.raises(InfrastructureError, match=r"process \d+ on .* still works in .*PIPELINES_LOCK_TIMEOUT"):
+        second.take(2 * STALE)
+    assert time.monotonic() - started >= 2 * STALE
+    first.require()
+
+
+def test_a_holder_that_went_silent_is_taken_over_and_finds_out(lease_of):
+    first, second = lease_of("a"), lease_of("b")
+    first.take(1)
+    stop_the_heart(first)
+    started = time.monotonic()
+    second.take(10)
+    assert time.monotonic() - started >= STALE
+    with pytest.raises(InfrastructureError, match="has taken over"):
+        first.require()
+    first.release()
+    second.require()  # and the first does not remove what is no longer its own
+
+
+def test_a_dead_process_of_this_machine_is_not_waited_for(lease_of):
+    first, second = lease_of("a"), lease_of("a")  # flock, which the second holds by now, says that the first is dead
+    first.take(1)
+    stop_the_heart(first)
+    started = time.monotonic()
+    second.take(10)
+    assert time.monotonic() - started < STALE / 2
+
+
+@pytest.mark.parametrize("skew", [-86400, 86400])
+def test_a_clock_that_is_a_day_off_changes_nothing(lease_of, monkeypatch, skew):
+    first, second = lease_of("a"), lease_of("b")
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + skew)
+    first.take(1)
+    os.utime(first.path, (now() + skew, now() + skew))
+    monkeypatch.undo()
+    with pytest.raises(InfrastructureError):
+        second.take(2 * STALE)
+
+
+def test_of_two_that_wait_for_a_dead_one_only_one_gets_it(lease_of):
+    dead, *waiting = (lease_of(name) for name in "abc")
+    dead.take(1)
+    stop_the_heart(dead)
+    got = []
+
+    def wait(lease):
+        try:
+            lease.take(3 * STALE)
+            got.append(lease)
+        except InfrastructureError:
+            pass
+
+    threads = [threading.Thread(target=wait, args=[lease]) for lease in waiting]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 1
+    got[0].require()
+
+
+def test_a_folder_that_is_away_for_a_while_comes_back_as_it_was(lease_of, tmp_path):
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    lease = lease_of("a")
+    lease.path = folder / "lease.json"
+    lease.take(1)
+    folder.rename(tmp_path / "away")
+    time.sleep(4 * BEAT)
+    assert not folder.exists()  # not made again, empty
+    (tmp_path / "away").rename(folder)
+    before = json.loads(lease.path.read_text())["beat"]
+    time.sleep(4 * BEAT)
+    assert json.loads(lease.path.read_text())["beat"] > before
+    lease.require()

@@ -1,0 +1,92 @@
+"""`reproduce`: which stages are repeated, and what is said of their numbers. tests/faults/test_reproduce.py does it for real."""
+
+import math
+from typing import Any
+
+import pytest
+
+from components.errors import ParameterError
+from pipelines.provenance.lineage import Source, Step
+from pipelines.provenance.reproduction import _steps
+from pipelines.provenance.result_differences import compare, show
+
+
+def step(address: str, *sources: Source) -> Step:
+    return Step({"stage": address, "fingerprint": address}, {}, sources)
+
+
+@pytest.fixture
+def last() -> Step:
+    """prepare -> base_model -> taca_cache -> taca_train@lora, which reads base_model too; prepare reads raw data."""
+    prepare = step("prepare", Source("data/raw", "0", None, False))
+    base = step("base_model", Source("data/people", "1", prepare, False))
+    cache = step("taca_cache", Source("data/people", "1", prepare, False), Source("models/base", "2", base, False))
+    return step(
+        "taca_train@lora", Source("models/base", "2", base, False), Source("data/taca_cache", "3", cache, False)
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "whole", "expected"),
+    [
+        (None, False, ["taca_train@lora"]),
+        (None, True, ["prepare", "base_model", "taca_cache", "taca_train@lora"]),
+        ("taca_cache", False, ["taca_cache", "taca_train@lora"]),
+        ("base_model", False, ["base_model", "taca_cache", "taca_train@lora"]),
+        ("prepare", False, ["prepare", "base_model", "taca_cache", "taca_train@lora"]),
+    ],
+)
+def test_stages_are_repeated_in_the_order_of_the_graph_from_where_was_asked(last, first, whole, expected):
+    assert [one.address for one in _steps(last, first, whole)] == expected
+
+
+def test_beginning_with_a_stage_that_it_does_not_come_from_is_one_line(last):
+    with pytest.raises(ParameterError, match="--from index: taca_train@lora does not come from it; one of prepare"):
+        _steps(last, "index", False)
+    with pytest.raises(ParameterError, match="stage 'indexx' does not exist"):
+        _steps(last, "indexx", False)
+
+
+def done(metrics: dict[str, Any], **outputs: str) -> dict[str, Any]:
+    return {"stage": "probe", "fingerprint": "f", "metrics": metrics, "outputs": {"models/probe": outputs}}
+
+
+def test_equal_results_are_the_same_number_by_number_and_byte_by_byte():
+    metrics = {"a": 0.1 + 0.2, "b": {"c": 3, "d": math.nan, "e": "word"}}
+    comparison = compare(done(metrics, x="1"), done(metrics, x="1"))
+    assert comparison.same
+    assert [number.name for number in comparison.numbers] == ["a", "b.c", "b.d", "b.e"]
+    assert comparison.files == {"models/probe/x": True}
+    assert comparison.causes == ()
+
+
+def test_a_difference_is_given_with_its_size_and_its_sign(capsys):
+    comparison = compare(done({"a": 1.0, "gone": 2}, x="1", y="2"), done({"a": 0.75, "new": 3}, x="1", y="3"))
+    assert not comparison.same
+    assert {number.name: number.difference for number in comparison.numbers} == {"a": -0.25, "gone": None, "new": None}
+    assert comparison.files == {"models/probe/x": True, "models/probe/y": False}
+    show(comparison)
+    said = capsys.readouterr().out
+    assert "-0.25" in said
+    assert "0 of 3 numbers and 1 of 2 files are the same" in said
+
+
+def test_one_last_bit_is_a_difference():
+    assert not compare(done({"a": 0.3}), done({"a": 0.1 + 0.2})).same
+
+
+def test_another_fingerprint_is_explained_by_what_differs():
+    def known(commit: str, **changed: Any) -> dict[str, Any]:
+        record = {
+            "sources": "s",
+            "parameters": {"seed": 0},
+            "lock": "l",
+            "threads": 2,
+            "inputs": {"data/people": {"sha256": "1"}},
+        }
+        return {**done({}), "fingerprint": commit, "provenance": {**record, **changed}}
+
+    then = known("f")
+    now = known("g", parameters={"seed": 1}, inputs={"data/people": {"sha256": "2"}})
+    assert compare(then, now).causes == ("parameters", "data/people")
+    assert compare(then, then).causes == ()

@@ -1,0 +1,125 @@
+"""The text search in MLflow's registry: registered here, loaded by a process that has no checkout, asked in both forms."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.errors import DataError
+from pipelines.identity.closure import ROOT
+from pipelines.identity.fingerprint import tree_digests
+from pipelines.search.registry import register
+from pipelines.tracking import runs as tracking
+from pipelines.workspace import Workspace
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]  # starts a process that imports torch and MLflow
+
+CAPTIONS = ["a woman in a red coat", "a man in a blue shirt", "a tall man with a green bag", "a woman with a grey hat"]
+ASK = """
+import json, sys
+import mlflow, pandas as pd
+model = mlflow.pyfunc.load_model("models:/people/1")
+sentences = ["a woman in a red coat", "a man"]
+as_lists = model.predict({"query": sentences}, params={"top": 2})
+as_table = model.predict(pd.DataFrame({"query": sentences}))
+code = sys.modules["components"].__file__
+print(json.dumps({"code": code, "lists": as_lists.to_dict("list"), "table": as_table.to_dict("list")}))
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """An untrained encoder and an index of four vectors; the store is beside them."""
+    import torch
+
+    from components.gadms.model import DualEncoder
+    from components.gadms.tokenizer import CaptionTokenizer
+    from components.search.index import GalleryIndex
+
+    root = tmp_path / "workspace"
+    config = {
+        "embed_dim": 16,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": [32, 16], "layers": 1, "width": 24, "head_width": 12, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 1},
+    }
+    DualEncoder.create(config, tokenizer=CaptionTokenizer.from_corpus(CAPTIONS)).save(root / "models/retrieval/gadms")
+    vectors = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    metadata = {"identity": [1, 2, 3, 4], "caption": CAPTIONS}
+    GalleryIndex(vectors, [10, 11, 12, 13], metadata=metadata).save(root / "data/index")
+    shutil.copy(empty_store, root / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+    return Workspace(root, root / ".home")
+
+
+def index_run(workspace: Workspace) -> str:
+    """A finished run of the index stage, and its manifest."""
+    tracker = tracking.connect(workspace)
+    run = str(tracker.client.create_run(tracker.experiment, run_name="index").info.run_id)
+    tracker.client.set_terminated(run)
+    outputs = {"data/index": tree_digests(workspace.path("data/index"))}
+    done = {"stage": "index", "fingerprint": "f" * 64, "run": run, "outputs": outputs}
+    folder = workspace.home / f"index-{'f' * 16}"
+    folder.mkdir(parents=True)
+    (folder / "DONE.json").write_text(json.dumps(done))
+    return run
+
+
+def expected(workspace: Workspace, top: int) -> dict[str, Any]:
+    from components.search.query import TextSearch
+
+    sentences = ["a woman in a red coat", "a man"]
+    search = TextSearch.open(workspace.path("models/retrieval/gadms"), workspace.path("data/index"))
+    found = search.many(sentences, top)
+    return {
+        "query": sentences,
+        "image_ids": [[match.image_id for match in matches] for matches in found],
+        "scores": [[match.score for match in matches] for matches in found],
+        "identities": [[match.metadata["identity"] for match in matches] for matches in found],
+        "captions": [[match.metadata["caption"] for match in matches] for matches in found],
+    }
+
+
+def test_a_registered_search_answers_in_a_fresh_process_as_the_search_does_here(workspace, tmp_path):
+    run = index_run(workspace)
+    assert "people version 1" in register("people", workspace)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    program = tmp_path / "elsewhere" / "ask.py"
+    program.parent.mkdir()
+    program.write_text(ASK)
+    asked = subprocess.run(
+        [sys.executable, "-P", str(program)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=program.parent,
+        check=False,
+    )
+    assert asked.returncode == 0, asked.stderr
+    answer = json.loads(asked.stdout.splitlines()[-1])
+    assert answer["lists"] == expected(workspace, 2)
+    assert answer["table"] == expected(workspace, 5)
+    assert not Path(answer["code"]).is_relative_to(ROOT)  # the code that travels with the model
+    assert list(workspace.root.rglob("*.pkl")) == []
+
+    client = tracking.connect(workspace).client
+    version = client.get_model_version("people", "1")
+    assert version.tags["pipelines.fingerprint"] == "f" * 64
+    logged = client.get_run(version.run_id)
+    assert logged.data.tags["mlflow.parentRunId"] == logged.data.tags["upstream.index"] == run
+    assert (logged.info.status, client.get_run(run).info.status) == ("FINISHED", "FINISHED")
+
+
+def test_an_index_that_no_known_run_made_is_one_line(workspace):
+    with pytest.raises(DataError, match="no known run made data/index: run `dvc repro --force index`"):
+        register("people", workspace)
+
+
+def test_a_missing_index_is_one_line(tmp_path):
+    with pytest.raises(DataError, match="models/retrieval/gadms is not there: run `dvc repro index`"):
+        register("people", Workspace(tmp_path, tmp_path / ".home"))

@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.io import ImageReadMode, decode_image, encode_png
+
+from components.errors import DataError, ParameterError
+from components.files import file_digest
+from components.gadms.embedding import embed_captions, embed_images
+from components.gadms.model import WEIGHTS_FILE, DualEncoder
+from components.gadms.tokenizer import CaptionTokenizer
+from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
+from components.search.index import GalleryIndex
+from pipelines.search.gallery_search import search
+from pipelines.workspace import Workspace
+
+HEIGHT, WIDTH = 32, 16
+QUERY = "a woman in a red coat"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """Twelve pictures of noise, an untrained model, and its index."""
+    with DatasetWriter(tmp_path / "data/people") as writer:
+        for image in range(12):
+            random = np.random.default_rng(image)
+            pixels = torch.from_numpy(random.integers(0, 256, (3, HEIGHT, WIDTH), dtype=np.uint8))
+            caption = CaptionRow(f"person [{image}] in a red coat, a woman")
+            writer.add(
+                bytes(encode_png(pixels).numpy()), [caption], identity=100 + image // 2, split="test", source="noise"
+            )
+    people = PersonDataset.open(tmp_path / "data/people")
+    config = {
+        "embed_dim": 16,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": [HEIGHT, WIDTH], "layers": 1, "width": 24, "head_width": 12, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 1},
+    }
+    rows = list(people.rows())
+    tokenizer = CaptionTokenizer.from_corpus([row["caption"] for row in rows])
+    encoder = DualEncoder.create(config, tokenizer=tokenizer, seed=2)
+    folder = tmp_path / "models/retrieval/gadms"
+    encoder.save(folder)
+    vectors = embed_images(encoder, range(12), lambda ids: people.pixels(ids, HEIGHT, WIDTH))
+    metadata = {key: [row[key] for row in rows] for key in ("identity", "caption")}
+    model = {"weights": file_digest(folder / WEIGHTS_FILE)}
+    GalleryIndex(vectors, range(12), metadata=metadata, model=model).save(tmp_path / "data/index")
+    return Workspace(tmp_path, tmp_path / "runs")
+
+
+def brute_force(workspace: Workspace) -> list[int]:
+    """Image ids, best first, by the cosine of every picture with the query, one by one."""
+    encoder = DualEncoder.load(workspace.path("models/retrieval/gadms"))
+    people = PersonDataset.open(workspace.path("data/people"))
+    (query,) = embed_captions(encoder, [QUERY])
+    cosine = {}
+    for image in range(12):
+        (vector,) = embed_images(encoder, [image], lambda ids: people.pixels(ids, HEIGHT, WIDTH))
+        cosine[image] = float(query.double() @ vector.double())
+    return sorted(cosine, key=lambda image: -cosine[image])
+
+
+def test_search_prints_the_best_matches_of_all_pictures(workspace, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    search(QUERY, workspace, top=4)
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if "person [" in line]
+    assert [int(line.split("person [")[1].split("]")[0]) for line in lines] == brute_force(workspace)[:4]
+    assert all(str(100 + image // 2) in line for image, line in zip(brute_force(workspace), lines, strict=False))
+    assert "12 pictures searched" in printed
+
+
+def test_the_picture_shows_the_matches_side_by_side(workspace, tmp_path):
+    path = tmp_path / "out" / "found.png"
+    search(QUERY, workspace, top=3, picture=path)
+    sheet = decode_image(str(path), mode=ImageReadMode.RGB)
+    people = PersonDataset.open(workspace.path("data/people"))
+    gap = 4
+    for place, expected in enumerate(people.pixels(brute_force(workspace)[:3], HEIGHT, WIDTH)):
+        left = gap + place * (WIDTH + gap)
+        assert torch.equal(sheet[:, gap : gap + HEIGHT, left : left + WIDTH], expected)
+
+
+def test_a_missing_index_says_what_to_run(tmp_path):
+    with pytest.raises(DataError, match="data/index is not there: run `dvc repro index`"):
+        search(QUERY, Workspace(tmp_path, tmp_path))
+
+
+def test_an_index_of_another_model_is_refused(workspace):
+    folder = workspace.path("models/retrieval/gadms")
+    encoder = DualEncoder.load(folder)
+    DualEncoder.create(encoder.config, tokenizer=encoder.tokenizer, seed=3).save(folder)
+    with pytest.raises(DataError, match="made by another model"):
+        search(QUERY, workspace)
+
+
+@pytest.mark.parametrize(("query", "top"), [("  ", 5), (QUERY, 0)])
+def test_nonsense_is_a_parameter_error(workspace, query, top):
+    with pytest.raises(ParameterError):
+        search(query, workspace, top=top)

@@ -1,0 +1,75 @@
+"""The stage `gadms_evaluate`, on a few drawn people and an untrained encoder."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from components.gadms.model import DualEncoder
+from components.gadms.tokenizer import CaptionTokenizer
+from components.persons.drawn.recaptioning import recaptioned
+from components.persons.shards import PersonDataset
+from pipelines.engine.context import StageContext
+from pipelines.params import Parameters, load
+from pipelines.scratch.folder import Scratch
+from pipelines.stages import gadms_evaluate
+
+CONFIG = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": [64, 32], "layers": 1, "width": 24, "head_width": 12, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def evaluated(drawn_people: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of its outputs, and its metrics."""
+    root = tmp_path_factory.mktemp("evaluated")
+    people = PersonDataset.open(drawn_people.root / "data/people")
+    tokenizer = CaptionTokenizer.from_corpus(people.rows(form="long").column("caption"))
+    DualEncoder.create(CONFIG, tokenizer=tokenizer, seed=1).save(root / "model")
+    params = Parameters.partial(load(drawn_people.root / "params.yaml").only(("seed", "pictures", "gadms_evaluate")))
+    context = StageContext(Scratch(root / "scratch"), seed=0, arm="gadms", device=torch.device("cpu"))
+    inputs = {"people": drawn_people.root / "data/people", "model": root / "model"}
+    outputs = {"ranks": root / "ranks.parquet", "scores": root / "scores.parquet"}
+    return root, gadms_evaluate.run(params, inputs, outputs, context)
+
+
+def test_what_is_found_first_is_right_exactly_where_the_first_rank_says_so(evaluated, drawn_people):
+    root, metrics = evaluated
+    table = pq.read_table(root / "ranks.parquet").to_pydict()
+    rows = PersonDataset.open(drawn_people.root / "data/people").rows(split="test", form="long")
+    who = dict(zip(rows.column("image_id"), rows.column("identity"), strict=True))
+    right = [who[found] == who[own] for found, own in zip(table["found_image_id"], table["image_id"], strict=True)]
+    assert right == [rank == 1 for rank in table["first_rank"]]
+    assert metrics["R@1"] == pytest.approx(100 * sum(right) / len(right))
+    assert metrics["mINP"] == pytest.approx(100 * sum(table["inverse_negative_penalty"]) / len(right))
+
+
+def test_true_sentences_of_the_same_pictures_stand_beside_false_ones(evaluated):
+    _, metrics = evaluated
+    assert list(metrics["query_noise"]) == ["0", "0.2", "0.4"]
+    for part in metrics["query_noise"].values():
+        assert part["queries"] == metrics["queries"]
+        assert part["R@1_interval"]["low"] <= part["R@1"] <= part["R@1_interval"]["high"]
+
+
+def test_without_wrong_words_there_is_nothing_to_score(evaluated):
+    root, metrics = evaluated
+    assert pq.read_table(root / "scores.parquet").num_rows == 0
+    assert set(metrics["score_auc"].values()) == {0.5}  # what says nothing
+
+
+def test_every_score_has_a_column_beside_the_words_it_scores(evaluated, drawn_people):
+    root, _ = evaluated
+    noisy = recaptioned(PersonDataset.open(drawn_people.root / "data/people"), 0.4, 0)
+    rows = [row for row in noisy.rows(split="train", form="long") if row["wrong_words"]][:3]
+    columns, aucs = gadms_evaluate.scored_words(DualEncoder.load(root / "model"), rows, noisy)
+    assert list(columns) == ["caption_id", "position", "word", "wrong", *gadms_evaluate.SCORES]
+    assert list(aucs) == list(gadms_evaluate.SCORES)
+    assert columns["word"] == [word for row in rows for word in row["caption"].split()]
+    assert sum(columns["wrong"]) == sum(len(row["wrong_words"]) for row in rows)
+    assert all(columns[name] != columns["gradient"] for name in list(gadms_evaluate.SCORES)[1:])

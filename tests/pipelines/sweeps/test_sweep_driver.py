@@ -1,0 +1,329 @@
+"""What a sweep's driver decides and remembers, killed after every single thing that it writes."""
+
+import io
+import json
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from dying_drivers import Killed, Runs, dying
+from rich.console import Console
+from scipy import stats
+
+from components.errors import DataError, ParameterError
+from pipelines import params
+from pipelines.errors import InfrastructureError, StageFailedError
+from pipelines.identity.closure import ROOT
+from pipelines.sweeps import tuning
+from pipelines.sweeps.driver import Driver, Limits, Sweep
+from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Journal, Trial
+from pipelines.sweeps.plan import make_plan
+from pipelines.sweeps.progress import Board
+from pipelines.sweeps.results import best_of, front_of, spread, summary
+from pipelines.sweeps.spaces import Resources, Space
+from pipelines.workspace import Workspace
+
+RATE = "probe.training.learning_rate"
+STEPS = 5
+SPACE = {
+    "about": "a test",
+    "stages": ["probe"],
+    "base": {},
+    "parameters": {RATE: {"loguniform": [0.0001, 0.1]}, "probe.training.weight_decay": {"choice": [0.0, 0.1]}},
+    "objectives": [{"stage": "probe", "metric": "probe/loss", "mode": "min"}],
+    "scheduler": {
+        "kind": "asha",
+        "stage": "probe",
+        "metric": "probe/loss",
+        "mode": "min",
+        "full": "probe.training.steps",
+        "grace": 2,
+        "reduction": 2,
+    },
+}
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Tuned:
+    """A trial of Tune's, and the controller that has no other."""
+
+    def __init__(self, trial_id):
+        self.trial_id = trial_id
+
+    def get_live_trials(self):
+        return []
+
+
+def quiet():
+    return Console(file=io.StringIO(), force_terminal=False)
+
+
+@cache
+def own_params():
+    return params.load(ROOT / "params.yaml")
+
+
+def sweep_in(folder, **changes):
+    space = Space.model_validate({**SPACE, **changes})
+    settings = own_params()
+    (folder / "s").mkdir(parents=True)
+    document = settings.model_dump(mode="json")
+    document["probe"]["training"]["steps"] = STEPS
+    plan = make_plan(space.stages, space.parameters)
+    return Sweep(
+        "test", "test-1", space, document, settings, plan, Workspace(folder, folder), [0], Journal(folder / "s")
+    )
+
+
+def driver_of(sweep, samples=8, clock=None, **limits):
+    clock = clock or Clock()
+    board = Board(sweep.space, samples, 1, {}, quiet(), clock)
+    return Driver(sweep, Runs(), board, Limits(samples, **limits), clock)
+
+
+def loss(values, step):
+    """Falls with the steps, and lies lower the nearer the rate is to 0.005."""
+    away = abs(np.log10(values[RATE] / 0.005)) + values["probe.training.weight_decay"]
+    return float(10 / step * (0.3 + away))
+
+
+def play(driver, killed_after=None):
+    """What Ray Tune does with one trial at a time, with its own scheduler; dies after the given number of journal lines."""
+    with dying(driver.sweep.journal, killed_after):
+        _play(driver)
+
+
+def _play(driver):
+    scheduler = tuning.scheduler_of(driver.sweep.space.scheduler, STEPS)
+    if driver.sweep.space.scheduler:
+        tuning.refeed(scheduler, driver.sweep.journal.events())
+    while (trial := driver.next()) is not None:
+        tuned = Tuned(f"tune-{trial.number}")
+        scheduler.on_trial_add(tuned, tuned)
+        for step in range(1, STEPS + 1):
+            told = {"step": step, "value": loss(trial.values, step)}
+            if step == STEPS:
+                whole = [[s, loss(trial.values, s)] for s in range(1, STEPS + 1)]
+                facts = {"objectives": [[told["value"]]], "stages": [], "reports": whole, "seconds": 1.0}
+                scheduler.on_trial_result(tuned, tuned, told)
+                driver.finished(trial.number, facts)
+                break
+            decision = scheduler.on_trial_result(tuned, tuned, told)
+            driver.reported(trial.number, seconds=0.1 * step, **told)
+            if decision == "STOP":
+                driver.stopped(trial.number)
+                break
+
+
+def outcome(sweep):
+    trials = sweep.journal.trials()
+    best = best_of(list(trials.values()), sweep.space.objectives)
+    return {n: (t.values, t.state, t.reports, t.objectives) for n, t in trials.items()}, best.number
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    sweep = sweep_in(tmp_path_factory.mktemp("undisturbed"))
+    play(driver_of(sweep))
+    found, best = outcome(sweep)
+    states = [state for _, state, _, _ in found.values()]
+    assert states.count(STOPPED) >= 3, "the scheduler must have something to decide"
+    assert states.count(COMPLETE) >= 3
+    return found, best, len(sweep.journal.events())
+
+
+def test_a_sweep_killed_after_any_line_of_its_journal_ends_as_if_it_had_not_been(undisturbed, tmp_path):
+    found, best, lines = undisturbed
+    for killed_after in range(1, lines):
+        sweep = sweep_in(tmp_path / str(killed_after))
+        with pytest.raises(Killed):
+            play(driver_of(sweep), killed_after)
+        with open(sweep.journal.path, "a") as file:
+            file.write('{"event": "repo')  # the kill tore a line
+        play(driver_of(sweep))
+        assert outcome(sweep) == (found, best), f"killed after line {killed_after}"
+        suggested = [e["number"] for e in sweep.journal.events() if e["event"] == "suggested"]
+        assert suggested == sorted(found)
+
+
+def test_more_samples_go_on_from_those_that_are_done(undisturbed, tmp_path):
+    found, best, _ = undisturbed
+    sweep = sweep_in(tmp_path)
+    for samples in (3, 5, 8):
+        play(driver_of(sweep, samples))
+    assert outcome(sweep) == (found, best)
+    before = sweep.journal.path.read_bytes()
+    assert not driver_of(sweep).more()
+    play(driver_of(sweep))
+    assert sweep.journal.path.read_bytes() == before
+
+
+def test_what_is_stopped_when_time_is_up_is_paused_and_goes_on(tmp_path):
+    sweep, clock = sweep_in(tmp_path, scheduler=None), Clock()
+    driver = driver_of(sweep, clock=clock, minutes=1)
+    trial = driver.next()
+    assert not driver.time_is_up()
+    clock.now = 61.0
+    assert driver.time_is_up()
+    driver.stopped(trial.number)
+    assert driver.next() is None
+    assert sweep.journal.trials()[0].state == WAITING
+    again = driver_of(sweep).next()
+    assert (again.number, again.values) == (trial.number, trial.values)
+
+
+def test_a_trial_that_fails_is_kept_with_its_error_and_the_next_one_comes(tmp_path):
+    sweep = sweep_in(tmp_path, scheduler=None)
+    driver = driver_of(sweep, 3)
+    driver.failed(driver.next().number, "the loss became NaN")
+    second = driver.next()
+    driver.finished(second.number, {"objectives": [[0.5]], "stages": [], "reports": [], "seconds": 2.0})
+    third = driver.next()
+    driver.failed(third.number, "no memory")
+    assert driver.next() is None
+    assert driver.failure is None
+    trials = sweep.journal.trials()
+    assert [t.state for t in trials.values()] == [BROKEN, COMPLETE, BROKEN]
+    assert trials[0].error == "the loss became NaN"
+    found = summary("i", "test", sweep.space, sweep.document, list(trials.values()), {})
+    assert (found["best"], found["counts"][BROKEN]) == (1, 2)
+
+
+def test_a_sweep_whose_first_trials_all_fail_gives_up_and_says_why(tmp_path):
+    driver = driver_of(sweep_in(tmp_path, scheduler=None))
+    for _ in range(3):
+        driver.failed(driver.next().number, "no such metric")
+    assert driver.next() is None
+    assert isinstance(driver.failure, StageFailedError)
+    assert "first 3 trials failed" in str(driver.failure)
+    assert "no such metric" in str(driver.failure)
+
+
+def test_gpu_hours_end_a_sweep(tmp_path):
+    driver = driver_of(sweep_in(tmp_path, scheduler=None, resources={"gpus": 0.5}), gpu_hours=0.5)
+    driver.finished(driver.next().number, {"objectives": [[1.0]], "stages": [], "reports": [], "seconds": 3500.0})
+    driver.finished(driver.next().number, {"objectives": [[1.0]], "stages": [], "reports": [], "seconds": 200.0})
+    assert driver.next() is None
+
+
+def test_one_sweep_has_one_driver(tmp_path):
+    journal = Journal(tmp_path)
+    with (
+        journal.lock(),
+        pytest.raises(InfrastructureError, match="another process runs this sweep"),
+        Journal(tmp_path).lock(),
+    ):
+        pass
+
+
+def test_a_journal_damaged_in_the_middle_is_not_read_over(tmp_path):
+    journal = Journal(tmp_path)
+    journal.write("suggested", 0, values={"a": 1})
+    journal.path.write_text("{broken\n" + journal.path.read_text())
+    with pytest.raises(DataError, match="a line is damaged"):
+        journal.trials()
+
+
+def test_a_schedulers_memory_of_a_median_is_restored(tmp_path):
+    scheduler = {**SPACE["scheduler"], "kind": "median"}
+    whole, cut = sweep_in(tmp_path / "a", scheduler=scheduler), sweep_in(tmp_path / "b", scheduler=scheduler)
+    play(driver_of(whole))
+    with pytest.raises(Killed):
+        play(driver_of(cut), len(whole.journal.events()) // 2)
+    play(driver_of(cut))
+    assert outcome(cut) == outcome(whole)
+
+
+def test_a_mean_over_seeds_has_students_interval():
+    values = [1.0, 2.0, 4.0, 3.5]
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert spread(values) == pytest.approx({"mean": 2.625, "low": low, "high": high})
+    assert spread([2.0]) == {"mean": 2.0}
+    assert spread([]) == {}
+
+
+def test_the_mean_over_seeds_picks_the_winner_and_not_the_luckiest_seed():
+    objectives = Space.model_validate(
+        {**SPACE, "objectives": [{"stage": "probe", "metric": "m", "mode": "max"}]}
+    ).objectives
+    lucky = Trial(0, {"a": 0}, state=COMPLETE, objectives=[[9.0, 1.0, 1.0]])
+    steady = Trial(1, {"a": 1}, state=COMPLETE, objectives=[[5.0, 5.0, 5.0]])
+    stopped = Trial(2, {"a": 2}, state=STOPPED, reports={1: 99.0})
+    assert best_of([lucky, steady, stopped], objectives) is steady
+    assert best_of([stopped], objectives) is None
+
+
+def test_the_pareto_front_is_what_nothing_beats():
+    random = np.random.default_rng(0)
+    points = random.integers(0, 6, (40, 2)).astype(float)
+    objectives = [SimpleNamespace(mode="max"), SimpleNamespace(mode="min")]
+    trials = [Trial(n, {"n": n}, state=COMPLETE, objectives=[[a], [b]]) for n, (a, b) in enumerate(points)]
+    brute = [
+        n for n, (a, b) in enumerate(points) if not any((c >= a and d <= b) and (c > a or d < b) for c, d in points)
+    ]
+    assert [trial.number for trial in front_of(trials, objectives)] == brute
+
+
+def test_a_trial_that_can_never_fit_is_refused_and_no_more_run_than_fit():
+    compute = own_params().compute.model_copy(update={"threads": 2, "workers": 0})
+    there = {"CPU": 8.0, "GPU": 1.0}
+    assert tuning.slots(tuning.needs(compute, Resources(), False), there, 16) == 4
+    assert tuning.slots(tuning.needs(compute, Resources(cpus=1.0, gpus=0.5), True), there, 16) == 2
+    assert tuning.slots(tuning.needs(compute, Resources(), False), there, 3) == 3
+    several = compute.model_copy(update={"workers": 3})
+    assert tuning.slots(tuning.needs(several, Resources(), False), there, 16) == 1
+    with pytest.raises(ParameterError, match="needs 3 GPU, the cluster has 1"):
+        tuning.slots(tuning.needs(several, Resources(), True), there, 16)
+    with pytest.raises(ParameterError, match="needs 16 CPU, the cluster has 8"):
+        tuning.slots(tuning.needs(compute.model_copy(update={"workers": 8}), Resources(), False), there, 1)
+    jobs = compute.model_copy(update={"backend": "job", "workers": 64})
+    assert tuning.slots(tuning.needs(jobs, Resources(), True), there, 5) == 5
+
+
+def test_without_a_terminal_a_sweep_says_a_line_a_trial(tmp_path):
+    sweep, console, clock = sweep_in(tmp_path, scheduler=None), quiet(), Clock()
+    board = Board(sweep.space, 2, 1, {}, console, clock)
+    driver = Driver(sweep, Runs(), board, Limits(2), clock)
+    with board:
+        driver.reported(driver.next().number, 4, 0.75, 1.0)
+        driver.finished(0, {"objectives": [[0.5]], "stages": [], "reports": [], "seconds": 20.0})
+        driver.next()
+    first, second, third = console.file.getvalue().splitlines()
+    assert first.startswith("trial 0: learning_rate ")
+    assert second == "trial 0: probe/loss 0.5 (20.0 s); 1/2, best 0.5 (trial 0), about 0:20 left"
+    assert third.startswith("trial 1: ")
+
+
+def test_on_a_terminal_a_table_shows_what_runs_and_how_far_it_is(tmp_path):
+    console, clock = Console(file=io.StringIO(), force_terminal=True, width=100), Clock()
+    sweep = sweep_in(tmp_path, scheduler=None)
+    board = Board(sweep.space, 2, 1, {}, console, clock)
+    driver = Driver(sweep, Runs(), board, Limits(2), clock)
+    driver.reported(driver.next().number, 4, 0.75, 1.0)
+    clock.now = 65.0
+    console.print(board.render())
+    shown = console.file.getvalue()
+    assert "0/2" in shown
+    assert "step 4: 0.75" in shown
+    assert "1:05" in shown
+
+
+def test_an_order_says_all_that_a_trial_needs(tmp_path):
+    sweep = sweep_in(tmp_path)
+    driver = driver_of(sweep)
+    trial = driver.next()
+    order = json.loads(driver.order(trial).to_json())
+    assert order["document"]["probe"]["training"]["learning_rate"] == trial.values[RATE]
+    assert order["document"]["compute"] == sweep.document["compute"]
+    assert (order["upstream"], order["repeated"], order["linked"]) == ([], ["probe"], ["data/people"])
+    assert order["watch"] == {"stage": "probe", "metric": "probe/loss", "full": STEPS, "until": None}
+    assert order["given"] == {"data/raw": str(tmp_path / "data/raw")}
