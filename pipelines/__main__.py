@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines import actions
 from pipelines.curating import options as curating
-from pipelines.errors import tell
+from pipelines.errors import report_error
 from pipelines.generating import options as generating
 from pipelines.sweeps import options as sweeping
 
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
-        return tell(error)
+        return report_error(error)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""How a stage ends, as an exit code (DVC prints it and exits 255 itself)."""
+"""Exit codes, the errors that have one, and how an error is reported. (DVC prints a stage's exit code and itself exits 255.)"""
 
 import sys
 import traceback
@@ -10,11 +10,11 @@ DONE, OTHER, PARAMETERS, DATA, TRY_AGAIN, INTERRUPTED = 0, 1, 2, 3, 75, 130
 
 
 class InfrastructureError(RuntimeError):
-    """Something around the work failed (a server, a disk, a cluster): the same command may succeed later."""
+    """A server, a disk or a cluster failed: the same command may succeed later."""
 
 
 class StageFailedError(RuntimeError):
-    """The stage's own process failed and has said why; `code` is passed on."""
+    """The stage's process failed and has printed why; `code` is its exit code."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -22,7 +22,7 @@ class StageFailedError(RuntimeError):
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code for an error that ends a command."""
+    """Return the exit code of a command that ends with `error`."""
     match error:
         case StageFailedError():
             return error.code
@@ -37,17 +37,18 @@ def exit_code(error: BaseException) -> int:
     return OTHER
 
 
-def speaks_for_itself(error: BaseException) -> bool:
-    """Whether one line says all; anything else is a bug of ours and deserves its traceback."""
+def is_expected(error: BaseException) -> bool:
+    """Return whether one line explains the error. Any other is a bug here and is shown with its traceback."""
     return exit_code(error) != OTHER or isinstance(error, FloatingPointError | StageFailedError)
 
 
-def tell(error: BaseException, about: str = "") -> int:
-    """Say why a command ends, on stderr, and return its exit code: one line without secrets, or the traceback of a bug of ours.
+def report_error(error: BaseException, about: str = "") -> int:
+    """Print why a command ends to stderr, and return its exit code.
 
-    To be called where the error is caught. A StageFailedError needs no words: the stage's own process has said why.
+    Prints one line without secrets for an expected error, else the traceback (so call it in the `except` block). Prints nothing for
+    a StageFailedError: the stage's process has already printed why.
     """
-    if not speaks_for_itself(error):
+    if not is_expected(error):
         traceback.print_exc()
     elif not isinstance(error, StageFailedError):
         subject = f"{about}: " if about else ""

@@ -30,7 +30,7 @@ from pipelines.engine.ray_cluster import (
     start_ray,
     wants_gpu,
 )
-from pipelines.errors import InfrastructureError, speaks_for_itself
+from pipelines.errors import InfrastructureError, is_expected
 from pipelines.graph import StageRun
 from pipelines.params import Compute, Parameters
 from pipelines.scratch.folder import Scratch
@@ -224,12 +224,12 @@ def _cause(error: BaseException) -> tuple[BaseException, bool]:
     if isinstance(error, ControllerError):
         return InfrastructureError(f"the workers could not start: {_line(error.controller_failure)}"), True
     if isinstance(error, WorkerGroupError) and error.worker_failures:
-        error = max(error.worker_failures.values(), key=speaks_for_itself)
+        error = max(error.worker_failures.values(), key=is_expected)
         # What ended a worker; the class that holds it is not public.
         error = getattr(error, "health_check_failure", error)
     if isinstance(error, RayActorError | OutOfMemoryError):
         return InfrastructureError(f"a process of the training was lost: {_line(error)}"), True
-    return error, not speaks_for_itself(error)
+    return error, not is_expected(error)
 
 
 def _line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from components.files import write_atomically
 from pipelines import graph
 from pipelines.engine.warm import for_libraries
-from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, tell
+from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, report_error
 from pipelines.locks.waiting import grace
 from pipelines.params import Compute, Parameters
 from pipelines.scratch.folder import Scratch
@@ -58,7 +58,7 @@ def main() -> int:
         )
         write_atomically(Scratch(Path(work.scratch)).result, json.dumps(metrics, sort_keys=True))
     except BaseException as raised:
-        return tell(_full_disk(raised) or raised, work.address)
+        return report_error(_full_disk(raised) or raised, work.address)
     return 0
 
 

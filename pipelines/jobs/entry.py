@@ -13,7 +13,7 @@ from types import FrameType
 
 from pipelines import graph
 from pipelines.engine.warm import for_libraries
-from pipelines.errors import tell
+from pipelines.errors import report_error
 from pipelines.jobs.work import JobWork, output_folder, run_folder
 from pipelines.params import Compute, Parameters
 from pipelines.scratch.folder import Hold, Scratch
@@ -34,7 +34,7 @@ def main(url: str, key: str) -> int:
                 _leave_when_stopped(storage, work)
                 _work(storage, work, compute, hold)
     except BaseException as error:
-        return tell(error)
+        return report_error(error)
     return 0
 
 

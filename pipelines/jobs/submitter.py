@@ -19,7 +19,7 @@ from types import FrameType
 from components.files import file_digest, write_atomically
 from pipelines import graph
 from pipelines.engine.worker import Work, end_with_the_runner
-from pipelines.errors import InfrastructureError, tell
+from pipelines.errors import InfrastructureError, report_error
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import digest, fingerprint, tree_digests
@@ -43,7 +43,7 @@ def main() -> int:
         work = Work(**json.loads(sys.stdin.readline()))
         _get_done(work, Compute(**work.compute))
     except BaseException as error:
-        return tell(error)
+        return report_error(error)
     return 0
 
 

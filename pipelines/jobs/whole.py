@@ -15,7 +15,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from pipelines.errors import INTERRUPTED, OTHER, InfrastructureError, tell
+from pipelines.errors import INTERRUPTED, OTHER, InfrastructureError, report_error
 from pipelines.jobs.work import output_folder
 from pipelines.scratch.folder import Scratch, put_in_place
 from pipelines.scratch.storage import Storage, files_below
@@ -41,7 +41,7 @@ def main(url: str, key: str, raw: str, targets: list[str]) -> int:
             storage.publish(files, output_folder(key))
             storage.write(f"{output_folder(key)}/DONE.json", json.dumps({"targets": targets}) + "\n")
     except BaseException as error:
-        return tell(error)
+        return report_error(error)
     return 0
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import speaks_for_itself
+from pipelines.errors import is_expected
 from pipelines.params import Compute
 from pipelines.studies.cells import Bench, Cell, Result
 from pipelines.studies.store import ResultStore
@@ -59,7 +59,7 @@ def measure(job: Job, shelf: dict[Hashable, Any]) -> Outcome:
         result = getattr(importlib.import_module(job.code), job.cell.work)(job.cell, bench)
         job.store.write(job.cell, job.identity, result)
     except Exception as error:  # whatever it is: it is reported, and the other cells are worth having
-        if not speaks_for_itself(error):
+        if not is_expected(error):
             traceback.print_exc()
         return Outcome(None, str(error) or type(error).__name__)
     return Outcome(result)

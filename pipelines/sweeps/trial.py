@@ -25,7 +25,7 @@ import yaml
 from components.errors import DataError
 from components.files import write_atomically
 from pipelines.engine.runner import Outcome, run_stage, scratch_for
-from pipelines.errors import exit_code, speaks_for_itself
+from pipelines.errors import exit_code, is_expected
 from pipelines.scratch.folder import Scratch, folder_name, put_in_place
 from pipelines.scratch.metric_log import MetricLog
 from pipelines.sweeps.rounds import KEPT, go_on_from, train_round
@@ -82,7 +82,7 @@ def main() -> int:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             return exit_code(error)
-        if not speaks_for_itself(error):
+        if not is_expected(error):
             traceback.print_exc()
         reason = str(error) or type(error).__name__
         say({"failed": _with_cause(" ".join(reason.split()), Path(order.folder) / "log.txt")})

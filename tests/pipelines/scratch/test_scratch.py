@@ -12,7 +12,7 @@ import pytest
 from components.errors import DataError, ParameterError
 from components.files import write_atomically
 from components.training.loop import NonFiniteLossError
-from pipelines.errors import InfrastructureError, StageFailedError, exit_code, speaks_for_itself
+from pipelines.errors import InfrastructureError, StageFailedError, exit_code, is_expected
 from pipelines.scratch.folder import LINK_FROM_BYTES, Scratch, put_in_place
 from pipelines.scratch.metric_log import MetricLog
 
@@ -243,4 +243,4 @@ def test_the_table_has_a_row_a_step_and_no_times(log):
 )
 def test_an_error_ends_with_its_exit_code_and_only_bugs_show_a_traceback(error, code, one_line):
     assert exit_code(error) == code
-    assert speaks_for_itself(error) == one_line
+    assert is_expected(error) == one_line
