@@ -38,7 +38,7 @@ H100 = Cluster(peak=989e12, within=360e9, between=40e9, latency=10e-6, cores=12,
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """One training step."""
 
     name: str
@@ -52,7 +52,7 @@ class Work:
     every: int  # steps between checkpoints
 
 
-def flux(image_tokens: int = 4096, text_tokens: int = 512, rank: int = 64) -> Work:
+def flux(image_tokens: int = 4096, text_tokens: int = 512, rank: int = 64) -> Workload:
     """LoRA on FLUX.1-dev: 19 double and 38 single blocks of width 3072; each token meets 12 d^2 weights in each of them.
 
     Forward, recomputation under gradient checkpointing, and the backward pass to activations: 3 x forward; the frozen weights need
@@ -61,7 +61,7 @@ def flux(image_tokens: int = 4096, text_tokens: int = 512, rank: int = 64) -> Wo
     width, blocks, tokens = 3072, 57, image_tokens + text_tokens
     forward = tokens * blocks * (2 * 12 * width**2 + 4 * tokens * width)
     lora = rank * width * (19 * 16 + 38 * 6)
-    return Work(
+    return Workload(
         "FLUX.1-dev, LoRA of rank 64, 1024 x 1024, cached latents",
         flops=3 * forward,
         utilisation=0.40,
@@ -74,7 +74,7 @@ def flux(image_tokens: int = 4096, text_tokens: int = 512, rank: int = 64) -> Wo
     )
 
 
-def gadms() -> Work:
+def gadms() -> Workload:
     """GA-DMS on ViT-B/16 at 384 x 128 (193 tokens, width 768) and CLIP's text tower (77 tokens, width 512), 12 blocks each.
 
     Image once, text twice (the two masked copies), each forward and backward (3 x); the score before them: one forward of the text
@@ -83,7 +83,7 @@ def gadms() -> Work:
     image = 12 * 193 * (2 * 12 * 768**2 + 4 * 193 * 768)
     text = 12 * 77 * (2 * 12 * 512**2 + 4 * 77 * 512)
     weights = 150e6
-    return Work(
+    return Workload(
         "GA-DMS, ViT-B/16, batch 1024",
         flops=3 * (image + 2 * text) + 2 * text,
         utilisation=0.35,
@@ -118,7 +118,7 @@ def all_reduce(size: float, nodes: int, cluster: Cluster) -> float:
     return inside + outside + cluster.latency * 2 * (n - 1 + nodes - 1)
 
 
-def step(work: Work, batch: int, nodes: int, cluster: Cluster, *, fsdp: bool = False) -> Step:
+def step(work: Workload, batch: int, nodes: int, cluster: Cluster, *, fsdp: bool = False) -> Step:
     """Of a global batch on `nodes` full nodes (0: one GPU alone)."""
     gpus = nodes * cluster.gpus or 1
     samples = batch / gpus
@@ -138,7 +138,7 @@ def step(work: Work, batch: int, nodes: int, cluster: Cluster, *, fsdp: bool = F
 
 def tables(console: Console) -> None:
     """The tables of docs/scaling.md."""
-    cases: list[tuple[Work, Any, list[int], bool]] = [
+    cases: list[tuple[Workload, Any, list[int], bool]] = [
         (flux(), lambda gpus: 4 * gpus, [0, 1, 64], False),
         (flux(), lambda gpus: 4 * gpus, [1, 64], True),
         (gadms(), lambda gpus: 1024, [0, 1, 2, 4, 8, 64], False),

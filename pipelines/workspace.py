@@ -33,14 +33,14 @@ def main_worktree(root: Path) -> Path:
     return Path(found.stdout.strip()).parent if found.returncode == 0 else root
 
 
-PROVENANCE = "provenance.json"
+CODE_STATE_FILE = "provenance.json"
 """In a copy of a checkout that is no repository itself: what `git_state` said of the checkout."""
 
 
 def git_state(root: Path) -> dict[str, str]:
     """Revision, and whether tracked files differ from it. Without git, the revision that an image was built from, if any."""
     try:
-        told = json.loads((root / PROVENANCE).read_text())
+        told = json.loads((root / CODE_STATE_FILE).read_text())
         return {key: str(told[key]) for key in ("git.revision", "git.dirty")}
     except (OSError, ValueError, KeyError):
         pass  # no copy

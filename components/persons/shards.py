@@ -29,7 +29,7 @@ from components.persons.records import SPLITS, Record
 from components.persons.statistics import manifest_statistics
 
 FORMS = ("short", "long")
-MANIFEST = "manifest.parquet"
+DATASET_MANIFEST = "manifest.parquet"
 MANIFEST_SCHEMA = pa.schema(
     [
         ("image_id", pa.int64()),
@@ -71,7 +71,7 @@ class DatasetWriter:
             raise ParameterError(f"a shard needs room: images_per_shard={images_per_shard}, bytes={bytes_per_shard}")
         self.folder = Path(folder)
         (self.folder / "shards").mkdir(parents=True, exist_ok=True)
-        if (self.folder / MANIFEST).exists() or any((self.folder / "shards").iterdir()):
+        if (self.folder / DATASET_MANIFEST).exists() or any((self.folder / "shards").iterdir()):
             raise ParameterError(f"{self.folder} already holds a dataset; write to an empty folder")
         self._images_per_shard, self._bytes_per_shard = images_per_shard, bytes_per_shard
         self._columns: dict[str, list[Any]] = {name: [] for name in MANIFEST_SCHEMA.names}
@@ -144,7 +144,7 @@ class DatasetWriter:
             self._flush_captions(_MANIFEST_ROWS)
         assert self._manifest is not None
         self._manifest.close()
-        self._unfinished.replace(self.folder / MANIFEST)
+        self._unfinished.replace(self.folder / DATASET_MANIFEST)
 
     def __enter__(self) -> "DatasetWriter":
         return self
@@ -160,7 +160,7 @@ class DatasetWriter:
 
     @property
     def _unfinished(self) -> Path:
-        return self.folder / f".{MANIFEST}.unfinished"
+        return self.folder / f".{DATASET_MANIFEST}.unfinished"
 
     def _flush_captions(self, count: int) -> None:
         """Write the first `count` pending rows of the manifest as a row group."""
@@ -250,7 +250,7 @@ class PersonDataset:
 
     def __init__(self, folder: str | Path, *, cache_bytes: int = 512 << 20) -> None:
         self.folder = Path(folder)
-        path = self.folder / MANIFEST
+        path = self.folder / DATASET_MANIFEST
         if not path.is_file():
             raise DataError(f"{path} is missing: {self.folder} is not a prepared dataset; run the stage that writes it")
         self.manifest: pa.Table = pq.read_table(path, memory_map=True)
@@ -294,7 +294,7 @@ class PersonDataset:
         """The encoded picture, as found. Raises DataError for an unknown image_id."""
         index = int(np.searchsorted(self.image_ids, image_id))
         if index == len(self.image_ids) or self.image_ids[index] != image_id:
-            raise DataError(f"image_id {image_id} is not in {self.folder / MANIFEST}")
+            raise DataError(f"image_id {image_id} is not in {self.folder / DATASET_MANIFEST}")
         first = int(self._first_row[index])
         shard, row = self._shard_of[first].as_py(), int(self._row_of[first])
         return self._group(shard, row // ROWS_PER_GROUP)[row % ROWS_PER_GROUP].as_py()
@@ -319,7 +319,7 @@ class PersonDataset:
 
     def statistics(self) -> dict[str, Any]:
         """Pictures, captions and identities per split, and caption lengths in words (JSON-able)."""
-        return manifest_statistics(self.folder / MANIFEST)
+        return manifest_statistics(self.folder / DATASET_MANIFEST)
 
     def _group(self, shard: str, group: int) -> pa.ChunkedArray:
         key = (shard, group)
@@ -329,7 +329,7 @@ class PersonDataset:
         if shard not in self._files:
             path = self.folder / shard
             if not path.is_file():
-                raise DataError(f"{path} is missing although {MANIFEST} lists it; write the dataset again")
+                raise DataError(f"{path} is missing although {DATASET_MANIFEST} lists it; write the dataset again")
             self._files[shard] = pq.ParquetFile(path, memory_map=True)
         images = self._files[shard].read_row_group(group, columns=["image"])["image"]
         self._groups[key] = images

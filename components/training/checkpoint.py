@@ -19,7 +19,7 @@ from components.files import file_digest, write_atomically
 
 logger = logging.getLogger(__name__)
 
-STATE, MANIFEST = "state.pt", "manifest.json"
+STATE, CHECKPOINT_MANIFEST = "state.pt", "manifest.json"
 
 
 class CheckpointStore:
@@ -51,7 +51,8 @@ class CheckpointStore:
                 file.flush()
                 os.fsync(file.fileno())
             write_atomically(
-                temporary / MANIFEST, json.dumps({"step": step, "sha256": file_digest(temporary / STATE)}) + "\n"
+                temporary / CHECKPOINT_MANIFEST,
+                json.dumps({"step": step, "sha256": file_digest(temporary / STATE)}) + "\n",
             )
             final = self.folder / f"step-{step:08d}"
             shutil.rmtree(final, ignore_errors=True)  # one that could not be read: its step was computed again
@@ -75,7 +76,7 @@ class CheckpointStore:
         for step in reversed(self.steps()):
             folder = self.folder / f"step-{step:08d}"
             try:
-                manifest = json.loads((folder / MANIFEST).read_text())
+                manifest = json.loads((folder / CHECKPOINT_MANIFEST).read_text())
                 if file_digest(folder / STATE) != manifest["sha256"]:
                     raise ValueError("digest differs")
                 return step, torch.load(folder / STATE, map_location="cpu", weights_only=True)

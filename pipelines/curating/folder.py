@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from components.errors import DataError, ParameterError
 from components.files import write_atomically
 from components.persons.curation.candidates import Candidate
-from components.persons.shards import MANIFEST
-from pipelines.locks.exclusive import exclusive
+from components.persons.shards import DATASET_MANIFEST
+from pipelines.locks.file_lock import file_lock
 
 DECISIONS = "decisions.parquet"
 _SCHEMA = pa.schema(
@@ -55,7 +55,7 @@ class CurationFolder:
         if self.path.exists() and not self._working.is_dir() and any(self.path.iterdir()):
             raise ParameterError(f"{self.path} is not empty: choose another --output")
         refusal = f"{self.path}: another run writes there; wait for it, or choose another --output"
-        with exclusive(self._working / "lock", refusal):
+        with file_lock(self._working / "lock", refusal):
             stored = self._working / "settings.json"
             known = json.loads(stored.read_text()) if stored.is_file() else None
             if known is not None and known != dict(settings):
@@ -70,7 +70,7 @@ class CurationFolder:
     def _forget_half_a_dataset(self) -> None:
         """What was written after judging is written again; and a line that was cut off by a kill is no line."""
         shutil.rmtree(self.path / "shards", ignore_errors=True)
-        for name in (MANIFEST, DECISIONS, f".{MANIFEST}.unfinished"):
+        for name in (DATASET_MANIFEST, DECISIONS, f".{DATASET_MANIFEST}.unfinished"):
             (self.path / name).unlink(missing_ok=True)
         if self._lines.is_file():
             with open(self._lines, "rb+") as file:

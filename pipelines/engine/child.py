@@ -10,11 +10,11 @@ from types import FrameType
 from typing import TypeAlias
 
 from pipelines.engine.warm import WarmWorker, fork_worker
-from pipelines.engine.worker import Work
+from pipelines.engine.worker import StageTask
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT
 from pipelines.params import Compute, Parameters
-from pipelines.scratch.folder import Hold, Scratch
+from pipelines.scratch.folder import FolderLock, Scratch
 from pipelines.workspace import Workspace
 
 POLL_SECONDS = 0.2
@@ -23,14 +23,16 @@ Child: TypeAlias = "subprocess.Popen[str] | WarmWorker"
 
 
 @contextmanager
-def working(run: StageRun, params: Parameters, scratch: Scratch, workspace: Workspace, held: Hold) -> Iterator[Child]:
+def working(
+    run: StageRun, params: Parameters, scratch: Scratch, workspace: Workspace, lock: FolderLock
+) -> Iterator[Child]:
     """The child process, told what to do but not yet to begin; ended on the way out whatever happens.
 
-    It runs the code that was fingerprinted (`ROOT`), and holds the scratch folder (`held`) until it is gone itself.
+    It runs the code that was fingerprinted (`ROOT`), and holds the scratch folder (`lock`) until it is gone itself.
     """
-    process = _start(module_of(run, params.compute), params.compute.threads, held)
+    process = _start(module_of(run, params.compute), params.compute.threads, lock)
     assert process.stdin is not None
-    work = Work(
+    work = StageTask(
         run.address,
         str(workspace.root),
         str(scratch.folder),
@@ -56,10 +58,10 @@ def module_of(run: StageRun, compute: Compute) -> str:
     return SUBMITTER if compute.backend == "job" and run.stage.heavy else WORKER
 
 
-def _start(module: str, threads: int, held: Hold) -> Child:
-    warm = fork_worker(module, threads, held.descriptor) if module == WORKER else None
+def _start(module: str, threads: int, lock: FolderLock) -> Child:
+    warm = fork_worker(module, threads, lock.descriptor) if module == WORKER else None
     return warm or subprocess.Popen(
-        [sys.executable, "-m", module], stdin=subprocess.PIPE, text=True, cwd=ROOT, pass_fds=(held.descriptor,)
+        [sys.executable, "-m", module], stdin=subprocess.PIPE, text=True, cwd=ROOT, pass_fds=(lock.descriptor,)
     )
 
 
@@ -80,25 +82,25 @@ def wait(process: Child) -> int | None:
 
 
 @dataclass
-class Notice:
+class StopSignal:
     """Whether SIGTERM came, and whether it interrupts at once, as Ctrl-C does."""
 
-    given: bool = False
-    raises: bool = True
+    received: bool = False
+    interrupts: bool = True
 
 
 @contextmanager
-def interruptible() -> Iterator[Notice]:
+def interruptible() -> Iterator[StopSignal]:
     """SIGTERM ends the stage: the child stopped, the run marked, exit code 130. A second one does not wait."""
-    notice = Notice()
+    stop = StopSignal()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        again, notice.given = notice.given, True
-        if notice.raises or again:
+        again, stop.received = stop.received, True
+        if stop.interrupts or again:
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield notice
+        yield stop
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -10,7 +10,7 @@ import torch
 
 from components.training.checkpoint import CheckpointStore
 from components.training.randomness import generator
-from pipelines.locks.waiting import patiently, storage_patience
+from pipelines.locks.waiting import retry_while_away, storage_timeout
 from pipelines.scratch.folder import Scratch
 from pipelines.scratch.metric_log import MetricLog
 
@@ -115,7 +115,7 @@ class StageContext:
 
     def _patiently(self, write: Callable[[], None]) -> None:
         """Without waiting, a write would make the folder again while its storage is away, and hide what is in it."""
-        patiently(write, self._away, f"the scratch folder {self.scratch.folder}", patience=storage_patience())
+        retry_while_away(write, self._away, f"the scratch folder {self.scratch.folder}", timeout=storage_timeout())
 
     def _away(self) -> bool:
         try:

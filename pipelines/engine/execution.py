@@ -38,7 +38,7 @@ from pipelines.scratch.storage import Storage
 
 Metrics = dict[str, Any]
 OnSave = Callable[[Mapping[str, float]], None]
-Work = Callable[[int, int, OnSave], Metrics]
+RankFunction = Callable[[int, int, OnSave], Metrics]
 """(rank, world size, what to call after a save) -> metrics."""
 LEFT: Metrics = {"left": True}
 """Returned by a worker that saved a checkpoint and went, as it was asked to."""
@@ -130,7 +130,7 @@ def execute_at(run: StageRun, site: Site, params: Parameters, compute: Compute, 
     return under_ray_train(work, compute, storage)
 
 
-def under_ray_train(work: Work, compute: Compute, storage: Path | str) -> Metrics:
+def under_ray_train(work: RankFunction, compute: Compute, storage: Path | str) -> Metrics:
     """Call `work(rank, world_size, on_save)` in Ray Train's workers and return what rank 0 returned.
 
     When a worker is lost, or the group cannot start, it starts again, up to `compute.max_failures` times; our own checkpoint
@@ -168,7 +168,7 @@ def under_ray_train(work: Work, compute: Compute, storage: Path | str) -> Metric
     raise AssertionError("unreachable")
 
 
-def _fit(work: Work, compute: Compute, workers: int, storage: Path | str) -> Metrics:
+def _fit(work: RankFunction, compute: Compute, workers: int, storage: Path | str) -> Metrics:
     """One group of workers, from its start to its end."""
     import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -183,7 +183,7 @@ def _fit(work: Work, compute: Compute, workers: int, storage: Path | str) -> Met
             return LEFT
 
     local, on_gpu = workers == 0, wants_gpu(compute)
-    shared = None if local else Storage(str(storage), patience=5.0)
+    shared = None if local else Storage(str(storage), timeout=5.0)
     files, path = shared.arrow("ray") if shared else (None, tempfile.gettempdir())
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     trainer = TorchTrainer(

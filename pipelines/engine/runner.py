@@ -18,19 +18,19 @@ from typing import Any
 from components.errors import DataError, ParameterError
 from pipelines import graph
 from pipelines.dvc_files.dvc_lock import dvc_md5
-from pipelines.engine.child import Child, Notice, interruptible, send_go, wait, working
+from pipelines.engine.child import Child, StopSignal, interruptible, send_go, wait, working
 from pipelines.engine.cost import Meter, throughput
 from pipelines.errors import INTERRUPTED, InfrastructureError, StageFailedError
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import fingerprint, tree_digests
-from pipelines.locks.waiting import grace
+from pipelines.locks.waiting import grace_period
 from pipelines.params import Parameters, load
 from pipelines.records.code_state import code_state
 from pipelines.records.manifests import maker_of
 from pipelines.records.provenance import CHEAP_BYTES, input_record, record_of, tags_of
 from pipelines.redaction import without_secrets
-from pipelines.scratch.folder import Hold, Scratch, folder_name, put_in_place
+from pipelines.scratch.folder import FolderLock, Scratch, folder_name, put_in_place
 from pipelines.scratch.metric_log import MetricLog
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.delivery import TrackedRun, left_open, remembered
@@ -57,11 +57,11 @@ def run_stage(address: str, workspace: Workspace) -> Outcome:
     """
     attempt = _attempt(address, workspace)
     run, scratch = attempt.run, attempt.scratch
-    with scratch.lock() as held:
+    with scratch.lock() as lock:
         done = scratch.done()
         restored = done is not None
         if done is None:
-            done = _work(attempt, workspace, held)
+            done = _work(attempt, workspace, lock)
         else:
             print(f"{run.address}: found finished in {scratch.folder.name}", flush=True)
             _close_what_was_left(scratch, workspace, done)
@@ -83,10 +83,10 @@ def interrupted_at(address: str, workspace: Workspace, metric: str, step: int) -
     """
     attempt = _attempt(address, workspace)
     scratch = attempt.scratch
-    with scratch.lock() as held:
+    with scratch.lock() as lock:
         if scratch.checkpoint_at(metric, step) is None:
             try:
-                _work(attempt, workspace, held, (metric, step))
+                _work(attempt, workspace, lock, (metric, step))
             except KeyboardInterrupt:
                 if scratch.checkpoint_at(metric, step) is None:
                     raise
@@ -141,7 +141,9 @@ def _require_unchanged(attempt: _Attempt, workspace: Workspace) -> None:
         )
 
 
-def _work(attempt: _Attempt, workspace: Workspace, held: Hold, until: tuple[str, int] | None = None) -> dict[str, Any]:
+def _work(
+    attempt: _Attempt, workspace: Workspace, lock: FolderLock, until: tuple[str, int] | None = None
+) -> dict[str, Any]:
     """One attempt, tracked. Returns the DONE manifest.
 
     Training leaves, as after SIGTERM, one step after it has reported what `until` names: (metric, step).
@@ -151,14 +153,14 @@ def _work(attempt: _Attempt, workspace: Workspace, held: Hold, until: tuple[str,
     if until:
         scratch.until.write_text(json.dumps({"metric": until[0], "step": until[1]}))
     meter = Meter()
-    with interruptible() as notice, working(run, params, scratch, workspace, held) as process:
+    with interruptible() as stop, working(run, params, scratch, workspace, lock) as process:
         tracker = tracking.connect(workspace)
         facts, record = _facts(attempt, workspace)
         tracked = tracker.open(scratch.folder, facts)
         try:
             send_go(process)
             with machine_watched(tracked.run_id, tracking.tracking_uri(workspace)):
-                code = _watch(run, process, tracked, scratch, held, notice)
+                code = _watch(run, process, tracked, scratch, lock, stop)
             if code < 0:
                 name = signal.Signals(-code).name
                 raise InfrastructureError(
@@ -172,7 +174,7 @@ def _work(attempt: _Attempt, workspace: Workspace, held: Hold, until: tuple[str,
             cost = elsewhere["cost"] if elsewhere else meter.read(run, params.compute, getattr(process, "usage", None))
             cost |= throughput(MetricLog(scratch.reported), own, run.stage.name)
             record |= elsewhere["where"] if elsewhere else {}
-            held.require()
+            lock.require()
             done = scratch.finish(
                 run.all_outputs,
                 {
@@ -187,11 +189,11 @@ def _work(attempt: _Attempt, workspace: Workspace, held: Hold, until: tuple[str,
             )
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt) or getattr(error, "code", None) == INTERRUPTED
-            _close(tracked, KILLED if killed else FAILED, {}, patience=2 if killed else 20)
+            _close(tracked, KILLED if killed else FAILED, {}, timeout=2 if killed else 20)
             if killed:
                 raise KeyboardInterrupt from error
             raise
-        _close(tracked, FINISHED, _final(done), patience=20, tags=tags_of(record))
+        _close(tracked, FINISHED, _final(done), timeout=20, tags=tags_of(record))
     return done
 
 
@@ -233,8 +235,8 @@ def _watch(
     process: Child,
     tracked: TrackedRun,
     scratch: Scratch,
-    held: Hold,
-    notice: Notice,
+    lock: FolderLock,
+    stop: StopSignal,
 ) -> int:
     """Wait for the work, delivering metrics meanwhile. Returns its exit code (negative for a signal).
 
@@ -242,15 +244,15 @@ def _watch(
     """
     delivered = time.monotonic()
     asked = None
-    notice.raises = not run.stage.trains
+    stop.interrupts = not run.stage.trains
     while (code := wait(process)) is None:
-        if held.lease.lost:
+        if lock.lease.lost:
             process.kill()  # at once: the folder is another's now, also for a last checkpoint
-            held.require()
-        if notice.given and asked is None:
+            lock.require()
+        if stop.received and asked is None:
             asked = time.monotonic()
             scratch.leave.touch()
-        if asked is not None and time.monotonic() - asked > grace():
+        if asked is not None and time.monotonic() - asked > grace_period():
             raise KeyboardInterrupt
         if time.monotonic() - delivered > DELIVERY_SECONDS:
             tracked.deliver()
@@ -259,12 +261,12 @@ def _watch(
 
 
 def _close(
-    tracked: TrackedRun, status: str, metrics: dict[str, float], patience: float, tags: dict[str, str] | None = None
+    tracked: TrackedRun, status: str, metrics: dict[str, float], timeout: float, tags: dict[str, str] | None = None
 ) -> None:
     """Give the run its end. A server that is away now costs a warning, and is told later."""
     try:
         tracked.end(status, metrics, tags)
-        tracked.deliver(patience=patience)
+        tracked.deliver(timeout=timeout)
         tracked.close()
     except Exception as error:  # whatever a server answers: the outputs are on disk, and worth more than the run's end
         _warn_open(tracked.run_id, status, error)

@@ -20,13 +20,13 @@ from components.files import write_atomically
 from pipelines import graph
 from pipelines.engine.warm import for_libraries
 from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, report_error
-from pipelines.locks.waiting import grace
+from pipelines.locks.waiting import grace_period
 from pipelines.params import Compute, Parameters
 from pipelines.scratch.folder import Scratch
 
 
 @dataclass(frozen=True)
-class Work:
+class StageTask:
     """One attempt at a stage, as text."""
 
     address: str
@@ -40,7 +40,7 @@ class Work:
 
 
 def main() -> int:
-    work = Work(**json.loads(sys.stdin.readline()))
+    work = StageTask(**json.loads(sys.stdin.readline()))
     compute = Compute(**work.compute)
     os.environ.update(for_libraries(compute.threads))  # before any is imported
     try:
@@ -71,7 +71,7 @@ def _leaver(scratch: Scratch) -> Callable[[int, FrameType | None], None]:
         if len(told) > 1:
             os._exit(INTERRUPTED)
         scratch.leave.touch()  # the runner may have said so already: signals come to every process, in any order
-        timer = threading.Timer(grace(), os._exit, [INTERRUPTED])
+        timer = threading.Timer(grace_period(), os._exit, [INTERRUPTED])
         timer.daemon = True
         timer.start()
 

@@ -24,7 +24,7 @@ from pipelines.generating.plan import Shard
 from pipelines.generating.prompts import Skipped
 from pipelines.scratch.folder import LOCKS, Scratch
 
-SETTINGS, SKIPPED, FINISHED, MANIFEST = "settings.json", "skipped.json", "finished.jsonl", "manifest.json"
+SETTINGS, SKIPPED, FINISHED, PICTURES_MANIFEST = "settings.json", "skipped.json", "finished.jsonl", "manifest.json"
 SHARDS = "shards"
 
 
@@ -68,7 +68,7 @@ class OutputFolder:
         if len(holding) < len(shards):
             lines = [_line(shard, holding[shard.number]) for shard in shards if shard.number in holding]
             write_atomically(self.path / FINISHED, "".join(lines))
-            (self.path / MANIFEST).unlink(missing_ok=True)
+            (self.path / PICTURES_MANIFEST).unlink(missing_ok=True)
         return holding
 
     def record(self, shard: Shard, digest: str) -> None:
@@ -91,7 +91,9 @@ class OutputFolder:
         rows = [
             {"file": shard.name, "pictures": len(shard.pictures), "sha256": digests[shard.number]} for shard in shards
         ]
-        self._write(MANIFEST, {"pictures": sum(row["pictures"] for row in rows), "settings": settings, "shards": rows})
+        self._write(
+            PICTURES_MANIFEST, {"pictures": sum(row["pictures"] for row in rows), "settings": settings, "shards": rows}
+        )
         (self.path / FINISHED).unlink(missing_ok=True)
 
     def _refuse_what_is_not_ours(self) -> None:
@@ -106,7 +108,7 @@ class OutputFolder:
 
     def _recorded(self) -> dict[str, str]:
         """Digest by file, of every shard that was ever finished here."""
-        manifest = self._read(MANIFEST) or {}
+        manifest = self._read(PICTURES_MANIFEST) or {}
         digests = {row["file"]: row["sha256"] for row in manifest.get("shards", [])}
         path = self.path / FINISHED
         for line in path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []:  # the last may be torn

@@ -121,7 +121,7 @@ def _from_the_nodes(compute: Compute, cluster: Cluster, nodes: list[Node], asked
     if compute.storage is None:
         fix = "set compute.storage to a folder that every node sees, or to s3://bucket/prefix"
         return [Finding("storage", State.MISSING, asked, "compute.storage is null", (fix,))]
-    storage = Storage(compute.storage, patience=5)
+    storage = Storage(compute.storage, timeout=5)
     token, name = uuid.uuid4().hex, f"doctor/{uuid.uuid4().hex}"
     try:
         storage.write(name, token)

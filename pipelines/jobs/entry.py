@@ -14,9 +14,9 @@ from types import FrameType
 from pipelines import graph
 from pipelines.engine.warm import for_libraries
 from pipelines.errors import report_error
-from pipelines.jobs.work import JobWork, output_folder, run_folder
+from pipelines.jobs.work import JobTask, output_folder, run_folder
 from pipelines.params import Compute, Parameters
-from pipelines.scratch.folder import Hold, Scratch
+from pipelines.scratch.folder import FolderLock, Scratch
 from pipelines.scratch.storage import Storage
 
 _OF_ANY_WORKER = ("cost/seconds", "cost/worker_seconds", "cost/gpu_seconds")
@@ -26,19 +26,19 @@ def main(url: str, key: str) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         storage = Storage(url)
-        work = JobWork.read(storage, key)
+        work = JobTask.read(storage, key)
         compute = Compute(**work.compute)
         os.environ.update(for_libraries(compute.threads))  # before any is imported
-        with _held(storage, key) as hold:
+        with _lock(storage, key) as lock:
             if storage.read_json(f"{output_folder(key)}/DONE.json") is None:
                 _leave_when_stopped(storage, work)
-                _work(storage, work, compute, hold)
+                _work(storage, work, compute, lock)
     except BaseException as error:
         return report_error(error)
     return 0
 
 
-def _work(storage: Storage, work: JobWork, compute: Compute, hold: Hold | None) -> None:
+def _work(storage: Storage, work: JobTask, compute: Compute, lock: FolderLock | None) -> None:
     from pipelines.engine import execution
     from pipelines.engine.cost import Meter
     from pipelines.jobs.site import JobSite
@@ -49,8 +49,8 @@ def _work(storage: Storage, work: JobWork, compute: Compute, hold: Hold | None) 
     site.begin()
     own, meter = storage.path(run_folder(work.key)), Meter(here=True)
     metrics = execution.execute_at(run, site, Parameters.partial(work.parameters), compute, own)
-    if hold:
-        hold.require()
+    if lock:
+        lock.require()
     cost = meter.read(run, compute)
     if run.stage.trains and compute.workers:  # processes of Ray on any node: this one cannot read theirs
         cost = {name: cost[name] for name in _OF_ANY_WORKER}
@@ -61,12 +61,12 @@ def _work(storage: Storage, work: JobWork, compute: Compute, hold: Hold | None) 
         storage.delete(f"{run_folder(work.key)}/{name}")
 
 
-def _held(storage: Storage, key: str) -> AbstractContextManager[Hold | None]:
+def _lock(storage: Storage, key: str) -> AbstractContextManager[FolderLock | None]:
     """On a shared folder the lock of the scratch folder: a job that Ray believes dead must not work beside its successor."""
     return Scratch(storage.folder / run_folder(key)).lock() if storage.folder else nullcontext()
 
 
-def _leave_when_stopped(storage: Storage, work: JobWork) -> None:
+def _leave_when_stopped(storage: Storage, work: JobTask) -> None:
     """`ray job stop` gives 30 s: training saves a checkpoint at its next step and goes, as it does for the runner's SIGTERM."""
     if storage.folder is None or not graph.find(work.address).stage.trains:
         return

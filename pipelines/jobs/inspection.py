@@ -28,7 +28,7 @@ def look(url: str, name: str) -> dict[str, Any]:
     try:
         from pipelines.scratch.storage import Storage
 
-        read = Storage(url, patience=5).read(name)
+        read = Storage(url, timeout=5).read(name)
     except Exception as problem:  # whatever it is: it is what the doctor wants to know
         error = " ".join(str(problem).split())[:200]
     try:

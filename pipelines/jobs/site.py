@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.engine.execution import Place
-from pipelines.jobs.work import METRICS, JobWork, output_folder, run_folder
+from pipelines.jobs.work import METRICS, JobTask, output_folder, run_folder
 from pipelines.scratch.folder import Scratch, put_in_place
 from pipelines.scratch.storage import Storage, files_below
 
@@ -24,7 +24,7 @@ FOLLOW_SECONDS = 2.0
 class JobSite:
     """The places of one job's ranks."""
 
-    def __init__(self, storage: Storage, work: JobWork) -> None:
+    def __init__(self, storage: Storage, work: JobTask) -> None:
         self.storage = storage
         self.work = work
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from components.errors import DataError
 from components.files import file_digest
 from pipelines.identity.fingerprint import LOCK, digest
-from pipelines.workspace import PROVENANCE
+from pipelines.workspace import CODE_STATE_FILE
 
 CODE = ("components", "pipelines", LOCK)
 REPRO = (
@@ -78,7 +78,7 @@ def freeze(
         shutil.copyfile(root / name, copy)
         contents[name] = file_digest(copy)
     if provenance is not None:
-        (target / PROVENANCE).write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+        (target / CODE_STATE_FILE).write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
     return digest(contents)
 
 

@@ -18,7 +18,7 @@ from types import FrameType
 
 from components.files import file_digest, write_atomically
 from pipelines import graph
-from pipelines.engine.worker import Work, end_with_the_runner
+from pipelines.engine.worker import StageTask, end_with_the_runner
 from pipelines.errors import InfrastructureError, report_error
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT, stage_sources
@@ -26,7 +26,7 @@ from pipelines.identity.fingerprint import digest, fingerprint, tree_digests
 from pipelines.jobs.dashboard import Cluster, JobRequest, dashboard_address, need_of, require_fits
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.snapshot import freeze
-from pipelines.jobs.work import METRICS, JobWork, output_folder, run_folder
+from pipelines.jobs.work import METRICS, JobTask, output_folder, run_folder
 from pipelines.params import Compute
 from pipelines.scratch.folder import Scratch
 from pipelines.scratch.storage import Storage, files_below
@@ -40,14 +40,14 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        work = Work(**json.loads(sys.stdin.readline()))
+        work = StageTask(**json.loads(sys.stdin.readline()))
         _get_done(work, Compute(**work.compute))
     except BaseException as error:
         return report_error(error)
     return 0
 
 
-def _get_done(work: Work, compute: Compute) -> None:
+def _get_done(work: StageTask, compute: Compute) -> None:
     run, scratch, root = graph.find(work.address), Scratch(Path(work.scratch)), Path(work.root)
     key = scratch.folder.name
     storage = Storage(str(compute.storage))
@@ -85,7 +85,7 @@ def _finished(storage: Storage, key: str) -> bool:
     return storage.read_json(f"{output_folder(key)}/DONE.json") is not None
 
 
-def _prepare(run: StageRun, work: Work, compute: Compute, storage: Storage, folder: Path) -> FollowedJob:
+def _prepare(run: StageRun, work: StageTask, compute: Compute, storage: Storage, folder: Path) -> FollowedJob:
     """Everything that can go wrong before work is done: the cluster, what it has, the package."""
     cluster = Cluster(dashboard_address(compute))
     cluster.require_same_ray()
@@ -113,7 +113,7 @@ def _prepare(run: StageRun, work: Work, compute: Compute, storage: Storage, fold
     )
 
 
-def _require_unchanged(run: StageRun, work: Work, compute: Compute, root: Path, copy: Path) -> None:
+def _require_unchanged(run: StageRun, work: StageTask, compute: Compute, root: Path, copy: Path) -> None:
     """What travels must be what the runner fingerprinted: code or inputs edited in between would give a result of neither."""
     inputs = {name: root / path for name, path in run.inputs.items()}
     now = fingerprint(run, work.parameters, inputs, compute.threads)
@@ -125,7 +125,7 @@ def _require_unchanged(run: StageRun, work: Work, compute: Compute, root: Path, 
         )
 
 
-def _upload(run: StageRun, work: Work, compute: Compute, storage: Storage, key: str, root: Path) -> None:
+def _upload(run: StageRun, work: StageTask, compute: Compute, storage: Storage, key: str, root: Path) -> None:
     """Inputs, each once per content, and what to do with them."""
     places = {}
     for path in run.inputs.values():
@@ -133,7 +133,7 @@ def _upload(run: StageRun, work: Work, compute: Compute, storage: Storage, key: 
         storage.publish(files_below(root / path), name)
         places[path] = name
     told = {**compute.model_dump(mode="json"), "backend": "local"}
-    JobWork(key, run.address, work.parameters, told, places).write(storage)
+    JobTask(key, run.address, work.parameters, told, places).write(storage)
 
 
 def _copy_metrics(storage: Storage, key: str, scratch: Scratch) -> None:

@@ -12,7 +12,7 @@ METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
-class JobWork:
+class JobTask:
     """One stage, the parameters that it reads, and where its inputs are.
 
     Attributes:
@@ -29,7 +29,7 @@ class JobWork:
         storage.write(f"{run_folder(self.key)}/work.json", json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
 
     @classmethod
-    def read(cls, storage: Storage, key: str) -> "JobWork":
+    def read(cls, storage: Storage, key: str) -> "JobTask":
         found = storage.read_json(f"{run_folder(key)}/work.json")
         if found is None:
             raise InfrastructureError(

@@ -51,7 +51,7 @@ class Lease:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
-    def take(self, timeout: float) -> None:
+    def acquire(self, timeout: float) -> None:
         """Wait until it is ours. Call with the folder's flock held: a lease of this machine is then a dead process's.
 
         Raises InfrastructureError after `timeout` seconds.

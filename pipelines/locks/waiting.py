@@ -16,22 +16,22 @@ def lock_timeout() -> float:
     return _seconds("PIPELINES_LOCK_TIMEOUT", 24 * 3600)
 
 
-def grace() -> float:
+def grace_period() -> float:
     """For a training process to save a checkpoint and go, after SIGTERM. Clouds and schedulers give 30 s or more."""
     return _seconds("PIPELINES_GRACE", 20)
 
 
-def storage_patience() -> float:
+def storage_timeout() -> float:
     """For the scratch folder to come back when its storage is away."""
     return _seconds("PIPELINES_STORAGE_PATIENCE", 180)
 
 
-def patiently(action: Callable[[], Result], away: Callable[[], bool], what: str, *, patience: float) -> Result:
+def retry_while_away(action: Callable[[], Result], away: Callable[[], bool], what: str, *, timeout: float) -> Result:
     """What `action` returns; while `away()` says that the storage is gone, it is waited for and tried again.
 
     Raises the action's own OSError when the storage is there (a full disk, say), InfrastructureError when it stays away.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     said = False
     while True:
         try:
@@ -42,11 +42,11 @@ def patiently(action: Callable[[], Result], away: Callable[[], bool], what: str,
                 raise
         if time.monotonic() > deadline:
             raise InfrastructureError(
-                f"{what} has been away for {patience:.0f} s: bring it back, and run again to go on"
+                f"{what} has been away for {timeout:.0f} s: bring it back, and run again to go on"
             )
         if not said:
             said = True
-            print(f"warning: {what} is away; waiting for it, {patience:.0f} s at most", flush=True)
+            print(f"warning: {what} is away; waiting for it, {timeout:.0f} s at most", flush=True)
         time.sleep(0.5)
 
 

@@ -17,7 +17,7 @@ from components.errors import DataError
 from pipelines import graph, params
 from pipelines.dvc_files.dvc_lock import dvc_md5, read_entries
 from pipelines.identity.fingerprint import fingerprint
-from pipelines.locks.exclusive import take
+from pipelines.locks.file_lock import acquire
 from pipelines.locks.lease import holder, machine
 from pipelines.records.manifests import read_manifest
 from pipelines.scratch.folder import folder_name, folder_stem
@@ -173,7 +173,7 @@ def _held(folder: Path) -> Iterator[bool]:
         yield False
         return
     with open(folder / "lock", "a+") as file:
-        yield take(file.fileno(), 0) is not None
+        yield acquire(file.fileno(), 0) is not None
 
 
 def _size(count: int) -> str:

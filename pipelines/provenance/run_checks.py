@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.records.manifests import Manifest, from_server
 from pipelines.records.provenance import tags_of
 from pipelines.tracking.delivery import metric_name
-from pipelines.tracking.runs import FINISHED, PATCH, flatten
+from pipelines.tracking.runs import FINISHED, PATCH_ARTIFACT, flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -62,7 +62,7 @@ def _facts(run: "Run", manifest: Manifest, client: "MlflowClient") -> Iterator[s
     if from_server(run.info.run_id, client) != manifest:
         yield "its copy of the manifest is missing or another"
     if known["revision"]["patch"] and _patch_digest(run.info.run_id, client) != known["revision"]["patch"]:
-        yield f"its artifact {PATCH} is missing or another"
+        yield f"its artifact {PATCH_ARTIFACT} is missing or another"
 
 
 def patch_text(run_id: str, client: "MlflowClient") -> str | None:
@@ -71,7 +71,7 @@ def patch_text(run_id: str, client: "MlflowClient") -> str | None:
 
     with tempfile.TemporaryDirectory(prefix="patch-") as folder:
         try:
-            return Path(client.download_artifacts(run_id, PATCH, folder)).read_bytes().decode()
+            return Path(client.download_artifacts(run_id, PATCH_ARTIFACT, folder)).read_bytes().decode()
         except (MlflowException, OSError):
             return None
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.redaction import holds_a_secret
-from pipelines.workspace import PROVENANCE, git_state
+from pipelines.workspace import CODE_STATE_FILE, git_state
 
 LARGEST_FILE = 256 * 1024
 LARGEST_PATCH = 1024 * 1024
@@ -45,7 +45,7 @@ def code_state(root: Path) -> CodeState:
     """Of the checkout in `root`. Nothing of the repository is written: the patch is made with an index of its own."""
     known = git_state(root)
     revision, dirty = known["git.revision"], known["git.dirty"] == "true"
-    if (root / PROVENANCE).is_file() or not _git(root, "rev-parse", "--git-dir"):
+    if (root / CODE_STATE_FILE).is_file() or not _git(root, "rev-parse", "--git-dir"):
         return CodeState(revision, dirty, *_told(root))
     with tempfile.TemporaryDirectory(prefix="patch-") as folder:
         environment = _own_index(root, Path(folder))
@@ -77,7 +77,7 @@ def code_state(root: Path) -> CodeState:
 def _told(root: Path) -> tuple[str, tuple[str, ...]]:
     """The patch and what it lacks, in a copy of a checkout that is no repository itself and was told where it comes from."""
     try:
-        told = json.loads((root / PROVENANCE).read_text(encoding="utf-8"))
+        told = json.loads((root / CODE_STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "", ()
     return str(told.get("patch", "")), tuple(told.get("left_out", ()))

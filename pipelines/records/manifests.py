@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.graph import StageRun, all_stages, runs_of
 from pipelines.scratch.folder import folder_name, folder_stem
-from pipelines.tracking.runs import MANIFEST
+from pipelines.tracking.runs import MANIFEST_ARTIFACT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -69,6 +69,6 @@ def from_server(run_id: str, client: "MlflowClient") -> Manifest | None:
 
     with tempfile.TemporaryDirectory(prefix="manifest-") as folder:
         try:
-            return read_manifest(Path(client.download_artifacts(run_id, MANIFEST, folder)))
+            return read_manifest(Path(client.download_artifacts(run_id, MANIFEST_ARTIFACT, folder)))
         except (MlflowException, OSError):
             return None  # made before manifests were stored, or its artifacts are gone

@@ -27,7 +27,7 @@ from typing import Any
 from components.files import write_atomically
 from pipelines.errors import InfrastructureError
 from pipelines.identity.fingerprint import tree_digests
-from pipelines.locks.exclusive import take
+from pipelines.locks.file_lock import acquire
 from pipelines.locks.lease import TOO_LONG, Lease, describe, holder
 from pipelines.locks.waiting import lock_timeout
 from pipelines.scratch.metric_log import MetricLog
@@ -108,7 +108,7 @@ class Scratch:
         return None
 
     @contextmanager
-    def lock(self) -> Iterator["Hold"]:
+    def lock(self) -> Iterator["FolderLock"]:
         """Hold the folder. Another holder, here or on another machine, is waited for: it computes the very result that we want.
 
         Raises InfrastructureError after PIPELINES_LOCK_TIMEOUT seconds (a day by default).
@@ -118,9 +118,9 @@ class Scratch:
         lease = Lease(self.folder / "lease.json")
         with open(self.folder / "lock", "a+") as file:
             waited = self._flock(file.fileno(), timeout)
-            lease.take(timeout - waited)
+            lease.acquire(timeout - waited)
             try:
-                yield Hold(file.fileno(), lease)
+                yield FolderLock(file.fileno(), lease)
             finally:
                 lease.release()
 
@@ -133,7 +133,7 @@ class Scratch:
         def say() -> None:
             print(f"waiting: {who()} computes the same result in {self.folder}", file=sys.stderr, flush=True)
 
-        waited = take(descriptor, timeout, say)
+        waited = acquire(descriptor, timeout, say)
         if waited is None:
             raise InfrastructureError(f"{who()} still works in {self.folder}: {TOO_LONG}")
         return waited
@@ -169,7 +169,7 @@ class Scratch:
 
 
 @dataclass(frozen=True)
-class Hold:
+class FolderLock:
     """A scratch folder that is ours. A process that inherits `descriptor` holds it too, for as long as it lives."""
 
     descriptor: int

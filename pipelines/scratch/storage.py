@@ -19,23 +19,23 @@ from components.errors import DataError
 from components.files import file_digest
 from pipelines.errors import InfrastructureError
 
-MANIFEST = "MANIFEST.json"
-PATIENCE_SECONDS = 60.0
+STORAGE_MANIFEST = "MANIFEST.json"
+TIMEOUT_SECONDS = 60.0
 Answer = TypeVar("Answer")
 
 
 class Storage:
     """Files below `url`, an absolute folder or s3://bucket/prefix, by names relative to it (POSIX).
 
-    A storage that does not answer is asked again for `patience` seconds; then every method raises InfrastructureError.
+    A storage that does not answer is asked again for `timeout` seconds; then every method raises InfrastructureError.
     """
 
-    def __init__(self, url: str, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(self, url: str, timeout: float = TIMEOUT_SECONDS) -> None:
         self.url = url.rstrip("/")
-        self.patience = patience
+        self.timeout = timeout
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "patience": self.patience}  # the client stays: each process makes its own
+        return {"url": self.url, "timeout": self.timeout}  # the client stays: each process makes its own
 
     @property
     def folder(self) -> Path | None:
@@ -114,11 +114,11 @@ class Storage:
     def publish(self, files: Mapping[str, Path], name: str) -> None:
         """Put `files` below `name`, then a manifest of their digests; nothing is done where that manifest is there already."""
         manifest = {path: file_digest(file) for path, file in files.items()}
-        if self.read_json(f"{name}/{MANIFEST}") == manifest:
+        if self.read_json(f"{name}/{STORAGE_MANIFEST}") == manifest:
             return
         for path, file in files.items():
             self.put(file, f"{name}/{path}")
-        self.write(f"{name}/{MANIFEST}", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        self.write(f"{name}/{STORAGE_MANIFEST}", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
     def fetch(self, name: str, target: Path) -> None:
         """Get what was published as `name` into the folder `target`. Raises DataError when a file is not what the manifest says."""
@@ -139,7 +139,7 @@ class Storage:
                 raise DataError(f"{self.path(name)}/{path}: differs from its manifest: delete the folder and run again")
 
     def _manifest(self, name: str) -> dict[str, str]:
-        manifest = self.read_json(f"{name}/{MANIFEST}")
+        manifest = self.read_json(f"{name}/{STORAGE_MANIFEST}")
         if not isinstance(manifest, dict):
             raise DataError(f"{self.path(name)}: its manifest is not there: delete the folder and run again")
         return manifest
@@ -166,7 +166,7 @@ class Storage:
 
     def _patiently(self, act: Callable[[], Answer]) -> Answer:
         """`act`, again and again while the storage is away. FileNotFoundError is an answer, where the storage is there."""
-        deadline = time.monotonic() + self.patience
+        deadline = time.monotonic() + self.timeout
         while True:
             try:
                 return act()
@@ -180,7 +180,7 @@ class Storage:
                         f"the storage {self.url} cannot be used ({reason}): check compute.storage, and for a bucket "
                         "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
                     ) from error
-            time.sleep(min(2.0, self.patience / 10))
+            time.sleep(min(2.0, self.timeout / 10))
 
     @staticmethod
     def _may_recover(error: Exception) -> bool:

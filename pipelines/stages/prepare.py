@@ -9,7 +9,7 @@ from typing import Any
 from components.persons.drawn.dataset import DrawnConfig, write_drawn_dataset
 from components.persons.published.readers import find_source
 from components.persons.published.validation import Validation
-from components.persons.shards import MANIFEST, write_records
+from components.persons.shards import DATASET_MANIFEST, write_records
 from components.persons.statistics import manifest_statistics
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
@@ -39,5 +39,5 @@ def run(
         write_records(validation, outputs["people"])  # one record at a time: a set may have millions
         report = validation.report
     (outputs["people"] / "validation.json").write_text(json.dumps(report.to_json(), indent=1, sort_keys=True) + "\n")
-    statistics = manifest_statistics(outputs["people"] / MANIFEST)
+    statistics = manifest_statistics(outputs["people"] / DATASET_MANIFEST)
     return {"records": report.total, "kept": report.good, "bad": dict(sorted(report.counts.items())), **statistics}

@@ -16,7 +16,7 @@ from typing import Any
 
 from components.files import write_atomically
 from pipelines.identity.fingerprint import tree_digests
-from pipelines.locks.exclusive import exclusive
+from pipelines.locks.file_lock import file_lock
 from pipelines.studies.cells import Cell, Result
 
 DIGITS = 16
@@ -62,7 +62,7 @@ class ResultStore:
     def lock(self) -> Iterator[None]:
         """Hold the study. Raises InfrastructureError when another process does: it measures the very same cells."""
         refusal = f"{self.root}: another process measures this study; run again when it has ended"
-        with exclusive(self.root / "lock", refusal):
+        with file_lock(self.root / "lock", refusal):
             yield
 
     def _record(self, identity: str) -> Path:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import DataError
-from pipelines.locks.exclusive import exclusive
+from pipelines.locks.file_lock import file_lock
 from pipelines.sweeps.spaces import key_of
 
 WAITING, COMPLETE, STOPPED, BROKEN = "waiting", "finished", "stopped", "failed"
@@ -70,7 +70,7 @@ class Journal:
     def lock(self) -> Iterator[None]:
         """Hold the sweep. Raises InfrastructureError when another driver does."""
         refusal = f"{self.root}: another process runs this sweep; run again when it has ended"
-        with exclusive(self.root / "lock", refusal):
+        with file_lock(self.root / "lock", refusal):
             self._mend()
             yield
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 MEMORY = "mlflow.json"
-PROVENANCE = "provenance"
+ARTIFACT_FOLDER = "provenance"
 """The run's artifact folder for what it is proved by."""
 BATCH = 500
 """Metrics in one request; the server takes at most 1000."""
@@ -73,11 +73,11 @@ class TrackedRun:
         self._away_until = 0.0
         self._warned = False
 
-    def deliver(self, *, patience: float = 0.0) -> bool:
-        """Send what the stage reported since the last delivery. Gives up after `patience` seconds; True if all arrived."""
+    def deliver(self, *, timeout: float = 0.0) -> bool:
+        """Send what the stage reported since the last delivery. Gives up after `timeout` seconds; True if all arrived."""
         from mlflow.exceptions import MlflowException
 
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         while True:
             if time.monotonic() >= self._away_until:
                 try:
@@ -147,7 +147,7 @@ class TrackedRun:
         if ended["status"] == "FINISHED" and figures.is_dir() and any(figures.iterdir()):
             self.client.log_artifacts(self.run_id, str(figures), "figures")
         if (manifest := self.folder / "DONE.json").is_file():
-            self.client.log_artifact(self.run_id, str(manifest), PROVENANCE)
+            self.client.log_artifact(self.run_id, str(manifest), ARTIFACT_FOLDER)
         self.client.set_terminated(self.run_id, ended["status"], end_time=ended["time"])
         if known["parent"]:
             self.client.set_terminated(known["parent"], ended["status"])

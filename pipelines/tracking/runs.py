@@ -23,11 +23,11 @@ from pipelines.errors import InfrastructureError
 from pipelines.graph import all_stages
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import digest
-from pipelines.locks.exclusive import exclusive
+from pipelines.locks.file_lock import file_lock
 from pipelines.redaction import without_secrets
 from pipelines.tracking.delivery import (
+    ARTIFACT_FOLDER,
     MEMORY,
-    PROVENANCE,
     TrackedRun,
     begin_memory,
     left_open,
@@ -45,7 +45,7 @@ PARENT_RUN = "PIPELINES_PARENT_RUN"
 LOCK_SECONDS = 300.0
 """For another process that makes the database, or the pipeline's run."""
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
-PATCH, MANIFEST = f"{PROVENANCE}/code.patch", f"{PROVENANCE}/DONE.json"
+PATCH_ARTIFACT, MANIFEST_ARTIFACT = f"{ARTIFACT_FOLDER}/code.patch", f"{ARTIFACT_FOLDER}/DONE.json"
 """Artifacts of a run: what differed from its commit, and the manifest of its result (pipelines.provenance says what is in it)."""
 
 
@@ -116,7 +116,7 @@ def _lock(workspace: Workspace) -> AbstractContextManager[None]:
     """Held while the database, or the pipeline's run, is made."""
     file = workspace.home / "tracking.lock"
     refusal = f"another process has held {file} for {LOCK_SECONDS:.0f} s: run again later"
-    return exclusive(file, refusal, LOCK_SECONDS)
+    return file_lock(file, refusal, LOCK_SECONDS)
 
 
 class Tracker:
@@ -184,7 +184,7 @@ class Tracker:
         if not known["described"]:
             self._describe(run_id, facts)
         if facts.patch:
-            self.client.log_text(run_id, facts.patch, PATCH)
+            self.client.log_text(run_id, facts.patch, PATCH_ARTIFACT)
         remember(folder, described=True, ended=None, closed=False)
         return TrackedRun(self.client, run_id, folder, doubtful=reopened)
 

@@ -5,7 +5,7 @@ import errno
 import pytest
 import torch
 
-from components.training.checkpoint import MANIFEST, STATE, CheckpointStore
+from components.training.checkpoint import CHECKPOINT_MANIFEST, STATE, CheckpointStore
 
 
 def state(value):
@@ -45,7 +45,7 @@ def test_there_is_nothing_to_load_before_the_first_save(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, lambda path: path.unlink()], ids=["torn", "flipped", "gone"])
-@pytest.mark.parametrize("file", [STATE, MANIFEST])
+@pytest.mark.parametrize("file", [STATE, CHECKPOINT_MANIFEST])
 def test_a_damaged_newest_checkpoint_costs_one_interval(store, damage, file, caplog):
     damage(newest(store) / file)
     step, loaded = store.load()

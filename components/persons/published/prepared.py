@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 from components.errors import DataError
 from components.persons.pictures import embedded
 from components.persons.records import Record
-from components.persons.shards import MANIFEST, MANIFEST_SCHEMA
+from components.persons.shards import DATASET_MANIFEST, MANIFEST_SCHEMA
 
 
 def is_prepared(folder: Path) -> bool:
     """Whether a folder holds the internal form."""
-    return (folder / MANIFEST).is_file() and (folder / "shards").is_dir()
+    return (folder / DATASET_MANIFEST).is_file() and (folder / "shards").is_dir()
 
 
 def prepared_records(files: Sequence[Path], folder: Path, source: str) -> Iterator[Record]:

@@ -24,7 +24,7 @@ from components.persons.published.layouts import LAYOUTS, Format, Layout
 from components.persons.published.prepared import is_prepared, prepared_records
 from components.persons.published.table_manifests import MANIFEST_COLUMNS, read_manifest
 from components.persons.records import Record
-from components.persons.shards import MANIFEST
+from components.persons.shards import DATASET_MANIFEST
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,13 @@ def find_source(name_or_path: str | Path, root: str | Path = ".") -> Source:
 
 def _in_folder(folder: Path) -> Source:
     if is_prepared(folder):
-        return Source(folder.resolve().name, folder, (folder / MANIFEST,), None, Format(MANIFEST, prepared_records))
+        return Source(
+            folder.resolve().name,
+            folder,
+            (folder / DATASET_MANIFEST,),
+            None,
+            Format(DATASET_MANIFEST, prepared_records),
+        )
     for layout in LAYOUTS.values():
         for form in layout.formats:
             if files := form.find(folder):

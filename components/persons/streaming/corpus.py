@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from components.errors import DataError
 from components.persons.pictures import IMAGE_COLUMN
 from components.persons.published.annotations import one_line
-from components.persons.shards import MANIFEST, ROWS_PER_GROUP
+from components.persons.shards import DATASET_MANIFEST, ROWS_PER_GROUP
 
 BLOCK_PICTURES = 256
 Integers = NDArray[np.int64]
@@ -55,13 +55,13 @@ class Corpus(Protocol):
 def open_corpus(folder: str | Path, *, split: str = "train", form: str = "long") -> Corpus:
     """The captions of `form` and `split` in a prepared dataset, or of WebPerson's shards. Raises DataError for another folder."""
     folder = Path(folder)
-    if (folder / MANIFEST).is_file():
+    if (folder / DATASET_MANIFEST).is_file():
         return PreparedCorpus(folder, split, form)
     shards = sorted(folder.glob("data/train-*.parquet"))
     if shards:
         return HubCorpus(shards)
     raise DataError(
-        f"{folder} holds neither {MANIFEST} (run prepare) nor data/train-*.parquet (WebPerson as on the hub)"
+        f"{folder} holds neither {DATASET_MANIFEST} (run prepare) nor data/train-*.parquet (WebPerson as on the hub)"
     )
 
 
@@ -73,7 +73,7 @@ class PreparedCorpus:
         self._shards: list[str] = []
         found = list(self._scan())
         if not found:
-            raise DataError(f"{folder / MANIFEST} lists no {form} captions in {split}")
+            raise DataError(f"{folder / DATASET_MANIFEST} lists no {form} captions in {split}")
         table = np.array(
             found, dtype=np.int64
         )  # (blocks, 5): shard, block in the shard, captions, first and last manifest row
@@ -87,7 +87,7 @@ class PreparedCorpus:
         numbers: dict[str, int] = {}
         first = 0
         columns = ["shard", "row", "split", "form"]
-        for batch in pq.ParquetFile(self._folder / MANIFEST).iter_batches(columns=columns, batch_size=32768):
+        for batch in pq.ParquetFile(self._folder / DATASET_MANIFEST).iter_batches(columns=columns, batch_size=32768):
             chosen = pc.and_(pc.equal(batch["split"], self._split), pc.equal(batch["form"], self._form))
             rows = np.flatnonzero(chosen.to_numpy(zero_copy_only=False))
             shards = batch["shard"].dictionary_encode()
@@ -109,7 +109,7 @@ class PreparedCorpus:
         return found
 
     def _open_files(self) -> None:
-        self._manifest = pq.ParquetFile(self._folder / MANIFEST, memory_map=True)
+        self._manifest = pq.ParquetFile(self._folder / DATASET_MANIFEST, memory_map=True)
         groups = range(self._manifest.metadata.num_row_groups)
         self._ends = np.cumsum([self._manifest.metadata.row_group(group).num_rows for group in groups])
         self._texts: OrderedDict[int, pa.Table] = OrderedDict()  # manifest row groups, the latest used last

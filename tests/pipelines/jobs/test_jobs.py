@@ -29,9 +29,9 @@ from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.inspection import REPORT, report_in
 from pipelines.jobs.snapshot import REPRO, freeze, source_files
 from pipelines.jobs.submission import by_hand, tracking_for_job
-from pipelines.jobs.work import JobWork
+from pipelines.jobs.work import JobTask
 from pipelines.params import Compute
-from pipelines.scratch.storage import MANIFEST, Storage, files_below
+from pipelines.scratch.storage import STORAGE_MANIFEST, Storage, files_below
 from pipelines.workspace import git_state
 
 # -- what travels ------------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_the_digest_of_a_snapshot_follows_names_and_contents(tmp_path):
 @pytest.fixture
 def storage(tmp_path):
     (tmp_path / "storage").mkdir()
-    return Storage(str(tmp_path / "storage"), patience=0)
+    return Storage(str(tmp_path / "storage"), timeout=0)
 
 
 def published(storage, folder):
@@ -123,7 +123,7 @@ def test_what_is_published_comes_back_whole(storage, tmp_path):
     published(storage, tmp_path)
     storage.fetch("inputs/1", tmp_path / "back")
     assert (tmp_path / "back/set/deep/a.txt").read_text() == "a"
-    assert storage.names("inputs/1") == [MANIFEST, "set/b.txt", "set/deep/a.txt"]
+    assert storage.names("inputs/1") == [STORAGE_MANIFEST, "set/b.txt", "set/deep/a.txt"]
 
 
 def test_the_same_content_is_sent_once(storage, tmp_path):
@@ -141,9 +141,9 @@ def test_what_was_damaged_in_the_storage_is_one_line_and_not_used(storage, tmp_p
     elif damage == "gone":
         (place / "set/b.txt").unlink()
     elif damage == "unfinished":
-        (place / MANIFEST).unlink()
+        (place / STORAGE_MANIFEST).unlink()
     else:
-        (place / MANIFEST).write_text(json.dumps({"../../outside": "0"}))
+        (place / STORAGE_MANIFEST).write_text(json.dumps({"../../outside": "0"}))
     with pytest.raises(DataError, match="inputs/1") as refused:
         storage.fetch("inputs/1", tmp_path / "back")
     assert "\n" not in str(refused.value)
@@ -159,12 +159,12 @@ def test_a_file_is_there_whole_or_not_at_all(storage, monkeypatch):
 
 
 def test_a_storage_that_is_away_is_waited_for_and_nothing_is_written_under_its_mount(tmp_path):
-    storage = Storage(str(tmp_path / "mount"), patience=0)
+    storage = Storage(str(tmp_path / "mount"), timeout=0)
     with pytest.raises(InfrastructureError, match="cannot be used"):
         storage.write("a", "text")
     assert not (tmp_path / "mount").exists()
     threading.Timer(0.3, (tmp_path / "mount").mkdir).start()
-    patient = Storage(str(tmp_path / "mount"), patience=5)
+    patient = Storage(str(tmp_path / "mount"), timeout=5)
     patient.write("a", "text")
     assert patient.read("a") == "text"
 
@@ -178,10 +178,10 @@ def test_what_is_not_there_is_none_and_deleting_it_is_no_error(storage):
 
 def test_work_that_the_node_does_not_see_says_so(storage):
     with pytest.raises(InfrastructureError, match="does not see the submitter's storage"):
-        JobWork.read(storage, "probe-0123")
-    work = JobWork("probe-0123", "probe", {"seed": 0}, {"workers": 0}, {"data/people": "inputs/1"})
+        JobTask.read(storage, "probe-0123")
+    work = JobTask("probe-0123", "probe", {"seed": 0}, {"workers": 0}, {"data/people": "inputs/1"})
     work.write(storage)
-    assert JobWork.read(storage, "probe-0123") == work
+    assert JobTask.read(storage, "probe-0123") == work
 
 
 # -- how a job ends ----------------------------------------------------------------------------------------------------

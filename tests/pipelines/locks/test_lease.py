@@ -37,7 +37,7 @@ def stop_the_heart(lease):
 
 def test_a_lease_is_there_while_it_is_held_and_gone_after(lease_of, tmp_path):
     lease = lease_of("a")
-    lease.take(1)
+    lease.acquire(1)
     assert holder(lease.path)["pid"] == os.getpid()
     lease.release()
     assert list(tmp_path.iterdir()) == []
@@ -45,20 +45,20 @@ def test_a_lease_is_there_while_it_is_held_and_gone_after(lease_of, tmp_path):
 
 def test_a_living_holder_on_another_machine_is_not_taken_over_however_long_it_works(lease_of):
     first, second = lease_of("a"), lease_of("b")
-    first.take(1)
+    first.acquire(1)
     started = time.monotonic()
     with pytest.raises(InfrastructureError, match=r"process \d+ on .* still works in .*PIPELINES_LOCK_TIMEOUT"):
-        second.take(2 * STALE)
+        second.acquire(2 * STALE)
     assert time.monotonic() - started >= 2 * STALE
     first.require()
 
 
 def test_a_holder_that_went_silent_is_taken_over_and_finds_out(lease_of):
     first, second = lease_of("a"), lease_of("b")
-    first.take(1)
+    first.acquire(1)
     stop_the_heart(first)
     started = time.monotonic()
-    second.take(10)
+    second.acquire(10)
     assert time.monotonic() - started >= STALE
     with pytest.raises(InfrastructureError, match="has taken over"):
         first.require()
@@ -68,10 +68,10 @@ def test_a_holder_that_went_silent_is_taken_over_and_finds_out(lease_of):
 
 def test_a_dead_process_of_this_machine_is_not_waited_for(lease_of):
     first, second = lease_of("a"), lease_of("a")  # flock, which the second holds by now, says that the first is dead
-    first.take(1)
+    first.acquire(1)
     stop_the_heart(first)
     started = time.monotonic()
-    second.take(10)
+    second.acquire(10)
     assert time.monotonic() - started < STALE / 2
 
 
@@ -80,22 +80,22 @@ def test_a_clock_that_is_a_day_off_changes_nothing(lease_of, monkeypatch, skew):
     first, second = lease_of("a"), lease_of("b")
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + skew)
-    first.take(1)
+    first.acquire(1)
     os.utime(first.path, (now() + skew, now() + skew))
     monkeypatch.undo()
     with pytest.raises(InfrastructureError):
-        second.take(2 * STALE)
+        second.acquire(2 * STALE)
 
 
 def test_of_two_that_wait_for_a_dead_one_only_one_gets_it(lease_of):
     dead, *waiting = (lease_of(name) for name in "abc")
-    dead.take(1)
+    dead.acquire(1)
     stop_the_heart(dead)
     got = []
 
     def wait(lease):
         try:
-            lease.take(3 * STALE)
+            lease.acquire(3 * STALE)
             got.append(lease)
         except InfrastructureError:
             pass
@@ -114,7 +114,7 @@ def test_a_folder_that_is_away_for_a_while_comes_back_as_it_was(lease_of, tmp_pa
     folder.mkdir()
     lease = lease_of("a")
     lease.path = folder / "lease.json"
-    lease.take(1)
+    lease.acquire(1)
     folder.rename(tmp_path / "away")
     time.sleep(4 * BEAT)
     assert not folder.exists()  # not made again, empty

@@ -12,19 +12,19 @@ POLL_SECONDS = 0.05
 
 
 @contextmanager
-def exclusive(file: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
+def file_lock(file: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
     """Hold `file`, made with its folder.
 
     Raises InfrastructureError with the line `refusal` when another process still holds it after `wait` seconds.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a+") as opened:
-        if take(opened.fileno(), wait) is None:
+        if acquire(opened.fileno(), wait) is None:
             raise InfrastructureError(refusal)
         yield
 
 
-def take(descriptor: int, wait: float, begin_to_wait: Callable[[], None] = lambda: None) -> float | None:
+def acquire(descriptor: int, wait: float, begin_to_wait: Callable[[], None] = lambda: None) -> float | None:
     """Lock an open file. Returns the seconds waited, or None when it is another's after `wait` seconds.
 
     `begin_to_wait` is called once, when there is something to wait for and time to wait.
