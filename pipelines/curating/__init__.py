@@ -1,6 +1,6 @@
 """`python -m pipelines curate`: pictures of any kind in, a training set of people out (the idea of WebPerson).
 
-options.py   what can be asked for
+options.py   the options, checked
 folder.py    the output folder, and what is kept of a run that was killed
-command.py   the story that joins these
+curation.py  the whole of a curation
 """

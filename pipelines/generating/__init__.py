@@ -6,6 +6,6 @@ folder.py    the output folder: whose it is, which shards are finished, the mani
 painter.py   draws one shard
 pool.py      hands shards to painters: in this process, or actors of Ray
 samples.py   the pictures as files, named as T2I-CompBench names them
-options.py   what can be asked for
-command.py   the story that joins these
+options.py   the options
+generation.py  the whole of a generation
 """

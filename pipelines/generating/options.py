@@ -1,61 +1,32 @@
-"""The options of `python -m pipelines generate`. Imports nothing, as every verb of the command line reads it."""
+"""The options of `generate`."""
 
-import argparse
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-BASE = "models/base.json"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    count, positive = _number(int, 0), _number(int, 1)
-    parser.add_argument("prompts", type=Path, help=".txt with a prompt a line; .csv, .jsonl or .parquet with `prompt`")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        help="an empty folder, or one that this command began; on a cluster, shared by all nodes",
-    )
-    picture = parser.add_argument_group("the picture", "what is not given is taken from params.yaml")
-    picture.add_argument("--model", type=Path, help=f"a model reference (default: {BASE})")
-    picture.add_argument("--adapter", type=Path, help="a LoRA, as taca_train writes it (default: none)")
-    picture.add_argument("--gamma", type=_number(float, 0), help="switches TACA on at this temperature")
-    picture.add_argument(
-        "--threshold", type=_number(float, 0, 1), help="the sigma from which up TACA and the LoRA are on"
-    )
-    picture.add_argument("--height", type=positive)
-    picture.add_argument("--width", type=positive)
-    picture.add_argument("--steps", type=positive)
-    picture.add_argument("--guidance", type=_number(float, 1), default=1.0, help="true guidance; 1 is off (default)")
-    picture.add_argument("--embedded-guidance", type=_number(float, 0), help="that a guidance-distilled model is told")
-    picture.add_argument("--dtype", choices=("fp32", "bf16"), help="of the model; noise is drawn in fp32")
-    picture.add_argument("--seed", type=count)
-    picture.add_argument("--images-per-prompt", type=positive, default=1, metavar="N")
-    work = parser.add_argument_group("the work", "changes no picture, but for batch and threads in the last bit")
-    work.add_argument("--shard-size", type=positive, default=64, metavar="N", help="pictures in a file (default 64)")
-    work.add_argument("--batch", type=positive, default=16, metavar="N", help="pictures drawn at once (default 16)")
-    work.add_argument(
-        "--workers",
-        type=count,
-        metavar="N",
-        help="Ray actors (at RAY_ADDRESS, if set), each with the model; 0 draws here",
-    )
-    work.add_argument("--threads", type=positive, metavar="N", help="of each worker")
-    work.add_argument("--device", choices=("auto", "cpu", "cuda"))
-    work.add_argument("--max-failures", type=count, metavar="N", help="workers that may die and be replaced")
-    work.add_argument("--max-characters", type=positive, metavar="N", help="a longer prompt is skipped (default: any)")
-    work.add_argument("--naming", choices=("compbench",), help="also write samples/<prompt>_<number>.png")
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What is None is taken from params.yaml, or switched off."""
 
-
-def _number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not low <= value <= high or value == float("inf"):
-            raise argparse.ArgumentTypeError(
-                f"{text} is not " + (f"in [{low}, {high}]" if high < float("inf") else f"at least {low}")
-            )
-        return value
-
-    parse.__name__ = "whole number" if kind is int else "number"  # argparse says "invalid number value: 'x'"
-    return parse
+    prompts: Path
+    output: Path
+    model: Path | None
+    adapter: Path | None
+    gamma: float | None
+    threshold: float | None
+    height: int | None
+    width: int | None
+    steps: int | None
+    guidance: float
+    embedded_guidance: float | None
+    dtype: str | None
+    seed: int | None
+    images_per_prompt: int
+    shard_size: int
+    batch: int
+    workers: int | None
+    threads: int | None
+    device: str | None
+    max_failures: int | None
+    max_characters: int | None
+    naming: str | None

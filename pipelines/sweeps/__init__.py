@@ -9,5 +9,6 @@ trial.py        one trial, in a process of its own
 tuning.py       Ray Tune: when trials start, and which are stopped early
 tracked.py      runs in MLflow: one a sweep, one a trial
 results.py      the summary: best, Pareto front, what it cost
-command.py      `python -m pipelines sweep`
+options.py      the options, checked
+sweep.py        the whole of a sweep
 """

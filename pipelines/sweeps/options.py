@@ -1,28 +1,27 @@
-"""The options of `python -m pipelines sweep`. Imports nothing heavy: every command starts with them."""
+"""The options of `sweep`."""
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
+from components.errors import ParameterError
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("space", help="a file in pipelines/sweeps/, without .yaml: taca, gadms, chain, schedule")
-    parser.add_argument(
-        "--samples",
-        type=int,
-        default=16,
-        metavar="N",
-        help="configurations in all, or members of a population (default 16)",
-    )
-    parser.add_argument("--seeds", type=int, default=1, metavar="K", help="repetitions of each (default 1)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="trials at once (default 1)")
-    parser.add_argument("--budget-minutes", type=float, metavar="M", help="wall time of this call")
-    parser.add_argument("--budget-gpu-hours", type=float, metavar="H", help="of all trials")
-    parser.add_argument("--no-scheduler", action="store_true", help="stop no trial early")
-    parser.add_argument("--warm-start", metavar="RUN_ID", help="learn from the trials of an earlier sweep in MLflow")
-    parser.add_argument("--retry-failed", action="store_true", help="try failed trials again")
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path(__file__).resolve().parent,
-        help="where spaces are (default pipelines/sweeps)",
-    )
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Raises ParameterError for a number below 1."""
+
+    space: str
+    samples: int
+    seeds: int
+    workers: int
+    budget_minutes: float | None
+    budget_gpu_hours: float | None
+    no_scheduler: bool
+    warm_start: str | None
+    retry_failed: bool
+    folder: Path
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "seeds", "workers"):
+            if getattr(self, name) < 1:
+                raise ParameterError(f"--{name} {getattr(self, name)}: must be at least 1")

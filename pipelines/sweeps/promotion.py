@@ -4,7 +4,6 @@ Only the searched parameters are written: what a sweep's space had laid over par
 is named. Then `dvc repro` finds the trial's stages finished in the scratch root, as their fingerprints are the same.
 """
 
-import argparse
 import difflib
 import json
 import subprocess
@@ -48,28 +47,30 @@ class Winner:
         return f"trial {self.number} of sweep {self.sweep}, MLflow run {self.run_id}: {found}"
 
 
-def promote(options: argparse.Namespace, workspace: Workspace) -> None:
-    """Write the trial behind `options.run` into params.yaml, and show the difference; commit or branch as asked.
+def promote(
+    run_id: str, workspace: Workspace, *, whole: bool = False, commit: bool = False, branch: str | None = None
+) -> None:
+    """Write the trial behind `run_id` into params.yaml, and show the difference; commit or branch as asked.
 
     Raises ParameterError for a run that is no trial's, DataError when params.yaml has changes that a commit would take along.
     """
     file = workspace.path("params.yaml")
-    if options.commit and options.branch:
+    if commit and branch:
         raise ParameterError("--commit and --branch: choose one")
-    if (options.commit or options.branch) and _git(workspace.root, "status", "--porcelain", "--", "params.yaml"):
+    if (commit or branch) and _git(workspace.root, "status", "--porcelain", "--", "params.yaml"):
         raise DataError("params.yaml has changes that are not committed: commit or undo them first")
     tracker = tracking.connect(workspace)
-    winner = find_winner(tracker, options.run)
+    winner = find_winner(tracker, run_id)
     before = file.read_text(encoding="utf-8")
     now = params.load(file).model_dump(mode="json")
     elsewhere = {path: value for path, value in winner.base.items() if value_at(now, path) != value}
-    presets.edit(file, nested({**(elsewhere if options.whole else {}), **winner.values}))
+    presets.edit(file, nested({**(elsewhere if whole else {}), **winner.values}))
     changed = _difference(before, file.read_text(encoding="utf-8"))
     print(changed or "params.yaml holds these values already", end="\n" if not changed else "", flush=True)
     print(f"from {winner.origin}")
-    if elsewhere and not options.whole:
+    if elsewhere and not whole:
         print(f"the sweep also had {', '.join(f'{k} = {v}' for k, v in elsewhere.items())}; --whole writes these too")
-    place = _keep(options, workspace, winner, bool(changed))
+    place = _keep(workspace, winner, commit and bool(changed), branch)
     tracker.client.set_tag(winner.run_id, PROMOTED, place)
 
 
@@ -113,20 +114,20 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def _keep(options: argparse.Namespace, workspace: Workspace, winner: Winner, changed: bool) -> str:
+def _keep(workspace: Workspace, winner: Winner, commit: bool, branch: str | None) -> str:
     """Commit or branch, as asked. Returns where the parameters are now."""
     message = f"Promote {winner.origin}"
-    if options.commit and changed:
+    if commit:
         _require(workspace.root, ["git", "commit", "--quiet", "--message", message, "--", "params.yaml"])
         revision = _git(workspace.root, "rev-parse", "HEAD")
         print(f"committed {revision[:12]}")
         return f"commit {revision}"
-    if options.branch:
+    if branch:
         dvc = [sys.executable, "-m", "dvc", "exp"]
-        _require(workspace.root, [*dvc, "run", "--name", options.branch, "--message", message, *winner.stages])
-        _require(workspace.root, [*dvc, "branch", options.branch, options.branch])
-        print(f"branch {options.branch}: `git switch {options.branch}`, or `dvc exp show`")
-        return f"branch {options.branch}"
+        _require(workspace.root, [*dvc, "run", "--name", branch, "--message", message, *winner.stages])
+        _require(workspace.root, [*dvc, "branch", branch, branch])
+        print(f"branch {branch}: `git switch {branch}`, or `dvc exp show`")
+        return f"branch {branch}"
     return f"params.yaml at {_git(workspace.root, 'rev-parse', 'HEAD') or 'no revision'}"
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.errors import DataError, ParameterError
-from pipelines.comparing.command import compare
+from pipelines.comparing.comparison import compare
 from pipelines.comparing.differences import metric_table, paired_tests, parameter_differences
 from pipelines.comparing.examples import disputed_queries
 from pipelines.comparing.sides import read_sides

@@ -1,6 +1,5 @@
 """Promotion: a trial's values in params.yaml, with comments kept, the difference shown, and the origin on both sides."""
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -77,8 +76,7 @@ def swept(workspace):
 def promoted(workspace, run, **options):
     from pipelines.sweeps.promotion import promote
 
-    chosen = {"whole": False, "commit": False, "branch": None, **options}
-    promote(argparse.Namespace(run=run, **chosen), workspace)
+    promote(run, workspace, **options)
 
 
 def test_the_best_trial_of_a_sweep_goes_into_params_with_comments_kept(workspace, swept, capsys):

@@ -1,6 +1,5 @@
 """`curate`: judge every picture, caption it, decide, write what is kept. A killed run goes on where it was."""
 
-import argparse
 import io
 import itertools
 from collections import Counter
@@ -13,7 +12,7 @@ from components.files import file_digest
 from components.persons.curation.rules import Rules
 from components.persons.curation.selection import KEPT, final_reasons
 from pipelines.curating.folder import CurationFolder, require_same
-from pipelines.curating.options import check
+from pipelines.curating.options import CurateOptions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,12 +24,11 @@ if TYPE_CHECKING:
 _PATHS = ("detector", "captioner", "probe", "templates", "matcher")
 
 
-def curate(options: argparse.Namespace) -> dict[str, int]:
+def curate(options: CurateOptions) -> dict[str, int]:
     """Do what the options say, print what became of the pictures, and return reason -> number.
 
-    Raises ParameterError for options that do not go together, DataError for a source or model that is not there.
+    Raises DataError for a source or model that is not there.
     """
-    check(options)
     folder, sources = _sources(options.source)
     output = CurationFolder(options.output)
     with output.claim(_settings(options)):
@@ -76,9 +74,7 @@ def _sources(path: Path) -> "tuple[Path, Iterator[Source]]":
     return found.folder, records
 
 
-def _judge_all(
-    judge: "Judge", sources: "Iterator[Source]", output: CurationFolder, options: argparse.Namespace
-) -> None:
+def _judge_all(judge: "Judge", sources: "Iterator[Source]", output: CurationFolder, options: CurateOptions) -> None:
     from tqdm import tqdm
 
     done = output.judged()
@@ -95,9 +91,7 @@ def _judge_all(
             bar.update(len(batch))
 
 
-def _write(
-    judge: "Judge", output: CurationFolder, reasons: Sequence[str], options: argparse.Namespace
-) -> list[int | None]:
+def _write(judge: "Judge", output: CurationFolder, reasons: Sequence[str], options: CurateOptions) -> list[int | None]:
     """The kept candidates as a prepared dataset; returns the image_id of each candidate, None for those that are dropped."""
     from components.persons.shards import CaptionRow, DatasetWriter
 
@@ -131,9 +125,9 @@ def _encoded(judge: "Judge", candidate: "Candidate") -> bytes:
     return file.getvalue()
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
+def _settings(options: CurateOptions) -> dict[str, Any]:
     """What decides the outcome; of models, the digests of their files."""
-    skipped = ("act", "workspace", "output", "batch", "device", "source", *_PATHS)
+    skipped = ("output", "batch", "device", "source", *_PATHS)
     settings = {name: value for name, value in vars(options).items() if name not in skipped}
     settings["aspect"] = list(options.aspect) if options.aspect else None
     settings["source"] = str(options.source.resolve())
@@ -150,7 +144,7 @@ def _digests(path: Path, name: str) -> Mapping[str, str]:
     return {file.relative_to(path).as_posix(): file_digest(file) for file in files}
 
 
-def _judge(options: argparse.Namespace, folder: Path) -> "Judge":
+def _judge(options: CurateOptions, folder: Path) -> "Judge":
     import torch
 
     from components.persons.curation.candidates import Judge
@@ -171,7 +165,7 @@ def _judge(options: argparse.Namespace, folder: Path) -> "Judge":
     )
 
 
-def _captioner(options: argparse.Namespace, device: str) -> "Captioner | None":
+def _captioner(options: CurateOptions, device: str) -> "Captioner | None":
     import torch
 
     from components.persons.curation.captioners import GrammarCaptioner, VisionLanguageCaptioner

@@ -3,7 +3,6 @@
 Killed at any moment, the same command goes on: with the trials that had begun, then with new ones up to `--samples`.
 """
 
-import argparse
 import json
 import os
 from typing import Any
@@ -21,6 +20,7 @@ from pipelines.identity.fingerprint import LOCK, digest
 from pipelines.sweeps import tuning
 from pipelines.sweeps.driver import Driver, Limits, Sweep
 from pipelines.sweeps.journal import BROKEN, Journal, Trial
+from pipelines.sweeps.options import SweepOptions
 from pipelines.sweeps.plan import make_plan, sections_read
 from pipelines.sweeps.population import rounds
 from pipelines.sweeps.progress import Board, shown
@@ -35,11 +35,8 @@ from pipelines.workspace import Workspace, git_state
 RESULTS = "results/sweeps"
 
 
-def sweep(options: argparse.Namespace, workspace: Workspace) -> None:
+def sweep(options: SweepOptions, workspace: Workspace) -> None:
     """Run the sweep that `options` describe. Raises ParameterError before anything starts when it cannot run."""
-    for name in ("samples", "seeds", "workers"):
-        if getattr(options, name) < 1:
-            raise ParameterError(f"--{name} {getattr(options, name)}: must be at least 1")
     opened = open_sweep(options, workspace)
     with opened.journal.lock():
         if options.retry_failed:
@@ -57,7 +54,7 @@ def sweep(options: argparse.Namespace, workspace: Workspace) -> None:
         _run(opened, runs, Driver(opened, runs, board, limits), board, options.workers)
 
 
-def open_sweep(options: argparse.Namespace, workspace: Workspace) -> Sweep:
+def open_sweep(options: SweepOptions, workspace: Workspace) -> Sweep:
     """Read and check everything; starts and writes nothing.
 
     The identity counts what a trial's result depends on: the space, the parameters and the code of its stages, the seeds. Not how

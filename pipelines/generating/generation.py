@@ -3,7 +3,6 @@
 Stopped or killed at any moment, the same command goes on with the shards that are missing, and the folder ends with the same bytes.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -12,7 +11,8 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from components.errors import ParameterError
-from pipelines.generating.options import BASE
+from pipelines import graph
+from pipelines.generating.options import GenerateOptions
 from pipelines.params import Compute, Parameters, load
 from pipelines.workspace import Workspace
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipelines.generating.plan import Shard
 
 
-def generate(options: argparse.Namespace, workspace: Workspace) -> None:
+def generate(options: GenerateOptions, workspace: Workspace) -> None:
     """Read, plan, draw what is missing, write the manifest.
 
     Raises ParameterError for options that contradict each other or an output folder that is not ours, DataError for prompts, a
@@ -69,7 +69,7 @@ def generate(options: argparse.Namespace, workspace: Workspace) -> None:
                 )
 
 
-def _drawing(options: argparse.Namespace, params: Parameters, workspace: Workspace) -> "Drawing":
+def _drawing(options: GenerateOptions, params: Parameters, workspace: Workspace) -> "Drawing":
     from components.taca.schedule import TemperatureSchedule
     from pipelines.generating.painter import Drawing
 
@@ -89,7 +89,7 @@ def _drawing(options: argparse.Namespace, params: Parameters, workspace: Workspa
         rule = isinstance(taca["threshold"], dict)
         TemperatureSchedule.from_mapping({**taca, **({"threshold": 1.0} if rule else {})})
     return Drawing(
-        model=(options.model or workspace.path(BASE)).absolute(),
+        model=(options.model or workspace.path(graph.BASE["base"])).absolute(),
         adapter=options.adapter and options.adapter.absolute(),  # a worker's folder is another
         taca=taca,
         adapter_threshold=options.threshold,
@@ -103,7 +103,7 @@ def _drawing(options: argparse.Namespace, params: Parameters, workspace: Workspa
     )
 
 
-def _compute(options: argparse.Namespace, params: Parameters) -> Compute:
+def _compute(options: GenerateOptions, params: Parameters) -> Compute:
     """params.yaml's section, with what is given in its place; every value has been checked."""
     given = {name: getattr(options, name) for name in ("workers", "threads", "device", "max_failures")}
     return params.compute.model_copy(update={name: value for name, value in given.items() if value is not None})

@@ -1,0 +1,27 @@
+"""`python -m pipelines doctor`."""
+
+import argparse
+
+from pipelines.commands.command import Command
+from pipelines.workspace import Workspace
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", action="store_true", help="check datasets only")
+    parser.add_argument("--weights", action="store_true", help="check weights only")
+    parser.add_argument(
+        "--cluster", action="store_true", help="check the Ray cluster of jobs, from here and from each node"
+    )
+    parser.add_argument("--preset", metavar="NAME", help="a file in presets/, laid over params.yaml")
+
+
+def run(options: argparse.Namespace) -> None:
+    from pipelines.health.doctor import CHECKS, doctor
+
+    chosen = [name for name in CHECKS if getattr(options, name)]
+    doctor(Workspace.at(options.workspace), chosen, options.preset)
+
+
+COMMAND = Command(
+    "doctor", "check that what a run needs is in place, and say how to get what is missing", run, add_options
+)

@@ -1,0 +1,27 @@
+"""`python -m pipelines promote RUN_ID`."""
+
+import argparse
+
+from pipelines.commands.command import Command
+from pipelines.workspace import Workspace
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="MLflow run of a trial, or of a sweep: its best trial")
+    parser.add_argument(
+        "--whole", action="store_true", help="also the values that the sweep's space had laid over params.yaml"
+    )
+    parser.add_argument("--commit", action="store_true", help="commit params.yaml")
+    parser.add_argument(
+        "--branch", metavar="NAME", help="run the pipeline up to the trial's stages, as a DVC experiment"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    from pipelines.sweeps.promotion import promote
+
+    workspace = Workspace.at(options.workspace)
+    promote(options.run, workspace, whole=options.whole, commit=options.commit, branch=options.branch)
+
+
+COMMAND = Command("promote", "write a trial's parameters into params.yaml", run, add_options)

@@ -1,0 +1,25 @@
+"""`python -m pipelines reproduce TARGET`."""
+
+import argparse
+
+from pipelines.commands.command import Command
+from pipelines.workspace import Workspace
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", help="an MLflow run id, a path that a stage wrote, or a stage")
+    parser.add_argument("--from", dest="first", metavar="STAGE", help="begin with this stage upstream of it")
+    parser.add_argument("--all", action="store_true", help="begin with the raw input")
+    parser.add_argument("--keep", action="store_true", help="keep the worktree, to look at")
+
+
+def run(options: argparse.Namespace) -> None:
+    from pipelines.provenance.reproduction import reproduce
+
+    workspace = Workspace.at(options.workspace)
+    reproduce(options.target, workspace, first=options.first, whole=options.all, keep=options.keep)
+
+
+COMMAND = Command(
+    "reproduce", "run a run's stage again in a clean worktree, and compare every number", run, add_options
+)

@@ -1,0 +1,47 @@
+"""`python -m pipelines sweep SPACE`."""
+
+import argparse
+from pathlib import Path
+
+from pipelines.commands.command import Command, typed
+from pipelines.workspace import Workspace
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("space", help="a file in pipelines/sweeps/, without .yaml: taca, gadms, chain, schedule")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=16,
+        metavar="N",
+        help="configurations in all, or members of a population (default 16)",
+    )
+    parser.add_argument("--seeds", type=int, default=1, metavar="K", help="seeds per configuration (default 1)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="trials at once (default 1)")
+    parser.add_argument("--budget-minutes", type=float, metavar="M", help="wall time of this call")
+    parser.add_argument("--budget-gpu-hours", type=float, metavar="H", help="of all trials")
+    parser.add_argument("--no-scheduler", action="store_true", help="stop no trial early")
+    parser.add_argument("--warm-start", metavar="RUN_ID", help="learn from the trials of an earlier sweep in MLflow")
+    parser.add_argument("--retry-failed", action="store_true", help="try failed trials again")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(__file__).resolve().parents[1] / "sweeps",
+        help="where spaces are (default pipelines/sweeps)",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    from pipelines.sweeps.options import SweepOptions
+    from pipelines.sweeps.sweep import sweep
+
+    sweep(typed(SweepOptions, options), Workspace.at(options.workspace))
+
+
+COMMAND = Command(
+    "sweep",
+    "try configurations of a search space, several at once",
+    run,
+    add_options,
+    interrupt_on_sigterm=True,
+)

@@ -1,0 +1,56 @@
+"""The verbs: all are found, each explains itself, and those that end early on SIGTERM do so as on Ctrl-C."""
+
+import re
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import pipelines.commands
+from pipelines import __main__ as program
+
+VERBS = {command.verb: command for command in program.COMMANDS}
+
+
+def test_every_file_of_commands_is_a_verb():
+    files = {path.stem for path in Path(pipelines.commands.__file__).parent.glob("*.py")}
+    assert {verb.replace("-", "_") for verb in VERBS} == files - {"__init__", "command"}
+    assert len(VERBS) == len(program.COMMANDS)
+
+
+def test_help_lists_every_verb_with_its_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        program.main(["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines() if re.match(r" {4}\S", line)] == list(VERBS)
+    assert all(command.help in said for command in VERBS.values())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_its_options(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        program.main([verb, "--help"])
+    assert ended.value.code == 0
+    assert f"python -m pipelines {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_sigterm_interrupts_the_verbs_that_finish_up(verb, monkeypatch):
+    """The others keep the default, which the runner of a stage replaces by its own."""
+    handlers = []
+    found = replace(
+        VERBS[verb],
+        run=lambda options: handlers.append(signal.getsignal(signal.SIGTERM)),
+        add_options=lambda parser: None,
+    )
+    monkeypatch.setattr(program, "COMMANDS", (found,))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert program.main([verb]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    interrupts = verb in ("study", "sweep", "submit")
+    assert handlers == [signal.default_int_handler if interrupts else signal.SIG_DFL]
