@@ -111,7 +111,7 @@ def _stage_result(workspace: Workspace, run: "Run") -> StageResult:
     arm, identity = tags.get("pipelines.arm") or "", tags.get("pipelines.fingerprint", "")
     stage = graph.find(f"{tags['pipelines.stage']}@{arm}" if arm else tags["pipelines.stage"])
     scratch = Scratch(workspace.home / folder_name(stage.address, identity))
-    outputs = scratch.outputs if (scratch.folder / "DONE.json").exists() else None
+    outputs = scratch.outputs if scratch.manifest_file.exists() else None
     return StageResult(stage, run.info.run_id, run.data.params, run.data.metrics, outputs)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.engine.warm import Usage
 from pipelines.graph import StageRun
 from pipelines.params import Compute
-from pipelines.records.provenance import hardware
+from pipelines.records.stage_record import hardware
 from pipelines.scratch.metric_log import MetricLog
 
 

@@ -27,10 +27,11 @@ from pipelines.identity.fingerprint import fingerprint, tree_digests
 from pipelines.locks.waiting import grace_period
 from pipelines.params import Parameters, load
 from pipelines.records.code_state import code_state
-from pipelines.records.manifests import maker_of
-from pipelines.records.provenance import CHEAP_BYTES, input_record, record_of, tags_of
+from pipelines.records.manifests import find_by_content
+from pipelines.records.stage_record import CHEAP_BYTES, input_record, mlflow_tags, stage_record
 from pipelines.redaction import without_secrets
 from pipelines.scratch.folder import FolderLock, Scratch, folder_name, put_in_place
+from pipelines.scratch.manifest import InputRecord, Manifest, StageRecord
 from pipelines.scratch.metric_log import MetricLog
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.delivery import TrackedRun, left_open, remembered
@@ -66,9 +67,9 @@ def run_stage(address: str, workspace: Workspace) -> Outcome:
             print(f"{run.address}: found finished in {scratch.folder.name}", flush=True)
             _close_what_was_left(scratch, workspace, done)
         _require_unchanged(attempt, workspace)
-        for path in done["outputs"]:
+        for path in done.outputs:
             put_in_place(scratch.outputs / path, workspace.path(path))
-    return Outcome(attempt.identity, restored, done["metrics"])
+    return Outcome(attempt.identity, restored, done.metrics)
 
 
 def scratch_for(address: str, workspace: Workspace) -> Scratch:
@@ -141,10 +142,8 @@ def _require_unchanged(attempt: _Attempt, workspace: Workspace) -> None:
         )
 
 
-def _work(
-    attempt: _Attempt, workspace: Workspace, lock: FolderLock, until: tuple[str, int] | None = None
-) -> dict[str, Any]:
-    """One attempt, tracked. Returns the DONE manifest.
+def _work(attempt: _Attempt, workspace: Workspace, lock: FolderLock, until: tuple[str, int] | None = None) -> Manifest:
+    """One attempt, tracked. Returns the manifest.
 
     Training leaves, as after SIGTERM, one step after it has reported what `until` names: (metric, step).
     """
@@ -170,22 +169,22 @@ def _work(
                 raise StageFailedError(f"{run.address} failed", code)
             metrics = json.loads(scratch.result.read_text())
             _write_tables(run, scratch, metrics)
-            elsewhere = scratch.ran()
-            cost = elsewhere["cost"] if elsewhere else meter.read(run, params.compute, getattr(process, "usage", None))
-            cost |= throughput(MetricLog(scratch.reported), own, run.stage.name)
-            record |= elsewhere["where"] if elsewhere else {}
+            remote = scratch.remote_execution()
+            cost = remote.cost if remote else meter.read(run, params.compute, getattr(process, "usage", None))
+            if remote:
+                record = record.model_copy(update={"ray": remote.where.ray, "hardware": remote.where.hardware})
             lock.require()
             done = scratch.finish(
                 run.all_outputs,
-                {
-                    "fingerprint": attempt.identity,
-                    "stage": run.address,
-                    "metrics": metrics,
-                    "run": tracked.run_id,
-                    "cost": cost,
-                    "provenance": record,
-                    "md5": {path: dvc_md5(scratch.writing / path, CHEAP_BYTES) for path in run.all_outputs},
-                },
+                Manifest(
+                    fingerprint=attempt.identity,
+                    stage=run.address,
+                    metrics=metrics,
+                    run=tracked.run_id,
+                    cost={**cost, **throughput(MetricLog(scratch.reported), own, run.stage.name)},
+                    provenance=record,
+                    md5={path: dvc_md5(scratch.writing / path, CHEAP_BYTES) for path in run.all_outputs},
+                ),
             )
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt) or getattr(error, "code", None) == INTERRUPTED
@@ -193,26 +192,26 @@ def _work(
             if killed:
                 raise KeyboardInterrupt from error
             raise
-        _close(tracked, FINISHED, _final(done), timeout=20, tags=tags_of(record))
+        _close(tracked, FINISHED, _final(done), timeout=20, tags=mlflow_tags(record))
     return done
 
 
-def _final(done: dict[str, Any]) -> dict[str, float]:
-    """The numbers that a finished run ends with."""
-    numbers = {**flatten(done["metrics"]), **done["cost"]}
+def _final(done: Manifest) -> dict[str, float]:
+    """The final metrics of a finished run."""
+    numbers = {**flatten(done.metrics), **done.cost}
     return {key: float(value) for key, value in numbers.items() if isinstance(value, (int, float))}
 
 
-def _close_what_was_left(scratch: Scratch, workspace: Workspace, done: dict[str, Any]) -> None:
+def _close_what_was_left(scratch: Scratch, workspace: Workspace, done: Manifest) -> None:
     """A runner killed after its result was complete, or a server away at its end, leaves a run to be closed."""
     known = remembered(scratch.folder)
-    if known is None or known["closed"] or known["run"] != done["run"]:
+    if known is None or known["closed"] or known["run"] != done.run:
         return
     try:
         tracker = tracking.connect(workspace)
         if not left_open(scratch.folder, known["uri"]):
             TrackedRun(tracker.client, known["run"], scratch.folder, doubtful=True).end(
-                FINISHED, _final(done), tags_of(done["provenance"])
+                FINISHED, _final(done), mlflow_tags(done.provenance) if done.provenance else {}
             )
         tracker.close_finished(scratch.folder)
     except Exception as error:  # as in `_close`
@@ -281,16 +280,16 @@ def _warn_open(run_id: str, status: str, error: Exception) -> None:
     )
 
 
-def _facts(attempt: _Attempt, workspace: Workspace) -> tuple[RunFacts, dict[str, Any]]:
+def _facts(attempt: _Attempt, workspace: Workspace) -> tuple[RunFacts, StageRecord]:
     """What MLflow shows of this attempt, and the record of where it comes from that goes into the DONE manifest."""
     run, params, own, identity = attempt.run, attempt.params, attempt.own, attempt.identity
     code = code_state(ROOT)  # of the code that runs; the workspace of a trial is no checkout
-    inputs: dict[str, dict[str, Any]] = {}
+    inputs: dict[str, InputRecord] = {}
     for name, path in run.inputs.items():
         digests = tree_digests(workspace.path(path))
-        made_by = maker_of(path, digests, workspace.home)
-        inputs[path] = {"name": name, **input_record(workspace.path(path), digests, made_by)}
-    record = record_of(run, own, params, code, inputs)
+        made_by = find_by_content(path, digests, workspace.home)
+        inputs[path] = input_record(name, workspace.path(path), digests, made_by)
+    record = stage_record(run, own, params, code, inputs)
     tags = {
         "pipelines.stage": run.stage.name,
         "pipelines.arm": run.arm or "",
@@ -299,6 +298,6 @@ def _facts(attempt: _Attempt, workspace: Workspace) -> tuple[RunFacts, dict[str,
         "pipelines.workers": str(params.compute.workers),
         "pipelines.threads": str(params.compute.threads),
         "pipelines.device": params.compute.device,
-        **tags_of(record),
+        **mlflow_tags(record),
     }
     return RunFacts(f"{run.address}/{identity[:8]}", tags, own, inputs, code.patch), record

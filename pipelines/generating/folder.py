@@ -22,7 +22,7 @@ from components.files import file_digest, write_atomically
 from pipelines.errors import InfrastructureError
 from pipelines.generating.plan import Shard
 from pipelines.generating.prompts import Skipped
-from pipelines.scratch.folder import LOCKS, Scratch
+from pipelines.scratch.folder import LEASE_FILE, LOCK_FILE, Scratch
 
 SETTINGS, SKIPPED, FINISHED, PICTURES_MANIFEST = "settings.json", "skipped.json", "finished.jsonl", "manifest.json"
 SHARDS = "shards"
@@ -100,7 +100,11 @@ class OutputFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ParameterError(f"--output {self.path}: is not a folder")
         names = {file.name for file in self.path.iterdir()} if self.path.exists() else set()
-        theirs = sorted(name for name in names if name not in LOCKS and not (name[0] == "." and name.endswith(".tmp")))
+        theirs = sorted(
+            name
+            for name in names
+            if name not in (LOCK_FILE, LEASE_FILE) and not (name[0] == "." and name.endswith(".tmp"))
+        )
         if theirs and "generator" not in (self._read(SETTINGS) or {}):
             raise ParameterError(f"--output {self.path}: holds {theirs[0]}, which is not ours; choose an empty folder")
         if self.shards.is_symlink():

@@ -4,7 +4,6 @@ It does what `pipelines.engine.worker` does, with inputs from the storage and ou
 `DONE.json` is written last.
 """
 
-import json
 import os
 import signal
 import sys
@@ -14,9 +13,10 @@ from types import FrameType
 from pipelines import graph
 from pipelines.engine.warm import for_libraries
 from pipelines.errors import report_error
-from pipelines.jobs.work import JobTask, output_folder, run_folder
+from pipelines.jobs.work import JobTask, read_manifest, run_folder, write_manifest
 from pipelines.params import Compute, Parameters
 from pipelines.scratch.folder import FolderLock, Scratch
+from pipelines.scratch.manifest import ExecutionSite, JobManifest, RemoteExecution
 from pipelines.scratch.storage import Storage
 
 _OF_ANY_WORKER = ("cost/seconds", "cost/worker_seconds", "cost/gpu_seconds")
@@ -30,7 +30,7 @@ def main(url: str, key: str) -> int:
         compute = Compute(**work.compute)
         os.environ.update(for_libraries(compute.threads))  # before any is imported
         with _lock(storage, key) as lock:
-            if storage.read_json(f"{output_folder(key)}/DONE.json") is None:
+            if read_manifest(storage, key) is None:
                 _leave_when_stopped(storage, work)
                 _work(storage, work, compute, lock)
     except BaseException as error:
@@ -42,7 +42,7 @@ def _work(storage: Storage, work: JobTask, compute: Compute, lock: FolderLock | 
     from pipelines.engine import execution
     from pipelines.engine.cost import Meter
     from pipelines.jobs.site import JobSite
-    from pipelines.records.provenance import hardware, ray_ids
+    from pipelines.records.stage_record import hardware, ray_ids
 
     run = graph.find(work.address)
     site = JobSite(storage, work)
@@ -54,9 +54,8 @@ def _work(storage: Storage, work: JobTask, compute: Compute, lock: FolderLock | 
     cost = meter.read(run, compute)
     if run.stage.trains and compute.workers:  # processes of Ray on any node: this one cannot read theirs
         cost = {name: cost[name] for name in _OF_ANY_WORKER}
-    ran = {"cost": cost, "where": {"ray": ray_ids(), "hardware": hardware()}}
-    done = {"metrics": metrics, "stage": work.address, "ran": ran}
-    storage.write(f"{output_folder(work.key)}/DONE.json", json.dumps(done, sort_keys=True) + "\n")
+    ran = RemoteExecution(cost=cost, where=ExecutionSite(ray=ray_ids(), hardware=hardware()))
+    write_manifest(storage, work.key, JobManifest(metrics=metrics, stage=work.address, ran=ran))
     for name in ("checkpoints", "root", "writing", "figures"):  # the outputs stay
         storage.delete(f"{run_folder(work.key)}/{name}")
 

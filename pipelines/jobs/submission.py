@@ -21,7 +21,7 @@ from pipelines.identity.fingerprint import digest, tree_digests
 from pipelines.jobs.dashboard import Cluster, JobRequest, dashboard_address, need_of
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.snapshot import REPRO, freeze
-from pipelines.jobs.work import output_folder
+from pipelines.jobs.work import output_folder, read_manifest
 from pipelines.params import Compute, load
 from pipelines.records.code_state import code_state
 from pipelines.scratch.folder import put_in_place
@@ -55,7 +55,7 @@ def submit(workspace: Workspace, stage: str | None = None) -> None:
     request = _request(workspace, storage, compute, targets, need.cpus, need.gpus)
 
     def finished() -> bool:
-        return storage.read_json(f"{output_folder(request.key)}/DONE.json") is not None
+        return read_manifest(storage, request.key) is not None
 
     job = FollowedJob(cluster, request, patience=compute.patience, retries=compute.max_failures, finished=finished)
     print(f"the same by hand:\n  {by_hand(request, cluster.address)}", flush=True)

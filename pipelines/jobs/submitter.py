@@ -26,7 +26,7 @@ from pipelines.identity.fingerprint import digest, fingerprint, tree_digests
 from pipelines.jobs.dashboard import Cluster, JobRequest, dashboard_address, need_of, require_fits
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.snapshot import freeze
-from pipelines.jobs.work import METRICS, JobTask, output_folder, run_folder
+from pipelines.jobs.work import METRICS, JobTask, output_folder, read_manifest, run_folder
 from pipelines.params import Compute
 from pipelines.scratch.folder import Scratch
 from pipelines.scratch.storage import Storage, files_below
@@ -53,7 +53,7 @@ def _get_done(work: StageTask, compute: Compute) -> None:
     storage = Storage(str(compute.storage))
     job: FollowedJob | None = None
     with tempfile.TemporaryDirectory(prefix="job-") as folder:
-        if not _finished(storage, key):
+        if read_manifest(storage, key) is None:
             job = _prepare(run, work, compute, storage, Path(folder))
         if sys.stdin.readline().strip() != "go":
             raise InfrastructureError(f"{run.address}: the runner is gone")
@@ -81,10 +81,6 @@ def _get_done(work: StageTask, compute: Compute) -> None:
     _bring_back(storage, key, scratch)
 
 
-def _finished(storage: Storage, key: str) -> bool:
-    return storage.read_json(f"{output_folder(key)}/DONE.json") is not None
-
-
 def _prepare(run: StageRun, work: StageTask, compute: Compute, storage: Storage, folder: Path) -> FollowedJob:
     """Everything that can go wrong before work is done: the cluster, what it has, the package."""
     cluster = Cluster(dashboard_address(compute))
@@ -109,7 +105,7 @@ def _prepare(run: StageRun, work: StageTask, compute: Compute, storage: Storage,
         request,
         patience=compute.patience,
         retries=compute.max_failures,
-        finished=lambda: _finished(storage, key),
+        finished=lambda: read_manifest(storage, key) is not None,
     )
 
 
@@ -145,7 +141,7 @@ def _copy_metrics(storage: Storage, key: str, scratch: Scratch) -> None:
 
 def _bring_back(storage: Storage, key: str, scratch: Scratch) -> None:
     """Outputs, figures and metrics, verified, into the scratch folder. They stay in the storage, for others and for next time."""
-    done = storage.read_json(f"{output_folder(key)}/DONE.json")
+    done = read_manifest(storage, key)
     if done is None:
         raise InfrastructureError(
             f"the job succeeded, but {storage.path(output_folder(key))}/DONE.json is not there: run again"
@@ -158,9 +154,9 @@ def _bring_back(storage: Storage, key: str, scratch: Scratch) -> None:
                 os.rename(Path(folder) / name, target)
         if (Path(folder) / METRICS).is_file():
             os.replace(Path(folder) / METRICS, scratch.reported)
-    if "ran" in done:
-        write_atomically(scratch.ran_file, json.dumps(done["ran"], sort_keys=True))
-    write_atomically(scratch.result, json.dumps(done["metrics"], sort_keys=True))
+    if done.ran:
+        write_atomically(scratch.remote_file, done.ran.to_json())
+    write_atomically(scratch.result, json.dumps(done.metrics, sort_keys=True))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

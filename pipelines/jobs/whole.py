@@ -5,7 +5,6 @@ which its driver reads them, on whatever node they are. There is no repository (
 checkouts. An attempt after a lost job finds the checkout as it was left, and in the scratch root what was finished.
 """
 
-import json
 import os
 import re
 import shutil
@@ -16,8 +15,9 @@ import uuid
 from pathlib import Path
 
 from pipelines.errors import INTERRUPTED, OTHER, InfrastructureError, report_error
-from pipelines.jobs.work import output_folder
+from pipelines.jobs.work import output_folder, write_manifest
 from pipelines.scratch.folder import Scratch, put_in_place
+from pipelines.scratch.manifest import JobManifest
 from pipelines.scratch.storage import Storage, files_below
 
 RETURNED = ("dvc.lock", "metrics")
@@ -39,7 +39,7 @@ def main(url: str, key: str, raw: str, targets: list[str]) -> int:
             returned = [name for name in RETURNED if (checkout / name).exists()]
             files = {name: file for each in returned for name, file in files_below(checkout / each).items()}
             storage.publish(files, output_folder(key))
-            storage.write(f"{output_folder(key)}/DONE.json", json.dumps({"targets": targets}) + "\n")
+            write_manifest(storage, key, JobManifest(targets=targets))
     except BaseException as error:
         return report_error(error)
     return 0

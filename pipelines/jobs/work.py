@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.errors import InfrastructureError
+from pipelines.scratch.manifest import MANIFEST_FILE, JobManifest
 from pipelines.scratch.storage import Storage
 
 METRICS = "metrics.jsonl"
@@ -45,3 +46,12 @@ def run_folder(key: str) -> str:
 
 def output_folder(key: str) -> str:
     return f"outputs/{key}"
+
+
+def read_manifest(storage: Storage, key: str) -> JobManifest | None:
+    """Return the manifest of a finished job, or None before it has finished."""
+    return JobManifest.parse(storage.read(f"{output_folder(key)}/{MANIFEST_FILE}"))
+
+
+def write_manifest(storage: Storage, key: str, manifest: JobManifest) -> None:
+    storage.write(f"{output_folder(key)}/{MANIFEST_FILE}", manifest.to_json())

@@ -1,9 +1,9 @@
-"""A lease: who works in a folder, said so that another machine can tell.
+"""A lease: a file that shows processes on other machines who works in a folder.
 
-`flock` settles it between processes of one machine, but many network file systems keep it to that machine. So the holder also
-writes a small file and renews it. Another machine that finds one watches: a file that changes has a living holder; one that stays
-as it is for `stale` seconds has none, and is taken over. Only the watcher's own monotonic clock counts, so machines may disagree
-about the time of day. Whoever finds a foreign token in its file has lost the lease, and must stop.
+`flock` decides between processes of one machine, but many network file systems keep it to that machine. So the holder also writes a
+small file and renews it. A waiting machine watches the file: while it changes, its holder is alive; after `stale` seconds without a
+change, the lease is taken over. Only the watcher's own monotonic clock counts, so machines may disagree about the time of day. A
+holder that finds another token in the file has lost the lease, and must stop.
 """
 
 import json
@@ -15,18 +15,40 @@ import threading
 import time
 import uuid
 from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pipelines.errors import InfrastructureError
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
-TOO_LONG = "run again later, or wait longer with PIPELINES_LOCK_TIMEOUT"
+HOW_TO_WAIT = "run again later, or wait longer with PIPELINES_LOCK_TIMEOUT"
 
 
-def machine() -> str:
-    """What tells this running kernel from every other: two hosts may share a name, and two containers share a kernel."""
+@dataclass(frozen=True)
+class Holder:
+    """The content of a lease file. `beat` counts its renewals."""
+
+    token: str
+    machine: str
+    host: str
+    pid: int
+    beat: int = 0
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def read_lease(path: Path) -> Holder | None:
+    """Return the content of a lease file, or None without one that can be read."""
+    try:
+        return Holder(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def machine_id() -> str:
+    """Return an id of the running kernel: two hosts may share a name, and two containers share a kernel."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -34,84 +56,79 @@ def machine() -> str:
 
 
 class Lease:
-    """The lease in one file, held from `take` to `release`."""
+    """The lease in one file, held from `acquire` to `release`."""
 
     def __init__(self, path: Path, *, beat: float = BEAT_SECONDS, stale: float = STALE_SECONDS) -> None:
         self.path = path
         self.beat = beat
         self.stale = stale
         self.lost = False
-        self._known = {
-            "token": uuid.uuid4().hex,
-            "machine": machine(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-        }
-        self._beats = 0
+        self._holder = Holder(uuid.uuid4().hex, machine_id(), socket.gethostname(), os.getpid())
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
     def acquire(self, timeout: float) -> None:
-        """Wait until it is ours. Call with the folder's flock held: a lease of this machine is then a dead process's.
+        """Wait for the lease. Call with the folder's flock held: a lease of this machine is then a dead process's.
 
         Raises InfrastructureError after `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         seen, since = None, time.monotonic()
-        said = False
+        warned = False
         while not self._try(seen, since):
-            found = holder(self.path)
-            if found and not said:
-                said = True
-                print(f"waiting: {describe(found)} holds {self.path.parent}", file=sys.stderr, flush=True)
+            found = read_lease(self.path)
+            if found and not warned:
+                warned = True
+                print(f"waiting: {found} holds {self.path.parent}", file=sys.stderr, flush=True)
             if found != seen:
                 seen, since = found, time.monotonic()
             if time.monotonic() > deadline:
-                raise InfrastructureError(f"{describe(seen)} still works in {self.path.parent}: {TOO_LONG}")
+                who = seen or "another process"
+                raise InfrastructureError(f"{who} still works in {self.path.parent}: {HOW_TO_WAIT}")
             time.sleep(min(1.0, self.beat / 2))
         self._thread.start()
 
-    def _try(self, seen: dict[str, Any] | None, since: float) -> bool:
-        found = holder(self.path)
+    def _try(self, seen: Holder | None, since: float) -> bool:
+        found = read_lease(self.path)
         if found is None:
             return self._create()
-        if found["machine"] == self._known["machine"]:
+        if found.machine == self._holder.machine:
             self._write()
             return True
         if found != seen or time.monotonic() - since < self.stale:
             return False
         self._write()
-        time.sleep(self.beat / 2)  # another watcher may have come to the same conclusion: the last to write has it
-        return self._is_ours()
+        time.sleep(self.beat / 2)  # another watcher may have decided the same: the last to write has the lease
+        return self._is_own(read_lease(self.path))
 
     def require(self) -> None:
-        """Raises InfrastructureError when somebody else has taken the lease over (this process or machine was stopped too long)."""
-        found = holder(self.path)
-        if self.lost or (found is not None and found["token"] != self._known["token"]):
+        """Raise InfrastructureError when another process has taken the lease over (this one was stopped for too long)."""
+        found = read_lease(self.path)
+        if self.lost or (found and not self._is_own(found)):
             self.lost = True
             raise InfrastructureError(
-                f"{describe(found)} has taken over {self.path.parent}, as nothing was heard from here for "
+                f"{found or 'another process'} has taken over {self.path.parent}, as this process did not renew its lease for "
                 f"{self.stale:.0f} s: run again, to wait for its result"
             )
 
     def release(self) -> None:
+        """Stop renewing, and remove the file if it is still this process's."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        if self._is_ours():
+        if self._is_own(read_lease(self.path)):
             self.path.unlink(missing_ok=True)
 
-    def _is_ours(self) -> bool:
-        found = holder(self.path)
-        return found is not None and bool(found["token"] == self._known["token"])
+    def _is_own(self, found: Holder | None) -> bool:
+        return found is not None and found.token == self._holder.token
 
     def _renew(self) -> None:
         while not self._stop.wait(self.beat):
-            found = holder(self.path)
-            if found is not None and found["token"] != self._known["token"]:
+            found = read_lease(self.path)
+            if found and not self._is_own(found):
                 self.lost = True
                 return
-            with suppress(OSError):  # the storage is away or full; when it is back, the token says whose it is
+            with suppress(OSError):  # the storage is away or full; when it is back, the token tells whose lease it is
                 self._write() if found else self._create()
 
     def _create(self) -> bool:
@@ -121,7 +138,7 @@ class Lease:
             os.link(temporary, self.path)
         except FileExistsError:
             return False
-        except OSError:  # a file system without links: nearly as good, and `require` tells the difference
+        except OSError:  # a file system without links: not atomic, but `require` finds out
             if self.path.exists():
                 return False
             os.replace(temporary, self.path)
@@ -133,20 +150,8 @@ class Lease:
         os.replace(self._temporary(), self.path)
 
     def _temporary(self) -> Path:
-        """The next beat, in a file of its own. Makes no folder: one that is away must not come back empty."""
-        self._beats += 1
-        temporary = self.path.with_name(f".{self.path.name}.{self._known['token']}")
-        temporary.write_text(json.dumps({**self._known, "beat": self._beats}))
+        """Write the next beat to a temporary file. Creates no folder: one whose storage is away must not come back empty."""
+        self._holder = replace(self._holder, beat=self._holder.beat + 1)
+        temporary = self.path.with_name(f".{self.path.name}.{self._holder.token}")
+        temporary.write_text(json.dumps(asdict(self._holder)))
         return temporary
-
-
-def holder(path: Path) -> dict[str, Any] | None:
-    """What the lease's file says, or None without one."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return None
-
-
-def describe(found: dict[str, Any] | None) -> str:
-    return f"process {found['pid']} on {found['host']}" if found else "another process"

@@ -1,4 +1,4 @@
-"""How long this project waits for what: every wait has an end. In seconds, each with an environment variable of its own."""
+"""Timeouts, in seconds, each set by an environment variable; and the wait for a storage that is away."""
 
 import os
 import time
@@ -12,27 +12,27 @@ Result = TypeVar("Result")
 
 
 def lock_timeout() -> float:
-    """For another process that computes the same result."""
+    """Return how long to wait for another process that computes the same result."""
     return _seconds("PIPELINES_LOCK_TIMEOUT", 24 * 3600)
 
 
 def grace_period() -> float:
-    """For a training process to save a checkpoint and go, after SIGTERM. Clouds and schedulers give 30 s or more."""
+    """Return how long training may take to save a checkpoint after SIGTERM. Clouds and schedulers allow 30 s or more."""
     return _seconds("PIPELINES_GRACE", 20)
 
 
 def storage_timeout() -> float:
-    """For the scratch folder to come back when its storage is away."""
+    """Return how long to wait for the scratch folder when its storage is away."""
     return _seconds("PIPELINES_STORAGE_PATIENCE", 180)
 
 
 def retry_while_away(action: Callable[[], Result], away: Callable[[], bool], what: str, *, timeout: float) -> Result:
-    """What `action` returns; while `away()` says that the storage is gone, it is waited for and tried again.
+    """Return the result of `action`; while `away()`, wait and try again. `what` names the storage in messages.
 
-    Raises the action's own OSError when the storage is there (a full disk, say), InfrastructureError when it stays away.
+    Raises the OSError of `action` when the storage is there (a full disk, say), InfrastructureError when it stays away.
     """
     deadline = time.monotonic() + timeout
-    said = False
+    warned = False
     while True:
         try:
             if not away():
@@ -42,10 +42,10 @@ def retry_while_away(action: Callable[[], Result], away: Callable[[], bool], wha
                 raise
         if time.monotonic() > deadline:
             raise InfrastructureError(
-                f"{what} has been away for {timeout:.0f} s: bring it back, and run again to go on"
+                f"{what} has been away for {timeout:.0f} s: bring it back, and run again to resume"
             )
-        if not said:
-            said = True
+        if not warned:
+            warned = True
             print(f"warning: {what} is away; waiting for it, {timeout:.0f} s at most", flush=True)
         time.sleep(0.5)
 

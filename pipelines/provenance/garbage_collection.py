@@ -1,13 +1,12 @@
-"""`python -m pipelines gc`: frees what no result needs any more in the scratch root.
+"""`python -m pipelines gc`: removes from the scratch root what no result needs any more.
 
-Kept: what the present params.yaml and code would ask for, what `dvc.lock` says is the present result, and all that was touched
-since a sweep began that is still open. Of a finished result that is kept, the checkpoints go: they are for a run that was killed. A
-folder that somebody works in is left alone. The folder and its lock file stay, empty: whoever waits for that lock must find it.
+Kept are the folders that the current params.yaml and code use, those whose outputs are in `dvc.lock`, those that an unfinished
+sweep names, and all that were modified since the first such sweep began. A finished result that is kept loses its checkpoints: they
+are for resuming. A folder that a process holds is left alone. An emptied folder keeps its lock file, as others may wait for it.
 """
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,18 +17,15 @@ from pipelines import graph, params
 from pipelines.dvc_files.dvc_lock import dvc_md5, read_entries
 from pipelines.identity.fingerprint import fingerprint
 from pipelines.locks.file_lock import acquire
-from pipelines.locks.lease import holder, machine
-from pipelines.records.manifests import read_manifest
-from pipelines.scratch.folder import folder_name, folder_stem
+from pipelines.locks.lease import machine_id, read_lease
+from pipelines.scratch.folder import LEASE_FILE, LOCK_FILE, folder_name, folder_stem, remove
+from pipelines.scratch.manifest import MANIFEST_FILE, Manifest
 from pipelines.workspace import Workspace
-
-STAYS = ("lock",)
-"""Files of a scratch folder that are never removed."""
 
 
 @dataclass(frozen=True)
-class Freed:
-    """A scratch folder, what of it goes, why, and how many bytes no other file holds."""
+class Removal:
+    """Which parts of a scratch folder are removed, why, and the bytes that this frees on the disk."""
 
     folder: Path
     parts: tuple[str, ...]
@@ -37,79 +33,81 @@ class Freed:
     bytes: int
 
 
-def collect(workspace: Workspace, *, dry: bool) -> list[Freed]:
-    """Free what is not needed and say so, a line a folder; with `dry`, only say so."""
-    wanted = _wanted(workspace)
+def collect(workspace: Workspace, *, dry: bool) -> list[Removal]:
+    """Remove what is not needed and print one line per folder; with `dry`, only print."""
+    needed = _needed_folders(workspace)
     sweeps = open_sweeps(workspace.home)
-    freed = []
+    removals = []
+    verb = "would free" if dry else "freed"
     for folder in scratch_folders(workspace.home):
-        with _held(folder) as ours:
-            if not ours:
-                print(f"kept    {folder.name}: somebody works in it")
+        with _try_lock(folder) as locked:
+            if not locked:
+                print(f"kept    {folder.name}: in use by another process")
                 continue
-            found = _judge(folder, folder.name in wanted, sweeps)
-            if found is None:
+            removal = _removal(folder, folder.name in needed or sweeps.need(folder))
+            if removal is None:
                 continue
-            freed.append(found)
-            print(f"{'would free' if dry else 'freed'} {_size(found.bytes):>10}  {folder.name}: {found.reason}")
+            removals.append(removal)
+            print(f"{verb} {_size(removal.bytes):>10}  {folder.name}: {removal.reason}")
             if not dry:
-                _remove(found)
-    total = sum(found.bytes for found in freed)
-    print(f"{'would free' if dry else 'freed'} {_size(total)} in {len(freed)} folders")
-    return freed
+                # The manifest first: without it, what is left is no result.
+                for part in sorted(removal.parts, key=lambda part: part != MANIFEST_FILE):
+                    remove(folder / part)
+    print(f"{verb} {_size(sum(removal.bytes for removal in removals))} in {len(removals)} folders")
+    return removals
 
 
 def scratch_folders(home: Path) -> list[Path]:
-    """Folders of stage runs, named `<stage>-<arm>-<fingerprint>`; studies, sweeps and clones beside them are none of ours."""
+    """Return the folders of stage runs, named `<stage>-<arm>-<fingerprint>`; not those of studies, sweeps and clones."""
     known = {folder_stem(run.address) for stage in graph.all_stages() for run in graph.runs_of(stage)}
     shape = re.compile(r"(.+)-[0-9a-f]{16}")
     found = [(path, shape.fullmatch(path.name)) for path in sorted(home.glob("*")) if path.is_dir()]
     return [path for path, match in found if match and match[1] in known]
 
 
-def _wanted(workspace: Workspace) -> set[str]:
-    """Names of the scratch folders that the present parameters or dvc.lock ask for."""
+def _needed_folders(workspace: Workspace) -> set[str]:
+    """Return the names of the scratch folders that the current parameters or dvc.lock use."""
     settings = params.load(workspace.path("params.yaml"))
-    wanted = set()
+    needed = set()
     for stage in graph.all_stages():
         for run in graph.runs_of(stage):
             inputs = {name: workspace.path(path) for name, path in run.inputs.items()}
             if all(path.exists() for path in inputs.values()):
                 own = settings.only(run.stage.reads)
-                wanted.add(folder_name(run.address, fingerprint(run, own, inputs, settings.compute.threads)))
+                needed.add(folder_name(run.address, fingerprint(run, own, inputs, settings.compute.threads)))
     try:
         entries = read_entries(workspace.root)
     except DataError:
-        return wanted  # no lock: only what is here now counts
+        return needed  # without dvc.lock, only the current parameters count
     locked = {
         address: {out["path"]: out.get("md5") for out in entry.get("outs", [])} for address, entry in entries.items()
     }
     for folder in scratch_folders(workspace.home):
-        done = read_manifest(folder / "DONE.json")
-        if done and folder.name not in wanted and locked.get(done["stage"]) == _md5s(folder, done):
-            wanted.add(folder.name)
-    return wanted
+        done = Manifest.read(folder / MANIFEST_FILE)
+        if done and folder.name not in needed and locked.get(done.stage) == _md5s(folder, done):
+            needed.add(folder.name)
+    return needed
 
 
-def _md5s(folder: Path, done: dict[str, dict[str, str | None]]) -> dict[str, str | None]:
-    """DVC's md5 of every output, from the manifest where it has it."""
-    known = done.get("md5", {})
-    return {path: known.get(path) or dvc_md5(folder / "outputs" / path) for path in done["outputs"]}
+def _md5s(folder: Path, done: Manifest) -> dict[str, str | None]:
+    """Return DVC's md5 of every output, computed where the manifest has none."""
+    return {path: done.md5.get(path) or dvc_md5(folder / "outputs" / path) for path in done.outputs}
 
 
 @dataclass(frozen=True)
 class OpenSweeps:
-    """What sweeps that have not finished need: results that their journals name, and all that was touched since the first began."""
+    """What unfinished sweeps need: the results that their journals name, and all that was modified since the first began."""
 
     fingerprints: frozenset[str]
     since: float
 
     def need(self, folder: Path) -> bool:
-        return folder.name[-16:] in self.fingerprints or _touched(folder) >= self.since
+        modified = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
+        return folder.name[-16:] in self.fingerprints or modified >= self.since
 
 
 def open_sweeps(home: Path) -> OpenSweeps:
-    """Of a scratch root; `pipelines.sweeps.journal` says how a sweep's folder looks."""
+    """Return what the unfinished sweeps of a scratch root need; `pipelines.sweeps.journal` documents a sweep's folder."""
     found = [folder for folder in (home / "sweeps").glob("*") if folder.is_dir() and not _finished(folder)]
     named: set[str] = set()
     for folder in found:
@@ -121,58 +119,44 @@ def open_sweeps(home: Path) -> OpenSweeps:
 
 
 def _finished(sweep: Path) -> bool:
-    """Whether all its trials have ended and nobody drives it. Without a summary that says so, it is open."""
+    """Return whether all trials of a sweep have ended and no driver runs it; without a summary that says so, it is open."""
     try:
         summary = json.loads((sweep / "results.json").read_text(encoding="utf-8"))
         trials, waiting = len(summary["trials"]), summary["counts"]["waiting"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    with _held(sweep) as ours:
-        return ours and waiting == 0 and trials >= summary.get("samples", trials)
+    with _try_lock(sweep) as locked:
+        return locked and waiting == 0 and trials >= summary.get("samples", trials)
 
 
-def _judge(folder: Path, wanted: bool, sweeps: OpenSweeps) -> Freed | None:
-    parts = tuple(sorted(path.name for path in folder.iterdir() if path.name not in STAYS))
-    done = (folder / "DONE.json").is_file()
-    if wanted or sweeps.need(folder):
+def _removal(folder: Path, needed: bool) -> Removal | None:
+    parts = tuple(sorted(path.name for path in folder.iterdir() if path.name != LOCK_FILE))
+    done = (folder / MANIFEST_FILE).is_file()
+    if needed:
         if not (done and (folder / "checkpoints").is_dir()):
             return None
         parts, reason = ("checkpoints",), "checkpoints of a finished result"
     elif done:
-        reason = "nothing here asks for this result"
+        reason = "the result is not used"
     else:
-        reason = "unfinished, and nothing here would go on with it"
-    return Freed(folder, parts, reason, sum(_bytes(folder / part) for part in parts)) if parts else None
+        reason = "unfinished, and not used"
+    return Removal(folder, parts, reason, sum(_freed_bytes(folder / part) for part in parts)) if parts else None
 
 
-def _touched(folder: Path) -> float:
-    return max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
-
-
-def _bytes(path: Path) -> int:
-    """What removing it gives back: a file that has another name elsewhere gives nothing."""
+def _freed_bytes(path: Path) -> int:
+    """Return the bytes on the disk that removing `path` frees: none for a file that has another hard link."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files if file.stat().st_nlink == 1)
 
 
-def _remove(freed: Freed) -> None:
-    # The manifest first: without it nobody takes what is left for a result.
-    for part in sorted(freed.parts, key=lambda part: part != "DONE.json"):
-        path = freed.folder / part
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
 @contextmanager
-def _held(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock, unless a process of this machine or a lease of another one has it; says whether."""
-    lease = holder(folder / "lease.json")
-    if lease is not None and lease.get("machine") != machine():
+def _try_lock(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock if no process of this machine, and no lease of another one, has it; yield whether it is held."""
+    lease = read_lease(folder / LEASE_FILE)
+    if lease is not None and lease.machine != machine_id():
         yield False
         return
-    with open(folder / "lock", "a+") as file:
+    with open(folder / LOCK_FILE, "a+") as file:
         yield acquire(file.fileno(), 0) is not None
 
 

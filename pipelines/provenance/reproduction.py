@@ -1,20 +1,19 @@
-"""`python -m pipelines reproduce RUN_ID`: the same code, parameters and inputs once more, and every number compared.
+"""`python -m pipelines reproduce RUN_ID`: runs the same code with the same parameters and inputs again, and compares all results.
 
-The worktree holds the run's commit with its stored patch, params.yaml with the run's values, and the inputs that it read, found by
+A git worktree gets the run's commit with its stored patch, params.yaml with the run's values, and the inputs that it read, found by
 digest in the workspace, in scratch, in DVC's cache or a DVC remote. The stages run there with a scratch root and a tracking store
-of their own, so that nothing is taken from a cache and nothing of the user's is written.
+of their own, so that nothing is taken from a cache and nothing of the user's is overwritten.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -24,12 +23,13 @@ from pipelines.errors import InfrastructureError
 from pipelines.graph import find
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import digest, tree_digests
-from pipelines.provenance.lineage import Step, finder, manifest_of, trace
+from pipelines.provenance.lineage import Step, find_manifest, trace
 from pipelines.provenance.result_differences import Comparison, compare, show
-from pipelines.provenance.run_checks import patch_text
-from pipelines.records.manifests import Manifest, producers, read_manifest
-from pipelines.records.provenance import environment, hardware
+from pipelines.provenance.run_checks import download_patch
+from pipelines.records.manifests import producers
+from pipelines.records.stage_record import environment, hardware
 from pipelines.scratch.folder import folder_stem, put_in_place
+from pipelines.scratch.manifest import MANIFEST_FILE, Manifest, StageRecord
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -39,45 +39,47 @@ if TYPE_CHECKING:
 def reproduce(
     target: str, workspace: Workspace, *, first: str | None = None, whole: bool = False, keep: bool = False
 ) -> None:
-    """Run the stage of `target` (a run id, or a path that it wrote) again and compare; from stage `first` on, or the `whole` chain.
+    """Repeat the stage of `target` (a run id, or a path that it wrote) and compare; from stage `first` on, or the `whole` chain.
 
-    Raises DataError when a number or a byte differs or something needed is not there, StageFailedError when the stage fails.
+    Raises DataError when a metric or a byte differs or something needed is missing, InfrastructureError when a stage fails.
     """
     from pipelines.tracking.runs import connect
 
     client = connect(workspace).client
-    manifest = manifest_of(target, workspace, client)
-    if "provenance" not in manifest:
-        raise DataError(
-            f"reproduce: run {manifest.get('run')} does not say where it comes from: run its stage again first"
-        )
-    steps = _steps(trace(manifest, finder(workspace.home, client)), first, whole)
-    known = manifest["provenance"]
-    print(f"{manifest['stage']} {manifest['fingerprint'][:8]}: commit {known['revision']['commit'][:8]}", flush=True)
-    for line in _unlike(known):
+    manifest = find_manifest(target, workspace, client)
+    record = _record(manifest)
+    steps = _steps(trace(manifest, workspace.home, client), first, whole)
+    print(f"{manifest.stage} {manifest.fingerprint[:8]}: commit {record.revision.commit[:8]}", flush=True)
+    for line in _environment_differences(record):
         print(f"note: {line}", flush=True)
     with _worktree(manifest, client, keep) as root:
         _write_params(root, steps)
-        _bring_inputs(root, steps, workspace)
+        _place_inputs(root, steps, workspace)
         comparisons = []
         for step in steps:
             _run(step, root)
-            comparisons.append(_compared(step, root))
+            comparisons.append(_compare(step, root))
         for comparison in comparisons:
             show(comparison)
-    unlike = [comparison for comparison in comparisons if not comparison.same]
-    if unlike:
-        raise DataError(f"reproduce: {', '.join(one.address for one in unlike)} came out differently")
+    different = [comparison.address for comparison in comparisons if not comparison.same]
+    if different:
+        raise DataError(f"reproduce: the results of {', '.join(different)} differ")
+
+
+def _record(manifest: Manifest) -> StageRecord:
+    if manifest.provenance is None:
+        raise DataError(f"reproduce: run {manifest.run} has no provenance: run its stage again first")
+    return manifest.provenance
 
 
 def _steps(last: Step, first: str | None, whole: bool) -> list[Step]:
-    """The stage runs to repeat, each after what it reads."""
+    """Return the steps to repeat, each after those that make its inputs."""
     order: list[Step] = []
 
     def visit(step: Step) -> None:
-        for source in step.sources:
-            if source.step:
-                visit(source.step)
+        for used in step.inputs:
+            if used.step:
+                visit(used.step)
         if step not in order:
             order.append(step)
 
@@ -86,46 +88,46 @@ def _steps(last: Step, first: str | None, whole: bool) -> list[Step]:
         return order
     if first is None:
         return [last]
-    find(first)  # says what there is when there is no such stage
+    find(first)  # raises, with the names that there are, for an unknown stage
     begin = next((step for step in order if step.address == first), None)
     if begin is None:
         before = ", ".join(step.address for step in order)
-        raise ParameterError(f"reproduce: --from {first}: {last.address} does not come from it; one of {before}")
-    return [step for step in order if step is begin or _comes_from(step, begin)]
+        raise ParameterError(f"reproduce: --from {first}: {last.address} does not depend on it; choose one of {before}")
+    return [step for step in order if step is begin or _depends_on(step, begin)]
 
 
-def _comes_from(step: Step, origin: Step) -> bool:
-    return any(source.step and (source.step is origin or _comes_from(source.step, origin)) for source in step.sources)
+def _depends_on(step: Step, origin: Step) -> bool:
+    return any(used.step and (used.step is origin or _depends_on(used.step, origin)) for used in step.inputs)
 
 
-def _unlike(known: Mapping[str, Any]) -> Iterator[str]:
-    """What of the surroundings differs from the run's: reasons for which bytes may differ."""
+def _environment_differences(record: StageRecord) -> Iterator[str]:
+    """Yield what differs in packages and hardware: possible reasons for different bytes."""
     now = {**environment(), **hardware()}
-    for name, value in {**known["environment"], **known["hardware"]}.items():
+    for name, value in {**record.environment, **record.hardware}.items():
         if now.get(name) != value:
             yield f"{name} was {value}, here it is {now.get(name, 'none')}"
 
 
 @contextmanager
 def _worktree(manifest: Manifest, client: "MlflowClient", keep: bool) -> Iterator[Path]:
-    """The run's code in a folder of its own: its commit, and its patch."""
-    revision = manifest["provenance"]["revision"]
-    if not revision["commit"] or _git(ROOT, "cat-file", "-e", f"{revision['commit']}^{{commit}}").returncode:
-        commit = revision["commit"] or "unknown"
+    """A git worktree of the run's commit, with its patch applied."""
+    revision = _record(manifest).revision
+    if not revision.commit or _git(ROOT, "cat-file", "-e", f"{revision.commit}^{{commit}}").returncode:
+        commit = revision.commit or "unknown"
         raise DataError(
             f"reproduce: commit {commit} is not in this repository: `git fetch` it, or use the clone that has it"
         )
-    if revision["left_out"]:
-        missing = ", ".join(revision["left_out"])
-        raise DataError(f"reproduce: the run's patch does not hold {missing}: its code cannot be made again")
+    if revision.left_out:
+        missing = ", ".join(revision.left_out)
+        raise DataError(f"reproduce: the run's patch does not hold {missing}: its code cannot be restored")
     folder = Path(tempfile.mkdtemp(prefix="reproduce-"))
     root = folder / "code"
     try:
-        made = _git(ROOT, "worktree", "add", "--detach", str(root), revision["commit"])
+        made = _git(ROOT, "worktree", "add", "--detach", str(root), revision.commit)
         if made.returncode:
             raise InfrastructureError(f"reproduce: git worktree add failed: {made.stderr.strip().splitlines()[-1]}")
-        if revision["patch"]:
-            _apply(root, patch_text(manifest["run"], client), revision["patch"])
+        if revision.patch:
+            _apply(root, download_patch(manifest, client))
         yield root
     finally:
         if keep:
@@ -135,9 +137,9 @@ def _worktree(manifest: Manifest, client: "MlflowClient", keep: bool) -> Iterato
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _apply(root: Path, patch: str | None, expected: str) -> None:
-    if patch is None or hashlib.sha256(patch.encode()).hexdigest() != expected:
-        raise DataError("reproduce: the run's patch is missing or not the one that it was stamped with")
+def _apply(root: Path, patch: str | None) -> None:
+    if patch is None:
+        raise DataError("reproduce: the run's patch is missing, or not the one in its manifest")
     applied = subprocess.run(
         ["git", "-C", str(root), "apply", "--binary", "--whitespace=nowarn"],
         input=patch.encode(),
@@ -146,23 +148,26 @@ def _apply(root: Path, patch: str | None, expected: str) -> None:
     )
     if applied.returncode:
         reason = applied.stderr.decode().strip().splitlines()[0]
-        raise DataError(f"reproduce: the run's patch does not fit its commit: {reason}")
+        raise DataError(f"reproduce: the run's patch does not apply to its commit: {reason}")
 
 
 def _write_params(root: Path, steps: list[Step]) -> None:
-    """params.yaml of the commit with the values that the runs read."""
+    """Write the values that the runs read into params.yaml."""
     path = root / "params.yaml"
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     for step in steps:
-        document |= step.manifest["provenance"]["parameters"]
+        document |= _record(step.manifest).parameters
     path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
 
 
-def _bring_inputs(root: Path, steps: list[Step], workspace: Workspace) -> None:
-    """What the steps read and none of them writes, checked by digest."""
+def _place_inputs(root: Path, steps: list[Step], workspace: Workspace) -> None:
+    """Copy the inputs that no step writes, checked by digest."""
     written = {path for step in steps for path in step.outputs}
-    for path, sha256 in {s.path: s.sha256 for step in steps for s in step.sources if s.path not in written}.items():
-        found = next((place for place in _places(path, root, workspace) if digest(tree_digests(place)) == sha256), None)
+    for path, sha256 in {
+        used.path: used.sha256 for step in steps for used in step.inputs if used.path not in written
+    }.items():
+        copies = _possible_copies(path, root, workspace)
+        found = next((copy for copy in copies if digest(tree_digests(copy)) == sha256), None)
         if found is None:
             raise DataError(
                 f"reproduce: {path} with SHA-256 {sha256[:8]} is neither in the workspace nor in scratch, and DVC cannot pull it"
@@ -171,8 +176,8 @@ def _bring_inputs(root: Path, steps: list[Step], workspace: Workspace) -> None:
             put_in_place(found, root / path)
 
 
-def _places(path: str, root: Path, workspace: Workspace) -> Iterator[Path]:
-    """Where the bytes of `path` may be, the nearest first; asks DVC last."""
+def _possible_copies(path: str, root: Path, workspace: Workspace) -> Iterator[Path]:
+    """Yield places where the bytes of `path` may be, the nearest first; DVC is asked last."""
     yield root / path
     yield workspace.path(path)
     if path in producers():
@@ -188,7 +193,7 @@ def _places(path: str, root: Path, workspace: Workspace) -> Iterator[Path]:
 
 
 def _share_cache(theirs: Path, ours: Path) -> None:
-    """DVC in `ours` uses the cache and the remotes of `theirs`, and its configuration that is in no commit."""
+    """Let DVC in `ours` use the cache and the remotes of `theirs`, also those configured outside of git."""
     for name in ("config", "config.local"):
         if (theirs / ".dvc" / name).is_file():
             shutil.copyfile(theirs / ".dvc" / name, ours / ".dvc" / name)
@@ -197,7 +202,6 @@ def _share_cache(theirs: Path, ours: Path) -> None:
 
 
 def _run(step: Step, root: Path) -> None:
-    known = step.manifest["provenance"]
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("PIPELINES_", "DVC_"))}
     compute = {key: value for key, value in os.environ.items() if key.startswith("PIPELINES_COMPUTE__")}
     command = [sys.executable, "-m", "pipelines", "--workspace", str(root), "run", step.address]
@@ -209,7 +213,7 @@ def _run(step: Step, root: Path) -> None:
             **compute,
             "PYTHONPATH": str(root),
             "PIPELINES_HOME": str(_home(root)),
-            "PIPELINES_COMPUTE__THREADS": str(known["threads"]),
+            "PIPELINES_COMPUTE__THREADS": str(_record(step.manifest).threads),
             "MLFLOW_TRACKING_URI": f"sqlite:///{root.parent / 'mlflow.db'}",
         },
         check=False,
@@ -222,9 +226,9 @@ def _home(root: Path) -> Path:
     return root.parent / "runs"
 
 
-def _compared(step: Step, root: Path) -> Comparison:
-    pattern = f"{folder_stem(step.address)}-*/DONE.json"
-    again = next((done for done in map(read_manifest, _home(root).glob(pattern)) if done), None)
+def _compare(step: Step, root: Path) -> Comparison:
+    pattern = f"{folder_stem(step.address)}-*/{MANIFEST_FILE}"
+    again = next((done for done in map(Manifest.read, _home(root).glob(pattern)) if done), None)
     if again is None:
         raise InfrastructureError(f"reproduce: {step.address} left no manifest")
     return compare(step.manifest, again)

@@ -1,17 +1,17 @@
-"""Two results of one stage, number by number and file by file."""
+"""Compares two results of one stage, metric by metric and file by file."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.records.manifests import Manifest
+from pipelines.scratch.manifest import Manifest
 from pipelines.tracking.runs import flatten
 
 
 @dataclass(frozen=True)
-class Number:
-    """A metric then and now; None where there is none. `difference` is now - then, None where that has no meaning."""
+class MetricPair:
+    """A metric of both results, None where it is missing. `difference` is now - then, None unless both are numbers."""
 
     name: str
     then: Any
@@ -30,10 +30,10 @@ class Number:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A stage run and its repetition. `files` maps each output file to whether its bytes are the same; `causes` is what was not."""
+    """A stage run and its repetition. `files` says for each output whether its bytes are equal; `causes` names changed inputs."""
 
     address: str
-    numbers: tuple[Number, ...]
+    numbers: tuple[MetricPair, ...]
     files: Mapping[str, bool]
     causes: tuple[str, ...]
 
@@ -43,35 +43,38 @@ class Comparison:
 
 
 def compare(then: Manifest, now: Manifest) -> Comparison:
-    """Of two DONE manifests of the same stage."""
-    old, new = flatten(then["metrics"]), flatten(now["metrics"])
-    numbers = tuple(Number(name, old.get(name), new.get(name)) for name in sorted({*old, *new}))
+    """Compare two manifests of the same stage."""
+    old, new = flatten(then.metrics), flatten(now.metrics)
+    numbers = tuple(MetricPair(name, old.get(name), new.get(name)) for name in sorted({*old, *new}))
     before, after = _files(then), _files(now)
     files = {name: before.get(name) == after.get(name) for name in sorted({*before, *after})}
-    return Comparison(then["stage"], numbers, files, tuple(_causes(then, now)))
+    return Comparison(then.stage, numbers, files, tuple(_causes(then, now)))
 
 
 def _files(manifest: Manifest) -> dict[str, str]:
-    outputs: Mapping[str, Mapping[str, str]] = manifest["outputs"]
-    return {
-        f"{path}/{name}" if name else path: value for path, files in outputs.items() for name, value in files.items()
-    }
+    outputs = manifest.outputs.items()
+    return {f"{path}/{name}" if name else path: value for path, files in outputs for name, value in files.items()}
 
 
 def _causes(then: Manifest, now: Manifest) -> list[str]:
-    """Which parts of the fingerprint differ: with the same fingerprint, none."""
-    if then["fingerprint"] == now["fingerprint"]:
+    """Return the parts of the fingerprint that differ."""
+    before, after = then.provenance, now.provenance
+    if then.fingerprint == now.fingerprint or before is None or after is None:
         return []
-    before, after = then.get("provenance", {}), now.get("provenance", {})
-    words = {"sources": "code", "parameters": "parameters", "lock": "requirements.lock", "threads": "threads"}
-    causes = [word for key, word in words.items() if before.get(key) != after.get(key)]
-    old = {path: record["sha256"] for path, record in before.get("inputs", {}).items()}
-    new = {path: record["sha256"] for path, record in after.get("inputs", {}).items()}
-    return [*causes, *sorted(path for path in {*old, *new} if old.get(path) != new.get(path))]
+    compared = {
+        "code": before.sources == after.sources,
+        "parameters": before.parameters == after.parameters,
+        "requirements.lock": before.lock == after.lock,
+        "threads": before.threads == after.threads,
+    }
+    old = {path: record.sha256 for path, record in before.inputs.items()}
+    new = {path: record.sha256 for path, record in after.inputs.items()}
+    changed = sorted(path for path in {*old, *new} if old.get(path) != new.get(path))
+    return [*(part for part, equal in compared.items() if not equal), *changed]
 
 
 def show(comparison: Comparison) -> None:
-    """Print it: a line a number, a line a file."""
+    """Print one line per metric and one per file."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -80,10 +83,10 @@ def show(comparison: Comparison) -> None:
     for heading, side in (("number", "left"), ("then", "right"), ("now", "right"), ("difference", "right")):
         table.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
     for number in comparison.numbers:
-        by = "same" if number.same else "another" if number.difference is None else f"{number.difference:+.6g}"
+        by = "same" if number.same else "different" if number.difference is None else f"{number.difference:+.6g}"
         table.add_row(escape(number.name), _word(number.then), _word(number.now), by)
     for name, equal in comparison.files.items():
-        table.add_row(escape(name), "", "", "same bytes" if equal else "other bytes")
+        table.add_row(escape(name), "", "", "same bytes" if equal else "different bytes")
     console = Console()
     console.print(table)
     same = sum(number.same for number in comparison.numbers)
@@ -93,7 +96,7 @@ def show(comparison: Comparison) -> None:
         highlight=False,
     )
     if comparison.causes:
-        console.print(f"it was not the same run: other {', '.join(comparison.causes)}", highlight=False)
+        console.print(f"the fingerprint differs: other {', '.join(comparison.causes)}", highlight=False)
 
 
 def _word(value: Any) -> str:

@@ -1,6 +1,5 @@
 """What the tracking server knows of the runs that made the results in a workspace: found by fingerprint, never needed."""
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.graph import StageRun, all_stages, runs_of
 from pipelines.identity.fingerprint import fingerprint
 from pipelines.params import Parameters
+from pipelines.records.manifests import find_by_fingerprint
 from pipelines.redaction import without_secrets
-from pipelines.scratch.folder import folder_name
 from pipelines.tracking.runs import FINISHED, Tracker, connect, pipeline_identity, public_uri, tracking_uri
 from pipelines.workspace import Workspace
 
@@ -73,26 +72,13 @@ def _find(tracker: Tracker, run: StageRun, identity: str) -> "Run | None":
     """The run that scratch remembers, or the newest finished one with this fingerprint."""
     from mlflow.exceptions import MlflowException
 
-    remembered = _remembered(tracker.workspace.home / folder_name(run.address, identity) / "DONE.json")
-    if remembered:
+    manifest = find_by_fingerprint(run.address, identity, tracker.workspace.home)
+    if manifest and manifest.run:
         try:
-            return tracker.client.get_run(remembered)
+            return tracker.client.get_run(manifest.run)
         except MlflowException:
             pass  # made under another server, or deleted
-    found = tracker.client.search_runs(
-        [tracker.experiment],
-        f"tags.`pipelines.fingerprint` = '{identity}' and attributes.status = '{FINISHED}'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    return found[0] if found else None
-
-
-def _remembered(done: Path) -> str | None:
-    try:
-        return str(json.loads(done.read_text())["run"])
-    except (OSError, ValueError, KeyError):
-        return None
+    return tracker.find_finished_run(identity)
 
 
 def _made(run: "Run", uri: str) -> Made:
@@ -121,14 +107,8 @@ def _without_user(uri: str) -> str:
 
 def _name_on_pipeline(tracker: Tracker, workspace: Workspace, runs: Mapping[str, Made]) -> None:
     """Tags `stage.<name>` on the pipeline's run, for stages that it found finished too. Its status stays as it was."""
-    identity = pipeline_identity(workspace)
-    found = tracker.client.search_runs(
-        [tracker.experiment],
-        f"tags.`pipelines.pipeline` = '{identity}'",
-        order_by=["attributes.start_time ASC"],
-        max_results=1,
-    )
-    parent = found[0].info.run_id if found else tracker.pipeline_run()
+    found = tracker.find_pipeline_run(pipeline_identity(workspace))
+    parent = found.info.run_id if found else tracker.pipeline_run()
     for address, made in runs.items():
         tracker.client.set_tag(parent, f"stage.{address.replace('@', '.')}", made.run_id)  # MLflow allows no @ in a key
     if not found:

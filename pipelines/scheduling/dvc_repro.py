@@ -17,7 +17,7 @@ import psutil
 from pipelines.engine.warm import start_beside
 from pipelines.errors import InfrastructureError
 from pipelines.locks.file_lock import acquire
-from pipelines.locks.lease import TOO_LONG
+from pipelines.locks.lease import HOW_TO_WAIT
 from pipelines.locks.waiting import lock_timeout
 from pipelines.params import load
 
@@ -50,7 +50,7 @@ def _lock(descriptor: int, root: Path, timeout: float) -> None:
         print(f"waiting: {who()}", file=sys.stderr, flush=True)
 
     if acquire(descriptor, timeout, say) is None:
-        fix = TOO_LONG if timeout else "wait for it, say --wait, or use another checkout (they share results)"
+        fix = HOW_TO_WAIT if timeout else "wait for it, say --wait, or use another checkout (they share results)"
         raise InfrastructureError(f"{who()}: {fix}")
 
 

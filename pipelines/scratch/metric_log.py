@@ -1,7 +1,7 @@
-"""Metrics over steps, on disk first.
+"""Metrics over steps, written to disk first.
 
 A training process appends lines to `metrics.jsonl`; the runner reads them and delivers them to the tracking server. So training
-never waits for a server, nothing is lost when one is away, and a resumed run can take back what it reported after its checkpoint.
+never waits for a server, nothing is lost when it is away, and a resumed run can drop what it reported after its checkpoint.
 """
 
 import csv
@@ -27,19 +27,19 @@ class MetricLog:
             file.write(line + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """Every whole line; one torn by a kill or a full disk is left out."""
+        """Return every complete line; one torn by a kill or a full disk is skipped."""
         if not self.path.exists():
             return []
         lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-        return [known for line in lines if (known := _whole(line)) is not None]
+        return [parsed for line in lines if (parsed := _parse(line)) is not None]
 
     def take_back(self, phase: str, after_step: int) -> None:
-        """Drop what `phase` reported after `after_step`: it will be computed, and reported, again."""
+        """Drop what `phase` reported after `after_step`; it will be computed and reported again."""
         kept = [line for line in self.read() if line["phase"] != phase or line["step"] <= after_step]
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def table(self) -> str:
-        """CSV with one row a step and one column a metric, empty where a step has none. Holds no times."""
+        """Return a CSV with one row per step and one column per metric, empty where a step has none. Holds no times."""
         rows: dict[int, dict[str, float]] = {}
         for line in self.read():
             rows.setdefault(line["step"], {}).update(line["metrics"])
@@ -51,7 +51,7 @@ class MetricLog:
         return text.getvalue()
 
 
-def _whole(line: str) -> dict[str, Any] | None:
+def _parse(line: str) -> dict[str, Any] | None:
     try:
         return dict(json.loads(line))
     except ValueError:

@@ -1,6 +1,6 @@
-"""The place that the submitter and every node of a cluster see: a shared folder, or a prefix in an S3-compatible bucket.
+"""The storage that the submitter and every node of a cluster share: a folder, or a prefix in an S3-compatible bucket.
 
-Both are reached through fsspec. A file is there whole or not at all: in a folder by a rename, in a bucket because an upload is. A
+Both are accessed through fsspec. A file appears whole or not at all: in a folder by a rename, in a bucket as uploads are atomic. A
 folder of files is published with its manifest last, and what is fetched is checked against it. Credentials and the endpoint of a
 bucket come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL), never from a parameter.
 """
@@ -27,7 +27,7 @@ Answer = TypeVar("Answer")
 class Storage:
     """Files below `url`, an absolute folder or s3://bucket/prefix, by names relative to it (POSIX).
 
-    A storage that does not answer is asked again for `timeout` seconds; then every method raises InfrastructureError.
+    Requests to a storage that does not answer are retried for `timeout` seconds; then every method raises InfrastructureError.
     """
 
     def __init__(self, url: str, timeout: float = TIMEOUT_SECONDS) -> None:
@@ -35,7 +35,7 @@ class Storage:
         self.timeout = timeout
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "timeout": self.timeout}  # the client stays: each process makes its own
+        return {"url": self.url, "timeout": self.timeout}  # without the client: each process makes its own
 
     @property
     def folder(self) -> Path | None:
@@ -47,7 +47,7 @@ class Storage:
         import fsspec
 
         try:
-            # Listings are never remembered: other machines write here.
+            # No cache of listings: other machines write here.
             options = {} if self.folder else {"use_listings_cache": False, "skip_instance_cache": True}
             return fsspec.url_to_fs(self.url, **options)[0]
         except ImportError as error:
@@ -59,60 +59,60 @@ class Storage:
         return f"{self.url}/{name}"
 
     def arrow(self, name: str) -> tuple[Any, str]:
-        """A pyarrow file system and the path of `name` in it, for libraries that take one: they write through the client used here.
+        """Return a pyarrow file system and the path of `name` in it, for libraries that take one.
 
-        pyarrow's own client of buckets needs other settings for servers that are not Amazon's, and makes empty objects for folders,
-        which some of them refuse.
+        It writes through the client used here: pyarrow's own needs other settings for servers that are not Amazon's, and creates
+        empty objects for folders, which some of them refuse.
         """
         from pyarrow.fs import FSSpecHandler, PyFileSystem
 
         return PyFileSystem(FSSpecHandler(self._files)), self._files._strip_protocol(self.path(name))
 
     def read(self, name: str) -> str | None:
-        """A file's text; None when there is none."""
+        """Return a file's text, or None without the file."""
         try:
-            data: bytes = self._patiently(lambda: self._files.cat_file(self.path(name)))
+            data: bytes = self._retry(lambda: self._files.cat_file(self.path(name)))
         except FileNotFoundError:
             return None
         return data.decode()
 
     def read_json(self, name: str) -> Any:
-        """A file's JSON; None when there is none, or it is not JSON."""
+        """Return a file's JSON, or None without the file or when it is not JSON."""
         try:
             return json.loads(self.read(name) or "null")
         except ValueError:
             return None
 
     def write(self, name: str, text: str) -> None:
-        self._whole(name, lambda path: self._files.pipe_file(path, text.encode()))
+        self._write_whole(name, lambda path: self._files.pipe_file(path, text.encode()))
 
     def put(self, file: Path, name: str) -> None:
-        self._whole(name, lambda path: self._files.put_file(str(file), path))
+        self._write_whole(name, lambda path: self._files.put_file(str(file), path))
 
     def get(self, name: str, file: Path) -> None:
-        """Raises FileNotFoundError where there is none."""
+        """Download a file. Raises FileNotFoundError when it is not there."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._patiently(lambda: self._files.get_file(self.path(name), str(file)))
+        self._retry(lambda: self._files.get_file(self.path(name), str(file)))
 
     def names(self, folder: str) -> list[str]:
-        """Files at any depth below `folder`, relative to it, sorted."""
+        """Return the files at any depth below `folder`, relative to it, sorted."""
         try:
-            found = self._patiently(lambda: self._files.find(self.path(folder)))
+            found = self._retry(lambda: self._files.find(self.path(folder)))
         except FileNotFoundError:
             return []
-        # A bucket's files come without the protocol.
+        # A bucket's files are listed without the protocol.
         root = self._files._strip_protocol(self.path(folder)).rstrip("/") + "/"
         return sorted(path[len(root) :] for path in found if path.startswith(root))
 
     def delete(self, name: str) -> None:
-        """A file or a folder; nothing happens where there is none."""
+        """Delete a file or a folder, if it is there."""
         try:
-            self._patiently(lambda: self._files.rm(self.path(name), recursive=True))
+            self._retry(lambda: self._files.rm(self.path(name), recursive=True))
         except FileNotFoundError:
             return
 
     def publish(self, files: Mapping[str, Path], name: str) -> None:
-        """Put `files` below `name`, then a manifest of their digests; nothing is done where that manifest is there already."""
+        """Upload `files` below `name`, then a manifest of their digests; nothing where that manifest is there already."""
         manifest = {path: file_digest(file) for path, file in files.items()}
         if self.read_json(f"{name}/{STORAGE_MANIFEST}") == manifest:
             return
@@ -121,38 +121,38 @@ class Storage:
         self.write(f"{name}/{STORAGE_MANIFEST}", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
     def fetch(self, name: str, target: Path) -> None:
-        """Get what was published as `name` into the folder `target`. Raises DataError when a file is not what the manifest says."""
+        """Download what was published as `name` to the folder `target`. Raises DataError when a file differs from the manifest."""
         for path in self._manifest(name):
             if not (target / path).resolve().is_relative_to(target.resolve()):
                 raise DataError(f"{self.path(name)}: {path!r} in the manifest leaves the folder")
-            with contextlib.suppress(FileNotFoundError):  # said below
+            with contextlib.suppress(FileNotFoundError):  # `require_whole` reports it
                 self.get(f"{name}/{path}", target / path)
         self.require_whole(name, target)
 
     def require_whole(self, name: str, folder: Path) -> None:
-        """Raise DataError unless `folder` holds every file of what was published as `name`, as it was."""
+        """Raise DataError unless `folder` holds every file that was published as `name`, unchanged."""
         for path, digest in self._manifest(name).items():
             file = folder / path
             if not file.is_file():
-                raise DataError(f"{self.path(name)}: {path} is gone: delete the folder and run again")
+                raise DataError(f"{self.path(name)}: {path} is missing: delete the folder and run again")
             if file_digest(file) != digest:
                 raise DataError(f"{self.path(name)}/{path}: differs from its manifest: delete the folder and run again")
 
     def _manifest(self, name: str) -> dict[str, str]:
         manifest = self.read_json(f"{name}/{STORAGE_MANIFEST}")
         if not isinstance(manifest, dict):
-            raise DataError(f"{self.path(name)}: its manifest is not there: delete the folder and run again")
+            raise DataError(f"{self.path(name)}: its manifest is missing: delete the folder and run again")
         return manifest
 
-    def _whole(self, name: str, write: Callable[[str], Any]) -> None:
-        """`write` to a path beside the file's, and give it its name."""
+    def _write_whole(self, name: str, write: Callable[[str], Any]) -> None:
+        """Write to a temporary file, then rename it to `name`."""
         if self.folder is None:
-            self._patiently(lambda: write(self.path(name)))
+            self._retry(lambda: write(self.path(name)))
             return
         final = self.folder / name
 
         def write_and_rename() -> None:
-            if not self.folder.is_dir():  # type: ignore[union-attr]  # a mount that is away: do not write below it
+            if not self.folder.is_dir():  # type: ignore[union-attr]  # not mounted: do not write below it
                 raise OSError(f"{self.folder} is not there")
             final.parent.mkdir(parents=True, exist_ok=True)
             temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -162,15 +162,15 @@ class Storage:
             finally:
                 temporary.unlink(missing_ok=True)
 
-        self._patiently(write_and_rename)
+        self._retry(write_and_rename)
 
-    def _patiently(self, act: Callable[[], Answer]) -> Answer:
-        """`act`, again and again while the storage is away. FileNotFoundError is an answer, where the storage is there."""
+    def _retry(self, action: Callable[[], Answer]) -> Answer:
+        """Return the result of `action`, retried while the storage is away. A missing file raises FileNotFoundError at once."""
         deadline = time.monotonic() + self.timeout
         while True:
             try:
-                return act()
-            except Exception as error:  # clients fail in many types (OSError, botocore's own): all mean that it is away
+                return action()
+            except Exception as error:  # clients raise many types (OSError, botocore's own)
                 there = self.folder is None or self.folder.is_dir()
                 if isinstance(error, FileNotFoundError) and there:
                     raise
@@ -188,7 +188,7 @@ class Storage:
 
 
 def files_below(path: Path) -> dict[str, Path]:
-    """Every file at or below `path`, by a name that begins with that of `path` itself."""
+    """Return every file at or below `path`, by a name that begins with that of `path` itself."""
     if path.is_file():
         return {path.name: path}
     found = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)

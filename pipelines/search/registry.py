@@ -12,7 +12,8 @@ from components.errors import DataError
 from pipelines import graph
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import digest, tree_digests
-from pipelines.records.manifests import Manifest, maker_of
+from pipelines.records.manifests import find_by_content
+from pipelines.scratch.manifest import Manifest
 from pipelines.search.gallery_search import INDEX, MODEL
 from pipelines.workspace import Workspace
 
@@ -34,21 +35,21 @@ def register(name: str, workspace: Workspace) -> str:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.get_run(manifest["run"])
+        client.get_run(manifest.run)
     except MlflowException:
-        raise DataError(f"register: run {manifest['run']}, which made {INDEX}, is not in this MLflow store") from None
+        raise DataError(f"register: run {manifest.run}, which made {INDEX}, is not in this MLflow store") from None
     mlflow.set_tracking_uri(tracking_uri(workspace))
     tags = {
-        "pipelines.fingerprint": manifest["fingerprint"],
-        "pipelines.index": digest(manifest["outputs"][INDEX]),
+        "pipelines.fingerprint": manifest.fingerprint,
+        "pipelines.index": digest(manifest.outputs[INDEX]),
         "pipelines.encoder": digest(tree_digests(workspace.path(MODEL))),
     }
     _quietly()
     with mlflow.start_run(
         experiment_id=tracker.experiment,
-        parent_run_id=manifest["run"],
+        parent_run_id=manifest.run,
         run_name=f"register/{name}",
-        tags={"upstream.index": manifest["run"]},
+        tags={"upstream.index": manifest.run},
     ):
         logged = mlflow.pyfunc.log_model(
             name="person_search",
@@ -71,8 +72,8 @@ def _index_run(workspace: Workspace) -> Manifest:
     for path in (MODEL, INDEX):
         if not workspace.path(path).is_dir():
             raise DataError(f"register: {path} is not there: run `dvc repro index`")
-    found = maker_of(INDEX, tree_digests(workspace.path(INDEX)), workspace.home)
-    if found is None or not found.get("run"):
+    found = find_by_content(INDEX, tree_digests(workspace.path(INDEX)), workspace.home)
+    if found is None or not found.run:
         raise DataError(f"register: no known run made {INDEX}: run `dvc repro --force {graph.find('index').address}`")
     return found
 

@@ -26,7 +26,9 @@ from components.errors import DataError
 from components.files import write_atomically
 from pipelines.engine.runner import Outcome, run_stage, scratch_for
 from pipelines.errors import exit_code, is_expected
+from pipelines.records.manifests import find_by_fingerprint
 from pipelines.scratch.folder import Scratch, folder_name, put_in_place
+from pipelines.scratch.manifest import Manifest
 from pipelines.scratch.metric_log import MetricLog
 from pipelines.sweeps.rounds import KEPT, go_on_from, train_round
 from pipelines.tracking.runs import PARENT_RUN, flatten
@@ -149,7 +151,7 @@ def measured(objective: Mapping[str, Any], outcomes: Mapping[str, Outcome], work
     if curve:
         best = max if objective["mode"] == "max" else min
         return best(curve) if objective["pick"] == "best" else curve[-1]
-    cost = _done(address, outcomes[address], workspace).get("cost", {})
+    cost = _manifest(address, outcomes[address], workspace).cost
     if metric in cost:
         return float(cost[metric])
     some = [*sorted(key for key, value in final.items() if isinstance(value, int | float))[:12], *sorted(cost)]
@@ -184,17 +186,17 @@ def _stage_facts(address: str, seed: int, outcome: Outcome, workspace: Workspace
         "stage": address,
         "seed": seed,
         "fingerprint": outcome.fingerprint,
-        "run": _done(address, outcome, workspace).get("run"),
+        "run": _manifest(address, outcome, workspace).run,
         "restored": outcome.restored,
         "seconds": seconds,
     }
 
 
-def _done(address: str, outcome: Outcome, workspace: Workspace) -> dict[str, Any]:
-    """The manifest of a finished result."""
-    manifest = scratch_of(address, outcome.fingerprint, workspace).folder / "DONE.json"
-    known: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
-    return known
+def _manifest(address: str, outcome: Outcome, workspace: Workspace) -> Manifest:
+    found = find_by_fingerprint(address, outcome.fingerprint, workspace.home)
+    if found is None:
+        raise DataError(f"{address}: the manifest of {outcome.fingerprint[:8]} is gone from scratch: run it again")
+    return found
 
 
 def _reported(log: MetricLog, metric: str) -> list[tuple[int, float]]:

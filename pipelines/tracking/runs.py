@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 import uuid
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -25,6 +26,7 @@ from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import digest
 from pipelines.locks.file_lock import file_lock
 from pipelines.redaction import without_secrets
+from pipelines.scratch.manifest import InputRecord
 from pipelines.tracking.delivery import (
     ARTIFACT_FOLDER,
     MEMORY,
@@ -38,6 +40,7 @@ from pipelines.workspace import Workspace, main_worktree
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 EXPERIMENT = "crossmodal-pipelines"
 PARENT_RUN = "PIPELINES_PARENT_RUN"
@@ -56,10 +59,10 @@ class RunFacts:
     name: str
     tags: Mapping[str, str]
     parameters: Mapping[str, Any]
-    inputs: Mapping[str, Mapping[str, Any]]
-    """By path: `name`, and what `provenance.input_record` says of it."""
+    inputs: Mapping[str, InputRecord]
+    """By path."""
     patch: str = ""
-    """What makes the commit's files those that ran."""
+    """The difference between the commit and the files that ran."""
 
 
 def tracking_uri(workspace: Workspace) -> str:
@@ -133,14 +136,8 @@ class Tracker:
             return given
         identity = pipeline_identity(self.workspace)
         with _lock(self.workspace):
-            found = self.client.search_runs(
-                [self.experiment],
-                f"tags.`pipelines.pipeline` = '{identity}'",
-                order_by=["attributes.start_time ASC"],
-                max_results=1,
-            )
-            if found:
-                run_id = found[0].info.run_id
+            if found := self.find_pipeline_run(identity):
+                run_id = found.info.run_id
             else:
                 tags = {"pipelines.pipeline": identity, "mlflow.runName": f"pipeline {identity[:8]}"}
                 run_id = self.client.create_run(self.experiment, tags=tags).info.run_id
@@ -148,6 +145,19 @@ class Tracker:
             self.client.set_tag(run_id, key, value)
         self.client.update_run(run_id, status="RUNNING")
         return str(run_id)
+
+    def find_pipeline_run(self, identity: str) -> "Run | None":
+        """Return the first pipeline run with this `pipeline_identity`."""
+        return self._find(f"tags.`pipelines.pipeline` = '{identity}'", "ASC")
+
+    def find_finished_run(self, identity: str) -> "Run | None":
+        """Return the newest finished stage run with this fingerprint."""
+        return self._find(f"tags.`pipelines.fingerprint` = '{identity}' and attributes.status = '{FINISHED}'", "DESC")
+
+    def _find(self, filter_string: str, order: str) -> "Run | None":
+        by_start = [f"attributes.start_time {order}"]
+        found = self.client.search_runs([self.experiment], filter_string, order_by=by_start, max_results=1)
+        return found[0] if found else None
 
     def open(self, folder: Path, facts: RunFacts) -> TrackedRun:
         """The stage's run: the one that `folder` remembers, re-opened, or a new one under the pipeline's.
@@ -220,10 +230,16 @@ class Tracker:
             self.client.log_batch(run_id, params=flat[start : start + 100])
         inputs = [
             DatasetInput(
-                Dataset(path, known["sha256"][:32], "dvc", json.dumps({"path": path, **_only(known, "sha256", "md5")})),
-                [InputTag("mlflow.data.context", known["name"]), *_input_tags(known)],
+                Dataset(path, used.sha256[:32], "dvc", json.dumps({"path": path, **_present(used, "sha256", "md5")})),
+                [
+                    InputTag("mlflow.data.context", used.name),
+                    *(
+                        InputTag(f"pipelines.{key}", value)
+                        for key, value in _present(used, "stage", "fingerprint", "run").items()
+                    ),
+                ],
             )
-            for path, known in facts.inputs.items()
+            for path, used in facts.inputs.items()
         ]
         if inputs:
             self.client.log_inputs(run_id, datasets=inputs)
@@ -249,23 +265,25 @@ class Tracker:
                 self.client.set_terminated(run.info.run_id, KILLED)
 
 
+def artifact_text(run_id: str, path: str, client: "MlflowClient") -> str | None:
+    """Return an artifact of a run as text, or None without one. (MLflow's client downloads to a folder only.)"""
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory(prefix="artifact-") as folder:
+        try:
+            return Path(client.download_artifacts(run_id, path, folder)).read_bytes().decode()
+        except (MlflowException, OSError):
+            return None
+
+
 def pipeline_identity(workspace: Workspace) -> str:
     """Digest of params.yaml and of every stage's source: what a pipeline execution is known by."""
     sources = sorted({source for stage in all_stages() for source in stage_sources(stage)})
     return digest([file_digest(workspace.path("params.yaml")), {s: file_digest(ROOT / s) for s in sources}])
 
 
-def _only(known: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: known[key] for key in keys if known.get(key)}
-
-
-def _input_tags(known: Mapping[str, Any]) -> list[Any]:
-    """Which stage run made an input, as tags of it."""
-    from mlflow.entities import InputTag
-
-    return [
-        InputTag(f"pipelines.{key}", str(value)) for key, value in _only(known, "stage", "fingerprint", "run").items()
-    ]
+def _present(record: InputRecord, *keys: str) -> dict[str, str]:
+    return {key: value for key, value in record.model_dump(include=set(keys)).items() if value}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_a_run_of_a_dirty_checkout_is_made_again_number_by_number_with_inputs_fr
         shutil.move(tmp_path / "outputs", stored)
         (checkout.root / "components/persons/shards.py").write_bytes(changed)
     assert again.returncode == 3, again.stdout + again.stderr
-    assert "probe came out differently" in again.stderr
+    assert "the results of probe differ" in again.stderr
     (line,) = [line for line in again.stdout.splitlines() if "-0.25" in line]
     assert name in line
     numbers = [line for line in again.stdout.splitlines() if "numbers and" in line]
@@ -107,7 +107,7 @@ def test_a_run_of_a_dirty_checkout_is_made_again_number_by_number_with_inputs_fr
     assert numbers[0].startswith(f"probe: {total - 1} of {total} numbers and ")
     files = numbers[0].split("numbers and ")[1].split()
     assert files[0] == files[2]  # every file has the same bytes
-    assert "not the same run" not in again.stdout
+    assert "the fingerprint differs" not in again.stdout
     assert len(checkout.must("git", "worktree", "list").splitlines()) == 1
 
 
@@ -122,7 +122,7 @@ def test_a_patch_that_was_changed_is_one_line_and_leaves_nothing_behind(checkout
         patch.write_bytes(kept)
     assert again.returncode == 3
     assert again.stderr.count("\n") == 1
-    assert "the run's patch is missing or not the one" in again.stderr
+    assert "the run's patch is missing, or not the one" in again.stderr
     assert len(checkout.must("git", "worktree", "list").splitlines()) == 1
 
 

@@ -8,9 +8,10 @@ import pytest
 from pretended_stages import CODE, make_chain, pretend
 from servers import SECRET, Store, mlflow_server, postgresql, s3_store
 
-from pipelines.provenance.lineage import finder, trace
-from pipelines.provenance.verification import Verification, _behind
-from pipelines.records.manifests import from_server
+from pipelines.provenance.lineage import trace
+from pipelines.provenance.verification import Verification, upstream
+from pipelines.records.manifests import download_manifest
+from pipelines.scratch.manifest import Manifest
 from pipelines.tracking import runs as tracking
 from pipelines.workspace import Workspace
 
@@ -62,17 +63,12 @@ def test_stages_are_tracked_in_postgresql_with_artifacts_in_s3_and_verify_and_li
         done = {address: chain.run(address) for address in stages}
         chain.write_lock(stages)
         tracker = tracking.connect(chain.workspace)
-        assert (
-            list(
-                Verification(chain.workspace, tracker.client, tracker.experiment).walk(_behind(stages, chain.workspace))
-            )
-            == []
-        )
+        assert list(Verification(chain.workspace, tracker).check(upstream(stages, chain.workspace))) == []
         bare = Workspace(chain.root, tmp_path / "no-scratch")  # another machine: only the server knows
-        manifest = from_server(done["probe"]["run"], tracker.client)
-        assert manifest == done["probe"]
-        step = trace(manifest, finder(bare.home, tracker.client))
-    assert [(source.path, source.step and source.step.run) for source in step.sources] == [
+        manifest = download_manifest(done["probe"]["run"], tracker.client)
+        assert manifest == Manifest(**done["probe"])
+        step = trace(manifest, bare.home, tracker.client)
+    assert [(used.path, used.step and used.step.manifest.run) for used in step.inputs] == [
         ("data/people", done["prepare"]["run"])
     ]
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.errors import InfrastructureError
 from pipelines.locks import lease as subject
-from pipelines.locks.lease import Lease, holder
+from pipelines.locks.lease import Lease, read_lease
 
 BEAT, STALE = 0.05, 1.2
 
@@ -20,7 +20,7 @@ def lease_of(tmp_path, monkeypatch):
     made = []
 
     def make(machine):
-        monkeypatch.setattr(subject, "machine", lambda: machine)
+        monkeypatch.setattr(subject, "machine_id", lambda: machine)
         made.append(Lease(tmp_path / "lease.json", beat=BEAT, stale=STALE))
         return made[-1]
 
@@ -38,7 +38,7 @@ def stop_the_heart(lease):
 def test_a_lease_is_there_while_it_is_held_and_gone_after(lease_of, tmp_path):
     lease = lease_of("a")
     lease.acquire(1)
-    assert holder(lease.path)["pid"] == os.getpid()
+    assert read_lease(lease.path).pid == os.getpid()
     lease.release()
     assert list(tmp_path.iterdir()) == []
 

@@ -6,23 +6,26 @@ from typing import Any
 import pytest
 
 from components.errors import ParameterError
-from pipelines.provenance.lineage import Source, Step
+from pipelines.provenance.lineage import Step, StepInput
 from pipelines.provenance.reproduction import _steps
 from pipelines.provenance.result_differences import compare, show
+from pipelines.scratch.manifest import Manifest, StageRecord
 
 
-def step(address: str, *sources: Source) -> Step:
-    return Step({"stage": address, "fingerprint": address}, {}, sources)
+def step(address: str, *inputs: StepInput) -> Step:
+    return Step(Manifest(stage=address, fingerprint=address), {}, inputs)
 
 
 @pytest.fixture
 def last() -> Step:
     """prepare -> base_model -> taca_cache -> taca_train@lora, which reads base_model too; prepare reads raw data."""
-    prepare = step("prepare", Source("data/raw", "0", None, False))
-    base = step("base_model", Source("data/people", "1", prepare, False))
-    cache = step("taca_cache", Source("data/people", "1", prepare, False), Source("models/base", "2", base, False))
+    prepare = step("prepare", StepInput("data/raw", "0", None, False))
+    base = step("base_model", StepInput("data/people", "1", prepare, False))
+    cache = step(
+        "taca_cache", StepInput("data/people", "1", prepare, False), StepInput("models/base", "2", base, False)
+    )
     return step(
-        "taca_train@lora", Source("models/base", "2", base, False), Source("data/taca_cache", "3", cache, False)
+        "taca_train@lora", StepInput("models/base", "2", base, False), StepInput("data/taca_cache", "3", cache, False)
     )
 
 
@@ -41,14 +44,16 @@ def test_stages_are_repeated_in_the_order_of_the_graph_from_where_was_asked(last
 
 
 def test_beginning_with_a_stage_that_it_does_not_come_from_is_one_line(last):
-    with pytest.raises(ParameterError, match="--from index: taca_train@lora does not come from it; one of prepare"):
+    with pytest.raises(
+        ParameterError, match="--from index: taca_train@lora does not depend on it; choose one of prepare"
+    ):
         _steps(last, "index", False)
     with pytest.raises(ParameterError, match="stage 'indexx' does not exist"):
         _steps(last, "indexx", False)
 
 
-def done(metrics: dict[str, Any], **outputs: str) -> dict[str, Any]:
-    return {"stage": "probe", "fingerprint": "f", "metrics": metrics, "outputs": {"models/probe": outputs}}
+def done(metrics: dict[str, Any], **outputs: str) -> Manifest:
+    return Manifest(stage="probe", fingerprint="f", metrics=metrics, outputs={"models/probe": outputs})
 
 
 def test_equal_results_are_the_same_number_by_number_and_byte_by_byte():
@@ -76,15 +81,21 @@ def test_one_last_bit_is_a_difference():
 
 
 def test_another_fingerprint_is_explained_by_what_differs():
-    def known(commit: str, **changed: Any) -> dict[str, Any]:
+    def known(identity: str, **changed: Any) -> Manifest:
         record = {
+            "revision": {"commit": "c", "dirty": False, "patch": "", "left_out": []},
             "sources": "s",
             "parameters": {"seed": 0},
             "lock": "l",
             "threads": 2,
+            "seed": 0,
+            "environment": {},
+            "hardware": {},
+            "ray": {},
             "inputs": {"data/people": {"sha256": "1"}},
+            **changed,
         }
-        return {**done({}), "fingerprint": commit, "provenance": {**record, **changed}}
+        return Manifest(stage="probe", fingerprint=identity, provenance=StageRecord(**record))
 
     then = known("f")
     now = known("g", parameters={"seed": 1}, inputs={"data/people": {"sha256": "2"}})

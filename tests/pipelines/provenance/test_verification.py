@@ -13,8 +13,8 @@ from pretended_stages import Chain, make_chain, pretend
 
 from components.errors import DataError
 from pipelines import presets
-from pipelines.provenance.lineage import finder, lineage, manifest_of, trace
-from pipelines.provenance.verification import Verification, _behind, verify
+from pipelines.provenance.lineage import find_manifest, lineage, trace
+from pipelines.provenance.verification import Verification, upstream, verify
 from pipelines.tracking import runs as tracking
 
 STAGES = ["prepare", "probe", "base_model", "taca_cache"]
@@ -43,8 +43,8 @@ def place(chain: Chain, tmp_path: Path) -> Chain:
 
 
 def broken(place: Chain, tracker: Any, *targets: str) -> list[str]:
-    stages = _behind(targets or STAGES, place.workspace)
-    return list(Verification(place.workspace, tracker.client, tracker.experiment).walk(stages))
+    stages = upstream(targets or STAGES, place.workspace)
+    return list(Verification(place.workspace, tracker).check(stages))
 
 
 def edit_json(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -63,7 +63,7 @@ def edit_lock(place: Chain, change: Callable[[dict[str, Any]], None]) -> None:
 def test_a_chain_that_nobody_touched_is_whole(chain, tracker, capsys):
     assert broken(chain, tracker) == []
     verify(["data/taca_cache", str(chain.root / "models/base/part.json")], chain.workspace)
-    assert "whole: 3 stages" in capsys.readouterr().out  # not the probe: neither comes from it
+    assert "verified: 3 stages" in capsys.readouterr().out  # not the probe: neither comes from it
 
 
 def test_a_path_that_no_stage_writes_is_one_line(chain):
@@ -161,24 +161,24 @@ def lost_manifests(place: Chain) -> None:
 
 
 TAMPERED: dict[Callable[[Chain], None], tuple[str, ...]] = {
-    edited_output: ("base_model: models/base is not what dvc.lock says it wrote", "part.json was edited by hand"),
+    edited_output: ("base_model: models/base is not what dvc.lock says was written", "part.json was edited by hand"),
     removed_output: ("probe: models/probe is not there",),
     edited_metrics: ("metrics/probe/all.json has other numbers", "metrics/probe/all.json is not what dvc.lock"),
     edited_curve: ("curves/probe/all.csv is not what dvc.lock", "metric train/loss is 0.3333333333333333"),
-    edited_raw: ("prepare: data/raw is not what dvc.lock says it read", "prepare: data/raw is not what its run read"),
+    edited_raw: ("prepare: data/raw is not what dvc.lock says was read", "prepare: data/raw is not what its run read"),
     edited_params: ("probe: params.yaml: probe is not what dvc.lock", "is of other parameters"),
-    edited_lock_out: ("base_model: models/base.json is not what dvc.lock says it wrote",),
-    edited_lock_dep: ("components/training/loop.py is not what dvc.lock says it read",),
+    edited_lock_out: ("base_model: models/base.json is not what dvc.lock says was written",),
+    edited_lock_dep: ("components/training/loop.py is not what dvc.lock says was read",),
     edited_lock_params: ("probe: params.yaml: seed is not what dvc.lock says",),
     edited_lock_command: ("dvc.lock has another command: python train.py",),
     lock_without_stage: ("probe: dvc.lock has no entry",),
-    lock_without_dep: ("dvc.lock does not name data/people",),
+    lock_without_dep: ("dvc.lock does not list data/people",),
     edited_manifest_digest: ("models/probe as stored", "models/probe is not what the manifest", "copy of the manifest"),
     edited_manifest_metrics: ("other numbers than the manifest", "metric accuracy is 0.5", "copy of the manifest"),
     edited_manifest_origin: ("tag git.revision", "copy of the manifest"),
-    edited_manifest_input: ("data/people is not what its run read", "dataset input data/people", "wrote other bytes"),
-    damaged_stored_output: ("the copy was damaged",),
-    other_maker: ("prepare says that it wrote other bytes than were read",),
+    edited_manifest_input: ("data/people is not what its run read", "dataset input data/people", "lists other bytes"),
+    damaged_stored_output: ("the stored copy is damaged",),
+    other_maker: ("the manifest of prepare lists other bytes than were read",),
     lost_manifests: ("probe: models/probe is not what the manifest",),
 }
 
@@ -245,14 +245,14 @@ def test_another_tag_and_a_parameter_too_many_in_the_run_are_found(chain, tracke
 
 
 def test_another_status_and_another_patch_in_the_run_are_found(chain, tracker, probe_run):
-    tracker.client.log_text(probe_run, "another\n", tracking.PATCH)
+    tracker.client.log_text(probe_run, "another\n", tracking.PATCH_ARTIFACT)
     tracker.client.set_terminated(probe_run, "FAILED")
     try:
         lines = broken(chain, tracker, "probe")
         assert [line for line in lines if f"run {probe_run} is FAILED, but its result is complete" in line]
-        assert [line for line in lines if "artifact provenance/code.patch is missing or another" in line]
+        assert [line for line in lines if "artifact provenance/code.patch is missing or differs" in line]
     finally:
-        tracker.client.log_text(probe_run, "diff --git a/a.py b/a.py\n", tracking.PATCH)
+        tracker.client.log_text(probe_run, "diff --git a/a.py b/a.py\n", tracking.PATCH_ARTIFACT)
         tracker.client.set_terminated(probe_run, "FINISHED")
     assert broken(chain, tracker, "probe") == []
 
@@ -276,10 +276,10 @@ def test_lineage_survives_the_scratch_folders_by_the_copies_that_the_runs_hold(c
     run = json.loads(chain.manifest_file("taca_cache").read_text())["run"]
     empty = tmp_path / "no-scratch"
     bare = type(chain.workspace)(chain.root, empty)
-    step = trace(manifest_of(run, bare, tracker.client), finder(empty, tracker.client))
-    by_path = {source.path: source for source in step.sources}
+    step = trace(find_manifest(run, bare, tracker.client), empty, tracker.client)
+    by_path = {source.path: source for source in step.inputs}
     base = by_path["models/base"].step
     assert base is not None
     assert base.address == "base_model"
-    assert [source.path for source in base.sources[0].step.sources] == ["data/raw"]
+    assert [source.path for source in base.inputs[0].step.inputs] == ["data/raw"]
     assert base is by_path["models/base.json"].step

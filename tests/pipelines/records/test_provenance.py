@@ -18,9 +18,10 @@ from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import tree_digests
 from pipelines.params import Parameters, load
 from pipelines.records.code_state import LARGEST_FILE, code_state
-from pipelines.records.manifests import maker_of
-from pipelines.records.provenance import hardware, ray_ids, record_of, tags_of
+from pipelines.records.manifests import find_by_content
+from pipelines.records.stage_record import hardware, mlflow_tags, ray_ids, stage_record
 from pipelines.redaction import holds_a_secret, without_secrets
+from pipelines.scratch.manifest import InputRecord, StageRecord
 from pipelines.scratch.metric_log import MetricLog
 
 
@@ -150,11 +151,11 @@ def test_an_input_is_traced_to_the_newest_result_with_its_bytes(tmp_path):
         }
         (folder / "DONE.json").write_text(json.dumps(done))
         os.utime(folder / "DONE.json", (number, number))
-    found = maker_of("data/people", {"x": "2"}, tmp_path)
+    found = find_by_content("data/people", {"x": "2"}, tmp_path)
     assert found is not None
-    assert found["run"] == "2"
-    assert maker_of("data/people", {"x": "3"}, tmp_path) is None
-    assert maker_of("data/raw", {"x": "2"}, tmp_path) is None  # no stage makes it
+    assert found.run == "2"
+    assert find_by_content("data/people", {"x": "3"}, tmp_path) is None
+    assert find_by_content("data/raw", {"x": "2"}, tmp_path) is None  # no stage makes it
 
 
 # -- the record --------------------------------------------------------------------------------------------------------
@@ -166,13 +167,13 @@ def settings() -> Parameters:
 
 
 def test_a_record_becomes_tags_of_the_same_names_for_every_stage(settings, repository):
-    inputs = {"data/people": {"sha256": "0" * 64, "stage": "prepare", "fingerprint": "f", "run": "r1"}}
+    inputs = {"data/people": InputRecord(sha256="0" * 64, stage="prepare", fingerprint="f", run="r1")}
     tags = []
     for address in ("probe", "gadms_evaluate@gadms"):
         run = graph.find(address)
-        record = record_of(run, settings.only(run.stage.reads), settings, code_state(repository), inputs)
-        assert json.loads(json.dumps(record)) == record
-        tags.append(tags_of(record))
+        record = stage_record(run, settings.only(run.stage.reads), settings, code_state(repository), inputs)
+        assert StageRecord.parse(record.to_json()) == record
+        tags.append(mlflow_tags(record))
     assert set(tags[0]) == set(tags[1])
     assert {"git.revision", "git.dirty", "git.patch", "env.lock", "env.python", "env.torch", "env.ray"} <= set(tags[0])
     assert {"host.cpu", "host.cores", "host.memory_gb", "host.gpu", "upstream.prepare"} <= set(tags[0])
@@ -224,7 +225,7 @@ def test_of_work_done_elsewhere_the_run_tells_where_it_was_and_what_it_took_ther
     @contextmanager
     def there(run, params, scratch, workspace, held):
         with here(run, params, scratch, workspace, held) as process:
-            scratch.ran_file.write_text(json.dumps(ran))
+            scratch.remote_file.write_text(json.dumps(ran))
             yield process
 
     monkeypatch.setattr(runner, "working", there)

@@ -14,7 +14,10 @@ from components.files import write_atomically
 from components.training.loop import NonFiniteLossError
 from pipelines.errors import InfrastructureError, StageFailedError, exit_code, is_expected
 from pipelines.scratch.folder import LINK_FROM_BYTES, Scratch, put_in_place
+from pipelines.scratch.manifest import Manifest
 from pipelines.scratch.metric_log import MetricLog
+
+FACTS = Manifest(stage="probe", fingerprint="0123", metrics={"accuracy": 0.5})
 
 
 @pytest.fixture
@@ -33,20 +36,21 @@ def write_outputs(scratch):
 
 def test_a_finished_stage_is_done_with_its_facts(scratch):
     assert scratch.done() is None
-    written = scratch.finish(write_outputs(scratch), {"metrics": {"accuracy": 0.5}})
+    written = scratch.finish(write_outputs(scratch), FACTS)
     assert scratch.done() == written
-    assert written["metrics"] == {"accuracy": 0.5}
+    assert written.metrics == {"accuracy": 0.5}
+    assert set(written.outputs) == {"models/probe", "metrics.json"}
 
 
 def test_an_output_that_was_not_written_is_named_and_nothing_is_done(scratch):
     with pytest.raises(RuntimeError, match="did not write curves"):
-        scratch.finish([*write_outputs(scratch), "curves"], {})
+        scratch.finish([*write_outputs(scratch), "curves"], FACTS)
     assert scratch.done() is None
 
 
 @pytest.mark.parametrize("tamper", ["change", "remove", "add"])
 def test_an_output_that_was_tampered_with_is_not_done(scratch, tamper):
-    scratch.finish(write_outputs(scratch), {})
+    scratch.finish(write_outputs(scratch), FACTS)
     weights = scratch.outputs / "models" / "probe" / "weights"
     if tamper == "change":
         weights.write_bytes(b"1235")
@@ -57,9 +61,9 @@ def test_an_output_that_was_tampered_with_is_not_done(scratch, tamper):
     assert scratch.done() is None
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"outputs"'])
+@pytest.mark.parametrize("content", ["", "{", '{"outputs"', "[]", '{"outputs": {}}'])
 def test_a_torn_manifest_is_not_done(scratch, content):
-    scratch.finish(write_outputs(scratch), {})
+    scratch.finish(write_outputs(scratch), FACTS)
     (scratch.folder / "DONE.json").write_text(content)
     assert scratch.done() is None
 

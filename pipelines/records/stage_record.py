@@ -1,0 +1,127 @@
+"""Collects the record of a stage run (`pipelines.scratch.manifest.StageRecord`), and turns it into the tags of its MLflow run."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from components.files import file_digest
+from pipelines.dvc_files.dvc_lock import dvc_md5
+from pipelines.graph import StageRun
+from pipelines.identity.closure import ROOT, stage_sources
+from pipelines.identity.fingerprint import LOCK, digest
+from pipelines.params import Parameters
+from pipelines.records.code_state import CodeState
+from pipelines.scratch.manifest import CodeRecord, InputRecord, Manifest, StageRecord
+
+PACKAGES = ("torch", "ray", "mlflow", "dvc", "diffusers", "open_clip_torch")
+CHEAP_BYTES = 64 * 2**20
+"""Up to this size DVC's md5 of a tree is computed as well."""
+
+
+def stage_record(
+    run: StageRun, own: Mapping[str, Any], params: Parameters, code: CodeState, inputs: Mapping[str, InputRecord]
+) -> StageRecord:
+    """Return the record of a stage run about to start. `own` holds the parameters that it reads, `inputs` its inputs by path."""
+    return StageRecord(
+        revision=CodeRecord(
+            commit=code.revision, dirty=code.dirty, patch=code.patch_digest, left_out=list(code.left_out)
+        ),
+        parameters=dict(own),
+        inputs=dict(inputs),
+        sources=sources_digest(run),
+        lock=file_digest(ROOT / LOCK),
+        threads=params.compute.threads,
+        seed=params.seed,
+        environment=environment(),
+        hardware=hardware(),
+        ray=ray_ids(),
+    )
+
+
+def mlflow_tags(record: StageRecord) -> dict[str, str]:
+    """Return the record as MLflow tags: short, flat, the same names for every stage."""
+    revision = record.revision
+    tags = {
+        "git.revision": revision.commit,
+        "git.dirty": str(revision.dirty).lower(),
+        "git.patch": revision.patch,
+        "git.left_out": ", ".join(revision.left_out)[:500],
+        "env.lock": record.lock,
+        **{f"env.{name}": version for name, version in record.environment.items()},
+        **{f"host.{name}": str(value) for name, value in record.hardware.items()},
+        **{f"ray.{name}": value for name, value in record.ray.items()},
+        **{
+            f"upstream.{used.stage.replace('@', '.')}": used.run
+            for used in record.inputs.values()
+            if used.stage and used.run
+        },
+    }
+    return {key: value for key, value in tags.items() if value or key.startswith("git.")}
+
+
+def input_record(name: str, path: Path, digests: Mapping[str, str], made_by: Manifest | None) -> InputRecord:
+    """Return the record of an input with these `tree_digests`; `made_by` is the manifest of the run that made it, if known."""
+    made = {"stage": made_by.stage, "fingerprint": made_by.fingerprint, "run": made_by.run} if made_by else {}
+    return InputRecord(name=name, sha256=digest(dict(digests)), md5=dvc_md5(path, CHEAP_BYTES), **made)
+
+
+def sources_digest(run: StageRun) -> str:
+    """Return the SHA-256 over the source files behind a stage."""
+    return digest({source: file_digest(ROOT / source) for source in stage_sources(run.stage)})
+
+
+def environment() -> dict[str, str]:
+    """Return the versions of Python and of the packages that compute, without importing them."""
+    versions = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "none"
+    return versions
+
+
+@cache
+def hardware() -> dict[str, Any]:
+    """Return processor, usable cores, memory in GB, and GPUs ("none" without)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cpu": _cpu_model(), "cores": cores, "memory_gb": round(memory, 1), "gpu": ", ".join(_gpus()) or "none"}
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def _gpus() -> list[str]:
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.strip() for line in found.stdout.splitlines() if line.strip()] if found.returncode == 0 else []
+
+
+def ray_ids() -> dict[str, str]:
+    """Return the ids of the Ray job that this process runs in; {} outside of one."""
+    job = (
+        json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+        .get("metadata", {})
+        .get("job_submission_id", "")
+    )
+    known = {"submission": os.environ.get("RAY_JOB_SUBMISSION_ID") or job, "job": os.environ.get("RAY_JOB_ID", "")}
+    return {name: value for name, value in known.items() if value}
