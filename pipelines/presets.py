@@ -1,6 +1,8 @@
 """Presets: files in `presets/` that hold only the keys that differ, in params.yaml's shape."""
 
 import io
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,17 @@ def flags(name: str, root: Path) -> list[str]:
 def apply(name: str, root: Path) -> list[str]:
     """Write the preset into params.yaml, comments kept; returns a line for each value that changed."""
     return edit(root / "params.yaml", read(name, root))
+
+
+def resolve(root: Path, preset: str | None) -> params.Parameters:
+    """Return the parameters of a workspace with a preset laid over them; nothing is written there."""
+    if preset is None:
+        return params.load(root / "params.yaml")
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "params.yaml"
+        shutil.copyfile(root / "params.yaml", copy)
+        edit(copy, read(preset, root))
+        return params.load(copy)
 
 
 def edit(path: Path, values: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from components.errors import DataError, ParameterError
-from components.training.randomness import generator, stream_seed
+from components.training.randomness import generator, rank_part, stream_seed
 
 MISSING = -1  # label of an attribute that a picture does not state
 FLAT_CHANNELS = 8  # of the map that every attribute reads whole
@@ -220,17 +220,21 @@ class ProbeTask(nn.Module):
         """
         unit = unit_pixels(pixels)
         part, (height, width) = len(unit), unit.shape[-2:]
-        total, mine = part * self.world_size, slice(self.rank * part, (self.rank + 1) * part)
+        total = part * self.world_size
         source = generator(self.seed, "augmentation", step)
-        shifts = torch.randint(-self.jitter, self.jitter + 1, (total, 2), generator=source)[mine].to(unit.device)
-        strength = torch.rand(total, generator=source)[mine].to(unit.device) * self.noise
-        flipped = (torch.rand(total, generator=source)[mine] < 0.5).to(unit.device) & self.flip
+
+        def own(drawn: Tensor) -> Tensor:
+            return rank_part(drawn, self.rank, self.world_size).to(unit.device)
+
+        shifts = own(torch.randint(-self.jitter, self.jitter + 1, (total, 2), generator=source))
+        strength = own(torch.rand(total, generator=source)) * self.noise
+        flipped = (own(torch.rand(total, generator=source)) < 0.5) & self.flip
         rows = (torch.arange(height, device=unit.device) + shifts[:, :1]).clamp(0, height - 1)  # (B, H)
         columns = (torch.arange(width, device=unit.device) + shifts[:, 1:]).clamp(0, width - 1)  # (B, W)
         columns = torch.where(flipped[:, None], columns.flip(1), columns)
         each = torch.arange(part, device=unit.device)[:, None, None]
         moved = unit.movedim(1, -1)[each, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
-        grain = torch.randn((total, *unit.shape[1:]), generator=source)[mine].to(unit.device)
+        grain = own(torch.randn((total, *unit.shape[1:]), generator=source))
         # MISSING is -1, and so indexes the table's last column, which holds MISSING.
         swapped = self._mirror[torch.arange(labels.shape[1], device=labels.device), labels]
         return (moved + strength[:, None, None, None] * grain).clamp(0, 1), torch.where(
@@ -255,10 +259,9 @@ def probe_batches(
     pixels: Tensor, labels: Tensor, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
 ) -> Callable[[int], dict[str, Tensor]]:
     """Batches for `ProbeTask`: epochs over (N, 3, H, W) and (N, A), shuffled anew each time. `batch_size` is global."""
-    part = batch_size // world_size
 
     def batch(step: int) -> dict[str, Tensor]:
-        positions = torch.arange(step * batch_size + rank * part, step * batch_size + (rank + 1) * part)
+        positions = rank_part(torch.arange(step * batch_size, (step + 1) * batch_size), rank, world_size)
         orders = {
             int(epoch): torch.randperm(len(pixels), generator=generator(seed, "probe epoch", int(epoch)))
             for epoch in (positions // len(pixels)).unique()

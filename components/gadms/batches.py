@@ -10,7 +10,7 @@ from components.gadms.model import DualEncoder
 from components.gadms.tasks import RetrievalBatch
 from components.gadms.tokenizer import wrong_token_mask
 from components.persons.transforms import AugmentationConfig, augment
-from components.training.randomness import generator
+from components.training.randomness import generator, rank_part
 
 
 class CaptionBatches:
@@ -58,10 +58,7 @@ class CaptionBatches:
         return len(self.ids)
 
     def __call__(self, step: int) -> RetrievalBatch:
-        rows = self._rows(step)
-        share = self.batch_size // self.world_size
-        mine = slice(self.rank * share, (self.rank + 1) * share)
-        index = rows[mine]
+        index = rank_part(self._rows(step), self.rank, self.world_size)
         pixels = self._augmented(self.pixels([self.image_ids[row] for row in index.tolist()]), step)
         device = self.encoder.device
         batch = RetrievalBatch(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from components.errors import ParameterError
-from components.training.randomness import generator
+from components.training.randomness import generator, rank_part
 
 Replacement = Literal["mask", "bert"]
 Rule = Literal["sigmoid", "nam"]
@@ -190,7 +190,8 @@ def _draw(
     rows, width = ids.shape
     stream = generator(seed, "mask", step)
     # (choose, how to replace, which random token) for each copy, of the whole batch.
-    draws = torch.rand(world_size * rows, 6, width, generator=stream)[rank * rows : (rank + 1) * rows].to(ids.device)
+    draws = torch.rand(world_size * rows, 6, width, generator=stream)
+    draws = rank_part(draws, rank, world_size).to(ids.device)
     allowed = maskable(ids, mask_id)
     noise_chosen = allowed & (draws[:, 0] < noise)
     prediction_chosen = allowed & (draws[:, 3] < prediction)

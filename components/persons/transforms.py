@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import pad as zero_pad
 
 from components.errors import ParameterError
+from components.training.randomness import rank_part
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -72,9 +73,8 @@ def augment(
     """
     if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.dtype != torch.uint8:
         raise ParameterError(f"pixels are {pixels.dtype} {tuple(pixels.shape)}; expected uint8 (N, 3, H, W)")
-    count = len(pixels)
-    draws = torch.rand((world_size * count, 4 + 4 * _ERASE_TRIES), generator=generator)
-    draws = draws[rank * count : (rank + 1) * count].to(pixels.device)
+    draws = torch.rand((world_size * len(pixels), 4 + 4 * _ERASE_TRIES), generator=generator)
+    draws = rank_part(draws, rank, world_size).to(pixels.device)
     pixels = torch.where((draws[:, 0] < config.flip).view(-1, 1, 1, 1), pixels.flip(-1), pixels)
     pixels = _pad_and_crop(pixels, config.pad, draws[:, 1], draws[:, 2])
     erased = _erasing_mask(pixels, config, draws[:, 3], draws[:, 4:].view(-1, _ERASE_TRIES, 4))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from components.taca.cache import LatentCache
-from components.training.randomness import generator
+from components.training.randomness import generator, sampled_rows
 
 
 def cache_batches(
@@ -18,11 +18,10 @@ def cache_batches(
     world_size: int = 1,
     device: torch.device | str = "cpu",
 ) -> Callable[[int], dict[str, Tensor]]:
-    """`batches(step)`: this rank's part of a global batch of `batch_size` rows, drawn with replacement."""
-    share = batch_size // world_size
+    """Return `batches(step)`: this rank's part of a global batch of `batch_size` rows, drawn with replacement."""
 
     def batch(step: int) -> dict[str, Tensor]:
-        chosen = torch.randint(len(cache), (batch_size,), generator=generator(seed, "cache rows", step))
-        return {key: value.to(device) for key, value in cache.batch(chosen[rank * share : (rank + 1) * share]).items()}
+        rows = sampled_rows(len(cache), batch_size, generator(seed, "cache rows", step), rank, world_size)
+        return {key: value.to(device) for key, value in cache.batch(rows).items()}
 
     return batch

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from components.errors import DataError, ParameterError
-from components.taca.toy.autoencoder import signed_pixels
+from components.taca.sampler import resolution_mu
 
 PATCH = 2
 
@@ -102,6 +102,11 @@ def encode_pictures(pipe: Any, pixels: Tensor) -> Tensor:
     return as_transformer_input(pipe, conventions_of(pipe).latents(pipe.vae, signed_pixels(pixels.to(pipe.vae.device))))
 
 
+def signed_pixels(pixels: Tensor) -> Tensor:
+    """uint8 in 0..255, or float in 0..1, as float32 in [-1, 1]: what an `AutoencoderKL` reads."""
+    return pixels.float() / 127.5 - 1 if pixels.dtype == torch.uint8 else pixels.float() * 2 - 1
+
+
 def as_transformer_input(pipe: Any, latents: Tensor) -> Tensor:
     """Latents (B, C, H, W) as the pipeline's transformer takes them: packed (B, S, 4 C), or as they are."""
     batch, channels, rows, columns = latents.shape
@@ -130,18 +135,14 @@ def sampler_sigmas(pipe: Any, steps: int, height: int, width: int) -> Tensor:
     The pipeline's own scheduler is left as it is.
     """
     import numpy as np
-    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    config, given = scheduler.config, {}
-    if config.get("use_dynamic_shifting"):
-        tokens = image_tokens(pipe, height, width)
-        bounds = [config[key] for key in ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")]
-        given["mu"] = calculate_shift(tokens, *bounds)
-    if conventions_of(pipe).spaces_levels and not config.get("use_flow_sigmas"):
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), **given)
+    mu = resolution_mu(scheduler, image_tokens(pipe, height, width))
+    shift = {} if mu is None else {"mu": mu}  # not every scheduler takes the argument
+    if conventions_of(pipe).spaces_levels and not scheduler.config.get("use_flow_sigmas"):
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), **shift)
     else:
-        scheduler.set_timesteps(steps, **given)
+        scheduler.set_timesteps(steps, **shift)
     return scheduler.sigmas[:-1]  # the last is 0, where nothing is left to do
 
 

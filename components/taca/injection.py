@@ -1,20 +1,19 @@
-"""What happens at each forward of a transformer with TACA: its timestep becomes the adjustment its layers are given."""
+"""The forward pre-hook of a transformer with TACA: each call's timestep becomes the adjustment that its layers are given."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from components.errors import ParameterError
-from components.taca.families import named_arguments
+from components.taca.families import Family, named_arguments
 from components.taca.processors import Adjustment
+from components.taca.replacement import ReplacedProcessors
 from components.taca.schedule import TemperatureSchedule
-
-if TYPE_CHECKING:
-    from components.taca.install import TacaHandle
 
 # Timesteps reach 1 + a rounding error, never 1.01: a larger one is in another unit.
 _LARGEST_SIGMA = 1.01
@@ -23,33 +22,44 @@ _PASSES = "cache_context"
 
 
 class Injection:
-    """The forward pre-hook: timestep -> gamma -> attention keyword argument `taca`."""
+    """The forward pre-hook: timestep -> gamma -> attention keyword argument `taca`.
 
-    def __init__(self, handle: "TacaHandle", parameters: tuple[str, ...]) -> None:
-        self.handle = handle
-        self.parameters = parameters
+    parameters: the names of the forward's arguments. passes: None unless the schedule leaves out the unconditional half.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        schedule: TemperatureSchedule,
+        processors: ReplacedProcessors,
+        parameters: tuple[str, ...],
+        passes: "NamedPasses | None",
+        pipe: "weakref.ref[Any] | None",
+    ) -> None:
+        self._family, self._schedule, self._processors = family, schedule, processors
+        self._parameters, self._passes, self._pipe = parameters, passes, pipe
         self._checkpointing: Any = None
 
     def __call__(
         self, transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        handle, family = self.handle, self.handle.family
+        family, schedule = self._family, self._schedule
         if not torch.compiler.is_compiling():
-            handle.check_installed()
-        arguments = named_arguments(self.parameters, args, kwargs)
+            self._processors.check()
+        arguments = named_arguments(self._parameters, args, kwargs)
         # A copy: the dictionary is the caller's, and usually serves every step.
         attention = dict(arguments.get(family.attention_kwargs) or {})
         given_mask = attention.pop(_TEXT_MASK, None)
         sigma = family.sigma(arguments["timestep"])
-        on = _is_on(handle.schedule, sigma)
-        observed = any(processor.observer is not None for processor in handle.joint_processors)
+        on = _is_on(schedule, sigma)
+        observed = any(processor.observer is not None for processor in self._processors.joint)
         if on or observed:
             text = arguments["encoder_hidden_states"]
             attention["taca"] = Adjustment(
                 gamma=self._gamma(arguments, sigma, given_mask) if on else None,
                 text_length=text.shape[1] + family.prefix_tokens,
-                effect=handle.schedule.effect,
-                queries=handle.schedule.queries,
+                effect=schedule.effect,
+                queries=schedule.queries,
             )
         elif given_mask is None:
             return None
@@ -65,7 +75,7 @@ class Injection:
 
     def _gamma(self, arguments: dict[str, Any], sigma: Tensor, given_mask: Tensor | None) -> Tensor:
         """The temperature over text keys: (B, 1, 1, 1), or (B, T, 1, 1) where tokens differ; float32."""
-        family, schedule = self.handle.family, self.handle.schedule
+        family, schedule = self._family, self._schedule
         gamma = schedule.gamma_at(sigma).view(-1, 1, 1, 1)
         if not schedule.unconditional:
             gamma = torch.where(self._unconditional(arguments, gamma), torch.ones_like(gamma), gamma)
@@ -92,15 +102,14 @@ class Injection:
 
     def _unconditional(self, arguments: dict[str, Any], gamma: Tensor) -> Tensor:
         """Which samples belong to the unconditional half of guidance: (B, 1, 1, 1) bool."""
-        handle = self.handle
         batch = arguments["encoder_hidden_states"].shape[0]
         rows = torch.zeros(batch, 1, 1, 1, dtype=torch.bool, device=gamma.device)
-        if handle.family.guidance == "batch":
+        if self._family.guidance == "batch":
             # SD3's skip-layer guidance makes one more forward, of the conditional half alone.
-            both = _guides(handle.pipe) and arguments.get("skip_layers") is None
+            both = _guides(self._pipe and self._pipe()) and arguments.get("skip_layers") is None
             rows[: batch // 2 if both and not torch.is_grad_enabled() else 0] = True
-        elif handle.passes is not None and handle.passes.current is not None:
-            rows[:] = handle.passes.current == "uncond"
+        elif self._passes is not None and self._passes.current is not None:
+            rows[:] = self._passes.current == "uncond"
         elif not torch.is_grad_enabled():
             raise ParameterError(
                 "TACA: unconditional=False, but this pipeline does not say which forward is the unconditional one; wrap "

@@ -20,7 +20,8 @@ from torch.utils.hooks import RemovableHandle
 from components.errors import ParameterError
 from components.taca.families import Family, family_of, forward_parameters
 from components.taca.injection import Injection, NamedPasses
-from components.taca.processors import StockProcessor, TemperatureProcessor
+from components.taca.processors import TemperatureProcessor
+from components.taca.replacement import ReplacedProcessors
 from components.taca.schedule import TemperatureSchedule
 
 logger = logging.getLogger(__name__)
@@ -36,18 +37,15 @@ class TacaHandle:
     """
 
     def __init__(self, transformer: nn.Module, family: Family, schedule: TemperatureSchedule, pipe: Any = None) -> None:
-        self.transformer = transformer
-        self.family = family
-        self.schedule = schedule
+        self.transformer, self.family, self.schedule = transformer, family, schedule
         self._pipe = weakref.ref(pipe) if pipe is not None else None  # weak: copying the transformer copies no pipeline
-        self._installed = _install_processors(transformer, family, schedule)
-        injection = Injection(self, forward_parameters(transformer))
-        self._hooks: list[RemovableHandle] = [
-            transformer.register_forward_pre_hook(injection, with_kwargs=True),
-        ]
+        self._processors = ReplacedProcessors(transformer, family, schedule)
+        self._passes = NamedPasses.install(transformer) if not schedule.unconditional else None
+        parameters = forward_parameters(transformer)
+        injection = Injection(family, schedule, self._processors, parameters, self._passes, self._pipe)
+        self._hooks: list[RemovableHandle] = [transformer.register_forward_pre_hook(injection, with_kwargs=True)]
         if family.checkpointed_kwargs:
             self._hooks.append(transformer.register_forward_hook(injection.after, always_call=True))
-        self.passes = NamedPasses.install(transformer) if not schedule.unconditional else None
 
     @property
     def pipe(self) -> Any:
@@ -57,21 +55,12 @@ class TacaHandle:
     @property
     def joint_processors(self) -> list[TemperatureProcessor]:
         """The processors of all joint attention layers, in the order of the forward pass."""
-        return [processor for _, processor in self._installed if isinstance(processor, TemperatureProcessor)]
+        return self._processors.joint
 
     @property
     def patched_modules(self) -> int:
         """How many attention modules apply the temperature."""
         return sum(processor.selected for processor in self.joint_processors)
-
-    def check_installed(self) -> None:
-        """Raise `ParameterError` if something replaced the processors since (an IP-Adapter does)."""
-        for module, processor in self._installed:
-            if module.processor is not processor:
-                raise ParameterError(
-                    f"TACA: attention processors of {self.family.transformer} were replaced by "
-                    f"{type(module.processor).__name__} after enable_taca; call disable_taca, and enable_taca last"
-                )
 
     def remove(self) -> None:
         """Put the original processors back, except where something else replaced ours. Safe to call twice."""
@@ -80,12 +69,9 @@ class TacaHandle:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        if self.passes is not None:
-            self.passes.remove(self.transformer)
-        for module, processor in self._installed:
-            if module.processor is processor:
-                module.set_processor(processor.original)
-        self._installed = []
+        if self._passes is not None:
+            self._passes.remove(self.transformer)
+        self._processors.restore()
         if getattr(self.transformer, _HANDLE, None) is self:
             delattr(self.transformer, _HANDLE)
 
@@ -157,53 +143,3 @@ def taca_handle(transformer: Any) -> TacaHandle | None:
     if not isinstance(transformer, nn.Module):
         transformer = transformer.transformer
     return transformer.__dict__.get(_HANDLE)
-
-
-def _install_processors(transformer: Any, family: Family, schedule: TemperatureSchedule) -> list[tuple[Any, Any]]:
-    """Replace the processors of one transformer; all modules are checked before the first is changed."""
-    joint: list[tuple[str, Any]] = []
-    other: list[Any] = []
-    for name, module in transformer.named_modules():
-        if not hasattr(module, "set_processor"):
-            continue
-        found = type(module.processor).__name__
-        if found != family.stock_processor:
-            raise ParameterError(
-                f"TACA: {name} of {family.transformer} uses {found}, which TACA would drop (IP-Adapter and fused "
-                f"processors are not supported); restore {family.stock_processor} first"
-            )
-        if name.rsplit(".", 1)[-1] == family.joint_attention:
-            joint.append((name, module))
-        else:
-            other.append(module)
-    expected = family.layers(transformer.config)
-    if len(joint) != expected:
-        raise ParameterError(
-            f"TACA: found {len(joint)} joint attention modules in {family.transformer}, its config says {expected}; "
-            "this version of diffusers is laid out differently"
-        )
-    selected = _selected(schedule, family, [name for name, _ in joint])
-    installed: list[tuple[Any, Any]] = [
-        (module, family.processor(module.processor, name, selected=name in selected)) for name, module in joint
-    ]
-    installed += [(module, StockProcessor(module.processor)) for module in other]
-    for module, processor in installed:
-        module.set_processor(processor)
-    return installed
-
-
-def _selected(schedule: TemperatureSchedule, family: Family, layers: list[str]) -> set[str]:
-    """The joint attention layers that the schedule acts on, by module name."""
-    wanted = range(len(layers)) if schedule.layers is None else schedule.layers
-    if max(wanted) >= len(layers):
-        raise ParameterError(
-            f"TemperatureSchedule layers: {max(wanted)} does not exist, {family.transformer} has {len(layers)} (0 to "
-            f"{len(layers) - 1})"
-        )
-    chosen = {layers[index] for index in wanted if family.stream(layers[index]) in schedule.streams}
-    if not chosen:
-        raise ParameterError(
-            f"TemperatureSchedule streams = {list(schedule.streams)}, layers = {schedule.layers}: no layer of "
-            f"{family.transformer} is in both"
-        )
-    return chosen

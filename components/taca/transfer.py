@@ -12,12 +12,8 @@ import torch
 from torch import Tensor
 
 from components.errors import ParameterError
+from components.taca.sampler import sampler_shift, shift_sigma
 from components.taca.schedule import TemperatureSchedule
-
-
-def shift_sigma(sigma: float, shift: float) -> float:
-    """SD3's timestep shift, shift * u / (1 + (shift - 1) u): where a step at u in [0, 1] lands. 1/shift undoes it."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def transfer_threshold(
@@ -90,20 +86,6 @@ def resolve_threshold(rule: float | Mapping[str, Any], *, shift: float, tokens: 
         case ["fraction"]:
             return threshold_for_fraction(rule["fraction"], shift)
     raise ParameterError(f"threshold = {dict(rule)}: {allowed}")
-
-
-def sampler_shift(scheduler: Any, tokens: int) -> float:
-    """The shift that a flow-matching scheduler of diffusers uses for `tokens` image tokens.
-
-    A fixed one (SD3: 3), or with `use_dynamic_shifting` (FLUX) e^mu, mu linear in the number of tokens.
-    """
-    config = scheduler.config
-    if not config.get("use_dynamic_shifting", False):
-        return float(config.shift)
-    fewest, most = config.base_image_seq_len, config.max_image_seq_len
-    slope = (config.max_shift - config.base_shift) / (most - fewest)
-    mu: float = config.base_shift + slope * (tokens - fewest)
-    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
 
 
 def schedule_for(settings: Mapping[str, Any], *, scheduler: Any, tokens: int) -> TemperatureSchedule:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from components.errors import ParameterError
 from components.taca.families import AURAFLOW, CHROMA, FLUX, QWEN_IMAGE, SD3, Family, family_of
 from components.taca.install import enable_taca
+from components.taca.sampler import shift_sigma
 from components.taca.schedule import TemperatureSchedule
-from components.taca.transfer import shift_sigma
-from components.training.randomness import generator
+from components.training.randomness import generator, rank_part
 
 Batch = Mapping[str, Tensor]
 
@@ -102,17 +102,15 @@ class VelocityTask(nn.Module):
 
     def draw(self, shape: torch.Size, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """This rank's choices, on the CPU: sigma (B,) in (sigma_low, 1], noise of `shape`, dropped (B,) bool."""
-        count = shape[0]
-        total = count * self.world_size
-        mine = slice(self.rank * count, (self.rank + 1) * count)
-
+        total = shape[0] * self.world_size
         lowest = shift_sigma(self.sigma_low, 1 / self.shift)  # in the sampler's time before its shift
         uniform = torch.rand(total, generator=generator(self.seed, "sigma", step), dtype=torch.float64)
         time = 1 - (1 - lowest) * uniform  # in (lowest, 1]
-        sigma = self.shift * time / (1 + (self.shift - 1) * time)
+        sigma = shift_sigma(time, self.shift)
         noise = torch.randn((total, *shape[1:]), generator=generator(self.seed, "noise", step))
         dropped = torch.rand(total, generator=generator(self.seed, "drop", step)) < self.caption_dropout
-        return sigma[mine].float(), noise[mine], dropped[mine]
+        mine = [rank_part(drawn, self.rank, self.world_size) for drawn in (sigma, noise, dropped)]
+        return mine[0].float(), mine[1], mine[2]
 
     def _drop_captions(self, batch: Batch, dropped: Tensor) -> dict[str, Tensor]:
         if (found := [name for name in _TEXT_PARTS if name in batch]) != self._text_parts:

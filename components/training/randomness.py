@@ -8,6 +8,7 @@ import hashlib
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def stream_seed(seed: int, *names: str | int) -> int:
@@ -19,6 +20,17 @@ def stream_seed(seed: int, *names: str | int) -> int:
 def generator(seed: int, *names: str | int) -> torch.Generator:
     """A CPU `torch.Generator` for the stream `names`. CPU always, so that every device sees the same numbers."""
     return torch.Generator().manual_seed(stream_seed(seed, *names))
+
+
+def rank_part(values: Tensor, rank: int, world_size: int) -> Tensor:
+    """Return one rank's rows of `values`, which every rank draws alike for the global batch (total, ...)."""
+    part = len(values) // world_size
+    return values[rank * part : (rank + 1) * part]
+
+
+def sampled_rows(count: int, batch_size: int, source: torch.Generator, rank: int = 0, world_size: int = 1) -> Tensor:
+    """Draw a global batch of `batch_size` row numbers below `count` with replacement; return one rank's part, int64."""
+    return rank_part(torch.randint(count, (batch_size,), generator=source), rank, world_size)
 
 
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipelines.errors import InfrastructureError, StageFailedError
-from pipelines.health.doctor import Finding, State
+from pipelines.health.findings import Finding, State
 from pipelines.identity.closure import ROOT
 from pipelines.jobs.dashboard import Cluster, JobRequest, Node, dashboard_address, need_of, require_fits
 from pipelines.jobs.following import FollowedJob

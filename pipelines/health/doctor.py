@@ -4,20 +4,19 @@ A check looks at one kind of thing and gives findings; CHECKS names the checks, 
 function and a line there. Nothing is written and nothing is downloaded.
 """
 
-import enum
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.errors import DataError, ParameterError
-from components.files import file_digest
-from components.gadms.model import WEIGHTS_FILE
+from components.errors import DataError
 from components.persons.published.layouts import LAYOUTS, Layout
 from components.persons.published.readers import Source, find_source
 from components.persons.published.survey import Survey, differences, survey
-from pipelines.health.dry_run import resolve
+from pipelines import presets
+from pipelines.health.cluster_check import check_cluster
+from pipelines.health.findings import Finding, State
+from pipelines.health.weights import check_weights
 from pipelines.params import Parameters
 from pipelines.workspace import Workspace
 
@@ -25,38 +24,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 RAW = Path("data/raw")
-
-
-class State(enum.Enum):
-    """How a thing was found. What does not count as there, and is asked for, makes the doctor exit with 3."""
-
-    WHOLE = "there"
-    DIFFERENT = "there, but differs"
-    INCOMPLETE = "incomplete"
-    MISSING = "not there"
-    MADE = "made here"
-
-    @property
-    def is_there(self) -> bool:
-        return self not in (State.INCOMPLETE, State.MISSING)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked for.
-
-    Attributes:
-        subject: what.
-        asked_for: whether params.yaml asks for it.
-        facts: a few words on what was found, or where it was expected.
-        remarks: a line each: what is missing, how to get it.
-    """
-
-    subject: str
-    state: State
-    asked_for: bool
-    facts: str
-    remarks: tuple[str, ...] = ()
 
 
 def doctor(workspace: Workspace, checks: Iterable[str] = (), preset: str | None = None) -> None:
@@ -68,7 +35,7 @@ def doctor(workspace: Workspace, checks: Iterable[str] = (), preset: str | None 
     """
     from rich.console import Console
 
-    chosen = resolve(workspace.root, preset)
+    chosen = presets.resolve(workspace.root, preset)
     console, unmet = Console(), []
     for name in list(checks) or list(CHECKS):
         findings = CHECKS[name](chosen, workspace)
@@ -139,78 +106,6 @@ def _remarks(seen: Survey, found: Source, layout: Layout | None, workspace: Work
 def _below(text: str, workspace: Workspace) -> str:
     """`text` with paths as seen from the workspace."""
     return text.replace(f"{workspace.root}{os.sep}", "")
-
-
-def check_weights(chosen: Parameters, workspace: Workspace) -> list[Finding]:
-    """The base model that TACA adapts, and the weights that retrieval starts from."""
-    return [_base_model(chosen), retrieval_weights(chosen, workspace)]
-
-
-def _base_model(chosen: Parameters) -> Finding:
-    settings, subject = chosen.base_model, "base_model.source"
-    if settings.source == "tiny":
-        return Finding(subject, State.MADE, True, "trained by the stage base_model")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    from components.taca.pipeline_folder import PipelineFolder
-
-    command = f"`hf download {settings.source} --revision {settings.revision or '<commit>'}`"
-    try:
-        revision = settings.pinned_revision()
-        folder = Path(snapshot_download(settings.source, revision=revision, local_files_only=True))
-        files = PipelineFolder(folder).files()
-    except ParameterError as error:
-        return Finding(subject, State.MISSING, True, settings.source, (str(error), command))
-    except LocalEntryNotFoundError:
-        return Finding(subject, State.MISSING, True, f"{settings.source}: not in the Hugging Face cache", (command,))
-    except DataError as error:
-        return Finding(subject, State.INCOMPLETE, True, settings.source, (str(error), command))
-    return Finding(subject, State.WHOLE, True, f"{settings.source}: {len(files)} files in the Hugging Face cache")
-
-
-def retrieval_weights(chosen: Parameters, workspace: Workspace) -> Finding:
-    """Weights by an open_clip tag, which open_clip keeps in the Hugging Face cache, or by a file or model folder."""
-    settings, subject = chosen.retrieval, "retrieval.pretrained"
-    if not settings.pretrained:
-        return Finding(subject, State.MADE, True, "none: the towers are trained from scratch")
-    import open_clip
-    from huggingface_hub import try_to_load_from_cache
-
-    name, weights = settings.architecture, settings.pretrained
-    published = open_clip.get_pretrained_cfg(name, weights) if isinstance(name, str) else None
-    if not published:
-        found = workspace.path(weights)
-        found = found / WEIGHTS_FILE if found.is_dir() else found
-        if found.is_file():
-            return _pinned(found, subject, weights, settings.pretrained_sha256)
-        if isinstance(name, str):
-            tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none: open_clip does not know the name"
-            return Finding(subject, State.MISSING, True, weights, (f"no such file; tags of {name} are {tags}",))
-        fix = "no such file; for a tag, name a published architecture in retrieval.architecture"
-        return Finding(subject, State.MISSING, True, f"{weights} for an architecture of params.yaml", (fix,))
-    repository, file = os.path.split(published["hf_hub"])
-    wanted = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]  # the first it tries
-    if any(isinstance(try_to_load_from_cache(repository, name), str) for name in wanted):
-        return Finding(subject, State.WHOLE, True, f"{weights}: {repository} in the Hugging Face cache")
-    place = f"{weights}: {repository} is not in the Hugging Face cache"
-    return Finding(subject, State.MISSING, True, place, (f"`hf download {repository} {wanted[0]}`",))
-
-
-def check_cluster(chosen: Parameters, workspace: Workspace) -> list[Finding]:
-    """The Ray cluster of jobs."""
-    from pipelines.health.cluster_check import check_cluster as look
-
-    return look(chosen, workspace)
-
-
-def _pinned(file: Path, subject: str, weights: str, sha256: str | None) -> Finding:
-    """Weights that are there, if they are the ones that were meant."""
-    found = file_digest(file)
-    if sha256 == found:
-        return Finding(subject, State.WHOLE, True, f"{weights}, a {'file' if file.name in weights else 'model folder'}")
-    fix = f"retrieval.pretrained_sha256 is {sha256 or 'null'}: set it to {found} if this is the one you mean"
-    return Finding(subject, State.INCOMPLETE, True, f"{weights}, not pinned", (fix,))
 
 
 Check = Callable[[Parameters, Workspace], list[Finding]]

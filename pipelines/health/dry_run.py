@@ -5,8 +5,6 @@ into it, and what follows is printed: patched modules, trainable parameters, act
 would train, and what is not there yet. Nothing is written and nothing is downloaded.
 """
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +14,11 @@ import torch
 from torch import nn
 
 from components.errors import DataError, ParameterError
-from pipelines import params, presets
+from pipelines import presets
 from pipelines.health import architectures
 from pipelines.health.architectures import Architecture
 from pipelines.health.encoder_plan import encoder_table
+from pipelines.health.weights import retrieval_weights
 from pipelines.params import Parameters
 from pipelines.workspace import Workspace
 
@@ -72,19 +71,8 @@ def dry_run(workspace: Workspace, preset: str | None = None, architecture: Path 
     """Print the plan. Raises ParameterError or DataError when the parameters do not resolve; what is missing is no error."""
     from rich.console import Console
 
-    chosen = resolve(workspace.root, preset)
+    chosen = presets.resolve(workspace.root, preset)
     show(plan(chosen, workspace, architecture), chosen, Console())
-
-
-def resolve(root: Path, preset: str | None) -> Parameters:
-    """params.yaml of a workspace, with a preset over it; nothing is written there."""
-    if preset is None:
-        return params.load(root / "params.yaml")
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / "params.yaml"
-        shutil.copyfile(root / "params.yaml", copy)
-        presets.edit(copy, presets.read(preset, root))
-        return params.load(copy)
 
 
 def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = None) -> Plan:
@@ -124,8 +112,6 @@ def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = N
 
 def missing(chosen: Parameters, workspace: Workspace) -> list[str]:
     """What has to be brought before the run, one line each with what to do."""
-    from pipelines.health.doctor import retrieval_weights
-
     encoder = retrieval_weights(chosen, workspace)
     lines = [] if encoder.state.is_there else [f"{encoder.subject}: {encoder.facts}: {'; '.join(encoder.remarks)}"]
     return [*_missing_weights(chosen), *lines, *_missing_data(chosen, workspace)]

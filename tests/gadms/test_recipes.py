@@ -16,8 +16,8 @@ from components.persons.transforms import AugmentationConfig
 from components.training.context import LocalContext
 from components.training.loop import LoopConfig, fit
 from components.training.schedules import learning_rate_factor
-from pipelines.health.dry_run import resolve
 from pipelines.identity.closure import ROOT
+from pipelines.presets import resolve
 from pipelines.schema.gadms import Augmentation, Masking, Method, Scoring
 
 IRRA = {0: 0.10, 1: 0.28, 2: 0.46, 3: 0.64, 4: 0.82, 5: 1.0, 6: 0.9961, 15: 0.6545, 29: 0.0039}

@@ -5,14 +5,9 @@ import torch
 from test_schedule import fixed_shift_sigmas, flux_sigmas
 
 from components.errors import ParameterError
+from components.taca.sampler import sampler_shift
 from components.taca.schedule import TemperatureSchedule
-from components.taca.transfer import (
-    resolve_threshold,
-    sampler_shift,
-    threshold_for_fraction,
-    threshold_for_steps,
-    transfer_threshold,
-)
+from components.taca.transfer import resolve_threshold, threshold_for_fraction, threshold_for_steps, transfer_threshold
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(4096, 0.97), (1024, 0.942), (256, 0.890), (64, 0.802)])

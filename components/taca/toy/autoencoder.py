@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from components.errors import DataError
-from components.training.randomness import generator
+from components.taca.conventions import signed_pixels
+from components.training.randomness import generator, rank_part, sampled_rows
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -37,10 +38,9 @@ class AutoencoderTask(nn.Module):
         pixels = signed_pixels(batch["pixels"].to(next(self.vae.parameters()).device))
         posterior = self.vae.encode(pixels).latent_dist
         mean, deviation = posterior.mean, posterior.std  # (B, C, H / f, W / f)
-        part = len(mean)
-        noise = torch.randn(
-            (part * self.world_size, *mean.shape[1:]), generator=generator(self.seed, "posterior", step)
-        )[self.rank * part : (self.rank + 1) * part]
+        source = generator(self.seed, "posterior", step)
+        noise = torch.randn((len(mean) * self.world_size, *mean.shape[1:]), generator=source)
+        noise = rank_part(noise, self.rank, self.world_size)
         decoded = self.vae.decode(mean + deviation * noise.to(mean)).sample
         squared = functional.mse_loss(decoded, pixels)
         reconstruction = functional.l1_loss(decoded, pixels) + squared
@@ -51,13 +51,6 @@ class AutoencoderTask(nn.Module):
             "kl": kl,
             "psnr": _decibel(squared.detach() / 4),  # /4: the range of [-1, 1] is 2
         }
-
-
-def signed_pixels(pixels: Tensor) -> Tensor:
-    """uint8 in 0..255, or float in 0..1, as float32 in [-1, 1]: what an `AutoencoderKL` reads."""
-    if pixels.dtype == torch.uint8:
-        return pixels.float() / 127.5 - 1
-    return pixels.float() * 2 - 1
 
 
 def psnr(first: Tensor, second: Tensor) -> Tensor:
@@ -109,11 +102,11 @@ def pixel_batches(
 
     `batch_size` is global; every rank draws the whole of it and takes its own part.
     """
-    part = batch_size // world_size
 
     def batch(step: int) -> dict[str, Tensor]:
-        chosen = torch.randint(len(pixels), (batch_size,), generator=generator(seed, "pictures", step))
-        return {"pixels": pixels[chosen[rank * part : (rank + 1) * part]]}
+        return {
+            "pixels": pixels[sampled_rows(len(pixels), batch_size, generator(seed, "pictures", step), rank, world_size)]
+        }
 
     return batch
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from components.training.randomness import generator
+from components.taca.sampler import shift_sigma
+from components.training.randomness import generator, rank_part, sampled_rows
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -87,16 +88,15 @@ class TextToImageTask(nn.Module):
 
     def _draw(self, latents: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """This rank's noise levels (B,), noise (B, S, C) and dropped captions (B,) of the global batch at `step`."""
-        part = len(latents)
-        total = part * self.world_size
-        mine = slice(self.rank * part, (self.rank + 1) * part)
+        total = len(latents) * self.world_size
         source = generator(self.seed, "noise level", step)
         strata = torch.randperm(total, generator=source)  # so that every rank sees the whole range
         u = (strata + torch.rand(total, generator=source)) / total
-        sigma = self.shift * u / (1 + (self.shift - 1) * u)
+        sigma = shift_sigma(u, self.shift)
         noise = torch.randn((total, *latents.shape[1:]), generator=generator(self.seed, "noise", step))
         dropped = torch.rand(total, generator=generator(self.seed, "caption dropout", step)) < self.caption_dropout
-        return sigma[mine], noise[mine], dropped[mine]
+        mine = [rank_part(drawn, self.rank, self.world_size) for drawn in (sigma, noise, dropped)]
+        return mine[0], mine[1], mine[2]
 
 
 def token_ids(pipe: "FluxPipeline", captions: Sequence[str]) -> dict[str, Tensor]:
@@ -131,11 +131,9 @@ def base_batches(
     """
     ids = token_ids(pipe, captions)
     empty = token_ids(pipe, [""])
-    part = batch_size // world_size
 
     def batch(step: int) -> dict[str, Tensor]:
-        chosen = torch.randint(len(latents), (batch_size,), generator=generator(seed, "base examples", step))
-        chosen = chosen[rank * part : (rank + 1) * part]
+        chosen = sampled_rows(len(latents), batch_size, generator(seed, "base examples", step), rank, world_size)
         return {
             "latents": latents[chosen],
             "img_ids": img_ids,

@@ -10,9 +10,11 @@ from PIL import Image
 from pipelines import presets
 from pipelines.__main__ import main
 from pipelines.health import doctor
-from pipelines.health.doctor import Finding, State, check_data, check_weights
-from pipelines.health.dry_run import resolve
+from pipelines.health.doctor import check_data
+from pipelines.health.findings import Finding, State
+from pipelines.health.weights import check_weights
 from pipelines.identity.closure import ROOT
+from pipelines.presets import resolve
 from pipelines.workspace import Workspace
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -32,7 +32,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 @pytest.fixture(scope="module")
 def plan_of() -> Callable[[str], dryrun.Plan]:
     """The plan of a preset; counting the activations of FLUX.1-dev takes seconds, so once."""
-    return cache(lambda preset: dryrun.plan(dryrun.resolve(ROOT, preset), Workspace(ROOT, ROOT / ".runs")))
+    return cache(lambda preset: dryrun.plan(presets.resolve(ROOT, preset), Workspace(ROOT, ROOT / ".runs")))
 
 
 def architecture(name: str) -> architectures.Architecture:
@@ -91,7 +91,7 @@ def test_active_steps_follow_step_count_and_resolution_as_real_samplers_do(
 def test_the_sampler_of_the_small_model_is_that_of_its_pipeline() -> None:
     from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline
 
-    model = architectures.find(dryrun.resolve(ROOT, None), ROOT)
+    model = architectures.find(presets.resolve(ROOT, None), ROOT)
     pipe: Any = build_tiny_pipeline(TinyConfig(), ("red",), 0)
     pipe("red", height=64, width=32, num_inference_steps=7, max_sequence_length=24, output_type="latent")
     assert sampler_sigmas(model.pipe, 7, 64, 32).tolist() == pytest.approx(pipe.scheduler.sigmas[:-1].tolist())
@@ -100,19 +100,19 @@ def test_the_sampler_of_the_small_model_is_that_of_its_pipeline() -> None:
 
 def test_a_preset_is_laid_over_the_parameters_and_nothing_is_written(workspace: Workspace) -> None:
     before = {path: path.read_bytes() for path in workspace.root.rglob("*") if path.is_file()}
-    chosen = dryrun.resolve(workspace.root, "flux-dev")
+    chosen = presets.resolve(workspace.root, "flux-dev")
     assert (chosen.base_model.source, chosen.taca.threshold, chosen.pictures.width) == (
         "black-forest-labs/FLUX.1-dev",
         0.97,
         1024,
     )
-    assert chosen.probe == dryrun.resolve(workspace.root, None).probe
+    assert chosen.probe == presets.resolve(workspace.root, None).probe
     assert {path: path.read_bytes() for path in workspace.root.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("name", ["flux-dev", "sd35-medium"])
 def test_presets_hold_the_recipe_of_the_paper(workspace: Workspace, name: str) -> None:
-    chosen = dryrun.resolve(workspace.root, name)
+    chosen = presets.resolve(workspace.root, name)
     assert (chosen.taca.gamma, chosen.taca.threshold, chosen.taca_train.rank) == (1.2, 0.97, 64)
     training = chosen.taca_train.training
     assert (training.learning_rate, training.batch, training.precision) == (1e-4, 4, "bf16")
@@ -121,7 +121,7 @@ def test_presets_hold_the_recipe_of_the_paper(workspace: Workspace, name: str) -
 
 @pytest.mark.parametrize("name", ["flux-dev", "sd35-medium"])
 def test_what_is_missing_is_listed_with_what_to_do_and_is_no_error(workspace: Workspace, name: str) -> None:
-    chosen = dryrun.resolve(workspace.root, name)
+    chosen = presets.resolve(workspace.root, name)
     source = chosen.base_model.source
     revision, weights, data = dryrun.missing(chosen, workspace)
     assert revision == f"base_model.revision is null: set it to the full commit of {source}"
@@ -139,13 +139,13 @@ def test_weights_in_the_cache_and_data_in_place_are_not_missing(workspace: Works
     manifest = workspace.path("data/raw/taca-pairs/manifest.csv")
     manifest.parent.mkdir(parents=True)
     manifest.write_text("image_path,caption,identity,split\na.png,a cat,1,train\n")
-    assert dryrun.missing(dryrun.resolve(workspace.root, None), workspace) == []
+    assert dryrun.missing(presets.resolve(workspace.root, None), workspace) == []
 
 
 def test_the_base_model_stage_asks_for_the_revision_in_the_same_words(workspace: Workspace, tmp_path: Path) -> None:
     from pipelines.stages.base_model import run
 
-    chosen = dryrun.resolve(workspace.root, "flux-dev")
+    chosen = presets.resolve(workspace.root, "flux-dev")
     outputs = {"base": tmp_path / "base.json", "base_weights": tmp_path / "base"}
     with pytest.raises(
         ParameterError, match=r"^base_model.revision is null: set it to the full commit of black-forest"
@@ -155,12 +155,12 @@ def test_the_base_model_stage_asks_for_the_revision_in_the_same_words(workspace:
 
 def test_the_architecture_is_found_again_after_the_preset_was_written(workspace: Workspace) -> None:
     presets.apply("sd35-medium", workspace.root)
-    assert architectures.find(dryrun.resolve(workspace.root, None), workspace.root).origin == "sd35-medium.json"
+    assert architectures.find(presets.resolve(workspace.root, None), workspace.root).origin == "sd35-medium.json"
 
 
 def test_a_model_without_a_known_architecture_needs_a_file(workspace: Workspace) -> None:
     presets.edit(workspace.root / "params.yaml", {"base_model": {"source": "somebody/something"}})
-    chosen = dryrun.resolve(workspace.root, None)
+    chosen = presets.resolve(workspace.root, None)
     with pytest.raises(ParameterError, match=r"somebody/something: its architecture is not in .*; give --architecture"):
         architectures.find(chosen, workspace.root)
     given = workspace.root / "presets/architectures/flux-dev.json"
@@ -249,6 +249,6 @@ def test_a_threshold_written_as_a_rule_is_resolved_for_the_model(workspace: Work
     values = yaml.safe_load(text)
     values["taca"]["threshold"] = {"fraction": 0.25}
     (workspace.root / "params.yaml").write_text(yaml.safe_dump(values))
-    found = dryrun.plan(dryrun.resolve(workspace.root, None), workspace)
+    found = dryrun.plan(presets.resolve(workspace.root, None), workspace)
     assert found.schedule.threshold == pytest.approx(3 * 0.75 / (1 + 2 * 0.75))  # the small model's shift is 3
     assert found.active_steps == pytest.approx(len(found.sigmas) / 4, abs=1)

@@ -20,7 +20,7 @@ from pipelines.engine.child import module_of
 from pipelines.errors import InfrastructureError, StageFailedError
 from pipelines.health import cluster_check as health_cluster
 from pipelines.health.cluster_check import check_cluster
-from pipelines.health.doctor import State
+from pipelines.health.findings import State
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.jobs import following, whole
 from pipelines.jobs import snapshot as snapshots

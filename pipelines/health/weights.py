@@ -1,0 +1,76 @@
+"""Checks of the base model that TACA adapts, and of the weights that retrieval starts from."""
+
+import os
+from pathlib import Path
+
+from components.errors import DataError, ParameterError
+from components.files import file_digest
+from components.gadms.model import WEIGHTS_FILE
+from pipelines.health.findings import Finding, State
+from pipelines.params import Parameters
+from pipelines.workspace import Workspace
+
+
+def check_weights(chosen: Parameters, workspace: Workspace) -> list[Finding]:
+    """The base model that TACA adapts, and the weights that retrieval starts from."""
+    return [_base_model(chosen), retrieval_weights(chosen, workspace)]
+
+
+def _base_model(chosen: Parameters) -> Finding:
+    settings, subject = chosen.base_model, "base_model.source"
+    if settings.source == "tiny":
+        return Finding(subject, State.MADE, True, "trained by the stage base_model")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from components.taca.pipeline_folder import PipelineFolder
+
+    command = f"`hf download {settings.source} --revision {settings.revision or '<commit>'}`"
+    try:
+        revision = settings.pinned_revision()
+        folder = Path(snapshot_download(settings.source, revision=revision, local_files_only=True))
+        files = PipelineFolder(folder).files()
+    except ParameterError as error:
+        return Finding(subject, State.MISSING, True, settings.source, (str(error), command))
+    except LocalEntryNotFoundError:
+        return Finding(subject, State.MISSING, True, f"{settings.source}: not in the Hugging Face cache", (command,))
+    except DataError as error:
+        return Finding(subject, State.INCOMPLETE, True, settings.source, (str(error), command))
+    return Finding(subject, State.WHOLE, True, f"{settings.source}: {len(files)} files in the Hugging Face cache")
+
+
+def retrieval_weights(chosen: Parameters, workspace: Workspace) -> Finding:
+    """Weights by an open_clip tag, which open_clip keeps in the Hugging Face cache, or by a file or model folder."""
+    settings, subject = chosen.retrieval, "retrieval.pretrained"
+    if not settings.pretrained:
+        return Finding(subject, State.MADE, True, "none: the towers are trained from scratch")
+    import open_clip
+    from huggingface_hub import try_to_load_from_cache
+
+    name, weights = settings.architecture, settings.pretrained
+    published = open_clip.get_pretrained_cfg(name, weights) if isinstance(name, str) else None
+    if not published:
+        found = workspace.path(weights)
+        found = found / WEIGHTS_FILE if found.is_dir() else found
+        if found.is_file():
+            return _pinned(found, subject, weights, settings.pretrained_sha256)
+        if isinstance(name, str):
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none: open_clip does not know the name"
+            return Finding(subject, State.MISSING, True, weights, (f"no such file; tags of {name} are {tags}",))
+        fix = "no such file; for a tag, name a published architecture in retrieval.architecture"
+        return Finding(subject, State.MISSING, True, f"{weights} for an architecture of params.yaml", (fix,))
+    repository, file = os.path.split(published["hf_hub"])
+    wanted = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]  # the first it tries
+    if any(isinstance(try_to_load_from_cache(repository, name), str) for name in wanted):
+        return Finding(subject, State.WHOLE, True, f"{weights}: {repository} in the Hugging Face cache")
+    place = f"{weights}: {repository} is not in the Hugging Face cache"
+    return Finding(subject, State.MISSING, True, place, (f"`hf download {repository} {wanted[0]}`",))
+
+
+def _pinned(file: Path, subject: str, weights: str, sha256: str | None) -> Finding:
+    """Weights that are there, if they are the ones that were meant."""
+    found = file_digest(file)
+    if sha256 == found:
+        return Finding(subject, State.WHOLE, True, f"{weights}, a {'file' if file.name in weights else 'model folder'}")
+    fix = f"retrieval.pretrained_sha256 is {sha256 or 'null'}: set it to {found} if this is the one you mean"
+    return Finding(subject, State.INCOMPLETE, True, f"{weights}, not pinned", (fix,))
