@@ -179,8 +179,9 @@ def _work(rank: int, world: int, port: int, samples: int, steps: int, found: Any
     import torch
     import torch.distributed as dist
 
+    from components.training.config import LoopConfig
     from components.training.context import LocalContext
-    from components.training.loop import LoopConfig, fit
+    from components.training.loop import fit
 
     torch.set_num_threads(1)
     if world > 1:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import model_validator
 
 from components.errors import ParameterError
-from pipelines.schema.common import Count, Section
+from components.settings import Count
 from pipelines.schema.gadms import (
     GadmsEvaluate,
     GadmsFinetune,
@@ -24,6 +24,7 @@ from pipelines.schema.gadms import (
 from pipelines.schema.people import Curate, Pictures, Prepare
 from pipelines.schema.reading import checked, read_yaml
 from pipelines.schema.running import Compute, Report, TrainParity
+from pipelines.schema.section import Section
 from pipelines.schema.taca import (
     BaseModelSection,
     Probe,

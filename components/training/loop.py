@@ -9,23 +9,24 @@ numbers) is here, once. The same steps run on the same data whether or not the r
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from components.errors import ParameterError
 from components.training.accumulation import as_part, require_splittable, virtual_ranks
 from components.training.averaging import WeightAverage
+from components.training.config import LoopConfig
 from components.training.context import Context
 from components.training.distribution import gradient_sync, laid_out_like, replicate, shard, whole
 from components.training.randomness import stream_seed
-from components.training.schedules import Change, learning_rate_factor, rates_at, require_changes
+from components.training.schedules import Decay, learning_rate_factor, rates_at
 
 Batch = Any
+BETA1 = 0.9
+"""Adam's decay of the first moment; that of the second, beta2, is a setting."""
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -36,45 +37,6 @@ class LeftOnRequest(Exception):
     """Training stopped because its context asked for it (`asked_to_leave`); a checkpoint holds everything up to here."""
 
 
-@dataclass(frozen=True)
-class LoopConfig:
-    """How long, how fast, how often. Steps are optimiser steps; rates are those after warm-up.
-
-    optimizer: adamw decays weights apart from the gradient; adam adds the decay to the gradient (L2), as IRRA's recipe does, whose
-    eps of 1e-3 is large enough to be most of the denominator. warmup_start: see `learning_rate_factor`. clip_norm: 0 is off.
-    changes: other rates from some step on; they scale those of all parameter groups alike.
-    """
-
-    steps: int
-    learning_rate: float
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    decay: Literal["cosine", "constant"] = "cosine"
-    clip_norm: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    optimizer: Literal["adamw", "adam"] = "adamw"
-    warmup_start: float | None = None
-    ema_decay: float = 0.0
-    report_every: int = 20
-    checkpoint_every: int = 100
-    precision: Literal["fp32", "bf16"] = "fp32"
-    accumulate: int = 1  # micro-batches that a worker computes one after the other for one step
-    changes: Sequence[Change] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "report_every", "checkpoint_every", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ParameterError(f"{name} = {getattr(self, name)}: must be at least 1")
-        if self.optimizer not in ("adamw", "adam"):
-            raise ParameterError(f"optimizer = {self.optimizer!r}: allowed are adamw, adam")
-        if not self.learning_rate > 0:
-            raise ParameterError(f"learning_rate = {self.learning_rate}: must be above 0")
-        if not 0 <= self.ema_decay < 1:
-            raise ParameterError(f"ema_decay = {self.ema_decay}: must lie in [0, 1)")
-        require_changes(self.changes, self.steps, self.weight_decay)
-
-
 def fit(
     task: nn.Module,
     batches: Callable[[int], Batch] | Sequence[Callable[[int], Batch]],
@@ -82,6 +44,7 @@ def fit(
     context: Context,
     *,
     prefix: str = "train",
+    decay: Decay = "cosine",
     on_report: Callable[[int], Mapping[str, float]] | None = None,
     blocks: Sequence[nn.Module] = (),
 ) -> None:
@@ -106,7 +69,7 @@ def fit(
     model = task if sharded else replicate(task, context)
     task.train()
     for step in _progress(start, config.steps, prefix, context):
-        _set_rates(optimizer, config, step)
+        _set_rates(optimizer, config, decay, step)
         optimizer.zero_grad(set_to_none=True)
         scalars = _accumulate(model, task, parts, step, config, context, prefix)
         leaving = _agree(scalars["loss"], step, context)
@@ -169,8 +132,8 @@ def _optimizer(task: Any, config: LoopConfig) -> torch.optim.Optimizer:
     optimizer = kind(
         groups,
         lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
+        betas=(BETA1, config.beta2),
+        eps=config.epsilon,
         weight_decay=config.weight_decay,
         foreach=True,
     )
@@ -179,14 +142,14 @@ def _optimizer(task: Any, config: LoopConfig) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _set_rates(optimizer: torch.optim.Optimizer, config: LoopConfig, step: int) -> None:
+def _set_rates(optimizer: torch.optim.Optimizer, config: LoopConfig, decay: Decay, step: int) -> None:
     """What each group learns and decays at in this step: its own share of the schedule's rates."""
-    factor = learning_rate_factor(step, config.steps, config.warmup_steps, config.decay, config.warmup_start)
-    rate, decay = rates_at(step, config.learning_rate, config.weight_decay, config.changes)
-    share = decay / config.weight_decay if config.weight_decay else 1.0
+    factor = learning_rate_factor(step, config.steps, config.warmup_steps, decay, config.warmup_start)
+    rate, weight_decay = rates_at(step, config.learning_rate, config.weight_decay, config.changes)
+    decay_factor = weight_decay / config.weight_decay if config.weight_decay else 1.0
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor * (rate / config.learning_rate)
-        group["weight_decay"] = group["base_decay"] * share
+        group["weight_decay"] = group["base_decay"] * decay_factor
 
 
 def _state(

@@ -1,25 +1,20 @@
-"""What the training loop's rates are at each step."""
+"""The learning rate and weight decay of each step."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Literal
 
-from components.errors import ParameterError
+from components.training.config import RateChange
 
-
-@dataclass(frozen=True)
-class Change:
-    """From the 0-based `step` on, these rates (those after warm-up) in place of the ones before; None keeps what there was."""
-
-    step: int
-    learning_rate: float | None = None
-    weight_decay: float | None = None
+Decay = Literal["cosine", "constant"]
 
 
-def rates_at(step: int, learning_rate: float, weight_decay: float, changes: Sequence[Change]) -> tuple[float, float]:
+def rates_at(
+    step: int, learning_rate: float, weight_decay: float, changes: Sequence[RateChange]
+) -> tuple[float, float]:
     """(learning rate, weight decay) at a 0-based step, of a training that begins with the given ones.
 
-    What holds at a step depends on the changes up to it alone, so a checkpoint may be gone on from with other later changes: a
+    What holds at a step depends on the changes up to it alone, so a checkpoint can be resumed with a different tail of changes: a
     population's member (Jaderberg et al. 2017) is then a training with a schedule, which anybody can repeat from its start.
     """
     for change in changes:
@@ -29,24 +24,8 @@ def rates_at(step: int, learning_rate: float, weight_decay: float, changes: Sequ
     return learning_rate, weight_decay
 
 
-def require_changes(changes: Sequence[Change], steps: int, weight_decay: float) -> None:
-    """Raises ParameterError unless the steps rise, lie within the training, and the rates can be changed to."""
-    before = 0
-    for place, change in enumerate(changes):
-        name = f"changes[{place}]"
-        if not before < change.step < steps:
-            raise ParameterError(f"{name}.step = {change.step}: must be above {before} and below steps = {steps}")
-        if change.learning_rate is not None and not change.learning_rate > 0:
-            raise ParameterError(f"{name}.learning_rate = {change.learning_rate}: must be above 0")
-        if change.weight_decay is not None and not (weight_decay > 0 and change.weight_decay >= 0):
-            raise ParameterError(
-                f"{name}.weight_decay = {change.weight_decay}: must not be below 0, and changes only what begins above 0"
-            )
-        before = change.step
-
-
 def learning_rate_factor(
-    step: int, steps: int, warmup_steps: int, decay: str, warmup_start: float | None = None
+    step: int, steps: int, warmup_steps: int, decay: Decay, warmup_start: float | None = None
 ) -> float:
     """The factor on the learning rate at 0-based `step` of `steps`: linear warm-up, then `constant` or `cosine` to zero.
 

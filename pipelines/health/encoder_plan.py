@@ -6,8 +6,8 @@ import torch
 
 from components.gadms.decoder import CrossModalDecoder
 from components.gadms.model import DualEncoder
+from components.training.config import ValidatedTrainingConfig
 from pipelines.params import Parameters
-from pipelines.schema.common import ValidatedTraining
 from pipelines.schema.gadms import Method
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def encoder_table(chosen: Parameters) -> "Table":
     return table
 
 
-def _phase(method: Method, training: ValidatedTraining, encoder: DualEncoder) -> str:
+def _phase(method: Method, training: ValidatedTrainingConfig, encoder: DualEncoder) -> str:
     name = method.name or "each arm's method"
     beside = []
     if method.config("gadms").recipe.mtp_weight:  # the first arm's, where each has its own

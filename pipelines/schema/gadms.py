@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipelines.schema.common import Count, Fraction, Positive, Rate, Section, ValidatedTraining
+from components.settings import Count, Fraction, Positive, Rate
+from components.training.config import ValidatedTrainingConfig
+from pipelines.schema.section import Section
 
 if TYPE_CHECKING:
     from components.gadms.tasks import RetrievalConfig
@@ -118,14 +120,14 @@ class GadmsPretrain(Section):
     streaming: bool = False
     readers: Count = 2
     method: Method
-    training: ValidatedTraining
+    training: ValidatedTrainingConfig
 
 
 class GadmsFinetune(Section):
     """Fine-tuning on real people."""
 
     method: Method
-    training: ValidatedTraining
+    training: ValidatedTrainingConfig
 
 
 class GadmsEvaluate(Section):

@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from pipelines.schema.common import Count, Fraction, Positive, Rate, Section, Training
+from components.settings import Count, Fraction, Positive, Rate
+from components.training.config import TrainingConfig
+from pipelines.schema.section import Section
 
 if TYPE_CHECKING:
     from components.persons.curation.rules import Rules
@@ -59,7 +61,7 @@ class Curate(Section):
     aspect: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     detector: PersonDetector | None = None
     near_duplicates: Annotated[int, Field(ge=0, le=15)] | None = None
-    matcher: Training
+    matcher: TrainingConfig
 
     @field_validator("aspect")
     @classmethod

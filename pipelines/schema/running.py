@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.schema.common import Count, Positive, Section
+from components.settings import Count, Positive
+from pipelines.schema.section import Section
 
 
 class TrainParity(Section):

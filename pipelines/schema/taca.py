@@ -5,13 +5,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from components.errors import ParameterError
-from pipelines.schema.common import Count, Fraction, Positive, Section, Training
+from components.settings import Count, Fraction, Positive
+from components.training.config import TrainingConfig
+from pipelines.schema.section import Section
 
 
 class Probe(Section):
     """The attribute classifier that judges generated people."""
 
-    training: Training
+    training: TrainingConfig
 
 
 class Tiny(Section):
@@ -31,8 +33,8 @@ class BaseModelSection(Section):
     revision: str | None
     tiny: Tiny
     caption_dropout: Fraction
-    autoencoder: Training
-    training: Training
+    autoencoder: TrainingConfig
+    training: TrainingConfig
 
     def pinned_revision(self) -> str:
         """The commit of a published model. Raises ParameterError until it is filled in: a branch can move."""
@@ -87,7 +89,7 @@ class TacaTrain(Section):
     embedded_guidance: Annotated[float, Field(ge=0)]
     base_dtype: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
-    training: Training
+    training: TrainingConfig
 
 
 class TacaGenerate(Section):

@@ -37,7 +37,7 @@ def run(
     ranks = {"seed": params.seed, "rank": context.rank, "world_size": context.world_size}
 
     images = pixel_batches(pixels, batch_size=settings.autoencoder.batch, **ranks)
-    fit(AutoencoderTask(pipe.vae, **ranks), images, settings.autoencoder.loop(), context.phase("vae"), prefix="vae")
+    fit(AutoencoderTask(pipe.vae, **ranks), images, settings.autoencoder, context.phase("vae"), prefix="vae")
     set_latent_scale(pipe.vae, pixels.split(256))
     held_out = people.pixels(people.rows(split="val", form="short").column("image_id"), size.height, size.width)
     quality = float(psnr(held_out, reconstruct(pipe.vae, held_out)).mean())
@@ -52,7 +52,7 @@ def run(
         **ranks,
     )
     task = TextToImageTask(pipe, caption_dropout=settings.caption_dropout, shift=config.shift, **ranks)
-    fit(task, pairs, settings.training.loop(), context.phase("flow"), prefix="flow")
+    fit(task, pairs, settings.training, context.phase("flow"), prefix="flow")
 
     if context.rank == 0:  # transformers writes nothing on another rank, and half a pipeline is none
         pipe.save_pretrained(outputs["base_weights"], safe_serialization=True)

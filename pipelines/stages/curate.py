@@ -35,7 +35,7 @@ def run(
     fit(
         task,
         caption_batches(encoder, people, rows, settings.matcher.batch, params, context),
-        settings.matcher.loop(),
+        settings.matcher,
         context,
     )
 

@@ -32,7 +32,7 @@ def run(
         rank=context.rank,
         world_size=context.world_size,
     )
-    fit(task, batches, training.loop(), context, prefix="probe")
+    fit(task, batches, training, context, prefix="probe")
     probe.save(outputs["probe"])
 
     table = evaluate_probe(probe, *labelled("test"))

@@ -48,6 +48,6 @@ def run(
         cache_batches(cache, batch_size=training.batch, seed=params.seed, device=context.device, **ranks)
         for ranks in virtual_ranks(context, training.accumulate)
     ]
-    fit(task, batches, training.loop(), context, prefix="lora", blocks=repeated_blocks(transformer))
+    fit(task, batches, training, context, prefix="lora", blocks=repeated_blocks(transformer))
     save_lora(transformer, outputs["adapter"], schedule.to_mapping())
     return {"trainable_parameters": trainable}

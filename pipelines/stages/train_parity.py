@@ -5,6 +5,7 @@ The only stage that always starts Ray processes. It shows that local mode and a 
 
 import csv
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,7 @@ def run(
     function, arm, section = TRAININGS[context.arm or ""]
     settings = params.train_parity
     own = getattr(params, section)
-    training = own.training.model_copy(
-        update={"steps": settings.steps, "report_every": 1, "checkpoint_every": settings.steps}
-    )
+    training = replace(own.training, steps=settings.steps, report_every=1, checkpoint_every=settings.steps)
     changes: dict[str, Any] = {"training": training}
     if section == "gadms_pretrain":  # half of the steps with the masked objectives, which are the point
         changes["method"] = own.method.model_copy(update={"warmup_steps": settings.steps // 2})

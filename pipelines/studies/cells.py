@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.params import Parameters
-from pipelines.schema.common import Section
+from pipelines.schema.section import Section
 
 if TYPE_CHECKING:
     import torch

@@ -23,8 +23,8 @@ from pipelines import params
 from pipelines.engine.warm import for_libraries
 from pipelines.errors import OTHER, StageFailedError
 from pipelines.params import Parameters
-from pipelines.schema.common import Section
 from pipelines.schema.reading import read
+from pipelines.schema.section import Section
 from pipelines.studies.cells import Cell, Result, Study
 from pipelines.studies.identity import fingerprints, input_digests, provenance
 from pipelines.studies.measuring import Job, Outcome, measure

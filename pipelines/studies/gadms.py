@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
 from components.evaluation.intervals import bootstrap_crossed
+from components.settings import Count, Fraction, Positive, Rate
 from pipelines.graph import PEOPLE
 from pipelines.params import Parameters
-from pipelines.schema.common import Count, Fraction, Positive, Rate, Section
 from pipelines.schema.gadms import Method, Scoring
 from pipelines.schema.reading import checked
+from pipelines.schema.section import Section
 from pipelines.studies.cells import Cell, Result, Study
 
 READS = ("pictures", "retrieval", "gadms_finetune")

@@ -4,6 +4,7 @@ Training is that of the stage `gadms_finetune`, on the training pictures with ca
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -103,7 +104,7 @@ def _train(
         encoder,
         people,
         type(settings.method).model_validate(changed),
-        settings.training.model_copy(update={**schedule, "validate_every": None}),
+        replace(settings.training, **schedule, validate_every=None),
         params,
         context,
         bench.files / "encoder",

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
 from components.evaluation.intervals import bootstrap_crossed
+from components.settings import Count, Fraction, Positive
 from pipelines.graph import ADAPTERS, BASE, PEOPLE, TACA_ARMS
 from pipelines.params import Parameters
-from pipelines.schema.common import Count, Fraction, Positive, Section
 from pipelines.schema.reading import checked
+from pipelines.schema.section import Section
 from pipelines.schema.taca import Taca
 from pipelines.studies.cells import Cell, Result, Study
 

@@ -15,9 +15,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from components.errors import ParameterError
+from components.settings import Fraction, Positive
 from pipelines.identity.fingerprint import digest
-from pipelines.schema.common import Fraction, Positive, Section
 from pipelines.schema.reading import read
+from pipelines.schema.section import Section
 
 FOLDER = Path(__file__).resolve().parent
 Values = Mapping[str, Any]

@@ -13,8 +13,9 @@ from components.evaluation.attribute_probe import (
     evaluate_probe,
     probe_batches,
 )
+from components.training.config import LoopConfig
 from components.training.context import LocalContext
-from components.training.loop import LoopConfig, fit
+from components.training.loop import fit
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220)}
 ATTRIBUTES = {"upper": tuple(COLOURS), "lower": tuple(COLOURS)}

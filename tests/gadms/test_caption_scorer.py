@@ -14,8 +14,9 @@ from components.gadms.score_memory import LikelihoodTable
 from components.gadms.scores.scoring import ScoringConfig, token_scores
 from components.gadms.tasks import RetrievalConfig, RetrievalTask
 from components.gadms.tokenizer import CaptionTokenizer
+from components.training.config import LoopConfig
 from components.training.context import LocalContext
-from components.training.loop import LoopConfig, fit
+from components.training.loop import fit
 
 DECODER = torch.nn.Identity()  # only its presence matters to `mask`
 
@@ -227,7 +228,7 @@ CONFIG = {
     "vision_cfg": {"image_size": [16, 8], "layers": 1, "width": 24, "head_width": 24, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 2},
 }
-LOOP = LoopConfig(steps=4, learning_rate=1e-2, eps=1e-3, clip_norm=0.0, decay="constant")
+LOOP = LoopConfig(steps=4, learning_rate=1e-2, epsilon=1e-3, clip_norm=0.0)
 TARGET = MaskingConfig(target_noise_rate=0.1)
 SCORES = {
     "previous": RetrievalConfig(
@@ -259,7 +260,7 @@ def train_tiny(rank: int, world_size: int, config: RetrievalConfig) -> dict[str,
     )
     context = LocalContext()
     context.rank, context.world_size = rank, world_size
-    fit(task, batches, LOOP, context)
+    fit(task, batches, LOOP, context, decay="constant")
     return task.state_dict()
 
 

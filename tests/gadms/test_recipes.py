@@ -13,8 +13,9 @@ from components.gadms.methods import METHODS
 from components.gadms.scores.scoring import Normalisation, ScoreName, ScoringConfig
 from components.gadms.tasks import RetrievalConfig, RetrievalTask
 from components.persons.transforms import AugmentationConfig
+from components.training.config import LoopConfig
 from components.training.context import LocalContext
-from components.training.loop import LoopConfig, fit
+from components.training.loop import fit
 from components.training.schedules import learning_rate_factor
 from pipelines.identity.closure import ROOT
 from pipelines.presets import resolve
@@ -54,13 +55,12 @@ def test_adam_adds_its_decay_to_the_gradient_and_adamw_to_the_weights(optimizer)
         steps=3,
         learning_rate=rate,
         weight_decay=decay,
-        eps=eps,
+        epsilon=eps,
         optimizer=optimizer,
-        betas=(b1, b2),
+        beta2=b2,
         clip_norm=0.0,
-        decay="constant",
     )
-    fit(task, lambda step: None, loop, LocalContext())
+    fit(task, lambda step: None, loop, LocalContext(), decay="constant")
     w, m, v = torch.tensor([[3.0, -0.5]], dtype=torch.float64), 0, 0
     for step in range(1, 4):
         gradient = w + (decay * w if optimizer == "adam" else 0)
@@ -118,8 +118,8 @@ def test_bfloat16_is_the_arithmetic_only_and_the_weights_stay_float32(encoder, i
         config = RetrievalConfig(method=method, decoder_depth=1, sdm_temperature=0.2)
         task = RetrievalTask(encoder, config, captions=4, identities=4)
         context = LocalContext()
-        loop = LoopConfig(steps=2, learning_rate=1e-7, report_every=1, precision=precision, decay="constant")
-        fit(task, lambda step: batch, loop, context)
+        loop = LoopConfig(steps=2, learning_rate=1e-7, report_every=1, precision=precision)
+        fit(task, lambda step: batch, loop, context, decay="constant")
         losses[precision] = [metrics["train/loss"] for _, metrics in context.history]
         moved = encoder.clip.text_projection - state["clip.text_projection"]
         assert 0 < moved.abs().max() < 1e-6  # steps that bfloat16 weights of this size would lose
@@ -162,8 +162,8 @@ CAPTIONS = {"cuhk-pedes": 68126, "icfg-pedes": 34674, "rstpreid": 37010}
 def test_fine_tuning_presets_hold_irras_recipe(name):
     chosen = resolve(ROOT, name)
     assert chosen.gadms_finetune.method.config("gadms").recipe == METHODS["irra"]
-    loop = chosen.gadms_finetune.training.loop()
-    assert (loop.optimizer, loop.eps, loop.weight_decay, loop.learning_rate) == ("adam", 1e-3, 4e-5, 1e-5)
+    loop = chosen.gadms_finetune.training
+    assert (loop.optimizer, loop.epsilon, loop.weight_decay, loop.learning_rate) == ("adam", 1e-3, 4e-5, 1e-5)
     captions = CAPTIONS.get(name, CAPTIONS["cuhk-pedes"])
     assert loop.steps == math.ceil(60 * captions / chosen.gadms_finetune.training.batch)
     assert abs(loop.warmup_steps - 5 * captions / 64) < 1
@@ -174,9 +174,9 @@ def test_fine_tuning_presets_hold_irras_recipe(name):
 
 def test_the_pretraining_preset_holds_the_papers_recipe():
     chosen = resolve(ROOT, "webperson-1m")
-    settings, loop = chosen.gadms_pretrain, chosen.gadms_pretrain.training.loop()
+    settings, loop = chosen.gadms_pretrain, chosen.gadms_pretrain.training
     assert (settings.corpus, chosen.prepare.source) == ("people", "webperson-1m")
-    assert (settings.training.batch, loop.learning_rate, loop.eps) == (512, 1e-4, 1e-3)
+    assert (settings.training.batch, loop.learning_rate, loop.epsilon) == (512, 1e-4, 1e-3)
     assert (loop.steps, loop.warmup_steps) == (math.ceil(30 * 2_000_000 / 512), 5 * 2_000_000 // 512)
     assert (settings.method.mtp_weight, settings.method.scoring.layers) == (0.4, 8)
 

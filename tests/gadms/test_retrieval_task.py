@@ -11,8 +11,9 @@ from components.gadms.model import DualEncoder
 from components.gadms.tasks import RetrievalConfig, RetrievalTask
 from components.gadms.tokenizer import CaptionTokenizer
 from components.persons.transforms import AugmentationConfig
+from components.training.config import LoopConfig
 from components.training.context import LocalContext
-from components.training.loop import LoopConfig, fit
+from components.training.loop import fit
 
 ARMS = {
     "gadms": RetrievalConfig(decoder_depth=1),
@@ -149,7 +150,7 @@ CONFIG = {
     "vision_cfg": {"image_size": [16, 8], "layers": 1, "width": 24, "head_width": 24, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 2},
 }
-LOOP = LoopConfig(steps=3, learning_rate=1e-2, eps=1e-3, clip_norm=0.0, decay="constant")
+LOOP = LoopConfig(steps=3, learning_rate=1e-2, epsilon=1e-3, clip_norm=0.0)
 
 
 TRAINED = {
@@ -175,7 +176,7 @@ def train_tiny(rank: int, world_size: int, config: RetrievalConfig) -> dict[str,
     )
     context = LocalContext()
     context.rank, context.world_size = rank, world_size
-    fit(task, batches, LOOP, context)
+    fit(task, batches, LOOP, context, decay="constant")
     return task.state_dict()
 
 

@@ -15,8 +15,9 @@ from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.persons.streaming.corpus import open_corpus
 from components.persons.streaming.sample_reader import SampleReader
 from components.persons.transforms import AugmentationConfig
+from components.training.config import LoopConfig
 from components.training.context import LocalContext
-from components.training.loop import LoopConfig, fit
+from components.training.loop import fit
 
 AUGMENTATION = AugmentationConfig(flip=0.5, pad=2, erase=0.5)
 

@@ -8,8 +8,9 @@ from components.gadms.batches import CaptionBatches
 from components.gadms.model import DualEncoder
 from components.gadms.selection import BestWeights, Validation
 from components.gadms.tasks import RetrievalConfig, RetrievalTask
+from components.training.config import LoopConfig
 from components.training.context import LocalContext
-from components.training.loop import LoopConfig, fit
+from components.training.loop import fit
 
 
 @pytest.fixture

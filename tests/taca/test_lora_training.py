@@ -17,14 +17,15 @@ from components.taca.lora import add_lora, save_lora
 from components.taca.schedule import TemperatureSchedule
 from components.taca.velocity import VelocityTask
 from components.training.accumulation import virtual_ranks
+from components.training.config import LoopConfig
 from components.training.context import LocalContext
 from components.training.distribution import repeated_blocks
-from components.training.loop import LoopConfig, NonFiniteLossError, fit
+from components.training.loop import NonFiniteLossError, fit
 
 BATCH, HALF, END = 8, 2, 3
 # eps far above rounding: Adam divides by the gradient's size, and would blow up the noise of gradients that are near zero.
 CONFIG = LoopConfig(
-    steps=END, learning_rate=0.02, warmup_steps=1, decay="constant", eps=1e-3, clip_norm=0.5, ema_decay=0.6,
+    steps=END, learning_rate=0.02, warmup_steps=1, epsilon=1e-3, clip_norm=0.5, ema_decay=0.6,
     report_every=1, checkpoint_every=HALF,
 )  # fmt: skip
 BF16 = replace(CONFIG, precision="bf16")
@@ -93,7 +94,7 @@ def train(
 
     parts = [part(ranks) for ranks in virtual_ranks(context, config.accumulate)]
     try:
-        fit(task, parts, replace(config, steps=steps), context, blocks=repeated_blocks(model))
+        fit(task, parts, replace(config, steps=steps), context, decay="constant", blocks=repeated_blocks(model))
     finally:
         save_lora(model, out / f"rank-{context.rank}", {})
         torch.save(context.history, out / f"rank-{context.rank}" / "history.pt")

@@ -9,8 +9,9 @@ from components.taca.conventions import encode_pictures, signed_pixels
 from components.taca.toy.autoencoder import AutoencoderTask, pixel_batches, psnr, reconstruct, set_latent_scale
 from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline, word_vocabulary
 from components.taca.toy.training import TextToImageTask, base_batches, token_ids
+from components.training.config import LoopConfig
 from components.training.context import LocalContext
-from components.training.loop import LoopConfig, fit
+from components.training.loop import fit
 
 SMALL = TinyConfig(width=32, heads=2, double_blocks=1, single_blocks=1, text_width=16, text_layers=1, text_tokens=6)
 WORDS = ("blue", "hat", "red", "t-shirt")

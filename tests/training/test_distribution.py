@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from components.training import loop
+from components.training.config import LoopConfig
 from components.training.context import LocalContext
 from components.training.distribution import gradient_sync, laid_out_like, repeated_blocks, replicate, shard, whole
 
@@ -87,7 +88,7 @@ def test_the_loop_asks_for_an_exchange_once_a_step(monkeypatch):
         return gradient_sync(model, wanted)
 
     monkeypatch.setattr(loop, "gradient_sync", recorded)
-    config = loop.LoopConfig(steps=2, learning_rate=0.1, accumulate=3)
+    config = LoopConfig(steps=2, learning_rate=0.1, accumulate=3)
     loop.fit(Plain(2, 1), [lambda step: torch.ones(1, 2)] * 3, config, LocalContext())
     assert asked == [False, False, True] * 2
 

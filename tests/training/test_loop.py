@@ -11,10 +11,11 @@ from torch import nn
 from components.errors import ParameterError
 from components.training.accumulation import require_even, virtual_ranks
 from components.training.averaging import WeightAverage
+from components.training.config import LoopConfig, RateChange
 from components.training.context import LocalContext
-from components.training.loop import LoopConfig, NonFiniteLossError, fit
+from components.training.loop import BETA1, NonFiniteLossError, fit
 from components.training.randomness import generator, stream_seed
-from components.training.schedules import Change, learning_rate_factor
+from components.training.schedules import learning_rate_factor
 
 
 class Regression(nn.Module):
@@ -129,12 +130,12 @@ def test_a_finished_run_trains_no_further_and_gives_the_same_weights(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_optimiser_step(tmp_path):
-    config = LoopConfig(steps=10, learning_rate=0.01, decay="constant", checkpoint_every=100)
+    config = LoopConfig(steps=10, learning_rate=0.01, checkpoint_every=100)
     task = Regression(bad_step=6, normalised=False)
     with pytest.raises(NonFiniteLossError, match="step 7"):
-        fit(task, global_batch, config, LocalContext(folder=tmp_path))
+        fit(task, global_batch, config, LocalContext(folder=tmp_path), decay="constant")
     before = Regression(normalised=False)
-    fit(before, global_batch, LoopConfig(steps=6, learning_rate=0.01, decay="constant"), LocalContext())
+    fit(before, global_batch, LoopConfig(steps=6, learning_rate=0.01), LocalContext(), decay="constant")
     for (name, found), expected in zip(task.named_parameters(), before.parameters(), strict=True):
         assert torch.equal(found, expected), name
 
@@ -151,8 +152,8 @@ def test_weight_decay_shrinks_matrices_and_nothing_else():
             return {"loss": sum(p.sum() * 0 for p in self.parameters())}
 
     task = Still()
-    config = LoopConfig(steps=3, learning_rate=0.1, weight_decay=0.5, decay="constant")
-    fit(task, lambda step: None, config, LocalContext())
+    config = LoopConfig(steps=3, learning_rate=0.1, weight_decay=0.5)
+    fit(task, lambda step: None, config, LocalContext(), decay="constant")
     torch.testing.assert_close(task.matrix, torch.full((2, 2), (1 - 0.1 * 0.5) ** 3))  # decoupled: w <- w (1 - lr wd)
     assert torch.equal(task.bias, torch.ones(2))
     assert torch.equal(task.scale, torch.ones(()))
@@ -339,9 +340,9 @@ def test_a_strategy_that_does_not_exist_is_refused():
 
 
 CHANGES = (
-    Change(5, learning_rate=0.002),
-    Change(12, weight_decay=0.3),
-    Change(17, learning_rate=0.03, weight_decay=0.1),
+    RateChange(5, learning_rate=0.002),
+    RateChange(12, weight_decay=0.3),
+    RateChange(17, learning_rate=0.03, weight_decay=0.1),
 )
 CHANGED = replace(CONFIG, ema_decay=0.0, changes=CHANGES)
 
@@ -353,7 +354,9 @@ def test_changed_rates_are_those_of_a_plain_loop_that_sets_them_step_by_step():
     plain = Regression()
     matrices = [p for p in plain.parameters() if p.ndim >= 2]
     vectors = [p for p in plain.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW([{"params": matrices}, {"params": vectors}], betas=CHANGED.betas, eps=CHANGED.eps)
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices}, {"params": vectors}], betas=(BETA1, CHANGED.beta2), eps=CHANGED.epsilon
+    )
     rates = [0.01] * 5 + [0.002] * 12 + [0.03] * 6
     decays = [0.1] * 12 + [0.3] * 5 + [0.1] * 6
     for step, (rate, decay) in enumerate(zip(rates, decays, strict=True)):
@@ -385,15 +388,15 @@ def test_a_checkpoint_gone_on_from_with_a_later_change_is_a_training_with_that_c
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ([Change(0, learning_rate=0.1)], r"changes\[0\].step = 0: must be above 0 and below steps = 23"),
-        ([Change(23, learning_rate=0.1)], r"changes\[0\].step = 23"),
-        ([Change(4), Change(4)], r"changes\[1\].step = 4: must be above 4"),
-        ([Change(4, learning_rate=0.0)], r"changes\[0\].learning_rate = 0.0: must be above 0"),
-        ([Change(4, weight_decay=-1.0)], r"changes\[0\].weight_decay = -1.0"),
+        ([{"step": 0, "learning_rate": 0.1}], r"changes\.0\.step = 0: input should be greater than or equal to 1"),
+        ([RateChange(23, learning_rate=0.1)], r"changes\[0\].step = 23"),
+        ([RateChange(4), RateChange(4)], r"changes\[1\].step = 4: must be above 4"),
+        ([{"step": 4, "learning_rate": 0.0}], r"changes\.0\.learning_rate = 0\.0: input should be greater than 0"),
+        ([{"step": 4, "weight_decay": -1.0}], r"changes\.0\.weight_decay = -1\.0"),
     ],
 )
 def test_changes_that_cannot_be_are_refused(changes, error):
     with pytest.raises(ParameterError, match=error):
         replace(CONFIG, changes=changes)
     with pytest.raises(ParameterError, match="changes only what begins above 0"):
-        replace(CONFIG, weight_decay=0.0, changes=[Change(4, weight_decay=0.1)])
+        replace(CONFIG, weight_decay=0.0, changes=[RateChange(4, weight_decay=0.1)])

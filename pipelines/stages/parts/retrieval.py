@@ -12,10 +12,10 @@ from components.gadms.tasks import RetrievalTask
 from components.gadms.tokenizer import CaptionTokenizer
 from components.persons.shards import PersonDataset, Rows
 from components.persons.transforms import AugmentationConfig
+from components.training.config import ValidatedTrainingConfig
 from components.training.loop import fit
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
-from pipelines.schema.common import ValidatedTraining
 from pipelines.schema.gadms import Method
 
 
@@ -70,7 +70,7 @@ def train_arm(
     encoder: DualEncoder,
     dataset: PersonDataset,
     method: Method,
-    training: ValidatedTraining,
+    training: ValidatedTrainingConfig,
     params: Parameters,
     context: StageContext,
     output: Path,
@@ -96,7 +96,7 @@ def train_arm(
     )
     augmentation = AugmentationConfig(**method.augmentation.model_dump()) if method.augmentation else None
     batches = caption_batches(encoder, dataset, rows, training.batch, params, context, augmentation)
-    fit(task, batches, training.loop(), context, on_report=_validation(task, dataset, validated, training))
+    fit(task, batches, training, context, on_report=_validation(task, dataset, validated, training))
     metrics: dict[str, object] = {
         "captions": len(rows),
         "identities": identities,
@@ -110,7 +110,7 @@ def train_arm(
 
 
 def _validation(
-    task: RetrievalTask, dataset: PersonDataset, rows: Rows | None, training: ValidatedTraining
+    task: RetrievalTask, dataset: PersonDataset, rows: Rows | None, training: ValidatedTrainingConfig
 ) -> Validation | None:
     """What looks at the val split while `task` trains; None without one."""
     if rows is None or task.best is None or training.validate_every is None:

@@ -7,10 +7,10 @@ from components.gadms.model import DualEncoder
 from components.gadms.tasks import RetrievalTask
 from components.persons.streaming.corpus import Corpus
 from components.persons.transforms import AugmentationConfig
+from components.training.config import ValidatedTrainingConfig
 from components.training.loop import fit
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
-from pipelines.schema.common import ValidatedTraining
 from pipelines.schema.gadms import Method
 from pipelines.streaming.batches import streamed_batches
 
@@ -19,7 +19,7 @@ def train_streamed(
     encoder: DualEncoder,
     corpus: Corpus,
     method: Method,
-    training: ValidatedTraining,
+    training: ValidatedTrainingConfig,
     params: Parameters,
     context: StageContext,
     output: Path,
@@ -48,6 +48,6 @@ def train_streamed(
         readers=readers,
         augmentation=augmentation,
     ) as batches:
-        fit(task, batches, training.loop(), context)
+        fit(task, batches, training, context)
     encoder.save(output)
     return {"captions": captions, "parameters": sum(p.numel() for p in encoder.parameters())}

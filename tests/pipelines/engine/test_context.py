@@ -7,7 +7,8 @@ import time
 import pytest
 import torch
 
-from components.training.loop import LeftOnRequest, LoopConfig, fit
+from components.training.config import LoopConfig
+from components.training.loop import LeftOnRequest, fit
 from pipelines.engine.context import StageContext
 from pipelines.errors import InfrastructureError
 from pipelines.scratch.folder import Scratch

@@ -29,7 +29,8 @@ folder, workers, end = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 def work(rank, world_size, on_save):
     import torch
     from safetensors.torch import save_file
-    from components.training.loop import LoopConfig, fit
+    from components.training.config import LoopConfig
+    from components.training.loop import fit
     from components.training.randomness import generator
     from pipelines.engine.context import StageContext
     from pipelines.scratch.folder import Scratch

@@ -1,6 +1,7 @@
 """Pre-training on a stream as the stage does it, read in this process."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def phase(**changes):
     params = load(ROOT / "params.yaml")
     settings = params.gadms_pretrain
     few = {"steps": 3, "batch": 8, "warmup_steps": 0, "checkpoint_every": 3, "report_every": 3, "validate_every": None}
-    training = settings.training.model_copy(update={**few, **changes.get("training", {})})
+    training = replace(settings.training, **{**few, **changes.get("training", {})})
     method = settings.method.model_copy(update={"warmup_steps": 1, **changes.get("method", {})})
     return params, method, training
 

@@ -18,7 +18,7 @@ from pipelines.errors import InfrastructureError, StageFailedError, exit_code
 from pipelines.identity import fingerprint
 from pipelines.identity.closure import ROOT, sources_behind
 from pipelines.params import load
-from pipelines.schema.common import Section
+from pipelines.schema.section import Section
 from pipelines.studies import identity
 from pipelines.studies.cells import Cell, Study
 from pipelines.studies.engine import list_cells, open_study, run_study, write_results

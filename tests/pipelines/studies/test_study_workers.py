@@ -18,7 +18,7 @@ from components.errors import ParameterError
 from pipelines import presets
 from pipelines.errors import StageFailedError
 from pipelines.identity.closure import ROOT
-from pipelines.schema.common import Section
+from pipelines.schema.section import Section
 from pipelines.studies.cells import Cell, Study
 from pipelines.studies.engine import open_study, run_study
 from pipelines.workspace import Workspace
@@ -148,7 +148,7 @@ def test_workers_end_with_a_scheduler_that_is_killed_or_interrupted(workspace, t
             """
             import sys
             from pathlib import Path
-            from pipelines.schema.common import Section
+            from pipelines.schema.section import Section
             from pipelines.studies.cells import Cell, Study
             from pipelines.studies.engine import open_study, run_study
             from pipelines.workspace import Workspace
