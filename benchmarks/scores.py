@@ -116,11 +116,11 @@ def methods(case: Case) -> dict[str, Callable[[], object]]:
         EndTokenMaps,
         end_token_gradients,
         end_token_maps,
-        gradient_attention_scores,
         project_tokens,
         scores_of,
     )
     from components.gadms.scores.leave_one_out import leave_one_out, path
+    from components.gadms.scores.scoring import gradient_attention_scores
 
     encoder, ids, image = case.encoder, case.ids, case.image
     end = ids.argmax(-1)

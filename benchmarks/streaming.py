@@ -77,11 +77,11 @@ def make(folder: Path, pairs: int) -> None:
 
 def prepare(folder: Path, pairs: int) -> int:
     """Returns pictures."""
-    from components.persons.published.readers import find_source
-    from components.persons.published.validation import Validation
+    from components.persons.published.readers import find_dataset
+    from components.persons.published.validation import ValidatedRecords
     from components.persons.shards import write_records
 
-    validation = Validation(find_source(folder / "web"))
+    validation = ValidatedRecords(find_dataset(folder / "web"))
     write_records(validation, folder / "people")
     return validation.report.good
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from components.gadms.decoder import CrossModalDecoder
-from components.gadms.masking import DualMask, random_mask
+from components.gadms.masking import DualMask, dual_mask
 from components.gadms.model import DualEncoder
 from components.gadms.objectives import similarity_distribution_matching
 from components.gadms.scores.gradient import default_scoring_layers
@@ -144,7 +144,8 @@ def steps(encoder: DualEncoder, batch: RetrievalBatch) -> dict[str, Step]:
         image, image_tokens = task.encoder.encode_image(batch["pixels"])
         for row, score in enumerate(released_scores(task.encoder, batch["ids"], image)):
             stored[row] = score.cpu().numpy()
-        copies = random_mask(batch["ids"], mask_id=task.encoder.tokenizer.mask_id, seed=0, step=0)
+        unknown = torch.full(batch["ids"].shape, -1.0, device=batch["ids"].device)
+        copies = dual_mask(batch["ids"], unknown, mask_id=task.encoder.tokenizer.mask_id, seed=0, step=0)
         sdm, mtp = reference_losses(task.encoder, task.decoder, batch, copies, image, image_tokens)
         return sdm + 0.4 * mtp
 

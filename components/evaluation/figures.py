@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from components.errors import DataError
-from components.persons.png import encode_png
+from components.persons.pixels import encode_png
 
 GREEN, RED, PAPER = (46, 139, 87), (190, 70, 60), (255, 255, 255)
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from components.errors import DataError
 from components.evaluation.figures import PAPER, plate
-from components.persons.png import encode_png
+from components.persons.pixels import encode_png
 
 INK, EMPTY = (30, 30, 30), (235, 235, 235)
 GAP, LABEL, FONT = 4, 200, 13  # pixels: between pictures, width of the prompts' column, size of letters

@@ -19,7 +19,8 @@ from components.gadms.model import DualEncoder
 from components.gadms.noise_detection import noise_diagnostics
 from components.gadms.objectives import world_size
 from components.gadms.score_memory import LikelihoodTable, ScoreTable, gather_rows
-from components.gadms.scores.scoring import ScoringConfig, normalise, raw_scores
+from components.gadms.scores.normalisation import normalise
+from components.gadms.scores.scoring import ScoreInputs, ScoringConfig, normalisation_of, raw_scores
 
 Timing = Literal["previous", "same-step"]
 
@@ -45,6 +46,7 @@ class CaptionScorer(nn.Module):
         if timing not in get_args(Timing):
             raise ParameterError(f"score timing {timing!r}: allowed are {', '.join(get_args(Timing))}")
         self.scoring, self.masking, self.timing, self.seed = scoring, masking or MaskingConfig(), timing, seed
+        self.mask_id = encoder.tokenizer.mask_id
         length = encoder.clip.context_length
         self.scores = self.likelihoods = None
         if scoring is not None and scoring.name == "likelihood":
@@ -69,8 +71,8 @@ class CaptionScorer(nn.Module):
         """
         if self.likelihoods is not None and decoder is None:
             raise ParameterError("score 'likelihood' needs the masked-token decoder: mtp_weight must be above 0")
-        ids, mask_id = batch["ids"], encoder.tokenizer.mask_id
-        valid = maskable(ids, mask_id)
+        ids = batch["ids"]
+        valid = maskable(ids, self.mask_id)
         known, judged = self._scores(encoder, batch, image, image_tokens, valid, step)
         ranks = world_size()
         threshold = None
@@ -79,7 +81,7 @@ class CaptionScorer(nn.Module):
         copies = dual_mask(
             ids,
             known,
-            mask_id=mask_id,
+            mask_id=self.mask_id,
             seed=self.seed,
             step=step,
             config=self.masking,
@@ -105,10 +107,9 @@ class CaptionScorer(nn.Module):
             return
         chosen = copies.prediction_chosen
         targets = copies.labels[chosen]
-        mask_id = self.likelihoods.usual_total.shape[0] - 3
         likelihood = torch.full(chosen.shape, torch.nan, device=chosen.device)
         likelihood[chosen] = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
-        likelihood = likelihood.masked_fill(copies.prediction_ids != mask_id, torch.nan)
+        likelihood = likelihood.masked_fill(copies.prediction_ids != self.mask_id, torch.nan)
         self.likelihoods.observe(batch["caption_index"], batch["ids"], likelihood)
 
     def _scores(
@@ -136,8 +137,8 @@ class CaptionScorer(nn.Module):
             seen = valid & (count > 0)
             scores = self._normalised(raw, seen).masked_fill(~seen, -1)
             return scores, scores
-        raw = raw_scores(encoder, ids, image, image_tokens, self.scoring, seed=self.seed, step=step)
-        fresh = self._normalised(raw, valid)
+        inputs = ScoreInputs(encoder, ids, image, image_tokens, self.scoring, self.seed, step)
+        fresh = self._normalised(raw_scores(inputs), valid)
         if self.scores is None:
             return fresh, fresh
         known = self.scores.lookup(index)
@@ -146,7 +147,7 @@ class CaptionScorer(nn.Module):
 
     def _normalised(self, raw: Tensor, valid: Tensor) -> Tensor:
         assert self.scoring is not None
-        pool = None
-        if self.scoring.rule == "quantile":  # of the whole batch, so that ranks agree with a single one
-            pool = gather_rows(raw.float())[gather_rows(valid)]
-        return normalise(raw, valid, self.scoring.rule, pool)
+        rule, pool = normalisation_of(self.scoring), None
+        if rule == "quantile":  # of the global batch, so that the number of ranks changes nothing
+            pool = gather_rows(raw)[gather_rows(valid)]
+        return normalise(raw, valid, rule, pool)

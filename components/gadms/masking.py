@@ -159,23 +159,6 @@ def dual_mask(
     return _draw(ids, noise, prediction, mask_id, seed, step, config, rank, world_size)
 
 
-def random_mask(
-    ids: Tensor,
-    *,
-    mask_id: int,
-    seed: int,
-    step: int,
-    config: MaskingConfig | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-) -> DualMask:
-    """The control: both copies masked at random at the plain rates (15 %), with the draws `dual_mask` would use."""
-    unknown = torch.full(ids.shape, -1.0, device=ids.device)
-    return dual_mask(
-        ids, unknown, mask_id=mask_id, seed=seed, step=step, config=config, rank=rank, world_size=world_size
-    )
-
-
 def _draw(
     ids: Tensor,
     noise: Tensor,

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.errors import DataError, ParameterError
-from components.gadms.tokenizer import CaptionTokenizer
+from components.gadms.tokenizer import CONTEXT_LENGTH, CaptionTokenizer
+from components.persons.transforms import CLIP_MEAN, CLIP_STD, normalise
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 PositionResize = Literal["bilinear", "bicubic"]
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class DualEncoder(nn.Module):
@@ -32,19 +31,16 @@ class DualEncoder(nn.Module):
     Weights are whatever the global generator gives: use `create`, `from_pretrained` or `load`.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     def __init__(self, config: Mapping[str, Any], tokenizer: CaptionTokenizer | None = None) -> None:
         super().__init__()
         from open_clip.model import CLIP
 
         self.config = deepcopy(dict(config))
-        self.tokenizer = tokenizer or CaptionTokenizer(context_length=self.config["text_cfg"].get("context_length", 77))
+        self.tokenizer = tokenizer or CaptionTokenizer(
+            context_length=self.config["text_cfg"].get("context_length", CONTEXT_LENGTH)
+        )
         self.clip = CLIP(**deepcopy(self.config))
         _check(self.clip, self.tokenizer)
-        self.register_buffer("pixel_mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
 
     @classmethod
     def create(
@@ -162,8 +158,8 @@ class DualEncoder(nn.Module):
         self.clip.set_grad_checkpointing(enable)
 
     def normalize_pixels(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) -> float32 with CLIP's mean and standard deviation."""
-        return (pixels.to(self.device, torch.float32) / 255 - self.pixel_mean) / self.pixel_std
+        """uint8 (B, 3, H, W) -> float32 on the encoder's device, with CLIP's mean and standard deviation."""
+        return normalise(pixels.to(self.device))
 
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pixels (B, 3, H, W) -> pooled (B, D) and all projected tokens (B, 1 + P, D), the class token

@@ -6,13 +6,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from components.evaluation.auc import area_under_curve
 from components.gadms.masking import DualMask
 from components.gadms.model import DualEncoder
 from components.gadms.scores.scoring import ScoringConfig, token_scores
 from components.gadms.tokenizer import token_word_alignment
 
 
-class Pictures(Protocol):
+class PixelSource(Protocol):
     """Where pixels come from: uint8 (N, 3, H, W) by image_id."""
 
     def pixels(self, image_ids: Sequence[int], height: int, width: int) -> Tensor: ...
@@ -22,7 +23,7 @@ class Pictures(Protocol):
 def word_scores(
     encoder: DualEncoder,
     rows: Sequence[Mapping[str, Any]],
-    pictures: Pictures,
+    pictures: PixelSource,
     config: ScoringConfig | None = None,
     *,
     batch_size: int = 64,
@@ -82,13 +83,3 @@ def noise_diagnostics(scores: Tensor | None, copies: DualMask, wrong: Tensor, al
         known = allowed & (scores >= 0)
         found["noise_auc"] = area_under_curve(scores[known & ~wrong], scores[known & wrong]).float()
     return found
-
-
-def area_under_curve(high: Tensor, low: Tensor) -> Tensor:
-    """P(high > low) + P(high = low) / 2 over all pairs, from one sort, float64; 0.5 where one side is empty."""
-    if not len(high) or not len(low):
-        return torch.full((), 0.5, device=high.device, dtype=torch.float64)
-    ordered = low.sort().values
-    below = torch.searchsorted(ordered, high, side="left")
-    not_above = torch.searchsorted(ordered, high, side="right")
-    return (below + not_above).double().mean() / (2 * len(low))

@@ -22,7 +22,7 @@ class ScoreTable(nn.Module):
 
     table: Tensor
 
-    def __init__(self, captions: int, context_length: int = 77) -> None:
+    def __init__(self, captions: int, context_length: int) -> None:
         super().__init__()
         self.register_buffer("table", torch.full((captions, context_length), UNKNOWN, dtype=torch.uint8))
 
@@ -55,7 +55,7 @@ class LikelihoodTable(nn.Module):
     usual_total: Tensor
     usual_count: Tensor
 
-    def __init__(self, captions: int, vocab_size: int, context_length: int = 77, *, window: int = 16) -> None:
+    def __init__(self, captions: int, vocab_size: int, context_length: int, *, window: int = 16) -> None:
         super().__init__()
         self.window = window
         self.register_buffer("total", torch.zeros(captions, context_length, dtype=torch.int16))

@@ -49,7 +49,7 @@ class BestWeights(nn.Module):
         encoder.clip.load_state_dict({name: self.get_buffer(flat) for name, flat in self.names.items()})
 
 
-class Validation:
+class PeriodicValidation:
     """Called after reported steps (`fit`'s on_report): every `every` steps and after the last, gives `val/R@1` and `val/mAP`.
 
     Captions search pictures: captions, image_ids and identities have one entry a caption. Every rank computes all of it: the others

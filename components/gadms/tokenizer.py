@@ -22,6 +22,7 @@ import torch
 from components.errors import DataError, ParameterError
 
 VOCABULARY_FILE = "vocabulary.json"
+CONTEXT_LENGTH = 77  # of CLIP, start and end tokens included
 CLIP_VOCABULARY_SIZE = 49408
 BYTE_SYMBOLS = 512  # 256 byte symbols inside a word and the same 256 at its end
 _RESERVED = frozenset({0, CLIP_VOCABULARY_SIZE - 3})  # padding and mask: never the encoding of a text
@@ -42,7 +43,7 @@ class CaptionTokenizer:
     of them (then encodings equal open_clip's, but for texts that contain the mask's word or an isolated "!" piece).
     """
 
-    def __init__(self, kept: Sequence[int] | None = None, context_length: int = 77) -> None:
+    def __init__(self, kept: Sequence[int] | None = None, context_length: int = CONTEXT_LENGTH) -> None:
         if kept is not None and (
             list(kept[:BYTE_SYMBOLS]) != list(range(BYTE_SYMBOLS)) or list(kept) != sorted(set(kept))
         ):
@@ -53,7 +54,7 @@ class CaptionTokenizer:
         self._compact = None if kept is None else {full: compact for compact, full in enumerate(kept)}
 
     @classmethod
-    def from_corpus(cls, captions: Iterable[str], context_length: int = 77) -> "CaptionTokenizer":
+    def from_corpus(cls, captions: Iterable[str], context_length: int = CONTEXT_LENGTH) -> "CaptionTokenizer":
         """The compact vocabulary of `captions`: the byte symbols and every token that occurs."""
         bpe = _byte_pair_encoder()
         words = {word for caption in captions for word in caption.split()}

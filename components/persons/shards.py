@@ -7,7 +7,6 @@ Written with fixed Parquet settings, so the same content gives the same bytes; p
 are encoded already) in small row groups, so that reading one touches some hundred kilobytes of a memory-mapped file.
 """
 
-import io
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from PIL import Image
 
 from components.errors import DataError, ParameterError
 from components.persons.pictures import PictureReader
+from components.persons.pixels import decode_rgb, resized
 from components.persons.records import SPLITS, Record
 from components.persons.statistics import manifest_statistics
 
@@ -303,7 +303,7 @@ class PersonDataset:
         """The picture in RGB, at its own size. Raises DataError where it cannot be decoded."""
         data = self.image_bytes(image_id)
         try:
-            return Image.open(io.BytesIO(data)).convert("RGB")
+            return decode_rgb(data)
         except OSError as error:
             raise DataError(f"image_id {image_id} of {self.folder} cannot be decoded: {error}") from error
 
@@ -311,10 +311,7 @@ class PersonDataset:
         """Decoded pictures, squashed to `height` x `width` (bilinear, antialiased): uint8 (N, 3, height, width)."""
         batch = torch.empty((len(image_ids), height, width, 3), dtype=torch.uint8)
         for slot, image_id in enumerate(image_ids):
-            image = self.picture(int(image_id))
-            if image.size != (width, height):
-                image = image.resize((width, height), Image.Resampling.BILINEAR)
-            batch[slot] = torch.from_numpy(np.array(image))
+            batch[slot] = torch.from_numpy(resized(self.picture(int(image_id)), height, width))
         return batch.permute(0, 3, 1, 2).contiguous()
 
     def statistics(self) -> dict[str, Any]:

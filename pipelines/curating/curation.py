@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from components.persons.curation.candidates import Candidate, Judge, Matcher, Source
+    from components.persons.curation.candidates import Candidate, InputPicture, Judge, Matcher
     from components.persons.curation.captioners import Captioner
 
 _PATHS = ("detector", "captioner", "probe", "templates", "matcher")
@@ -57,24 +57,26 @@ def curate(options: CurateOptions) -> dict[str, int]:
     return dict(counts)
 
 
-def _sources(path: Path) -> "tuple[Path, Iterator[Source]]":
+def _sources(path: Path) -> "tuple[Path, Iterator[InputPicture]]":
     """The folder that addresses are relative to, and the pictures of a dataset, a manifest, or a plain folder."""
-    from components.persons.curation.candidates import Source, pictures_in
-    from components.persons.published.readers import find_source
+    from components.persons.curation.candidates import InputPicture, pictures_in
+    from components.persons.published.readers import find_dataset
 
     if not path.exists():
         raise DataError(f"{path} does not exist: give a folder of pictures, a manifest, or a dataset")
     try:
-        found = find_source(path)
+        found = find_dataset(path)
     except DataError:
         if not path.is_dir():
             raise
         return path, pictures_in(path)
-    records = (Source(record.image_path, record.captions, record.identity, record.split) for record in found.records())
+    records = (InputPicture(record.image_path, record.captions, record.identity, record.split) for record in found)
     return found.folder, records
 
 
-def _judge_all(judge: "Judge", sources: "Iterator[Source]", output: CurationFolder, options: CurateOptions) -> None:
+def _judge_all(
+    judge: "Judge", sources: "Iterator[InputPicture]", output: CurationFolder, options: CurateOptions
+) -> None:
     from tqdm import tqdm
 
     done = output.judged()
@@ -202,17 +204,18 @@ def _matcher(folder: Path, device: str) -> "Matcher":
     """Mean cosine of a picture with its captions, by a trained dual encoder."""
     import numpy as np
     import torch
-    from PIL import Image
 
     from components.gadms.embedding import embed_captions, embed_images
     from components.gadms.model import DualEncoder
+    from components.persons.pixels import resized
 
     encoder = DualEncoder.load(folder).to(device)
     height, width = encoder.image_size
 
     def match(pictures: "Sequence[Image.Image]", captions: Sequence[tuple[str, ...]]) -> list[float]:
-        shrunk = [np.array(picture.resize((width, height), Image.Resampling.BILINEAR)) for picture in pictures]
-        pixels = torch.from_numpy(np.stack(shrunk)).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.stack([resized(picture, height, width) for picture in pictures])).permute(
+            0, 3, 1, 2
+        )
         images = embed_images(encoder, range(len(pictures)), lambda rows: pixels[list(rows)])
         texts = embed_captions(encoder, [text for own in captions for text in own])
         owner = [i for i, own in enumerate(captions) for _ in own]

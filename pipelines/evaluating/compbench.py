@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError, ParameterError
-from components.evaluation.compbench.pictures import PER_PROMPT, Matched, Picture, match_pictures, open_picture
+from components.evaluation.compbench.pictures import PER_PROMPT, Matched, PromptPicture, match_pictures, open_picture
 from components.evaluation.compbench.prompts import (
     BLIP_VQA,
     CLIP_SCORE,
@@ -253,9 +253,9 @@ def _write_grid(category: Category, path: Path, rows: int) -> None:
     save_grid(side_by_side(chosen, [arm.name for arm in category.arms], pictures), path)
 
 
-def _first_pictures(pictures: Iterable[Picture]) -> dict[str, Picture]:
+def _first_pictures(pictures: Iterable[PromptPicture]) -> dict[str, PromptPicture]:
     """prompt -> its picture of the lowest number."""
-    first: dict[str, Picture] = {}
+    first: dict[str, PromptPicture] = {}
     for picture in pictures:
         first.setdefault(picture.prompt, picture)
     return first

@@ -13,7 +13,7 @@ import torch
 
 from components.errors import DataError
 from components.files import file_digest
-from components.persons.png import encode_png
+from components.persons.pixels import encode_png
 from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_of
 from components.taca.reference import DTYPES, load_base, read_reference
 from components.taca.schedule import TemperatureSchedule

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.errors import DataError
+from components.persons.published.inventory import Inventory, count_differences, take_inventory
 from components.persons.published.layouts import LAYOUTS, Layout
-from components.persons.published.readers import Source, find_source
-from components.persons.published.survey import Survey, differences, survey
+from components.persons.published.readers import DatasetFiles, find_dataset
 from pipelines import presets
 from pipelines.health.cluster_check import check_cluster
 from pipelines.health.findings import Finding, State
@@ -64,13 +64,13 @@ def _dataset(name: str, layout: Layout | None, chosen: Parameters, workspace: Wo
     asked_for = chosen.prepare.source.lower() == name.lower()
     root = workspace.path(str(RAW))
     try:
-        found = find_source(name, root)
+        found = find_dataset(name, root)
     except DataError as error:
         instructions = layout.instructions(RAW) if layout else _below(str(error), workspace)
         place = RAW / (layout.folders[0] if layout else name)
         return Finding(name, State.MISSING, asked_for, f"expected in {place}", (instructions,))
     try:
-        seen = survey(found)
+        seen = take_inventory(found)
     except DataError as error:
         return Finding(name, State.INCOMPLETE, asked_for, "cannot be read", (_below(str(error), workspace),))
     remarks = tuple(_remarks(seen, found, layout, workspace))
@@ -81,16 +81,16 @@ def _dataset(name: str, layout: Layout | None, chosen: Parameters, workspace: Wo
     return Finding(name, state, asked_for, _counts(seen), remarks)
 
 
-def _counts(seen: Survey) -> str:
+def _counts(seen: Inventory) -> str:
     return "\n".join(
         f"{split} {counts.images:,} pictures, {counts.captions:,} captions, {counts.identities:,} identities"
         for split, counts in seen.splits.items()
     )
 
 
-def _remarks(seen: Survey, found: Source, layout: Layout | None, workspace: Workspace) -> list[str]:
+def _remarks(seen: Inventory, found: DatasetFiles, layout: Layout | None, workspace: Workspace) -> list[str]:
     folder = _below(str(found.folder), workspace)
-    lines = differences(seen, layout) if layout else []
+    lines = count_differences(seen, layout) if layout else []
     if seen.missing:
         listed = ", ".join(f"{place} {count:,}" for place, count in seen.missing.items())
         lines.append(f"{sum(seen.missing.values()):,} pictures are not in {folder}: {listed}; such as {seen.example}")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from components.persons.drawn.dataset import DrawnConfig, write_drawn_dataset
-from components.persons.published.readers import find_source
-from components.persons.published.validation import Validation
+from components.persons.published.readers import find_dataset
+from components.persons.published.validation import ValidatedRecords
 from components.persons.shards import DATASET_MANIFEST, write_records
 from components.persons.statistics import manifest_statistics
 from pipelines.engine.context import StageContext
@@ -35,7 +35,7 @@ def run(
                 near_duplicates=settings.neighbours,
             )
             write_drawn_dataset(root / "CUHK-PEDES", config, params.seed)
-        validation = Validation(find_source(name, root), max_bad_fraction=settings.max_bad_fraction)
+        validation = ValidatedRecords(find_dataset(name, root), max_bad_fraction=settings.max_bad_fraction)
         write_records(validation, outputs["people"])  # one record at a time: a set may have millions
         report = validation.report
     (outputs["people"] / "validation.json").write_text(json.dumps(report.to_json(), indent=1, sort_keys=True) + "\n")

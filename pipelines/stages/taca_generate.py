@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from components.evaluation.figures import plate, save_png
-from components.persons.png import encode_png
+from components.persons.pixels import encode_png
 from components.persons.prompts import Prompt, prompts
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_of

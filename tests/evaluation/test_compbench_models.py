@@ -13,7 +13,7 @@ from components.errors import DataError, ParameterError
 from components.evaluation.compbench import blip_vqa, clip_score
 from components.evaluation.compbench.blip_vqa import BlipVqa, vqa_score
 from components.evaluation.compbench.clip_score import ClipScore
-from components.evaluation.compbench.pictures import Picture
+from components.evaluation.compbench.pictures import PromptPicture
 
 QUESTIONS = ["a green bench?", "a blue bowl?", "the red wooden chair and a sheep?"]
 
@@ -115,7 +115,7 @@ def test_pictures_are_scored_by_the_phrases_of_their_prompts(blip, tmp_path):
     for number, prompt in enumerate(["one", "two", "one"]):
         path = tmp_path / f"{prompt}_{number:06}.png"
         noise(number).save(path)
-        pictures.append(Picture(prompt, number, path))
+        pictures.append(PromptPicture(prompt, number, path))
     found = blip_vqa.score_pictures(blip, pictures, phrases, batch=2)
     for number in (0, 2):
         wanted = [by_generation(noise(number), question) for question in QUESTIONS[:2]]
@@ -128,7 +128,7 @@ def test_a_broken_picture_is_named(blip, tmp_path):
     noise(0).save(path)
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(DataError, match=r"one_000000\.png: cannot be read as a picture"):
-        blip_vqa.score_pictures(blip, [Picture("one", 0, path)], {"one": ("a bench",)})
+        blip_vqa.score_pictures(blip, [PromptPicture("one", 0, path)], {"one": ("a bench",)})
 
 
 def test_a_folder_that_is_no_blip_says_what_to_download(tmp_path, blip_folder):
@@ -183,7 +183,7 @@ def test_pictures_are_matched_with_the_text_of_their_own_prompt(clip_file, tmp_p
     for number in range(5):
         path = tmp_path / f"{number}.png"
         noise(number).save(path)
-        pictures.append(Picture("even" if number % 2 == 0 else "odd", number, path))
+        pictures.append(PromptPicture("even" if number % 2 == 0 else "odd", number, path))
     texts = {"even": "an even number", "odd": "something else"}
     found = clip_score.score_pictures(clip, pictures, texts, batch=2)
     wanted = [clip_by_hand(clip_file, noise(one.number), texts[one.prompt]) for one in pictures]

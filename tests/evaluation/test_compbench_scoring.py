@@ -7,15 +7,15 @@ import pytest
 from components.errors import DataError
 from components.evaluation.compbench.blip_vqa import BlipVqa
 from components.evaluation.compbench.phrases import Reading
-from components.evaluation.compbench.pictures import Picture
+from components.evaluation.compbench.pictures import PromptPicture
 from components.evaluation.compbench.published import UNIDET_FILE, read_unidet, write_result
 from components.evaluation.compbench.results import difference, mean_score, per_prompt
 from components.evaluation.compbench.scoring import Instruments, score_category, three_in_one
 from components.evaluation.intervals import bootstrap_mean
 
 
-def drawn(*prompts: str) -> list[Picture]:
-    return [Picture(prompt, number, Path(f"{prompt}_{number:06}.png")) for number, prompt in enumerate(prompts)]
+def drawn(*prompts: str) -> list[PromptPicture]:
+    return [PromptPicture(prompt, number, Path(f"{prompt}_{number:06}.png")) for number, prompt in enumerate(prompts)]
 
 
 def unidet_result(folder: Path, rows: list[dict[str, object]]) -> Path:
@@ -82,7 +82,7 @@ def test_a_unidet_result_that_does_not_fit_is_refused(tmp_path, rows, message):
 def test_pictures_that_share_a_number_cannot_be_scored_by_unidet(tmp_path):
     file = unidet_result(tmp_path, [{"question_id": 0, "answer": 0.5}])
     with pytest.raises(DataError, match="2 pictures have number 0"):
-        read_unidet(file, [Picture("a", 0, Path("a_000000.png")), Picture("b", 0, Path("b_000000.png"))])
+        read_unidet(file, [PromptPicture("a", 0, Path("a_000000.png")), PromptPicture("b", 0, Path("b_000000.png"))])
 
 
 def test_result_files_have_the_published_places_and_contents(tmp_path):
@@ -130,13 +130,13 @@ class Yes(BlipVqa):
 
 
 @pytest.fixture
-def on_disk(tmp_path) -> list[Picture]:
+def on_disk(tmp_path) -> list[PromptPicture]:
     from PIL import Image
 
     found = []
     for picture in drawn("spatial", "action", "both"):
         Image.new("RGB", (4, 4)).save(tmp_path / picture.path)
-        found.append(Picture(picture.prompt, picture.number, tmp_path / picture.path))
+        found.append(PromptPicture(picture.prompt, picture.number, tmp_path / picture.path))
     return found
 
 

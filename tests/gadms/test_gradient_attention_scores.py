@@ -3,7 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from components.errors import ParameterError
-from components.gadms.scores.gradient import gradient_attention_scores, multi_scale_pool
+from components.gadms.scores.gradient import multi_scale_pool
+from components.gadms.scores.scoring import ScoringConfig, gradient_attention_scores, token_scores
 
 
 @pytest.fixture
@@ -79,6 +80,13 @@ def test_a_caption_scores_the_same_whatever_it_is_batched_with(encoder, ids, pix
     for row in range(len(ids)):
         alone = gradient_attention_scores(encoder, ids[row : row + 1], image[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)
+
+
+def test_training_computes_the_very_same_scores(encoder, ids, pixels):
+    image, image_tokens = encoder.encode_image(pixels)
+    config = ScoringConfig("gradient", layers=2, scales=(1, 3))
+    public = gradient_attention_scores(encoder, ids, image, layers=2, scales=(1, 3))
+    assert torch.equal(public, token_scores(encoder, ids, image, image_tokens, config))
 
 
 def test_scores_lie_in_the_unit_interval_and_on_words_only(encoder, ids, pixels):

@@ -8,7 +8,6 @@ from components.gadms.masking import (
     dual_mask,
     maskable,
     masking_probabilities,
-    random_mask,
 )
 from components.gadms.score_memory import ScoreTable
 
@@ -39,11 +38,15 @@ def test_tokens_are_masked_as_often_as_their_score_says(score):
         assert abs(rate.item() - expected.item()) < 4.5 * spread + 1e-9
 
 
+def random_mask(ids, **settings):
+    return dual_mask(ids, torch.full(ids.shape, -1.0), mask_id=MASK, seed=0, **settings)
+
+
 def test_only_words_are_masked_and_the_raw_captions_stay():
     ids = captions(64)
     before = ids.clone()
     config = MaskingConfig(random_noise_rate=1.0, random_prediction_rate=1.0)
-    drawn = random_mask(ids, mask_id=MASK, seed=0, step=0, config=config)
+    drawn = random_mask(ids, step=0, config=config)
     assert torch.equal(ids, before)
     for copy in (drawn.noise_ids, drawn.prediction_ids):
         assert (copy[:, 1:61] == MASK).all()
@@ -55,7 +58,7 @@ def test_only_words_are_masked_and_the_raw_captions_stay():
 def test_nothing_is_masked_at_rate_zero():
     ids = captions(8)
     config = MaskingConfig(random_noise_rate=0.0, random_prediction_rate=0.0)
-    drawn = random_mask(ids, mask_id=MASK, seed=0, step=0, config=config)
+    drawn = random_mask(ids, step=0, config=config)
     assert torch.equal(drawn.noise_ids, ids)
     assert torch.equal(drawn.prediction_ids, ids)
     assert not drawn.labels.any()
@@ -64,7 +67,7 @@ def test_nothing_is_masked_at_rate_zero():
 def test_the_bert_rule_keeps_its_shares_and_never_moves_the_end():
     ids = captions(2000)
     config = MaskingConfig(random_prediction_rate=1.0, prediction_replacement="bert")
-    drawn = random_mask(ids, mask_id=MASK, seed=0, step=3, config=config)
+    drawn = random_mask(ids, step=3, config=config)
     words = drawn.prediction_ids[:, 1:61]
     masked, kept = (words == MASK).float().mean(), (words == ids[:, 1:61]).float().mean()
     assert abs(masked - 0.8) < 0.01
@@ -154,7 +157,7 @@ def test_an_empty_caption_has_nothing_to_mask():
     ids = torch.zeros(1, 77, dtype=torch.long)
     ids[0, 0], ids[0, 1] = 98, END
     assert not maskable(ids, MASK).any()
-    drawn = random_mask(ids, mask_id=MASK, seed=0, step=0)
+    drawn = random_mask(ids, step=0)
     assert drawn.noise_rate == 0
 
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from components.gadms.masking import MaskingConfig
 from components.gadms.methods import METHODS
-from components.gadms.scores.scoring import Normalisation, ScoreName, ScoringConfig
+from components.gadms.scores.normalisation import Normalisation
+from components.gadms.scores.scoring import ScoreName, ScoringConfig
 from components.gadms.tasks import RetrievalConfig, RetrievalTask
 from components.persons.transforms import AugmentationConfig
 from components.training.config import LoopConfig

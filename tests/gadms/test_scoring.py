@@ -1,5 +1,7 @@
 """Every score by name: what holds for all of them, and each against a second way to get it."""
 
+from typing import get_args
+
 import pytest
 import torch
 from scipy.stats import rankdata
@@ -9,7 +11,8 @@ from components.errors import ParameterError
 from components.gadms.masking import maskable
 from components.gadms.scores.gradient import end_token_maps
 from components.gadms.scores.leave_one_out import leave_one_out, path
-from components.gadms.scores.scoring import ScoringConfig, normalise, raw_scores, token_scores
+from components.gadms.scores.normalisation import normalise
+from components.gadms.scores.scoring import SCORES, ScoreInputs, ScoreName, ScoringConfig, raw_scores, token_scores
 
 NAMES = ("gradient", "released", "grad-eclip", "max-patch", "attention", "random", "leave-one-out", "path")
 
@@ -28,6 +31,10 @@ def lively(encoder):
 def pictures(lively, pixels):
     with torch.no_grad():
         return lively.encode_image(pixels)
+
+
+def test_the_table_has_a_line_for_every_name_that_a_configuration_may_have():
+    assert set(SCORES) == set(get_args(ScoreName)) == {*NAMES, "likelihood", "truth"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -130,7 +137,7 @@ def test_the_released_score_equals_the_released_steps_in_double_precision(lively
 
 
 def test_attention_alone_is_what_the_attention_module_says(lively, ids, pictures):
-    raw = raw_scores(lively, ids, *pictures, ScoringConfig(name="attention", layers=2))
+    raw = raw_scores(ScoreInputs(lively, ids, *pictures, ScoringConfig(name="attention", layers=2)))
     blocks, hidden = list(lively.clip.transformer.resblocks), lively.embed_tokens(ids)
     mask, rows, end = lively.clip.attn_mask, torch.arange(len(ids)), ids.argmax(-1)
     shares = []
@@ -144,7 +151,7 @@ def test_attention_alone_is_what_the_attention_module_says(lively, ids, pictures
 
 
 def test_grad_eclip_is_gradient_times_value_weighted_by_the_plain_cosine(lively, ids, pictures):
-    raw = raw_scores(lively, ids, *pictures, ScoringConfig(name="grad-eclip", layers=2))
+    raw = raw_scores(ScoreInputs(lively, ids, *pictures, ScoringConfig(name="grad-eclip", layers=2)))
     maps = end_token_maps(lively, ids, pictures[0], layers=2)
     for row, end in enumerate(ids.argmax(-1).tolist()):
         expected = torch.zeros(end - 1)
@@ -157,7 +164,7 @@ def test_grad_eclip_is_gradient_times_value_weighted_by_the_plain_cosine(lively,
 
 
 def test_max_patch_is_the_best_cosine_of_a_token_with_a_patch_but_not_the_class_token(lively, ids, pictures):
-    raw = raw_scores(lively, ids, *pictures, ScoringConfig(name="max-patch"))
+    raw = raw_scores(ScoreInputs(lively, ids, *pictures, ScoringConfig(name="max-patch")))
     _, tokens = lively.encode_text(ids)
     for row, place in ((0, 1), (2, 7)):
         cosines = [F.cosine_similarity(tokens[row, place], patch, dim=0) for patch in pictures[1][row, 1:]]

@@ -6,7 +6,7 @@ import torch
 from components.errors import DataError, ParameterError
 from components.gadms.batches import CaptionBatches
 from components.gadms.model import DualEncoder
-from components.gadms.selection import BestWeights, Validation
+from components.gadms.selection import BestWeights, PeriodicValidation
 from components.gadms.tasks import RetrievalConfig, RetrievalTask
 from components.training.config import LoopConfig
 from components.training.context import LocalContext
@@ -21,7 +21,9 @@ def raw(pixels):
 def validation(encoder, captions, raw, **changes):
     settings = {"every": 2, "steps": 6, **changes}
     best = BestWeights(encoder)
-    return Validation(encoder, best, captions, [0, 1, 2, 3], [5, 6, 7, 7], lambda rows: raw[list(rows)], **settings)
+    return PeriodicValidation(
+        encoder, best, captions, [0, 1, 2, 3], [5, 6, 7, 7], lambda rows: raw[list(rows)], **settings
+    )
 
 
 def test_recall_is_that_of_captions_searching_all_validation_pictures(encoder, captions, raw):
@@ -56,7 +58,7 @@ def test_without_a_validation_there_is_nothing_to_restore(encoder):
     with pytest.raises(ParameterError, match="validate_every"):
         BestWeights(encoder).restore(encoder)
     with pytest.raises(DataError, match="val split"):
-        Validation(encoder, BestWeights(encoder), [], [], [], lambda rows: rows, every=1, steps=1)
+        PeriodicValidation(encoder, BestWeights(encoder), [], [], [], lambda rows: rows, every=1, steps=1)
 
 
 def test_a_killed_run_keeps_the_same_best_weights_as_an_undisturbed_one(config, tokenizer, captions, raw, tmp_path):

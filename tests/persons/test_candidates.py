@@ -10,8 +10,8 @@ from components.persons.curation.candidates import (
     OUTSIDE,
     UNFILLED,
     UNREADABLE,
+    InputPicture,
     Judge,
-    Source,
     pictures_in,
     rule_reasons,
 )
@@ -93,7 +93,7 @@ def test_each_picture_is_dropped_for_the_first_reason_that_holds(folder):
 
 
 def test_without_a_detector_nobody_is_looked_for(folder):
-    found = judged(Judge(folder, Rules(), captioner=Named()), [Source("p/103.png"), Source("p/300.png")])
+    found = judged(Judge(folder, Rules(), captioner=Named()), [InputPicture("p/103.png"), InputPicture("p/300.png")])
     assert [found[address][0].reason for address in found] == [None, SHAPE]
 
 
@@ -101,7 +101,7 @@ def test_each_person_cut_out_is_a_candidate_with_the_pixels_of_its_box(folder):
     people = [Detection((-5.0, 0.4, 90.2, 300.0), 0.99, WHOLE), Detection((200, 10, 240, 200), 0.9, WHOLE),
               Detection((400, 10, 500, 200), 0.9, WHOLE), Detection((0, 0, 100, 290), 0.8, WHOLE)]  # fmt: skip
     judge = Judge(folder, Rules(), Told({300: people}), crop=True, captioner=Named())
-    found = judge.judge([Source("p/100.png"), Source("p/300.png", ("known.",), 7, "test")], 40)
+    found = judge.judge([InputPicture("p/100.png"), InputPicture("p/300.png", ("known.",), 7, "test")], 40)
     assert [candidate.reason for candidate in found[0]] == [NOBODY]
     by_box = {candidate.box: candidate for candidate in found[1]}
     assert {box: candidate.reason for box, candidate in by_box.items()} == {
@@ -121,7 +121,9 @@ def test_each_person_cut_out_is_a_candidate_with_the_pixels_of_its_box(folder):
 
 def test_captions_are_written_kept_or_missed(folder):
     def one(captions, captioner=None):
-        return Judge(folder, Rules(), captioner=captioner).judge([Source("p/100.png", captions, 3, "val")], 5)[0][0]
+        return Judge(folder, Rules(), captioner=captioner).judge([InputPicture("p/100.png", captions, 3, "val")], 5)[0][
+            0
+        ]
 
     assert one((" a man. ", "", "x [top]")).captions == ("a man.",)
     assert (one(("",)).reason, one(("[top] only",)).reason) == (NO_CAPTION, UNFILLED)
@@ -137,7 +139,7 @@ def test_a_matcher_is_asked_about_what_is_left_and_with_its_captions(folder):
         return [0.25 * i for i in range(len(pictures))]
 
     judge = Judge(folder, Rules(), captioner=Named(), matcher=matcher)
-    found = judge.judge([Source("p/100.png"), Source("p/300.png"), Source("p/101.png")], 0)
+    found = judge.judge([InputPicture("p/100.png"), InputPicture("p/300.png"), InputPicture("p/101.png")], 0)
     assert asked == [[(100, "0 of 100"), (101, "2000 of 101")]]
     assert [candidates[0].match for candidates in found] == [0.0, None, 0.25]
 

@@ -12,8 +12,8 @@ from small_datasets import SETS, lay_out, write_json
 from components.errors import DataError
 from components.persons.published.json_stream import list_elements
 from components.persons.published.ledger import Ledger
-from components.persons.published.readers import find_source, read_listing
-from components.persons.published.validation import Validation, validate_records
+from components.persons.published.readers import find_dataset, read_listing
+from components.persons.published.validation import ValidatedRecords, validate_records
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset, write_records
 
 
@@ -131,9 +131,9 @@ def test_a_set_is_converted_record_by_record_as_it_is_at_once(tmp_path, name):
     folder = tmp_path / SETS[name][1]
     (folder / listed[1]).write_bytes((folder / listed[0]).read_bytes())
     (folder / listed[4]).unlink()
-    source = find_source(name, tmp_path)
-    validation = Validation(source, max_bad_fraction=0.5)
-    with pytest.raises(RuntimeError, match="not been gone through"):
+    source = find_dataset(name, tmp_path)
+    validation = ValidatedRecords(source, max_bad_fraction=0.5)
+    with pytest.raises(RuntimeError, match="complete only after the last record"):
         _ = validation.report
     write_records(validation, tmp_path / "streamed")
     good, report = validate_records(read_listing(name, tmp_path), max_bad_fraction=0.5)
@@ -150,7 +150,7 @@ def test_a_set_with_too_many_bad_records_leaves_no_dataset(tmp_path):
     listed = lay_out(tmp_path, "mals", 4)
     (tmp_path / "MALS" / listed[2]).unlink()
     with pytest.raises(DataError, match="1 of 4 records are bad"):
-        write_records(Validation(find_source("mals", tmp_path)), tmp_path / "out")
+        write_records(ValidatedRecords(find_dataset("mals", tmp_path)), tmp_path / "out")
     with pytest.raises(DataError, match="not a prepared dataset"):
         PersonDataset.open(tmp_path / "out")
 
@@ -158,7 +158,7 @@ def test_a_set_with_too_many_bad_records_leaves_no_dataset(tmp_path):
 def test_an_empty_list_of_pictures_is_refused(tmp_path):
     write_json(tmp_path / "WebPerson-1M/100w.json", [{}])
     with pytest.raises(DataError, match="lists no pictures"):
-        list(Validation(find_source("webperson-1m", tmp_path)))
+        list(ValidatedRecords(find_dataset("webperson-1m", tmp_path)))
 
 
 def test_a_manifest_of_many_captions_is_written_in_parts_and_read_as_one(tmp_path, monkeypatch):

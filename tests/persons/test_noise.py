@@ -3,8 +3,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from components.errors import ParameterError
+from components.evaluation.auc import area_under_curve
 from components.persons.drawn.attributes import ATTRIBUTES, sample_identities
 from components.persons.drawn.caption_noise import NOISY_ATTRIBUTES, CaptionNoise, mark
 from components.persons.drawn.captions import Caption, compose
@@ -30,13 +32,6 @@ def told_and_true(noise: CaptionNoise, shown: dict[str, str], seed: int) -> tupl
 
 def bare(word: str) -> str:
     return word.lower().strip(".,")
-
-
-def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """P(positive > negative) + P(equal) / 2, over all pairs."""
-    low = np.searchsorted(np.sort(negative), positive, "left")
-    high = np.searchsorted(np.sort(negative), positive, "right")
-    return float((low + high).mean() / 2 / len(negative))
 
 
 def test_at_rate_zero_nothing_is_wrong_and_at_rate_one_nothing_noisy_is_right(corpus):
@@ -137,7 +132,7 @@ def test_word_frequency_does_not_tell_wrong_words_from_right_ones(corpus):
         for group in {group for _, group in score}:
             if len(score[True, group]) < 300:
                 continue  # too few for the tolerance
-            area = auc(np.array(score[True, group]), np.array(score[False, group]))
+            area = float(area_under_curve(torch.tensor(score[True, group]), torch.tensor(score[False, group])))
             assert 0.45 <= area <= 0.55, (group, area)
 
 

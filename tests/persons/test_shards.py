@@ -1,5 +1,6 @@
 import io
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -63,14 +64,35 @@ def test_images_are_found_in_any_order_and_by_a_small_cache(tmp_path):
         assert dataset.image_bytes(int(image_id)) == png(int(image_id))
 
 
-def test_shards_are_bounded_by_pictures_and_by_bytes(tmp_path):
-    write(tmp_path / "a", images_per_shard=20)
-    assert sorted(p.name for p in (tmp_path / "a/shards").glob("train*")) == [
-        f"train-0000{i}.parquet" for i in range(3)
-    ]
-    write(tmp_path / "b", bytes_per_shard=3 * len(png(0)))
-    assert len(list((tmp_path / "b/shards").glob("train*"))) == pytest.approx(50 / 3, abs=9)
-    assert all(path.stat().st_size < 4 * len(png(0)) + 2000 for path in (tmp_path / "b/shards").iterdir())
+def test_a_shard_is_full_at_its_number_of_pictures(tmp_path):
+    dataset = PersonDataset(write(tmp_path / "a", images_per_shard=20))
+    assert pictures_by_shard(dataset, "train") == {
+        f"shards/train-0000{i}.parquet": n for i, n in enumerate((20, 20, 10))
+    }
+
+
+def test_a_shard_takes_pictures_as_long_as_they_fit_in_its_bytes(tmp_path):
+    """Each split is cut on its own, a picture that would exceed the limit begins a shard, and one above it is alone."""
+    sizes = {"train": [40, 60, 1, 100, 300, 99, 1, 50], "val": [70, 40]}
+    with DatasetWriter(tmp_path / "a", bytes_per_shard=100) as writer:
+        for split, listed in sizes.items():
+            for size in listed:
+                writer.add(bytes(size), [CaptionRow("x")], identity=1, split=split, source="s")
+    dataset = PersonDataset(tmp_path / "a")
+    assert list(pictures_by_shard(dataset, "train").values()) == [
+        2,
+        1,
+        1,
+        1,
+        2,
+        1,
+    ]  # 40 + 60 | 1 | 100 | 300 | 99 + 1 | 50
+    assert list(pictures_by_shard(dataset, "val").values()) == [1, 1]
+
+
+def pictures_by_shard(dataset, split):
+    rows = {(row["shard"], row["row"]) for row in dataset.rows(split)}
+    return dict(sorted(Counter(shard for shard, _ in rows).items()))
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path):

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from components.errors import DataError, ParameterError
 from components.evaluation.compbench.phrases import questions
-from components.evaluation.compbench.pictures import Picture, Progress, open_picture
+from components.evaluation.compbench.pictures import Progress, PromptPicture, open_picture
+from components.persons.transforms import normalise
 
 PUBLISHED_SIZE = 480  # pixels, configs/vqa.yaml
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 MAX_TOKENS = 35  # of a question
 HOW_TO_GET = "download Salesforce/blip-vqa-capfilt-large from the Hugging Face hub into a folder and name it"
 BATCH = 16  # pictures
@@ -117,8 +117,7 @@ class BlipVqa:
     def _pixels(self, picture: Image.Image) -> Tensor:
         """(3, S, S): squashed to a square by PIL's bicubic filter, as the script does, and normalised."""
         resized = picture.convert("RGB").resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
-        unit = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
-        return (unit - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+        return normalise(torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None])[0]
 
 
 def vqa_score(probabilities: Iterable[float]) -> float:
@@ -134,7 +133,7 @@ def vqa_score(probabilities: Iterable[float]) -> float:
 
 def score_pictures(
     blip: BlipVqa,
-    pictures: Sequence[Picture],
+    pictures: Sequence[PromptPicture],
     phrases: dict[str, tuple[str, ...]],
     *,
     batch: int = BATCH,

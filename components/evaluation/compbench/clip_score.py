@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn import functional
 
 from components.errors import DataError
-from components.evaluation.compbench.pictures import Picture, Progress, open_picture
+from components.evaluation.compbench.pictures import Progress, PromptPicture, open_picture
 
 ARCHITECTURE = "ViT-B-32-quickgelu"
 CONFIG_FILE = "open_clip_config.json"
@@ -81,7 +81,7 @@ class ClipScore:
 
 def score_pictures(
     clip: ClipScore,
-    pictures: Sequence[Picture],
+    pictures: Sequence[PromptPicture],
     texts: Mapping[str, str],
     *,
     batch: int = BATCH,

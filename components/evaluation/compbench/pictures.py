@@ -19,7 +19,7 @@ _NAME = re.compile(r"(?P<prompt>.+)_(?P<number>\d{6,})\.png", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Picture:
+class PromptPicture:
     """A picture file: the prompt it was drawn for, and its number in its name."""
 
     prompt: str
@@ -34,7 +34,7 @@ class Matched:
     missing: prompt -> how many of its pictures are not there. extra: names of files that are no picture of any prompt.
     """
 
-    pictures: tuple[Picture, ...]
+    pictures: tuple[PromptPicture, ...]
     missing: dict[str, int]
     extra: tuple[str, ...]
 
@@ -54,7 +54,7 @@ def match_pictures(prompts: Sequence[str], folder: Path, per_prompt: int = PER_P
         if not path.is_file() or path.name.startswith("."):
             continue
         if found and prompt in order:
-            pictures.append(Picture(prompt, int(found["number"]), path))
+            pictures.append(PromptPicture(prompt, int(found["number"]), path))
         else:
             extra.append(path.name)
     if not pictures:
@@ -67,7 +67,7 @@ def match_pictures(prompts: Sequence[str], folder: Path, per_prompt: int = PER_P
     return Matched(tuple(pictures), missing, tuple(extra))
 
 
-def open_picture(picture: Picture) -> Image.Image:
+def open_picture(picture: PromptPicture) -> Image.Image:
     """The decoded picture. Raises DataError when it is not a whole one."""
     try:
         with Image.open(picture.path) as image:

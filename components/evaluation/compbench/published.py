@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.errors import DataError
-from components.evaluation.compbench.pictures import Picture
+from components.evaluation.compbench.pictures import PromptPicture
 from components.evaluation.compbench.prompts import BLIP_VQA, CLIP_SCORE, THREE_IN_ONE
 from components.files import write_atomically
 
@@ -33,7 +33,7 @@ _WRITTEN = {
 }
 
 
-def read_unidet(file: Path, pictures: Sequence[Picture]) -> NDArray[np.float64]:
+def read_unidet(file: Path, pictures: Sequence[PromptPicture]) -> NDArray[np.float64]:
     """UniDet's score of every picture, (N,), from a file that UniDet_eval/2D_spatial_eval.py wrote.
 
     Raises DataError when the file is not one, a picture has no score in it, or two pictures share a number.

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.evaluation.compbench.pictures import Matched, Picture
+from components.evaluation.compbench.pictures import Matched, PromptPicture
 from components.evaluation.compbench.scoring import CategoryScores
 from components.evaluation.intervals import Interval, bootstrap_difference, bootstrap_mean
 
 
-def mean_score(scores: NDArray[np.float64], pictures: Sequence[Picture], *, seed: int = 0) -> Interval:
+def mean_score(scores: NDArray[np.float64], pictures: Sequence[PromptPicture], *, seed: int = 0) -> Interval:
     """The mean over pictures with its bootstrap interval over prompts."""
     return bootstrap_mean(scores, units=[picture.prompt for picture in pictures], seed=seed)
 
 
-def per_prompt(scores: NDArray[np.float64], pictures: Sequence[Picture]) -> dict[str, float]:
+def per_prompt(scores: NDArray[np.float64], pictures: Sequence[PromptPicture]) -> dict[str, float]:
     """prompt -> the mean of its pictures' scores, for the prompts that have one, in the order of the pictures."""
     gathered: dict[str, list[float]] = {}
     for picture, score in zip(pictures, scores, strict=True):

@@ -14,7 +14,7 @@ from components.evaluation.compbench import blip_vqa, clip_score, published
 from components.evaluation.compbench.blip_vqa import BlipVqa
 from components.evaluation.compbench.clip_score import ClipScore
 from components.evaluation.compbench.phrases import Reading
-from components.evaluation.compbench.pictures import Picture, Progress
+from components.evaluation.compbench.pictures import Progress, PromptPicture
 from components.evaluation.compbench.prompts import BLIP_VQA, CLIP_SCORE, METRIC, THREE_IN_ONE, UNIDET, Relation
 
 ACTION_PART = f"{THREE_IN_ONE}, action prompts"
@@ -34,14 +34,14 @@ class Instruments:
 class CategoryScores:
     """metric -> the score of every picture, (N,), NaN where it does not apply; and metric -> why it was left out."""
 
-    pictures: Sequence[Picture]
+    pictures: Sequence[PromptPicture]
     scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
 
 def score_category(
     category: str,
-    pictures: Sequence[Picture],
+    pictures: Sequence[PromptPicture],
     instruments: Instruments,
     *,
     unidet: Path,

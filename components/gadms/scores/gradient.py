@@ -83,30 +83,6 @@ def end_token_maps(
     return EndTokenMaps(list(gradients), attentions, queries, keys, values, end, valid)
 
 
-def gradient_attention_scores(
-    encoder: DualEncoder,
-    ids: Tensor,
-    image: Tensor,
-    *,
-    layers: int | None = None,
-    scales: Sequence[int] = (1, 2),
-    heads: Heads = "model",
-    use_attention: bool = True,
-) -> Tensor:
-    """Scores in [0, 1], (B, T) in the precision of the weights, 0 outside the caption's tokens.
-
-    ids (B, T) raw captions; image (B, D) pooled image features (taken as constants). `layers`: how many of the last
-    text layers, None for two thirds. `scales`: widths of the key pooling. `heads`: "single" repeats the layers with
-    one head, as the released code does. `use_attention=False` leaves out S_a (that is Grad-ECLIP with pooled keys).
-    Works in train and eval mode and under no_grad, and leaves no gradient and no graph behind.
-    """
-    maps = end_token_maps(encoder, ids, image, layers=layers, heads=heads)
-    score = scores_of(maps, scales, use_attention).relu()
-    largest = score.amax(-1, keepdim=True)
-    score = torch.where(largest > 0, score / largest, 0.0)
-    return F.pad(score, (0, ids.shape[1] - score.shape[1]))
-
-
 @torch.no_grad()
 def scores_of(maps: EndTokenMaps, scales: Sequence[int] = (1, 2), use_attention: bool = True) -> Tensor:
     """Mean over layers of S_g S_a before ReLU and division, signed, (B, L); 0 outside the caption's tokens."""

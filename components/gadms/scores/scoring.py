@@ -1,33 +1,14 @@
-"""Scores of caption tokens by name: how much each serves the match of its caption with its picture, in [0, 1].
+"""Scores of caption tokens by name: how much each token serves the match of its caption with its picture, in [0, 1].
 
-    gradient        the paper's (`scores.py`)
-    released        the paper's as its code computes it (`released.py`)
-    grad-eclip, attention, max-patch, random        to compare with (`other_scores.py`)
-    leave-one-out   what the match loses without the token, exactly; one text pass a token (`leave_one_out.py`)
-    path            the same to first order, a forward and backward pass a point
-    likelihood      how well the masked-token decoder predicts it: kept while training, see `caption_scorer.py`
-    truth           0 for words known to be wrong, else 1: no score, but what a perfect one would do (drawn people)
-
-Raw values of different scores have different scales; masking wants [0, 1]. Normalisations:
-
-    max        ReLU, then divided by the caption's largest (the paper's score, made well defined)
-    signed     divided by the caption's largest magnitude, then (1 + x) / 2: below one half *speaks against* the picture
-    rank       place among the caption's tokens, worst 0, best 1; ties share theirs
-    quantile   place among all tokens of the batch: a caption without a bad token has no low score
-    clip       as it is, cut to [0, 1]
-    batch      min-max over the whole batch tensor, as the released code does; one outlier moves all others
-
-What ReLU throws away is what noise detection needs: a wrong word lowers the match, its raw score is negative, and "max"
-makes it the equal of every word that does nothing, such as "a" and "the". With a trained encoder of the default pipeline and 800
-of its training captions, the paper's score finds wrong words no better than chance with "max" (AUC 0.50 with one layer, 0.52 with
-both of the small tower) and at 0.57 and 0.64 with its sign. "signed", "rank" and "quantile" keep the sign; masking then
-wants a `target_noise_rate`, for they spread scores otherwise.
+`SCORES` is the table: what computes a score, and how its raw values are brought to [0, 1] (`normalisation.py`). A new score is a
+file with a function that returns raw values (B, T), larger for a token that serves the match more, and a line in the table (and its
+name in `ScoreName`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,8 +16,9 @@ from components.errors import ParameterError
 from components.gadms.masking import maskable
 from components.gadms.model import DualEncoder
 from components.gadms.scores.controls import attention_only, grad_eclip, max_patch, random_values
-from components.gadms.scores.gradient import Heads, end_token_maps, scores_of
+from components.gadms.scores.gradient import EndTokenMaps, Heads, end_token_maps, scores_of
 from components.gadms.scores.leave_one_out import leave_one_out, path
+from components.gadms.scores.normalisation import Normalisation, normalise
 from components.gadms.scores.released import released_scores
 
 ScoreName = Literal[
@@ -51,27 +33,16 @@ ScoreName = Literal[
     "likelihood",
     "truth",
 ]
-Normalisation = Literal["max", "signed", "rank", "quantile", "clip", "batch"]
-USUAL: dict[ScoreName, Normalisation] = {
-    "released": "batch",
-    "max-patch": "clip",
-    "random": "clip",
-    "leave-one-out": "signed",
-    "path": "signed",
-    "likelihood": "quantile",
-    "truth": "clip",
-}
-"""Where it is not "max". Of scores with a sign, only those that were published without it lose it unasked."""
 
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """A score and its settings; one that a score does not have is ignored.
+    """A score and its settings. A score ignores the settings that it does not have.
 
     layers: how many of the last text layers (None: two thirds). scales: widths of the key pooling. heads: "model", or
     "single" as in the released code. points: of the path. temperature: match against the other pictures of this rank's
     batch, so that the score depends on them (leave-one-out, path); None for the cosine alone. normalisation: None for
-    the score's own (USUAL).
+    the score's own (SCORES).
     """
 
     name: ScoreName = "gradient"
@@ -95,9 +66,83 @@ class ScoringConfig:
         if self.temperature is not None and not self.temperature > 0:
             raise ParameterError(f"score temperature = {self.temperature}: must be above 0, or null")
 
-    @property
-    def rule(self) -> Normalisation:
-        return self.normalisation or USUAL.get(self.name, "max")
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """The inputs of every score: ids (B, T) raw captions; image (B, D) and image_tokens (B, 1 + P, D) of their pictures, constants.
+
+    `seed` and `step` name the draws of "random".
+    """
+
+    encoder: DualEncoder
+    ids: Tensor
+    image: Tensor
+    image_tokens: Tensor
+    config: ScoringConfig
+    seed: int = 0
+    step: int = 0
+
+    def maps(self, heads: Heads | None = None, padding: bool = False) -> EndTokenMaps:
+        """The end token's gradients and attention, which several scores are computed from."""
+        layers, heads = self.config.layers, heads or self.config.heads
+        return end_token_maps(self.encoder, self.ids, self.image, layers=layers, heads=heads, padding=padding)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A line of the table. raw: computes signed values (B, up to T), meaningless outside the caption's tokens."""
+
+    raw: Callable[[ScoreInputs], Tensor]
+    normalisation: Normalisation = "max"
+
+
+def _unavailable(reason: str) -> Callable[[ScoreInputs], Tensor]:
+    """A score that no function of the encoder computes: `CaptionScorer` has it while training."""
+
+    def refuse(inputs: ScoreInputs) -> Tensor:
+        raise ParameterError(f"score {inputs.config.name!r} {reason}; it cannot be computed here")
+
+    return refuse
+
+
+SCORES: dict[ScoreName, Score] = {
+    # The paper's.
+    "gradient": Score(lambda given: scores_of(given.maps(), given.config.scales)),
+    # The paper's as its released code computes it.
+    "released": Score(lambda given: released_scores(given.maps("single", padding=True), given.config.scales), "batch"),
+    # To compare with.
+    "grad-eclip": Score(lambda given: grad_eclip(given.maps())),
+    "attention": Score(lambda given: attention_only(given.maps())),
+    "max-patch": Score(lambda given: max_patch(given.encoder, given.ids, given.image_tokens), "clip"),
+    "random": Score(lambda given: random_values(given.ids, given.seed, given.step), "clip"),
+    # What the match loses without the token: exactly, one text pass per token; to first order, one pass per point.
+    "leave-one-out": Score(
+        lambda given: leave_one_out(given.encoder, given.ids, given.image, temperature=given.config.temperature),
+        "signed",
+    ),
+    "path": Score(
+        lambda given: path(
+            given.encoder, given.ids, given.image, points=given.config.points, temperature=given.config.temperature
+        ),
+        "signed",
+    ),
+    # How well the masked-token decoder predicts it.
+    "likelihood": Score(_unavailable("is observed while a decoder trains"), "quantile"),
+    # 0 for words known to be wrong, else 1: no score, but what a perfect one would give (drawn people).
+    "truth": Score(_unavailable("is read from captions whose wrong words are known"), "clip"),
+}
+"""Normalisations keep the sign, except of scores that were published without it."""
+
+
+def normalisation_of(config: ScoringConfig) -> Normalisation:
+    """The configured normalisation, by default that of the score."""
+    return config.normalisation or SCORES[config.name].normalisation
+
+
+def raw_scores(inputs: ScoreInputs) -> Tensor:
+    """Compute a score before normalisation, (B, T): signed where the score is; meaningless outside the caption's tokens."""
+    raw = SCORES[inputs.config.name].raw(inputs)
+    return F.pad(raw, (0, inputs.ids.shape[1] - raw.shape[1]))
 
 
 def token_scores(
@@ -110,101 +155,31 @@ def token_scores(
     seed: int = 0,
     step: int = 0,
 ) -> Tensor:
-    """Scores fp32 (B, T) in [0, 1], 0 outside the caption's tokens.
+    """Compute a score by name: fp32 (B, T) in [0, 1], 0 outside the caption's tokens. Arguments as `ScoreInputs`.
 
-    ids (B, T) raw captions; image (B, D) and image_tokens (B, 1 + P, D) of their pictures, taken as constants.
-    `seed` and `step` name the draws of "random". In fp32 also under autocast, in train and eval mode, under no_grad,
-    inside DDP; leaves no gradient and no graph behind.
+    In fp32 also under autocast, in train and eval mode, under no_grad, inside DDP; leaves no gradient and no graph behind.
     """
-    config = config or ScoringConfig()
-    raw = raw_scores(encoder, ids, image, image_tokens, config, seed=seed, step=step)
-    return normalise(raw, maskable(ids, encoder.tokenizer.mask_id), config.rule)
+    inputs = ScoreInputs(encoder, ids, image, image_tokens, config or ScoringConfig(), seed, step)
+    return _normalised(inputs).float()
 
 
-def raw_scores(
+def gradient_attention_scores(
     encoder: DualEncoder,
     ids: Tensor,
     image: Tensor,
-    image_tokens: Tensor,
-    config: ScoringConfig,
     *,
-    seed: int = 0,
-    step: int = 0,
+    layers: int | None = None,
+    scales: tuple[int, ...] = (1, 2),
+    heads: Heads = "model",
 ) -> Tensor:
-    """Before normalisation, (B, T): signed where the score is; meaningless outside the caption's tokens."""
-    if config.name == "likelihood":
-        raise ParameterError("score 'likelihood' is observed while a decoder trains; there is none to compute it from")
-    if config.name == "truth":
-        raise ParameterError(
-            "score 'truth' is read from captions whose wrong words are known; there is none to compute"
-        )
-    if config.name == "random":
-        return random_values(ids, seed, step)
-    if config.name == "max-patch":
-        return max_patch(encoder, ids, image_tokens)
-    if config.name == "leave-one-out":
-        return leave_one_out(encoder, ids, image, temperature=config.temperature)
-    if config.name == "path":
-        return path(encoder, ids, image, points=config.points, temperature=config.temperature)
-    released = config.name == "released"
-    maps = end_token_maps(
-        encoder,
-        ids,
-        image,
-        layers=config.layers,
-        heads="single" if released else config.heads,
-        padding=released,
-    )
-    if released:
-        return released_scores(maps, config.scales)
-    if config.name == "attention":
-        raw = attention_only(maps)
-    else:
-        raw = grad_eclip(maps) if config.name == "grad-eclip" else scores_of(maps, config.scales)
-    return F.pad(raw, (0, ids.shape[1] - raw.shape[1]))
+    """Compute the paper's score as training does: (B, T) in [0, 1], in the precision of the weights, 0 outside the captions.
 
-
-@torch.no_grad()
-def normalise(raw: Tensor, valid: Tensor, rule: Normalisation, pool: Tensor | None = None) -> Tensor:
-    """Raw scores (B, T) to fp32 in [0, 1], larger still better; 0 where not `valid` (bool, B x T).
-
-    `pool` (N,): the values that "quantile" places a score among, its own batch's without.
+    The short form of `token_scores` with `ScoringConfig("gradient")`; settings and arguments are described there.
     """
-    raw = raw.float()
-    if rule == "max":
-        score = raw.masked_fill(~valid, 0).relu()
-        largest = score.amax(-1, keepdim=True)
-        score = torch.where(largest > 0, score / largest, 0.0)
-    elif rule == "signed":
-        largest = raw.masked_fill(~valid, 0).abs().amax(-1, keepdim=True)
-        score = (1 + torch.where(largest > 0, raw / largest, 0.0)) / 2
-    elif rule == "rank":
-        score = _rank(raw, valid)
-    elif rule == "quantile":
-        score = _quantile(raw, raw[valid] if pool is None else pool.float())
-    elif rule == "batch":
-        raw = raw.masked_fill(~valid, 0)
-        low, high = raw.amin(), raw.amax()
-        score = torch.where(high > low, (raw - low) / (high - low), torch.zeros_like(raw))
-    else:
-        score = raw.clamp(0, 1)
-    return score.masked_fill(~valid, 0)
+    config = ScoringConfig("gradient", layers, tuple(scales), heads)
+    return _normalised(ScoreInputs(encoder, ids, image, image[:, None], config))  # this score reads no image tokens
 
 
-def _rank(raw: Tensor, valid: Tensor) -> Tensor:
-    """Share of the caption's other tokens that score lower, ties one half; a token alone gets one half."""
-    others = valid[:, None] & ~torch.eye(raw.shape[1], dtype=torch.bool, device=raw.device)  # (B, T, T)
-    lower = (raw[:, None] < raw[..., None]).float() + (raw[:, None] == raw[..., None]).float() / 2
-    count = (valid.sum(-1, keepdim=True) - 1).clamp_min(0)
-    rank = (lower * others).sum(-1) / count.clamp_min(1)
-    return torch.where(count > 0, rank, 0.5)
-
-
-def _quantile(raw: Tensor, pool: Tensor) -> Tensor:
-    """Share of `pool` below each value, ties one half."""
-    if not len(pool):
-        return torch.zeros_like(raw)
-    ordered = pool.sort().values
-    below = torch.searchsorted(ordered, raw.contiguous())
-    not_above = torch.searchsorted(ordered, raw.contiguous(), side="right")
-    return (below + not_above).float() / (2 * len(pool))
+def _normalised(inputs: ScoreInputs) -> Tensor:
+    valid = maskable(inputs.ids, inputs.encoder.tokenizer.mask_id)
+    return normalise(raw_scores(inputs), valid, normalisation_of(inputs.config))

@@ -4,7 +4,6 @@ Each becomes a `Candidate` with the reason why it is dropped, or none so far. Wh
 near duplicates) is decided afterwards, by `components.persons.curation.selection.final_reasons`.
 """
 
-import io
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from components.persons.curation.near_duplicates import difference_hash
 from components.persons.curation.rules import NOBODY, Rules, person_reason, size_reason
 from components.persons.curation.templates import unfilled
 from components.persons.pictures import PictureReader, split_address
+from components.persons.pixels import decode_rgb
 
 UNREADABLE, OUTSIDE = "cannot be decoded", "path leaves the folder"
 NO_CAPTION, UNFILLED = "no caption", "caption with an unfilled place"
@@ -30,7 +30,7 @@ _PEOPLE_PER_PICTURE = 1000  # a number of its own for each person of a picture
 
 
 @dataclass(frozen=True)
-class Source:
+class InputPicture:
     """A picture to judge. address: as `components.persons.pictures` reads it, relative to the folder. captions: those it has."""
 
     address: str
@@ -55,7 +55,7 @@ class Candidate:
     split: str = "train"
 
 
-def pictures_in(folder: Path) -> Iterator[Source]:
+def pictures_in(folder: Path) -> Iterator[InputPicture]:
     """Every picture file below a folder, folder by folder in the order of names. Raises DataError where there is none."""
     found = False
     for place, folders, files in os.walk(folder):
@@ -63,7 +63,7 @@ def pictures_in(folder: Path) -> Iterator[Source]:
         for name in sorted(files):
             if Path(name).suffix.lower() in PICTURE_SUFFIXES:
                 found = True
-                yield Source((Path(place) / name).relative_to(folder).as_posix())
+                yield InputPicture((Path(place) / name).relative_to(folder).as_posix())
     if not found:
         raise DataError(f"{folder} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
 
@@ -88,7 +88,7 @@ class Judge:
         if self.crop and self.detector is None:
             raise ParameterError("cutting people out needs a detector: give its weights")
 
-    def judge(self, sources: Sequence[Source], first: int) -> list[list[Candidate]]:
+    def judge(self, sources: Sequence[InputPicture], first: int) -> list[list[Candidate]]:
         """For each of some pictures, of which the first has the number `first`, its candidates."""
         judged: list[list[Candidate]] = [[] for _ in sources]
         open_: list[
@@ -112,8 +112,7 @@ class Judge:
 
     def pixels(self, candidate: Candidate) -> Image.Image:
         """A candidate as an RGB picture."""
-        with Image.open(io.BytesIO(self.encoded(candidate))) as image:
-            picture = image.convert("RGB")
+        picture = decode_rgb(self.encoded(candidate))
         return picture.crop(candidate.box) if candidate.box else picture
 
     def encoded(self, candidate: Candidate) -> bytes:
@@ -122,7 +121,7 @@ class Judge:
         path = str(self.folder / file)
         return self._reader.read(path if row is None else f"{path}#{row}")
 
-    def _load(self, source: Source) -> Image.Image | str:
+    def _load(self, source: InputPicture) -> Image.Image | str:
         """The picture in RGB, or the reason why there is none."""
         file = self.folder / split_address(source.address)[0]
         if not file.resolve().is_relative_to(self.folder.resolve()):
@@ -133,7 +132,7 @@ class Judge:
             return UNREADABLE
 
     def _people(
-        self, source: Source, picture: Image.Image, people: Sequence[Detection]
+        self, source: InputPicture, picture: Image.Image, people: Sequence[Detection]
     ) -> Iterator[tuple[Candidate, Image.Image]]:
         """A picture's candidates with their pixels, each with the first reason that the rules give."""
         width, height = picture.size

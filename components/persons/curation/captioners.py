@@ -12,6 +12,7 @@ from torch import Tensor
 from components.errors import DataError, ParameterError
 from components.persons.curation.templates import TEMPLATES, choose, instruction
 from components.persons.drawn.captions import compose
+from components.persons.pixels import resized
 from components.training.randomness import stream_seed
 
 
@@ -37,10 +38,10 @@ class GrammarCaptioner:
         seed: int,
         count: int = 2,
     ) -> None:
-        self._predict, self._size, self._seed, self._count = predict, (width, height), seed, count
+        self._predict, self._size, self._seed, self._count = predict, (height, width), seed, count
 
     def caption(self, pictures: Sequence[Image.Image], numbers: Sequence[int]) -> list[tuple[str, ...]]:
-        shrunk = [np.array(picture.resize(self._size, Image.Resampling.BILINEAR)) for picture in pictures]
+        shrunk = [resized(picture, *self._size) for picture in pictures]
         if not shrunk:
             return []
         seen = self._predict(torch.from_numpy(np.stack(shrunk)).permute(0, 3, 1, 2).contiguous())

@@ -20,7 +20,7 @@ from components.persons.drawn.caption_noise import CaptionNoise
 from components.persons.drawn.captions import short_caption
 from components.persons.drawn.degradation import PRESETS
 from components.persons.drawn.drawing import check_size, draw_person
-from components.persons.png import encode_png
+from components.persons.pixels import encode_png
 from components.training.randomness import numpy_generator
 
 ANNOTATIONS = "reid_raw.json"

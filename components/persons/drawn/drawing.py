@@ -24,7 +24,7 @@ from components.persons.drawn.scene import background, occluder, shadow
 
 
 @dataclass(frozen=True)
-class Picture:
+class DrawnPicture:
     """`pixels` uint8 (H, W, 3); `shown`: attribute -> value, as far as the picture shows them (keys of ATTRIBUTES)."""
 
     pixels: np.ndarray
@@ -49,7 +49,7 @@ def draw_person(
     width: int = 32,
     degradation: Degradation | None = None,
     view: str | None = None,
-) -> Picture:
+) -> DrawnPicture:
     """Draw one picture of `identity` (see `sample_identities`); pose, framing and scene come from `rng`.
 
     `view` is one of ATTRIBUTES["view"], drawn at random when None. Raises ParameterError for a size or view that is not
@@ -82,7 +82,7 @@ def draw_person(
     pixels = light(canvas.finish().astype(np.float32), canvas.coverage(), degradation.lighting, rng)
     softened = blur(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), degradation.blur, rng)
     pixels = sensor_noise(np.asarray(softened, dtype=np.float32), degradation.noise, rng)
-    return Picture(pixels.clip(0, 255).round().astype(np.uint8), shown)
+    return DrawnPicture(pixels.clip(0, 255).round().astype(np.uint8), shown)
 
 
 # The least part of the picture (in 1/2048: pixels of a 64 x 32 picture) that a thing must cover to count as shown.

@@ -1,4 +1,4 @@
-"""Checks every record before anything is computed from it, and says what is wrong with the bad ones."""
+"""Validate every record before anything is computed from it, and report the bad ones with a reason."""
 
 import hashlib
 import io
@@ -13,8 +13,7 @@ from PIL import Image
 from components.errors import DataError, ParameterError
 from components.persons.pictures import PictureReader, embedded, split_address
 from components.persons.published.ledger import Ledger
-from components.persons.published.readers import Listing, Source
-from components.persons.records import SPLITS, Record
+from components.persons.records import SPLITS, Record, RecordSource
 
 REASONS = {
     "path leaves the folder": "absolute, contains '..', or a link to the outside",
@@ -26,7 +25,7 @@ REASONS = {
     "identity in two splits": "pictures of one person must share a split",
     "false word positions": "wrong_words does not fit the captions",
 }
-"""Every reason a record can be refused for, with its explanation."""
+"""Every reason for which a record is refused, with its explanation."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class ValidationReport:
         total: records read.
         good: records kept.
         counts: reason -> bad records.
-        bad: one entry a bad record: index, image_path, identity, reason, detail.
+        bad: one entry per bad record: index, image_path, identity, reason, detail.
     """
 
     total: int
@@ -46,7 +45,7 @@ class ValidationReport:
     bad: tuple[dict[str, Any], ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain dictionaries and lists."""
+        """Return plain dictionaries and lists, for JSON."""
         return {
             "total": self.total,
             "good": self.good,
@@ -55,18 +54,18 @@ class ValidationReport:
         }
 
 
-class Validation:
-    """Goes through the records of a dataset; gives the good ones, one by one, with paths that can be opened.
+class ValidatedRecords:
+    """Iterate over the good records of a dataset, with image paths that can be opened.
 
-    The records are read twice, first for the splits of each identity, and none is kept: what is remembered of them (each picture's
-    address and digest) lies in a temporary file. Of duplicates the first is good. An identity in two splits is bad everywhere but
-    in the split it has the most pictures in (of equals: train, then val, then test).
+    The records are read twice, first for the splits of each identity, and not kept in memory; the addresses and digests of pictures
+    are in a temporary file. The first of duplicates is good. An identity in several splits is good only in the split that holds
+    most of its pictures (on a tie: train, then val, then test).
 
-    Raises ParameterError for a `max_bad_fraction` outside [0, 1]; at its end DataError, one line, when more than that fraction of
-    the records is bad, or none is good.
+    Raises ParameterError for a `max_bad_fraction` outside [0, 1]. The iteration ends with DataError, one line, where more than that
+    fraction of the records is bad, or none is good.
     """
 
-    def __init__(self, dataset: Listing | Source, *, max_bad_fraction: float = 0.0) -> None:
+    def __init__(self, dataset: RecordSource, *, max_bad_fraction: float = 0.0) -> None:
         if not 0.0 <= max_bad_fraction <= 1.0:
             raise ParameterError(f"max_bad_fraction is {max_bad_fraction}; it is a fraction, from 0 to 1")
         self._dataset, self._max_bad_fraction = dataset, max_bad_fraction
@@ -74,17 +73,17 @@ class Validation:
 
     @property
     def report(self) -> ValidationReport:
-        """What was found; there when all records were gone through."""
+        """The outcome, available once the iteration is complete."""
         if self._report is None:
-            raise RuntimeError("the records have not been gone through to their end")
+            raise RuntimeError("the report is complete only after the last record")
         return self._report
 
     def __iter__(self) -> Iterator[Record]:
         folder, total, good = self._dataset.folder, 0, 0
-        home_split = _home_splits(self._records())
+        home_split = _home_splits(self._dataset)
         seen = _Seen()
         bad: list[dict[str, Any]] = []
-        for index, record in enumerate(self._records()):
+        for index, record in enumerate(self._dataset):
             total += 1
             problem = (
                 _check_annotation(record, home_split)
@@ -105,9 +104,6 @@ class Validation:
         if bad and (len(bad) > self._max_bad_fraction * total or not good):
             self._refuse(self._report)
 
-    def _records(self) -> Iterator[Record]:
-        return self._dataset.records() if isinstance(self._dataset, Source) else iter(self._dataset.records)
-
     def _refuse(self, report: ValidationReport) -> None:
         kinds = ", ".join(f"{n} {reason}" for reason, n in sorted(report.counts.items(), key=lambda item: -item[1]))
         first = report.bad[0]
@@ -117,9 +113,9 @@ class Validation:
         )
 
 
-def validate_records(listing: Listing, *, max_bad_fraction: float = 0.0) -> tuple[list[Record], ValidationReport]:
-    """The good records of `listing` and the report, at once. Raises as `Validation` does."""
-    validation = Validation(listing, max_bad_fraction=max_bad_fraction)
+def validate_records(dataset: RecordSource, *, max_bad_fraction: float = 0.0) -> tuple[list[Record], ValidationReport]:
+    """Return the good records of a dataset and the report. Raises as `ValidatedRecords` does."""
+    validation = ValidatedRecords(dataset, max_bad_fraction=max_bad_fraction)
     good = list(validation)
     return good, validation.report
 
@@ -128,7 +124,7 @@ Problem = tuple[str, str] | None
 
 
 class _Seen:
-    """The pictures that were good so far, by address and by content, and the reader that they are read with."""
+    """The good pictures so far, by address and by content, and the reader of pictures."""
 
     def __init__(self) -> None:
         self.addresses, self.digests = Ledger(), Ledger()
@@ -136,7 +132,7 @@ class _Seen:
 
 
 def _home_splits(records: Iterable[Record]) -> dict[int, str]:
-    """The one split of each identity that is in several."""
+    """The split that each identity found in several splits is assigned to."""
     ledger = Ledger()
     for record in records:
         if record.split in SPLITS:
@@ -169,7 +165,7 @@ def _check_annotation(record: Record, home_split: Mapping[int, str]) -> Problem:
 
 
 def _resolved(folder: Path, image_path: str) -> str:
-    """An address that can be opened from anywhere, links followed."""
+    """An absolute address, links followed."""
     file, row = split_address(image_path)
     path = str((folder / file).resolve())
     return path if row is None else embedded(path, row)
@@ -204,13 +200,13 @@ def _check_picture(record: Record, index: int, folder: Path, seen: _Seen) -> Pro
     except DataError as error:
         return "corrupt image", str(error).replace(file, split_address(record.image_path)[0])
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
-        # Without the message where it names a buffer by its place in memory: the report is the same bytes every time.
-        told = "" if "<_io" in str(error) else f": {error}"
-        return "corrupt image", f"{type(error).__name__}{told}"
+        # A message that names a buffer by its memory address is dropped, so that the report has the same bytes every time.
+        message = "" if "<_io" in str(error) else f": {error}"
+        return "corrupt image", f"{type(error).__name__}{message}"
     digest = hashlib.sha256(content).digest()
     if first := seen.digests.find(digest):
         return "duplicate", f"the bytes of {first}"
-    # In words, with what makes a duplicate harmful: another split, another identity.
+    # Identity and split are named because a duplicate does harm where they differ.
     named = f"record {index}, {record.image_path!r} (identity {record.identity}, {record.split})"
     seen.addresses.note(key, named)
     seen.digests.note(digest, named)

@@ -1,6 +1,5 @@
 """Steps of a streamed corpus as arrays: which samples (`sample_order`), read (`corpus`), decoded, tokenised."""
 
-import io
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from components.errors import DataError, ParameterError
+from components.persons.pixels import decode_rgb, resized
 from components.persons.streaming.corpus import Block, Corpus
 from components.persons.streaming.sample_order import SampleOrder
 
@@ -77,18 +76,14 @@ class SampleReader:
 
     def _decode(self, block: Block, place: int, number: int) -> NDArray[np.uint8]:
         """(H, W, 3), squashed as `PersonDataset.pixels` does it."""
-        height, width = self.size
         try:
-            image = Image.open(io.BytesIO(block.pictures[int(block.of[place])])).convert("RGB")
+            return resized(decode_rgb(block.pictures[int(block.of[place])]), *self.size)
         except OSError as error:
             caption = int(self._numbers[number]) + place
             raise DataError(
                 f"the picture of caption {caption} ({block.captions[place][:60]!r}) cannot be decoded: run prepare, which leaves "
                 "such out"
             ) from error
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(image)
 
     def _block(self, number: int) -> Block:
         if number not in self._blocks:

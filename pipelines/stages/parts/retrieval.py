@@ -7,7 +7,7 @@ from components.gadms.batches import CaptionBatches
 from components.gadms.embedding import embed_captions, embed_images
 from components.gadms.model import DualEncoder
 from components.gadms.published import pretrained_encoder
-from components.gadms.selection import Validation
+from components.gadms.selection import PeriodicValidation
 from components.gadms.tasks import RetrievalTask
 from components.gadms.tokenizer import CaptionTokenizer
 from components.persons.shards import PersonDataset, Rows
@@ -111,12 +111,12 @@ def train_arm(
 
 def _validation(
     task: RetrievalTask, dataset: PersonDataset, rows: Rows | None, training: ValidatedTrainingConfig
-) -> Validation | None:
+) -> PeriodicValidation | None:
     """What looks at the val split while `task` trains; None without one."""
     if rows is None or task.best is None or training.validate_every is None:
         return None
     size = task.encoder.image_size
-    return Validation(
+    return PeriodicValidation(
         task.encoder,
         task.best,
         rows.column("caption"),

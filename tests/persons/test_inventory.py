@@ -1,9 +1,9 @@
 import pytest
 from small_datasets import SETS, lay_out, picture, write_json
 
+from components.persons.published.inventory import count_differences, take_inventory
 from components.persons.published.layouts import LAYOUTS, Counts
-from components.persons.published.readers import find_source
-from components.persons.published.survey import differences, survey
+from components.persons.published.readers import find_dataset
 
 
 def entry(path, identity, split, captions=("A man.", "In red.")):
@@ -13,7 +13,7 @@ def entry(path, identity, split, captions=("A man.", "In red.")):
 @pytest.mark.parametrize("name", SETS)
 def test_what_is_laid_out_whole_has_nothing_missing(tmp_path, name):
     lay_out(tmp_path, name)
-    found = survey(find_source(name, tmp_path))
+    found = take_inventory(find_dataset(name, tmp_path))
     assert found.images == 4
     assert (found.missing, found.missing_fraction, found.shared, found.without_caption) == ({}, 0.0, 0, 0)
 
@@ -30,13 +30,13 @@ def test_missing_pictures_are_counted_by_folder_and_faults_of_the_annotations_fo
         entry("../../outside.png", 4, "val"),
     ]
     write_json(tmp_path / "CUHK-PEDES/reid_raw.json", entries)
-    found = survey(find_source("cuhk-pedes", tmp_path))
+    found = take_inventory(find_dataset("cuhk-pedes", tmp_path))
     assert found.splits == {"train": Counts(3, 6, 2), "val": Counts(2, 2, 2), "test": Counts(1, 2, 1)}
     assert found.missing == {"imgs/..": 1, "imgs/Market": 2, "imgs/cam_a": 1}
     assert found.example == "imgs/Market/a.png"
     assert found.missing_fraction == pytest.approx(4 / 6)
     assert (found.shared, found.without_caption) == (1, 2)
-    lines = differences(found, LAYOUTS["cuhk-pedes"])
+    lines = count_differences(found, LAYOUTS["cuhk-pedes"])
     assert "train: 3 images, published 34,054" in lines
     assert "test: 1 identities, published 1,000" in lines
     assert len(lines) == 9
@@ -44,5 +44,5 @@ def test_missing_pictures_are_counted_by_folder_and_faults_of_the_annotations_fo
 
 def test_a_count_that_nobody_published_is_not_compared(tmp_path):
     lay_out(tmp_path, "luperson-mllm")
-    found = survey(find_source("luperson-mllm", tmp_path))
-    assert differences(found, LAYOUTS["luperson-mllm"]) == ["train: 4 images, published 1,020,022"]
+    found = take_inventory(find_dataset("luperson-mllm", tmp_path))
+    assert count_differences(found, LAYOUTS["luperson-mllm"]) == ["train: 4 images, published 1,020,022"]

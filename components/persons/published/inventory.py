@@ -1,4 +1,4 @@
-"""What of a dataset is there: its counts beside the published ones, and which pictures are missing. Pictures are not opened."""
+"""Inventory of a dataset: its counts, compared with the published ones, and its missing pictures. Pictures are not opened."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -7,20 +7,19 @@ from pathlib import Path, PurePosixPath
 from components.persons.pictures import split_address
 from components.persons.published.layouts import Counts, Layout
 from components.persons.published.ledger import Ledger
-from components.persons.published.readers import Source
-from components.persons.records import SPLITS
+from components.persons.records import SPLITS, RecordSource
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What the annotation files of a dataset list, and what lies beside them.
+class Inventory:
+    """Counts of a dataset's annotation files, and the listed pictures that are missing.
 
     Attributes:
-        splits: split -> counts, in the order train, val, test, and others after them.
-        missing: picture folder (its first two parts, such as imgs/cam_a) -> pictures that are listed and not there.
-        example: one of those, as listed; empty when all are there.
-        shared: identities that are in more than one split.
-        without_caption: pictures with no caption, or an empty one.
+        splits: split -> counts, in the order train, val, test, others.
+        missing: picture folder (its first two parts, such as imgs/cam_a) -> number of listed pictures that are missing.
+        example: the first missing picture, as listed; empty where none is missing.
+        shared: identities in more than one split.
+        without_caption: pictures without a caption, or with an empty one.
     """
 
     splits: dict[str, Counts]
@@ -35,35 +34,32 @@ class Survey:
 
     @property
     def missing_fraction(self) -> float:
-        """The share of the listed pictures that is not there."""
+        """Fraction of the listed pictures that is missing."""
         return sum(self.missing.values()) / max(1, self.images)
 
 
-def survey(source: Source) -> Survey:
-    """Count a dataset. Reads its annotation files record by record and asks for every picture whether it is there.
-
-    Raises DataError where an annotation file is malformed.
-    """
+def take_inventory(dataset: RecordSource) -> Inventory:
+    """Count a dataset record by record, and check that each picture exists. Raises DataError for a malformed annotation file."""
     images: Counter[str] = Counter()
     captions: Counter[str] = Counter()
     identities = Ledger()
     missing: Counter[str] = Counter()
-    shards: dict[str, bool] = {}  # hold many pictures: asked for once
+    shards: dict[str, bool] = {}  # a shard holds many pictures: checked once
     example, without_caption = "", 0
-    for record in source.records():
+    for record in dataset:
         images[record.split] += 1
         captions[record.split] += len(record.captions)
         identities.vote(record.identity, record.split)
         without_caption += not record.captions or not all(caption.strip() for caption in record.captions)
         file, row = split_address(record.image_path)
         if row is not None and file not in shards:
-            shards[file] = _is_file(source.folder, file)
-        if not (_is_file(source.folder, file) if row is None else shards[file]):
+            shards[file] = _is_file(dataset.folder, file)
+        if not (_is_file(dataset.folder, file) if row is None else shards[file]):
             missing["/".join(PurePosixPath(file).parent.parts[:2]) or "."] += 1
             example = example or record.image_path
     order = [*SPLITS, *sorted(set(images) - set(SPLITS))]
     voters = identities.voters()
-    return Survey(
+    return Inventory(
         {name: Counts(images[name], captions[name], voters[name]) for name in order if name in images},
         dict(sorted(missing.items())),
         example,
@@ -72,8 +68,8 @@ def survey(source: Source) -> Survey:
     )
 
 
-def differences(found: Survey, layout: Layout) -> list[str]:
-    """Where the counts are not the published ones, a line each: "val: 3,000 images, published 3,078"."""
+def count_differences(found: Inventory, layout: Layout) -> list[str]:
+    """One line per count that differs from the published one: "val: 3,000 images, published 3,078"."""
     lines = []
     for split in dict.fromkeys((*layout.published, *found.splits)):
         here = found.splits.get(split, Counts(0, 0, 0))
@@ -86,7 +82,7 @@ def differences(found: Survey, layout: Layout) -> list[str]:
 
 
 def _is_file(folder: Path, file: str) -> bool:
-    """Whether a listed file is there. One that is listed outside the folder is not, whatever lies there."""
+    """Whether a listed file exists inside the folder. A path that leaves the folder counts as missing."""
     path = PurePosixPath(file)
     if path.is_absolute() or ".." in path.parts:
         return False
