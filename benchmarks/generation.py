@@ -18,7 +18,7 @@ from rich.table import Table
 from timing import describe, save
 
 from pipelines import params
-from pipelines.engine.ray_cluster import settle_environment, start_ray
+from pipelines.engine.ray_cluster import set_ray_defaults, start_ray
 from pipelines.generating.painter import Drawing
 from pipelines.generating.plan import plan
 from pipelines.generating.pool import draw
@@ -88,7 +88,7 @@ def main() -> None:
     taca = chosen.taca.model_dump()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    settle_environment()
+    set_ray_defaults()
     import ray
 
     start_ray(Compute(workers=max(WORKERS), threads=1))

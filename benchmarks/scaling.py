@@ -161,7 +161,9 @@ def tables(console: Console) -> None:
 def _task(width: int) -> Any:
     import torch
 
-    class Blocks(torch.nn.Module):
+    from components.training.task import TrainingTask
+
+    class Blocks(TrainingTask):
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)

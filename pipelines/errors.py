@@ -42,6 +42,14 @@ def is_expected(error: BaseException) -> bool:
     return exit_code(error) != OTHER or isinstance(error, FloatingPointError | StageFailedError)
 
 
+def one_line(error: BaseException | str, limit: int = 200) -> str:
+    """Return an error as one line of at most `limit` characters, without secrets; of one that holds a traceback, its last line."""
+    text = str(error).strip()
+    if '\n  File "' in text:
+        text = text.splitlines()[-1]
+    return without_secrets(" ".join(text.split()))[:limit] or type(error).__name__
+
+
 def report_error(error: BaseException, about: str = "") -> int:
     """Print why a command ends to stderr, and return its exit code.
 

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +29,25 @@ class Workspace:
 
 def main_worktree(root: Path) -> Path:
     """The repository's main worktree, so that linked worktrees share scratch and tracking; `root` itself without git."""
-    command = ["git", "-C", str(root), "rev-parse", "--path-format=absolute", "--git-common-dir"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return Path(found.stdout.strip()).parent if found.returncode == 0 else root
+    found = git_output(root, "rev-parse", "--path-format=absolute", "--git-common-dir").strip()
+    return Path(found).parent if found else root
+
+
+def run_git(
+    root: Path, *arguments: str, environment: Mapping[str, str] | None = None, stdin: str = ""
+) -> "subprocess.CompletedProcess[str]":
+    """Run git in `root`; a command that fails raises nothing. Line ends are kept, bytes that are not UTF-8 become U+FFFD."""
+    command = ["git", "-C", str(root), "-c", "core.quotepath=off", *arguments]
+    variables = {**os.environ, **(environment or {})}
+    done = subprocess.run(command, input=stdin.encode(), capture_output=True, env=variables, check=False)
+    stdout, stderr = (stream.decode("utf-8", "replace") for stream in (done.stdout, done.stderr))
+    return subprocess.CompletedProcess(command, done.returncode, stdout, stderr)
+
+
+def git_output(root: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    """Return what git prints, "" when it fails."""
+    done = run_git(root, *arguments, environment=environment)
+    return done.stdout if done.returncode == 0 else ""
 
 
 CODE_STATE_FILE = "provenance.json"
@@ -44,12 +61,8 @@ def git_state(root: Path) -> dict[str, str]:
         return {key: str(told[key]) for key in ("git.revision", "git.dirty")}
     except (OSError, ValueError, KeyError):
         pass  # no copy
-
-    def git(*arguments: str) -> str:
-        found = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-        return found.stdout.strip() if found.returncode == 0 else ""
-
-    revision = git("rev-parse", "HEAD") or os.environ.get("GIT_REVISION", "")
+    revision = git_output(root, "rev-parse", "HEAD").strip() or os.environ.get("GIT_REVISION", "")
     # dvc.lock and metrics change while the pipeline runs; they say nothing about the code.
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!metrics", ":!reports")
+    unrelated = (":!dvc.lock", ":!metrics", ":!reports")
+    changed = git_output(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *unrelated).strip()
     return {"git.revision": revision, "git.dirty": str(bool(changed)).lower()}

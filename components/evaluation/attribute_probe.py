@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from components.errors import DataError, ParameterError
 from components.training.randomness import generator, rank_part, stream_seed
+from components.training.task import PerSampleTask
 
 MISSING = -1  # label of an attribute that a picture does not state
 FLAT_CHANNELS = 8  # of the map that every attribute reads whole
@@ -165,7 +166,7 @@ def unit_pixels(pixels: Tensor) -> Tensor:
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
 
 
-class ProbeTask(nn.Module):
+class ProbeTask(PerSampleTask):
     """Cross-entropy of every stated attribute, averaged over attributes.
 
     Batch: `{"pixels": (B, 3, H, W), "labels": (B, A) int64}`, `MISSING` labels add nothing to loss or gradient.

@@ -30,6 +30,7 @@ from components.gadms.objectives import (
 from components.gadms.parameter_groups import grouped
 from components.gadms.scores.scoring import ScoringConfig
 from components.gadms.selection import BestWeights
+from components.training.task import TrainingTask
 
 _OF_THE_NOISE_COPY = ("noise_rate", "noise_precision", "noise_recall")
 
@@ -100,7 +101,7 @@ class RetrievalConfig:
         )
 
 
-class RetrievalTask(nn.Module):
+class RetrievalTask(TrainingTask):
     """Model, losses and batch contract. `captions` is the number of training captions, `identities` of training
     identities. `keep_best` makes room for the best weights that validation found (`best`).
     """

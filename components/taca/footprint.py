@@ -39,7 +39,8 @@ from components.errors import ParameterError
 from components.taca.families import FAMILIES, FLUX, SD3, family_of
 from components.taca.schedule import TemperatureSchedule
 from components.taca.velocity import VelocityTask
-from components.training.distribution import Strategy, repeated_blocks
+from components.training.context import Strategy
+from components.training.distribution import repeated_blocks
 
 MARGIN = 0.15  # of a GPU's memory, for what is not computed
 

@@ -14,13 +14,14 @@ from components.taca.install import enable_taca
 from components.taca.sampler import shift_sigma
 from components.taca.schedule import TemperatureSchedule
 from components.training.randomness import generator, rank_part
+from components.training.task import PerSampleTask
 
 Batch = Mapping[str, Tensor]
 
 _TEXT_PARTS = ("prompt_embeds", "pooled", "text_mask")
 
 
-class VelocityTask(nn.Module):
+class VelocityTask(PerSampleTask):
     """A transformer, the velocity loss, and the batches they take.
 
     x_t = (1 - sigma) x_0 + sigma noise; the transformer predicts noise - x_0; the loss is the mean squared error in

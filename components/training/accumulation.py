@@ -8,12 +8,10 @@ numbers are drawn for the global batch and cut by that rank; the step is therefo
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-from torch import nn
 
 from components.errors import ParameterError
 from components.training.context import Context
+from components.training.task import PerSampleTask, TrainingTask
 
 
 def virtual_ranks(context: Context, accumulate: int) -> list[dict[str, int]]:
@@ -30,16 +28,16 @@ def require_even(batch: int, context: Context, accumulate: int) -> None:
         )
 
 
-def require_splittable(task: nn.Module, parts: int, accumulate: int) -> None:
+def require_splittable(task: TrainingTask, parts: int, accumulate: int) -> None:
     """Raise ParameterError for a task or batches that cannot be computed in `accumulate` parts.
 
-    A loss that compares the samples of a batch with each other is another loss on a part of it. So a task says that its samples are
-    independent by having `rank` and `world_size`: which part of the global batch it draws random numbers for.
+    A loss that compares the samples of a batch with each other is a different loss on a part of it: only a `PerSampleTask` can be
+    split.
     """
     if accumulate == 1 and parts == 1:
         return
     name = type(task).__name__
-    if not (hasattr(task, "rank") and hasattr(task, "world_size")):
+    if not isinstance(task, PerSampleTask):
         raise ParameterError(f"accumulate = {accumulate}: {name} needs its whole batch at once; set accumulate to 1")
     if parts != accumulate:
         raise ParameterError(
@@ -48,9 +46,9 @@ def require_splittable(task: nn.Module, parts: int, accumulate: int) -> None:
 
 
 @contextmanager
-def as_part(task: Any, share: dict[str, int], accumulate: int) -> Iterator[None]:
-    """Let `task` draw for one part of the global batch inside. Nothing is touched where the worker has one part only."""
-    if accumulate == 1:
+def as_part(task: TrainingTask, share: dict[str, int], accumulate: int) -> Iterator[None]:
+    """Make `task` draw for one part of the global batch inside the block. Does nothing where the worker has only one part."""
+    if accumulate == 1 or not isinstance(task, PerSampleTask):
         yield
         return
     before = task.rank, task.world_size

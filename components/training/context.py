@@ -1,11 +1,12 @@
-"""What a training loop needs from its surroundings, and the plainest surroundings there are.
+"""The interface between the training loop and whatever runs it, and an implementation for a single process.
 
-The same loop runs bare in a test or notebook (`LocalContext`), in a Ray Train worker, or in a Tune trial: each brings a `Context`.
+The same loop runs in a test or notebook (`LocalContext`), in a Ray Train worker, or in a Tune trial; each has its own `Context`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
 
@@ -13,42 +14,52 @@ from components.training.checkpoint import CheckpointStore
 from components.training.randomness import generator
 
 State = dict[str, Any]
+Strategy = Literal["ddp", "fsdp"]
 
 
-class Context(Protocol):
-    """The surroundings of one process of a training run.
+class Context(ABC):
+    """The interface that one process of a training run has to checkpoints, metrics and its process group.
 
-    `rank` and `world_size` describe the process group (0 and 1 without one); `device` is where tensors belong. A context may have
-    a `strategy`, "ddp" or "fsdp", which says how the processes divide a model (distribution.py); without one it is ddp. It may have
-    `asked_to_leave()`, which says after a step whether training shall save a checkpoint and stop.
+    `rank` and `world_size` describe the process group (0 and 1 without one); `device` is where tensors belong; `strategy` is how
+    the processes divide a model (distribution.py).
     """
 
     seed: int
     device: torch.device
-    rank: int
-    world_size: int
+    rank: int = 0
+    world_size: int = 1
+    strategy: Strategy = "ddp"
 
+    @abstractmethod
     def load(self) -> tuple[int, State] | None:
-        """The newest complete checkpoint as (step, state), or None for a fresh start."""
+        """Return the newest complete checkpoint as (step, state), or None for a fresh start."""
 
+    @abstractmethod
     def save(self, state: Mapping[str, Any], step: int) -> None:
         """Keep `state` as the checkpoint after `step` steps. Only rank 0 writes."""
 
+    @abstractmethod
     def report(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record metrics after `step` steps. Only rank 0 counts."""
+        """Record metrics after `step` steps. Only those of rank 0 are kept."""
+
+    def stop_requested(self) -> bool:
+        """Return whether training should save a checkpoint after this step and stop."""
+        return False
 
     def generator(self, name: str) -> torch.Generator:
-        """A fresh CPU generator for the stream `name` under this run's seed."""
+        """Return a fresh CPU generator for the stream `name` under this run's seed."""
+        return generator(self.seed, name)
 
 
-class LocalContext:
-    """One process, no orchestration. Checkpoints go to `folder`; without one, `load` starts afresh and `save` keeps nothing."""
+class LocalContext(Context):
+    """A single process without orchestration.
+
+    Checkpoints go to `folder`; without one, `load` finds nothing and `save` keeps nothing. `history` holds what was reported.
+    """
 
     def __init__(self, seed: int = 0, folder: Path | None = None, device: str = "cpu") -> None:
         self.seed = seed
         self.device = torch.device(device)
-        self.rank = 0
-        self.world_size = 1
         self.history: list[tuple[int, dict[str, float]]] = []
         self._store = CheckpointStore(folder) if folder is not None else None
 
@@ -61,6 +72,3 @@ class LocalContext:
 
     def report(self, metrics: Mapping[str, float], step: int) -> None:
         self.history.append((step, dict(metrics)))
-
-    def generator(self, name: str) -> torch.Generator:
-        return generator(self.seed, name)

@@ -11,16 +11,14 @@ of processes or the other strategy.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from components.errors import ParameterError
-from components.training.context import Context
-
-Strategy = Literal["ddp", "fsdp"]
+from components.training.context import Context, Strategy
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
@@ -33,9 +31,12 @@ def shard(task: nn.Module, blocks: Sequence[nn.Module], context: Context) -> boo
 
     Each of `blocks` is a unit that is gathered before it computes and let go after it; the rest of `task` is one more. Every
     process must hold the same weights; they go to `context.device` one unit at a time, so the whole model need not fit there.
-    Without blocks nothing is done: such a model is small, and a copy in every process is faster.
+    Without blocks nothing is done: such a model is small, and a copy in every process is faster. Raises ParameterError for an
+    unknown strategy.
     """
-    if strategy_of(context) == "ddp" or context.world_size == 1 or not blocks:
+    if context.strategy not in (allowed := get_args(Strategy)):
+        raise ParameterError(f"strategy = {context.strategy!r}: allowed are {', '.join(allowed)}")
+    if context.strategy == "ddp" or context.world_size == 1 or not blocks:
         return False
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -53,14 +54,6 @@ def replicate(task: nn.Module, context: Context) -> nn.Module:
         return task
     ids = [context.device.index] if context.device.type == "cuda" else None
     return DistributedDataParallel(task, device_ids=ids, broadcast_buffers=False)
-
-
-def strategy_of(context: Context) -> Strategy:
-    """How the processes of `context` share a model; a context that does not say means ddp. Raises ParameterError."""
-    strategy: Strategy = getattr(context, "strategy", "ddp")
-    if strategy not in ("ddp", "fsdp"):
-        raise ParameterError(f"strategy = {strategy!r}: allowed are ddp, fsdp")
-    return strategy
 
 
 @contextmanager

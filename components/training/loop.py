@@ -1,9 +1,8 @@
-"""The one training loop.
+"""The training loop, shared by all methods.
 
-A method brings a *task*: a module that holds the model, knows the loss and the form of a batch, and maps `(batch, step)` to a
-dictionary of scalars with the key "loss". Everything else (optimiser, schedule, averaging, checkpoints, several processes, bad
-numbers) is here, once. The same steps run on the same data whether or not the run was killed in between, by however many processes
-(distribution.py) and in however many parts (accumulation.py).
+A method brings a `TrainingTask`: a module that holds the model, the loss and the form of a batch. Everything else (optimizer,
+schedule, averaging, checkpoints, several processes, non-finite losses) is here. A killed and resumed run takes the same steps on
+the same data, with any number of processes (distribution.py) and in any number of parts (accumulation.py).
 """
 
 import math
@@ -23,6 +22,7 @@ from components.training.context import Context
 from components.training.distribution import gradient_sync, laid_out_like, replicate, shard, whole
 from components.training.randomness import stream_seed
 from components.training.schedules import Decay, learning_rate_factor, rates_at
+from components.training.task import TrainingTask
 
 Batch = Any
 BETA1 = 0.9
@@ -33,12 +33,12 @@ class NonFiniteLossError(FloatingPointError):
     """The loss became NaN or infinite. The weights are those before the step, and the last checkpoint is kept."""
 
 
-class LeftOnRequest(Exception):
-    """Training stopped because its context asked for it (`asked_to_leave`); a checkpoint holds everything up to here."""
+class StopRequested(Exception):
+    """Training stopped because its context requested it (`stop_requested`); a checkpoint holds everything up to here."""
 
 
 def fit(
-    task: nn.Module,
+    task: TrainingTask,
     batches: Callable[[int], Batch] | Sequence[Callable[[int], Batch]],
     config: LoopConfig,
     context: Context,
@@ -55,8 +55,8 @@ def fit(
     `<prefix>/<key>`; `on_report(step)` may add metrics of its own (rank 0 counts). With `ema_decay`, the averaged weights are in
     `task` at the end. `blocks` are the modules that the strategy fsdp gathers one at a time; `task` is still sharded afterwards.
 
-    Raises NonFiniteLossError on every rank, before the optimiser step, when any rank's loss is not finite, and LeftOnRequest on
-    every rank, with a checkpoint written, after the step in which the context of any rank asked to leave.
+    Raises NonFiniteLossError on every rank, before the optimiser step, when any rank's loss is not finite, and StopRequested on
+    every rank, with a checkpoint written, after the step in which the context of any rank requested it.
     """
     parts = [batches] if callable(batches) else list(batches)
     require_splittable(task, len(parts), config.accumulate)
@@ -72,7 +72,7 @@ def fit(
         _set_rates(optimizer, config, decay, step)
         optimizer.zero_grad(set_to_none=True)
         scalars = _accumulate(model, task, parts, step, config, context, prefix)
-        leaving = _agree(scalars["loss"], step, context)
+        stopping = _agree(scalars["loss"], step, context)
         norm = whole(nn.utils.clip_grad_norm_(_trainable(task).values(), config.clip_norm or math.inf))
         optimizer.step()
         if average:
@@ -83,10 +83,10 @@ def fit(
             metrics = {f"{prefix}/{key}": value for key, value in meter.drain().items()}
             extra = on_report(done) if on_report else {}
             context.report({**metrics, f"{prefix}/learning_rate": optimizer.param_groups[0]["lr"], **extra}, done)
-        if done % config.checkpoint_every == 0 or done == config.steps or leaving:
+        if done % config.checkpoint_every == 0 or done == config.steps or stopping:
             context.save(_state(task, optimizer, average, meter), done)
-        if leaving and done < config.steps:
-            raise LeftOnRequest(f"{prefix}: left after step {done}, as asked; run again to go on")
+        if stopping and done < config.steps:
+            raise StopRequested(f"{prefix}: stopped after step {done} as requested; run again to resume")
     if average:
         average.copy_to_parameters()
     task.eval()
@@ -94,7 +94,7 @@ def fit(
 
 def _accumulate(
     model: nn.Module,
-    task: nn.Module,
+    task: TrainingTask,
     parts: Sequence[Callable[[int], Batch]],
     step: int,
     config: LoopConfig,
@@ -117,11 +117,10 @@ def _trainable(task: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
 
 
-def _optimizer(task: Any, config: LoopConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW; weight decay on matrices only. A task may bring its own groups through `parameter_groups(learning_rate)`."""
-    if hasattr(task, "parameter_groups"):
-        groups = task.parameter_groups(config.learning_rate)
-    else:
+def _optimizer(task: TrainingTask, config: LoopConfig) -> torch.optim.Optimizer:
+    """Return Adam or AdamW over the task's parameter groups, or else with weight decay on matrices only."""
+    groups = task.parameter_groups(config.learning_rate)
+    if groups is None:
         parameters = list(_trainable(task).values())
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -209,20 +208,19 @@ def _seeded(context: Context, prefix: str, step: int, rank: int) -> Iterator[Non
 
 
 def _agree(loss: Tensor, step: int, context: Context) -> bool:
-    """Whether all ranks leave after this step, because one was asked to. Raises on all when one has a bad loss.
+    """Return whether all ranks stop after this step because one was requested to. Raises on all when one has a bad loss.
 
     Together in both cases: one rank alone would leave the others waiting in the next all-reduce.
     """
-    asked = getattr(context, "asked_to_leave", None)
-    said = torch.stack([(~torch.isfinite(loss.detach())).float(), loss.new_tensor(bool(asked and asked())).float()])
+    flags = torch.stack([(~torch.isfinite(loss.detach())).float(), loss.new_tensor(context.stop_requested()).float()])
     if context.world_size > 1:
-        dist.all_reduce(said, op=dist.ReduceOp.MAX)
-    bad, leaving = said.tolist()
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    bad, stopping = flags.tolist()
     if bad:
         raise NonFiniteLossError(
             f"the loss is not finite at step {step + 1}; the last checkpoint is kept: lower the learning rate"
         )
-    return bool(leaving)
+    return bool(stopping)
 
 
 class _Meter:

@@ -32,7 +32,7 @@ def working(
     """
     process = _start(module_of(run, params.compute), params.compute.threads, lock)
     assert process.stdin is not None
-    work = StageTask(
+    request = StageTask(
         run.address,
         str(workspace.root),
         str(scratch.folder),
@@ -40,7 +40,7 @@ def working(
         params.compute.model_dump(mode="json"),
     )
     try:
-        process.stdin.write(work.to_json() + "\n")
+        process.stdin.write(request.to_json() + "\n")
         process.stdin.flush()
         yield process
     finally:

@@ -1,4 +1,4 @@
-"""What a stage function gets from the runner."""
+"""The context of a stage: checkpoints, metrics, seed and device for a stage function."""
 
 import json
 import time
@@ -9,21 +9,20 @@ from typing import Any
 import torch
 
 from components.training.checkpoint import CheckpointStore
-from components.training.randomness import generator
+from components.training.context import Context, Strategy
 from pipelines.locks.waiting import retry_while_away, storage_timeout
 from pipelines.scratch.folder import Scratch
 from pipelines.scratch.metric_log import MetricLog
 
 LOOK_SECONDS = 0.5
-"""Between two looks for the request to leave: the scratch folder may be on a network."""
+"""Between two looks for a stop request: the scratch folder may be on a network."""
 
 
-class StageContext:
-    """A `components.training.context.Context` whose checkpoints and metrics live in the stage's scratch folder.
+class StageContext(Context):
+    """A training context whose checkpoints and metrics are in the stage's scratch folder.
 
-    `phase(name)` gives a context with checkpoints and steps of its own, for a stage that trains two things in turn, or keeps many
-    small ones one by one: `quiet` says nothing when it goes on.
-    `figures` is a folder for pictures that the tracking server should show.
+    `phase(name)` returns a context with its own checkpoints and steps, for a stage that trains two models in turn or keeps many
+    small checkpoints; a `quiet` one prints nothing when it resumes. `figures` is a folder for pictures that MLflow should show.
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class StageContext:
         world_size: int = 1,
         phase: str = "main",
         quiet: bool = False,
-        strategy: str = "ddp",
+        strategy: Strategy = "ddp",
         on_save: Callable[[Mapping[str, float]], None] = lambda metrics: None,
     ) -> None:
         self.scratch = scratch
@@ -85,7 +84,7 @@ class StageContext:
                 changed = (
                     f" with {self.world_size} worker(s) in place of {workers}" if workers != self.world_size else ""
                 )
-                print(f"{self._phase}: going on from step {step}{changed}", flush=True)
+                print(f"{self._phase}: resuming from step {step}{changed}", flush=True)
             elif any(line["phase"] == self._phase for line in self._log.read()):
                 print(f"{self._phase}: no checkpoint is left to go on from; starting afresh", flush=True)
         if self.rank == 0:
@@ -94,7 +93,7 @@ class StageContext:
 
     def save(self, state: Mapping[str, Any], step: int) -> None:
         if self.rank == 0:
-            self._patiently(lambda: self._store.save({**state, "workers": self.world_size}, step))
+            self._when_back(lambda: self._store.save({**state, "workers": self.world_size}, step))
         self._on_save(self._last)
 
     def report(self, metrics: Mapping[str, float], step: int) -> None:
@@ -102,10 +101,10 @@ class StageContext:
         if self._until and self._until["metric"] in metrics and step >= self._until["step"]:
             self._reached = True
         if self.rank == 0:
-            self._patiently(lambda: self._log.append(self._phase, step, metrics))
+            self._when_back(lambda: self._log.append(self._phase, step, metrics))
 
-    def asked_to_leave(self) -> bool:
-        """Whether a checkpoint after this step is wanted, and no further ones: the runner says so, or `until` is reached."""
+    def stop_requested(self) -> bool:
+        """Return whether the runner requested a stop, or the step that `until` names is reached."""
         if self._reached:
             return True
         if time.monotonic() - self._looked < LOOK_SECONDS:
@@ -113,15 +112,12 @@ class StageContext:
         self._looked = time.monotonic()
         return self.scratch.leave.exists()
 
-    def _patiently(self, write: Callable[[], None]) -> None:
-        """Without waiting, a write would make the folder again while its storage is away, and hide what is in it."""
-        retry_while_away(write, self._away, f"the scratch folder {self.scratch.folder}", timeout=storage_timeout())
+    def _when_back(self, write: Callable[[], None]) -> None:
+        """Write once the storage is there: else the folder would be made again and hide what is in it."""
+        retry_while_away(write, self._is_away, f"the scratch folder {self.scratch.folder}", timeout=storage_timeout())
 
-    def _away(self) -> bool:
+    def _is_away(self) -> bool:
         try:
             return self._was_there and not self.scratch.folder.is_dir()
         except OSError:  # a stale handle, say
             return True
-
-    def generator(self, name: str) -> torch.Generator:
-        return generator(self.seed, name)

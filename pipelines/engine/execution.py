@@ -1,8 +1,8 @@
-"""Runs a stage function: here, or as a training run under Ray Train.
+"""Runs a stage function: in this process, or as a training run under Ray Train.
 
 A training stage always goes through Ray Train. With `compute.workers: 0` that is its local mode: the same function, called in this
 process, at 0.1 s instead of the 10 to 20 s that starting worker processes takes. With workers, every rank runs the stage function;
-ranks above 0 write into a folder that is thrown away, so that stage code has no notion of ranks.
+ranks above 0 write into a folder that is deleted, so that stage code need not handle ranks.
 """
 
 import importlib
@@ -11,27 +11,28 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
 
-from components.training.loop import LeftOnRequest
+from components.training.loop import StopRequested
 from pipelines.engine.context import StageContext
 from pipelines.engine.ray_cluster import (
     device_of,
-    free_places,
     group_size,
     is_joined,
-    settle_environment,
-    settle_nodes,
-    start_ray,
+    ray_session,
+    remove_placement_groups,
+    set_ray_defaults,
+    wait_for_dead_nodes,
     wants_gpu,
 )
-from pipelines.errors import InfrastructureError, is_expected
+from pipelines.errors import InfrastructureError, is_expected, one_line
 from pipelines.graph import StageRun
+from pipelines.locks.retrying import ProcessLostError, RetryBudget
 from pipelines.params import Compute, Parameters
 from pipelines.scratch.folder import Scratch
 from pipelines.scratch.storage import Storage
@@ -40,12 +41,12 @@ Metrics = dict[str, Any]
 OnSave = Callable[[Mapping[str, float]], None]
 RankFunction = Callable[[int, int, OnSave], Metrics]
 """(rank, world size, what to call after a save) -> metrics."""
-LEFT: Metrics = {"left": True}
-"""Returned by a worker that saved a checkpoint and went, as it was asked to."""
+STOPPED: Metrics = {"stopped": True}
+"""Returned by a worker that saved a checkpoint and stopped on request."""
 
 
 class StageFunction(Protocol):
-    """`run` in a stage's file: typed parameters and paths in, outputs written, metrics returned."""
+    """The function `run` in a stage's file: takes typed parameters and paths, writes outputs, returns metrics."""
 
     def __call__(
         self, params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
@@ -53,8 +54,8 @@ class StageFunction(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one rank works: inputs below `root` at their paths in the workspace, everything else in `scratch`.
+class RankFolders:
+    """The folders of one rank: inputs below `root` at their paths in the workspace, everything else in `scratch`.
 
     `after_save` is called by rank 0 when it has saved a checkpoint.
     """
@@ -64,47 +65,46 @@ class Place:
     after_save: Callable[[], None] = lambda: None
 
 
-class Site(Protocol):
-    """Gives each rank its place, in the process in which it runs."""
+class FolderSource(Protocol):
+    """Opens the folders of each rank, in the process of that rank."""
 
-    def open(self, rank: int) -> AbstractContextManager[Place]: ...
+    def open(self, rank: int) -> AbstractContextManager[RankFolders]: ...
 
 
 @dataclass(frozen=True)
-class SharedSite:
-    """One place for all ranks: on this machine, or in a folder that every node sees."""
+class SharedFolders:
+    """The same folders for all ranks: on this machine, or in a folder that every node sees."""
 
-    place: Place
+    folders: RankFolders
 
     @contextmanager
-    def open(self, rank: int) -> Iterator[Place]:
-        yield self.place
+    def open(self, rank: int) -> Iterator[RankFolders]:
+        yield self.folders
 
 
-def load_code(run: StageRun) -> StageFunction:
-    """Import the stage's file and all it needs."""
+def stage_function(run: StageRun) -> StageFunction:
+    """Import the stage's file and all it needs, and return its function."""
     return cast(StageFunction, importlib.import_module(f"pipelines.stages.{run.stage.name}").run)
 
 
-def execute(run: StageRun, root: Path, scratch: Scratch, params: Parameters, compute: Compute) -> Metrics:
-    """Do the work of `run`; outputs go below `scratch.writing`, at the paths they will have in the workspace."""
-    return execute_at(run, SharedSite(Place(root, scratch)), params, compute, scratch.folder)
+def execute(run: StageRun, source: FolderSource, params: Parameters, compute: Compute, storage: Path | str) -> Metrics:
+    """Call the stage function of `run` and return its metrics, under Ray Train if it trains.
 
+    Outputs are written below `writing` in the scratch folder, at their paths in the workspace. Ray Train's own files go below
+    `storage`, a folder or a URL.
+    """
 
-def execute_at(run: StageRun, site: Site, params: Parameters, compute: Compute, storage: Path | str) -> Metrics:
-    """Do the work of `run` where `site` says. Ray Train's own files go below `storage`, a folder or a URL."""
-
-    def work(rank: int, world_size: int, on_save: OnSave) -> Metrics:
+    def on_rank(rank: int, world_size: int, on_save: OnSave) -> Metrics:
         torch.set_num_threads(compute.threads)
-        with site.open(rank) as place:
+        with source.open(rank) as folders:
 
             def saved(metrics: Mapping[str, float]) -> None:
                 if rank == 0:
-                    place.after_save()
+                    folders.after_save()
                 on_save(metrics)
 
             context = StageContext(
-                place.scratch,
+                folders.scratch,
                 seed=getattr(params, "seed", 0),
                 arm=run.arm,
                 device=device_of(compute),
@@ -114,62 +114,53 @@ def execute_at(run: StageRun, site: Site, params: Parameters, compute: Compute, 
                 on_save=saved,
             )
             discarded = Path(tempfile.mkdtemp(prefix="rank-")) if rank else None
-            folder = discarded or place.scratch.writing
-            inputs = {name: place.root / path for name, path in run.inputs.items()}
-            outputs = {name: folder / path for name, path in run.outputs.items()}
+            written = discarded or folders.scratch.writing
+            inputs = {name: folders.root / path for name, path in run.inputs.items()}
+            outputs = {name: written / path for name, path in run.outputs.items()}
             for path in outputs.values():
                 path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                return load_code(run)(params, inputs, outputs, context)
+                return stage_function(run)(params, inputs, outputs, context)
             finally:
                 if discarded:
                     shutil.rmtree(discarded, ignore_errors=True)
 
     if not run.stage.trains:
-        return work(0, 1, lambda metrics: None)
-    return under_ray_train(work, compute, storage)
+        return on_rank(0, 1, lambda metrics: None)
+    return under_ray_train(on_rank, compute, storage)
 
 
-def under_ray_train(work: RankFunction, compute: Compute, storage: Path | str) -> Metrics:
-    """Call `work(rank, world_size, on_save)` in Ray Train's workers and return what rank 0 returned.
+def under_ray_train(function: RankFunction, compute: Compute, storage: Path | str) -> Metrics:
+    """Call `function` in every worker of a Ray Train run and return the metrics of rank 0.
 
-    When a worker is lost, or the group cannot start, it starts again, up to `compute.max_failures` times; our own checkpoint
-    store decides where it goes on. Each attempt is a Ray Train run with a new name, as Ray must not resume by itself, and must not
-    try a user's mistake again.
+    When a worker is lost, or the group cannot start, a new group is started, up to `compute.max_failures` times; our own checkpoint
+    store decides where it resumes. Each attempt is a Ray Train run with a new name, because Ray must neither resume by itself nor
+    retry a user's mistake.
 
-    With `compute.min_workers` the group that starts again may be smaller: as large as the cluster's living nodes allow, and a
-    divisor of `compute.workers`, so that every batch that divides among all divides among the rest. (Ray Train's own elastic
-    groups, `num_workers=(least, most)`, come in any size, and a batch of 16 does not divide among 3.) Each worker's share of the
-    global batch grows; rows and random numbers are drawn for the global batch, so the steps stay the same to rounding.
+    With `compute.min_workers` the new group may be smaller: as large as the cluster's living nodes allow, and a divisor of
+    `compute.workers`, so that every batch that divides among all divides among the rest. (Ray Train's own elastic groups,
+    `num_workers=(min, max)`, come in any size, and a batch of 16 does not divide among 3.) Each worker's part of the global batch
+    grows; rows and random numbers are drawn for the global batch, so the steps stay the same to rounding.
     """
-    settle_environment()
-    import ray
-
-    started = compute.workers > 0 and not ray.is_initialized()
-    if started:
-        start_ray(compute)
-    try:
-        for failures in range(compute.max_failures + 1):
+    set_ray_defaults()
+    budget = RetryBudget(compute.max_failures if compute.workers else 0)
+    with ray_session(compute) if compute.workers else nullcontext():
+        while True:
             workers = group_size(compute, grows=is_joined()) if compute.workers else 0
-            if failures:
+            if budget.failures:
                 print(f"starting again with {workers} worker(s)", flush=True)
             try:
-                return _fit(work, compute, workers, storage)
-            except Exception as error:  # the stage's own error is raised in place of Ray's wrapping
-                cause, may_go_better = _cause(error)
-                if not workers or failures == compute.max_failures or not may_go_better:
-                    raise cause from error
-                print(f"training with {workers} worker(s) broke off: {_line(cause)}", flush=True)
-                free_places()
-                settle_nodes()
-    finally:
-        if started:
-            ray.shutdown()
-    raise AssertionError("unreachable")
+                return _fit(function, compute, workers, storage)
+            except Exception as error:
+                cause = _cause(error)
+                budget.spend(cause)
+                print(f"training with {workers} worker(s) broke off: {one_line(cause)}", flush=True)
+                remove_placement_groups()
+                wait_for_dead_nodes()
 
 
-def _fit(work: RankFunction, compute: Compute, workers: int, storage: Path | str) -> Metrics:
-    """One group of workers, from its start to its end."""
+def _fit(function: RankFunction, compute: Compute, workers: int, storage: Path | str) -> Metrics:
+    """Run one group of workers from start to end."""
     import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -178,9 +169,11 @@ def _fit(work: RankFunction, compute: Compute, workers: int, storage: Path | str
         logging.getLogger("ray.train").setLevel(logging.WARNING)  # else every report is a line
         train = ray.train.get_context()
         try:
-            return work(train.get_world_rank(), train.get_world_size(), lambda metrics: ray.train.report(dict(metrics)))
-        except LeftOnRequest:  # returned and not raised: Ray would start the workers again
-            return LEFT
+            return function(
+                train.get_world_rank(), train.get_world_size(), lambda metrics: ray.train.report(dict(metrics))
+            )
+        except StopRequested:  # returned and not raised: Ray would report it as a failure
+            return STOPPED
 
     local, on_gpu = workers == 0, wants_gpu(compute)
     shared = None if local else Storage(str(storage), timeout=5.0)
@@ -205,35 +198,24 @@ def _fit(work: RankFunction, compute: Compute, workers: int, storage: Path | str
         returned = cast(Metrics, trainer.fit().return_value)
     finally:
         if shared:
-            with suppress(InfrastructureError):  # litter, no reason to fail
+            with suppress(InfrastructureError):  # leftover files are no reason to fail
                 shared.delete("ray")
-    if returned == LEFT:
+    if returned == STOPPED:
         raise KeyboardInterrupt
     return returned
 
 
-def _cause(error: BaseException) -> tuple[BaseException, bool]:
-    """What to say of a group that broke off, and whether another may do better.
-
-    That is InfrastructureError where processes were lost or could not start, and otherwise the stage's own error; a user's mistake
-    is one again in another group.
-    """
+def _cause(error: BaseException) -> BaseException:
+    """Return ProcessLostError where workers were lost or could not start, else the stage's own error without Ray's wrapping."""
     from ray.exceptions import OutOfMemoryError, RayActorError
     from ray.train import ControllerError, WorkerGroupError
 
     if isinstance(error, ControllerError):
-        return InfrastructureError(f"the workers could not start: {_line(error.controller_failure)}"), True
+        return ProcessLostError(f"the workers could not start: {one_line(error.controller_failure)}")
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         error = max(error.worker_failures.values(), key=is_expected)
         # What ended a worker; the class that holds it is not public.
         error = getattr(error, "health_check_failure", error)
     if isinstance(error, RayActorError | OutOfMemoryError):
-        return InfrastructureError(f"a process of the training was lost: {_line(error)}"), True
-    return error, not is_expected(error)
-
-
-def _line(error: BaseException) -> str:
-    """Its beginning; of one that holds a traceback, the end."""
-    text = str(error).strip()
-    told = text.splitlines()[-1] if '\n  File "' in text else text
-    return " ".join(told.split())[:160] or type(error).__name__
+        return ProcessLostError(f"a process of the training was lost: {one_line(error)}")
+    return error

@@ -1,11 +1,12 @@
-"""Ray as this project starts it, and what a process computes on."""
+"""Starting Ray and choosing devices: settings, the size of a worker group, what a cluster can hold."""
 
 import json
 import math
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import InfrastructureError
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
     import torch
 
 NOTICE_SECONDS = 90.0
-"""For Ray to give up a node that is gone: some 15 s where its process was killed, 65 s where its machine does not answer."""
+"""Ray declares a dead node dead after some 15 s where its process was killed, 65 s where its machine does not answer."""
 
 
-def settle_environment() -> None:
-    """Ray's settings, before its import. Each may be overridden from outside."""
+def set_ray_defaults() -> None:
+    """Set Ray's environment variables, before its import. Values that are set already are kept."""
     defaults = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # report() waits for this poll; 2 s by default
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of a worker is printed twice
@@ -55,20 +56,36 @@ def start_ray(compute: Compute) -> None:
     ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
 
 
+@contextmanager
+def ray_session(compute: Compute) -> Iterator[None]:
+    """Use Ray as it runs in this process, or else start it for the duration of the block."""
+    set_ray_defaults()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    start_ray(compute)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def is_joined() -> bool:
-    """Whether Ray is the cluster at RAY_ADDRESS (a job's own is there), and not one that was started here."""
+    """Return whether Ray is the cluster at RAY_ADDRESS (a job's own is there), and not one that was started here."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def uses_gpu(compute: Compute) -> bool:
-    """Whether this process computes on a GPU."""
+    """Return whether this process computes on a GPU."""
     import torch
 
     return compute.device == "cuda" or (compute.device == "auto" and torch.cuda.is_available())
 
 
 def wants_gpu(compute: Compute) -> bool:
-    """Whether training workers ask for a GPU each: the cluster may have some where this process has none."""
+    """Return whether each training worker asks for a GPU: the cluster may have some where this process has none."""
     import ray
 
     if compute.workers and compute.device == "auto" and ray.is_initialized():
@@ -77,6 +94,7 @@ def wants_gpu(compute: Compute) -> bool:
 
 
 def device_of(compute: Compute) -> "torch.device":
+    """Return the device of this process."""
     import torch
 
     if not uses_gpu(compute):
@@ -85,7 +103,7 @@ def device_of(compute: Compute) -> "torch.device":
 
 
 def group_size(compute: Compute, *, grows: bool) -> int:
-    """How many training workers to start: `compute.workers`; with `min_workers` as many as fit, in divisors of it.
+    """Return how many training workers to start: `compute.workers`, or with `min_workers` its largest divisor that fits.
 
     Raises InfrastructureError when the cluster can never hold them, unless it `grows` and has an autoscaler that may add nodes.
     """
@@ -93,48 +111,48 @@ def group_size(compute: Compute, *, grows: bool) -> int:
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = 1 if wants_gpu(compute) else 0
-    fit = sum(places(node, compute.threads, gpus) for node in nodes)
-    least = compute.min_workers or compute.workers
-    sizes = [size for size in range(compute.workers, 0, -1) if compute.workers % size == 0 and size >= least]
+    fit = sum(bundles_on(node, compute.threads, gpus) for node in nodes)
+    minimum = compute.min_workers or compute.workers
+    sizes = [size for size in range(compute.workers, 0, -1) if compute.workers % size == 0 and size >= minimum]
     for size in sizes:
         if size <= fit:
             return size
     if grows and _has_autoscaler():
         return sizes[0]
-    require_places(sizes[-1], compute.threads, gpus, nodes, "this Ray cluster")
+    require_bundles(sizes[-1], compute.threads, gpus, nodes, "this Ray cluster")
     return sizes[-1]
 
 
-def settle_nodes() -> None:
+def wait_for_dead_nodes() -> None:
     """Wait until every node that Ray believes alive can be reached, but no longer than NOTICE_SECONDS.
 
-    A node that was lost a moment ago still counts as alive: a group that is started then waits in vain for its place there.
+    A node that was lost a moment ago still counts as alive: a group started now would wait in vain for its resources.
     """
     import ray
 
     deadline = time.monotonic() + NOTICE_SECONDS
-    said = False
+    warned = False
     while time.monotonic() < deadline:
         silent = next((node for node in ray.nodes() if node["Alive"] and not _answers(node)), None)
         if silent is None:
             return
-        if not said:
-            said = True
-            print(f"node {silent['NodeID'][:8]} does not answer: waiting for Ray to give it up", flush=True)
+        if not warned:
+            warned = True
+            print(f"node {silent['NodeID'][:8]} does not answer: waiting for Ray to declare it dead", flush=True)
         time.sleep(0.5)
 
 
-def free_places() -> None:
-    """Remove this program's placement groups, and with them what still works there.
+def remove_placement_groups() -> None:
+    """Remove this program's placement groups, and with them the processes that still run there.
 
-    A group's controller does so when the group breaks off, but not when it was ended too, by Ray's memory monitor, say, which ends
-    several processes of a node at once. The places would be held until this program ends, and no other group could start.
+    The controller of a worker group does so when the group fails, unless it was killed too (Ray's memory monitor kills several
+    processes of a node at once). The resources would be held until this program ends, and no other group could start.
     """
     import ray
     from ray.util import placement_group_table, remove_placement_group
     from ray.util.placement_group import PlacementGroup
 
-    own = ray.get_runtime_context().get_job_id()  # which is the end of each id that belongs to it
+    own = ray.get_runtime_context().get_job_id()  # its placement groups have ids that end with it
     for identity, group in placement_group_table().items():
         if group["state"] != "REMOVED" and identity.endswith(own):
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
@@ -148,20 +166,20 @@ def _answers(node: Mapping[str, Any]) -> bool:
     return True
 
 
-def places(resources: Mapping[str, float], cpus: int, gpus: int) -> int:
-    """How many bundles of `cpus` and `gpus` a node with these resources holds."""
+def bundles_on(resources: Mapping[str, float], cpus: int, gpus: int) -> int:
+    """Return how many bundles of `cpus` and `gpus` a node with these resources holds."""
     by_cpu = math.floor(resources.get("CPU", 0) / cpus)
     return min(by_cpu, math.floor(resources.get("GPU", 0) / gpus)) if gpus else by_cpu
 
 
-def require_places(least: int, cpus: int, gpus: int, nodes: Iterable[Mapping[str, float]], cluster: str) -> None:
-    """Raise InfrastructureError, naming the resource, unless `nodes`, were they idle, hold `least` bundles of `cpus` and `gpus`."""
+def require_bundles(minimum: int, cpus: int, gpus: int, nodes: Iterable[Mapping[str, float]], cluster: str) -> None:
+    """Raise InfrastructureError, naming the resource, unless `nodes` hold `minimum` bundles of `cpus` and `gpus` when idle."""
     nodes = list(nodes)
-    if sum(places(node, cpus, gpus) for node in nodes) >= least:
+    if sum(bundles_on(node, cpus, gpus) for node in nodes) >= minimum:
         return
-    short = "GPUs" if gpus and sum(places(node, cpus, 0) for node in nodes) >= least else "CPUs"
+    short = "GPUs" if gpus and sum(bundles_on(node, cpus, 0) for node in nodes) >= minimum else "CPUs"
     has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes) or "no node"
-    asked = f"{least} x ({cpus} CPUs" + (f", {gpus} GPU)" if gpus else ")")
+    asked = f"{minimum} x ({cpus} CPUs" + (f", {gpus} GPU)" if gpus else ")")
     raise InfrastructureError(
         f"{cluster} can never give {asked}: it lacks {short}, its nodes have {has}; lower compute.workers, min_workers or "
         "threads, or set compute.device"
@@ -169,9 +187,9 @@ def require_places(least: int, cpus: int, gpus: int, nodes: Iterable[Mapping[str
 
 
 def adds_nodes(report: Mapping[str, object] | None) -> bool:
-    """Whether a Ray autoscaler's report is of one that may add nodes. Without a cloud it gives each node a type of its own.
+    """Return whether a Ray autoscaler with this report may add nodes. Without a cloud it gives each node its own type.
 
-    No report at all is what the second generation of the autoscaler leaves here, so that nothing is known: then it may.
+    The second generation of the autoscaler leaves no report here: then it is assumed that it may.
     """
     if not report:
         return True

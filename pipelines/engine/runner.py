@@ -20,7 +20,7 @@ from pipelines import graph
 from pipelines.dvc_files.dvc_lock import dvc_md5
 from pipelines.engine.child import Child, StopSignal, interruptible, send_go, wait, working
 from pipelines.engine.cost import Meter, throughput
-from pipelines.errors import INTERRUPTED, InfrastructureError, StageFailedError
+from pipelines.errors import INTERRUPTED, InfrastructureError, StageFailedError, one_line
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import fingerprint, tree_digests
@@ -29,7 +29,6 @@ from pipelines.params import Parameters, load
 from pipelines.records.code_state import code_state
 from pipelines.records.manifests import find_by_content
 from pipelines.records.stage_record import CHEAP_BYTES, input_record, mlflow_tags, stage_record
-from pipelines.redaction import without_secrets
 from pipelines.scratch.folder import FolderLock, Scratch, folder_name, put_in_place
 from pipelines.scratch.manifest import InputRecord, Manifest, StageRecord
 from pipelines.scratch.metric_log import MetricLog
@@ -51,7 +50,7 @@ class Outcome:
     metrics: dict[str, Any]
 
 
-def run_stage(address: str, workspace: Workspace) -> Outcome:
+def run_stage(address: str, workspace: Workspace, parent_run: str | None = None) -> Outcome:
     """Bring the outputs of a stage (`name` or `name@arm`) up to date in `workspace`.
 
     Raises ParameterError, DataError, InfrastructureError, StageFailedError (the work failed and said why) or KeyboardInterrupt.
@@ -62,7 +61,7 @@ def run_stage(address: str, workspace: Workspace) -> Outcome:
         done = scratch.done()
         restored = done is not None
         if done is None:
-            done = _work(attempt, workspace, lock)
+            done = _work(attempt, workspace, lock, parent_run)
         else:
             print(f"{run.address}: found finished in {scratch.folder.name}", flush=True)
             _close_what_was_left(scratch, workspace, done)
@@ -77,7 +76,7 @@ def scratch_for(address: str, workspace: Workspace) -> Scratch:
     return _attempt(address, workspace).scratch
 
 
-def interrupted_at(address: str, workspace: Workspace, metric: str, step: int) -> Scratch:
+def train_until(address: str, workspace: Workspace, metric: str, step: int, parent_run: str | None = None) -> Scratch:
     """Train a stage until it has reported `metric` at `step` and taken one step more, and leave it unfinished, to be gone on with.
 
     Does nothing where its checkpoint at this step is there. Returns its scratch folder. Raises as `run_stage`.
@@ -87,7 +86,7 @@ def interrupted_at(address: str, workspace: Workspace, metric: str, step: int) -
     with scratch.lock() as lock:
         if scratch.checkpoint_at(metric, step) is None:
             try:
-                _work(attempt, workspace, lock, (metric, step))
+                _work(attempt, workspace, lock, parent_run, (metric, step))
             except KeyboardInterrupt:
                 if scratch.checkpoint_at(metric, step) is None:
                     raise
@@ -142,7 +141,13 @@ def _require_unchanged(attempt: _Attempt, workspace: Workspace) -> None:
         )
 
 
-def _work(attempt: _Attempt, workspace: Workspace, lock: FolderLock, until: tuple[str, int] | None = None) -> Manifest:
+def _work(
+    attempt: _Attempt,
+    workspace: Workspace,
+    lock: FolderLock,
+    parent_run: str | None,
+    until: tuple[str, int] | None = None,
+) -> Manifest:
     """One attempt, tracked. Returns the manifest.
 
     Training leaves, as after SIGTERM, one step after it has reported what `until` names: (metric, step).
@@ -155,7 +160,7 @@ def _work(attempt: _Attempt, workspace: Workspace, lock: FolderLock, until: tupl
     with interruptible() as stop, working(run, params, scratch, workspace, lock) as process:
         tracker = tracking.connect(workspace)
         facts, record = _facts(attempt, workspace)
-        tracked = tracker.open(scratch.folder, facts)
+        tracked = tracker.open(scratch.folder, facts, parent_run)
         try:
             send_go(process)
             with machine_watched(tracked.run_id, tracking.tracking_uri(workspace)):
@@ -272,7 +277,7 @@ def _close(
 
 
 def _warn_open(run_id: str, status: str, error: Exception) -> None:
-    reason = without_secrets(str(error))[:160]
+    reason = one_line(error)
     print(
         f"warning: run {run_id} could not be closed as {status} ({reason}); the next run of a stage does it",
         file=sys.stderr,

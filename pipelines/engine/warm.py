@@ -141,7 +141,7 @@ def start_beside(threads: int) -> int:
             [sys.executable, "-m", "pipelines.engine.warm", address, str(own)],
             stdin=read_end,
             cwd=ROOT,
-            env={**os.environ, **for_libraries(threads)},
+            env={**os.environ, **thread_settings(threads)},
             pass_fds=(own,),
         )
     os.close(read_end)
@@ -150,7 +150,7 @@ def start_beside(threads: int) -> int:
     return write_end
 
 
-def for_libraries(threads: int) -> dict[str, str]:
+def thread_settings(threads: int) -> dict[str, str]:
     """What libraries read from the environment when they are imported: threads of their pools, bars on a terminal alone."""
     quiet = {} if sys.stderr.isatty() else {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **quiet}

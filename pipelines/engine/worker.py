@@ -1,8 +1,8 @@
-"""The process in which a stage's work is done: `python -m pipelines.engine.worker`, started by the runner.
+"""The process that runs a stage function: `python -m pipelines.engine.worker`, started by the runner.
 
-It reads one JSON line that says what to do, loads the libraries, and waits for a second line, "go", which the runner sends once
-the tracking server has answered. Until then nothing is computed. When the runner dies, this process ends too: its end of the pipe
-closes. SIGTERM, which schedulers and spot machines send to every process, lets training save a checkpoint first.
+It reads a `StageTask` as one JSON line, loads the libraries, and waits for a second line, "go", which the runner sends once the
+tracking server has answered. Until then nothing is computed. When the runner dies, this process ends too. SIGTERM, which schedulers
+and spot machines send to every process, lets training save a checkpoint first.
 """
 
 import json
@@ -18,8 +18,9 @@ from typing import Any
 
 from components.files import write_atomically
 from pipelines import graph
-from pipelines.engine.warm import for_libraries
-from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, report_error
+from pipelines.engine.parent import end_with_parent
+from pipelines.engine.warm import thread_settings
+from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, one_line, report_error
 from pipelines.locks.waiting import grace_period
 from pipelines.params import Compute, Parameters
 from pipelines.scratch.folder import Scratch
@@ -27,7 +28,7 @@ from pipelines.scratch.folder import Scratch
 
 @dataclass(frozen=True)
 class StageTask:
-    """One attempt at a stage, as text."""
+    """One attempt at a stage, as the runner sends it to its worker."""
 
     address: str
     root: str
@@ -40,56 +41,49 @@ class StageTask:
 
 
 def main() -> int:
-    work = StageTask(**json.loads(sys.stdin.readline()))
-    compute = Compute(**work.compute)
-    os.environ.update(for_libraries(compute.threads))  # before any is imported
+    request = StageTask(**json.loads(sys.stdin.readline()))
+    compute, scratch = Compute(**request.compute), Scratch(Path(request.scratch))
+    os.environ.update(thread_settings(compute.threads))  # before any library is imported
     try:
-        from pipelines.engine import execution
+        from pipelines.engine.execution import RankFolders, SharedFolders, execute, stage_function
 
-        run = graph.find(work.address)
-        execution.load_code(run)
+        run = graph.find(request.address)
+        stage_function(run)
         if sys.stdin.readline().strip() != "go":
             return TRY_AGAIN
         if run.stage.trains:
-            signal.signal(signal.SIGTERM, _leaver(Scratch(Path(work.scratch))))
-        threading.Thread(target=end_with_the_runner, daemon=True).start()
-        metrics = execution.execute(
-            run, Path(work.root), Scratch(Path(work.scratch)), Parameters.partial(work.parameters), compute
-        )
-        write_atomically(Scratch(Path(work.scratch)).result, json.dumps(metrics, sort_keys=True))
+            signal.signal(signal.SIGTERM, _stop_handler(scratch))
+        end_with_parent()
+        folders = SharedFolders(RankFolders(Path(request.root), scratch))
+        metrics = execute(run, folders, Parameters.partial(request.parameters), compute, scratch.folder)
+        write_atomically(scratch.result, json.dumps(metrics, sort_keys=True))
     except BaseException as raised:
-        return report_error(_full_disk(raised) or raised, work.address)
+        return report_error(_full_disk(raised) or raised, request.address)
     return 0
 
 
-def _leaver(scratch: Scratch) -> Callable[[int, FrameType | None], None]:
-    """A signal handler that asks training to leave, and ends this process when that takes too long, or at a second signal."""
-    told: list[int] = []
+def _stop_handler(scratch: Scratch) -> Callable[[int, FrameType | None], None]:
+    """A signal handler that requests a stop, and ends this process when that takes too long, or at a second signal."""
+    received: list[int] = []
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        told.append(number)
-        if len(told) > 1:
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
             os._exit(INTERRUPTED)
-        scratch.leave.touch()  # the runner may have said so already: signals come to every process, in any order
+        scratch.leave.touch()  # the runner may have done so already: signals come to every process, in any order
         timer = threading.Timer(grace_period(), os._exit, [INTERRUPTED])
         timer.daemon = True
         timer.start()
 
-    return leave
+    return stop
 
 
 def _full_disk(error: BaseException) -> InfrastructureError | None:
-    """A full disk, whatever the library that met it calls it: safetensors and Arrow have error types of their own."""
+    """Return the error for a full disk, whatever a library raises for it: safetensors and Arrow have their own types."""
     text = str(error)
     if isinstance(error, OSError) or not ("No space left on device" in text or "os error 28" in text):
         return None
-    return InfrastructureError(f"{text.splitlines()[0][:200]}: make room, and run again to go on")
-
-
-def end_with_the_runner() -> None:
-    """For a thread: ends this process when the runner is gone."""
-    sys.stdin.read()  # returns when the runner's end of the pipe closes
-    os._exit(TRY_AGAIN)
+    return InfrastructureError(f"{one_line(text.splitlines()[0])}: make room, and run again to resume")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines.engine.ray_cluster import settle_environment, start_ray, uses_gpu
-from pipelines.errors import InfrastructureError
+from pipelines.engine.ray_cluster import ray_session, uses_gpu
+from pipelines.errors import InfrastructureError, one_line
 from pipelines.generating.painter import Drawing, Drawn, Painter
 from pipelines.generating.plan import Shard
+from pipelines.locks.retrying import ProcessLostError, RetryBudget
 from pipelines.params import Compute
 
 START_TIMEOUT = 120.0
@@ -42,19 +43,12 @@ def draw_with_ray(
     painter: type, arguments: tuple[Any, ...], shards: Sequence[Shard], compute: Compute
 ) -> Generator[tuple[Shard, Drawn], None, None]:
     """The same by `painter(*arguments)`, one in each of `compute.workers` actors."""
-    settle_environment()
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        start_ray(compute)
-    pool = _Pool(painter, arguments, compute)
-    try:
-        yield from pool.draw(shards)
-    finally:
-        pool.stop()
-        if started:
-            ray.shutdown()
+    with ray_session(compute):
+        pool = _Pool(painter, arguments, compute)
+        try:
+            yield from pool.draw(shards)
+        finally:
+            pool.stop()
 
 
 class _Pool:
@@ -68,7 +62,7 @@ class _Pool:
         self._arguments, self._compute = arguments, compute
         # By what is promised: (actor, its shard; None while it starts).
         self._doing: dict[Any, tuple[Any, Shard | None]] = {}
-        self._lost = 0
+        self._budget = RetryBudget(compute.max_failures)
 
     def draw(self, shards: Sequence[Shard]) -> Generator[tuple[Shard, Drawn], None, None]:
         import ray
@@ -118,16 +112,10 @@ class _Pool:
     def _bury(self, actor: Any, error: Exception) -> None:
         import ray
 
-        self._lost += 1
-        reason = " ".join(str(error).split())[:200]
-        if self._lost > self._compute.max_failures:
-            raise InfrastructureError(
-                f"{self._lost} workers died, the last with: {reason}; finished shards are kept, run the command again"
-            ) from error
-        print(
-            f"a worker died ({self._lost} of at most {self._compute.max_failures}): {reason}",
-            flush=True,
-        )
+        reason = one_line(error)
+        died = f"{self._budget.failures + 1} workers died, the last with: {reason}"
+        self._budget.spend(ProcessLostError(f"{died}; finished shards are kept, run the command again"))
+        print(f"a worker died ({self._budget.failures} of at most {self._budget.retries}): {reason}", flush=True)
         with suppress(Exception):  # unreachable is not dead: it must not draw beside its successor
             ray.kill(actor)
 

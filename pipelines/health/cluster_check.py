@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipelines.errors import InfrastructureError, StageFailedError
+from pipelines.errors import InfrastructureError, StageFailedError, one_line
 from pipelines.health.findings import Finding, State
 from pipelines.identity.closure import ROOT
 from pipelines.jobs.dashboard import Cluster, JobRequest, Node, dashboard_address, need_of, require_fits
@@ -111,7 +111,7 @@ def _tracking() -> list[Finding]:
         answer = requests.get(f"{uri.rstrip('/')}/health", timeout=10, auth=(user, password or "") if user else None)
         answer.raise_for_status()
     except requests.RequestException as error:
-        fix = f"start it, or set MLFLOW_TRACKING_URI ({without_secrets(str(error))[:120]})"
+        fix = f"start it, or set MLFLOW_TRACKING_URI ({one_line(error, 120)})"
         return [Finding("MLflow", State.MISSING, True, shown, (fix,))]
     return [Finding("MLflow", State.WHOLE, True, f"{shown} answers")]
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from components.taca.footprint import TrainingMemory
     from components.taca.schedule import TemperatureSchedule
-    from components.training.distribution import Strategy
+    from components.training.context import Strategy
 
 GPUS = (1, 2, 4, 8)
 GPU_SIZES = (24, 40, 48, 80, 141)

@@ -1,8 +1,8 @@
-"""A Ray cluster as a submitter sees it: its dashboard, over HTTP.
+"""Client for the dashboard of a Ray cluster, over HTTP.
 
-Every request has a timeout. What may pass (no connection, a server error) raises `Away`, so that whoever waits for a job can ask
-again; what will not (no token, another Ray) raises InfrastructureError with what to do. Which token: RAY_AUTH_MODE and
-RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH), read by Ray from the environment and never printed here.
+Every request has a timeout. A temporary failure (no connection, a server error) raises `ClusterAwayError` and can be retried; a
+permanent one (no token, another Ray version) raises InfrastructureError with what to do. The token comes from RAY_AUTH_MODE and
+RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH), which Ray reads from the environment; it is never printed.
 """
 
 import logging
@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.engine.ray_cluster import adds_nodes, require_places, settle_environment
-from pipelines.errors import InfrastructureError
+from pipelines.engine.ray_cluster import adds_nodes, require_bundles, set_ray_defaults
+from pipelines.errors import InfrastructureError, one_line
 from pipelines.params import Compute
 
 REQUEST_SECONDS = 15.0
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
-class Away(InfrastructureError):
+class ClusterAwayError(InfrastructureError):
     """The cluster does not answer now."""
 
 
@@ -74,7 +74,7 @@ class Cluster:
     def __init__(self, address: str) -> None:
         if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
-        settle_environment()
+        set_ray_defaults()
         self.address = address
         from ray.job_submission import JobSubmissionClient
 
@@ -109,7 +109,9 @@ class Cluster:
         with self._asked():
             answer = self.client._do_request("GET", "/api/v0/nodes?detail=1&limit=10000").json()
         if not answer.get("result"):
-            raise Away(f"the State API at {self.address} does not answer: {str(answer.get('msg'))[:160]}")
+            raise ClusterAwayError(
+                f"the State API at {self.address} does not answer: {one_line(str(answer.get('msg')))}"
+            )
         return [
             Node(node["node_id"], node["node_ip"], node["resources_total"])
             for node in answer["data"]["result"]["result"]
@@ -152,7 +154,9 @@ class Cluster:
             raise
         except RuntimeError as error:
             if "already exists" not in str(error):
-                raise InfrastructureError(f"the cluster refused the job {submission}: {_line(error)}") from error
+                raise InfrastructureError(
+                    f"the cluster refused the job {submission}: {one_line(error, 240)}"
+                ) from error
 
     def stop(self, submission: str) -> None:
         """Ask the job to end; one that has ended, or never was, is left alone."""
@@ -171,7 +175,7 @@ class Cluster:
         try:
             yield
         except (ConnectionError, requests.exceptions.RequestException) as error:
-            raise Away(
+            raise ClusterAwayError(
                 f"no Ray cluster answers at {self.address}: start it, or set compute.address (RAY_API_SERVER_ADDRESS); "
                 "`python -m pipelines doctor --cluster` looks closer"
             ) from error
@@ -182,7 +186,9 @@ class Cluster:
             ) from None
         except RuntimeError as error:
             if "status code 5" in str(error):
-                raise Away(f"the cluster at {self.address} answers with an error: {_line(error)}") from error
+                raise ClusterAwayError(
+                    f"the cluster at {self.address} answers with an error: {one_line(error, 240)}"
+                ) from error
             raise
 
 
@@ -197,8 +203,4 @@ def need_of(trains: bool, compute: Compute, nodes: list[Node]) -> Need:
 def require_fits(need: Need, nodes: list[Node], address: str) -> None:
     """Raise InfrastructureError, naming the resource, when the cluster can never give what is asked, busy or not."""
     resources = [node.resources for node in nodes]
-    require_places(need.least, need.cpus, need.gpus, resources, f"the cluster at {address}")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:240]
+    require_bundles(need.least, need.cpus, need.gpus, resources, f"the cluster at {address}")

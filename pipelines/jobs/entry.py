@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
 
 from pipelines import graph
-from pipelines.engine.warm import for_libraries
+from pipelines.engine.warm import thread_settings
 from pipelines.errors import report_error
-from pipelines.jobs.work import JobTask, read_manifest, run_folder, write_manifest
+from pipelines.jobs.task import JobTask, read_manifest, run_folder, write_manifest
 from pipelines.params import Compute, Parameters
 from pipelines.scratch.folder import FolderLock, Scratch
 from pipelines.scratch.manifest import ExecutionSite, JobManifest, RemoteExecution
@@ -28,7 +28,7 @@ def main(url: str, key: str) -> int:
         storage = Storage(url)
         work = JobTask.read(storage, key)
         compute = Compute(**work.compute)
-        os.environ.update(for_libraries(compute.threads))  # before any is imported
+        os.environ.update(thread_settings(compute.threads))  # before any is imported
         with _lock(storage, key) as lock:
             if read_manifest(storage, key) is None:
                 _leave_when_stopped(storage, work)
@@ -41,14 +41,14 @@ def main(url: str, key: str) -> int:
 def _work(storage: Storage, work: JobTask, compute: Compute, lock: FolderLock | None) -> None:
     from pipelines.engine import execution
     from pipelines.engine.cost import Meter
-    from pipelines.jobs.site import JobSite
+    from pipelines.jobs.folders import JobFolders
     from pipelines.records.stage_record import hardware, ray_ids
 
     run = graph.find(work.address)
-    site = JobSite(storage, work)
+    site = JobFolders(storage, work)
     site.begin()
     own, meter = storage.path(run_folder(work.key)), Meter(here=True)
-    metrics = execution.execute_at(run, site, Parameters.partial(work.parameters), compute, own)
+    metrics = execution.execute(run, site, Parameters.partial(work.parameters), compute, own)
     if lock:
         lock.require()
     cost = meter.read(run, compute)

@@ -1,8 +1,8 @@
-"""Submit a job, or find that it runs already, and stay with it to its end.
+"""Submit a job, or find the one that runs already, and follow it to its end.
 
-The submission id says what the job computes, so that a second submitter, or the first one started again, follows the job that
-runs. A job that ended without result is followed by another attempt, whose id counts on. What is survived: a connection that is
-lost for `patience` seconds; a job that is lost (its node died, or the head came back without its jobs) `retries` times.
+The submission id says what the job computes, so a second submitter, or the first one started again, follows the running job. After
+a job that ended without a result, the next attempt gets the next number. A job survives a connection that is away for `patience`
+seconds, and losing its processes (its node died, or the head came back without its jobs) `retries` times.
 """
 
 import sys
@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, StageFailedError
-from pipelines.jobs.dashboard import Away, Cluster, JobRequest
+from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, StageFailedError, one_line
+from pipelines.jobs.dashboard import Cluster, ClusterAwayError, JobRequest
+from pipelines.locks.retrying import ProcessLostError, RetryBudget, retried
 
 POLL_SECONDS = 1.0
 ATTEMPTS = 1000
@@ -22,7 +23,7 @@ LOST = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE", "JO
 class FollowedJob:
     """The job of `request` on `cluster`; `submission` is the id of the attempt that is followed, once there is one.
 
-    `finished` says whether the result is there: a job may succeed between our look for it and our look at the cluster.
+    `finished` returns whether the result is there: a job may succeed between the check for its result and the first poll.
     """
 
     def __init__(
@@ -43,27 +44,25 @@ class FollowedJob:
         self.quiet = quiet
         self.submission: str | None = None
         self._printed = 0
-        self._warned = False
 
     def follow(self, each_poll: Callable[[], None] = lambda: None) -> None:
-        """Return when the job has succeeded.
+        """Return when the job has succeeded, calling `each_poll` meanwhile.
 
         Raises StageFailedError with the exit code of a job that failed (130 for one that was stopped), and InfrastructureError
         when the cluster stays away or the job is lost too often. Then the job may still run: it is followed next time.
         """
-        lost = 0
+        budget = RetryBudget(self.retries)
         while True:
             self._attach()
             reason = self._to_the_end(each_poll)
             if reason is None:
                 return
-            lost += 1
-            if lost > self.retries:
-                raise InfrastructureError(f"job {self.submission} is lost ({reason}): run again, to go on from there")
-            self._say(f"job {self.submission} is lost ({reason}): submitting it again")
+            lost = f"job {self.submission} is lost ({reason})"
+            budget.spend(ProcessLostError(f"{lost}: run again to resume"))
+            self._print(f"{lost}: submitting it again")
 
     def stop(self, seconds: float) -> None:
-        """End the job, and wait until it has ended, but no longer than `seconds`."""
+        """Stop the job, and wait for its end for at most `seconds`."""
         deadline = time.monotonic() + seconds
         if self.submission is None:
             return
@@ -71,55 +70,55 @@ class FollowedJob:
             try:
                 self.cluster.stop(self.submission)
                 info = self.cluster.info(self.submission)
-            except Away:
+            except ClusterAwayError:
                 info = None
             else:
                 if info is None or info.status.is_terminal():
                     return
             time.sleep(0.5)
-        self._say(f"job {self.submission} has not ended yet: `ray job stop {self.submission}`")
+        self._print(f"job {self.submission} has not ended yet: `ray job stop {self.submission}`")
 
     def _attach(self) -> None:
-        """Follow the attempt that runs, or start the next one."""
+        """Follow the running attempt, or start the next one."""
         for attempt in range(1, ATTEMPTS):
             submission = self.request.submission(attempt)
             info = self._asked(lambda submission=submission: self.cluster.info(submission))  # type: ignore[misc]
             ended = info is not None and info.status.is_terminal()
             if ended and not (info.status.value == "SUCCEEDED" and self.finished()):
                 continue  # without a result, or with one that somebody has deleted since
-            self.submission, self._printed = submission, 0  # before it is asked for: whoever interrupts us must stop it
+            self.submission, self._printed = submission, 0  # before it is submitted, so that an interrupt stops it
             if info is None:
                 self._asked(lambda attempt=attempt: self.cluster.submit(self.request, attempt))  # type: ignore[misc]
-                self._say(f"job {submission} submitted to {self.cluster.address}")
+                self._print(f"job {submission} submitted to {self.cluster.address}")
             else:
-                self._say(f"job {submission} runs on {self.cluster.address}: following it")
+                self._print(f"job {submission} runs on {self.cluster.address}: following it")
             return
         raise InfrastructureError(f"{ATTEMPTS} attempts at {self.request.key} have ended on {self.cluster.address}")
 
     def _to_the_end(self, each_poll: Callable[[], None]) -> str | None:
-        """None once the job has succeeded; why, when it is lost."""
+        """Follow the attempt; return None when it has succeeded, the reason when it is lost."""
         assert self.submission is not None
         while True:
             info = self._asked(lambda: self.cluster.info(str(self.submission)))
-            self._print_news(final=info is not None and info.status.is_terminal())
+            self._print_log(final=info is not None and info.status.is_terminal())
             each_poll()
             if info is None:
-                return "the cluster does not know it any more: its head was started anew"
+                return "the cluster no longer knows it: its head was restarted"
             status = str(info.status.value)
             if status == "SUCCEEDED":
                 return None
             if status == "STOPPED":
-                self._say(f"job {self.submission} was stopped")
+                self._print(f"job {self.submission} was stopped")
                 raise StageFailedError(f"job {self.submission} was stopped", INTERRUPTED)
             if status == "FAILED":
                 return self._failed(info)
             time.sleep(POLL_SECONDS)
 
     def _failed(self, info: Any) -> str:
-        """Why a failed job is lost; raises StageFailedError for one that failed by itself."""
+        """Return why a failed job is lost; raises StageFailedError for one that failed by itself."""
         code: int | None = info.driver_exit_code
         kind = str(info.error_type or "").rsplit(".", 1)[-1]
-        message = " ".join(str(info.message).split())[:240]
+        message = one_line(str(info.message), 240)
         if code is None and kind not in LOST:
             raise InfrastructureError(f"job {self.submission} could not be run: {message}")
         if code is None:
@@ -131,29 +130,25 @@ class FollowedJob:
         raise StageFailedError(f"job {self.submission} failed", code or TRY_AGAIN)
 
     def _asked(self, ask: Callable[[], Any]) -> Any:
-        """What `ask` gives, as soon as the cluster answers. Raises InfrastructureError after `patience` seconds."""
-        deadline = time.monotonic() + self.patience
-        while True:
-            try:
-                answer = ask()
-            except Away as error:
-                if time.monotonic() > deadline:
-                    left = (
-                        f"; job {self.submission} may still run, and is followed when you run again"
-                        if self.submission
-                        else ""
-                    )
-                    raise InfrastructureError(f"{error}{left}") from error
-                if not self._warned:
-                    self._warned = True
-                    self._say(f"warning: {self.cluster.address} does not answer; asking again for {self.patience:g} s")
-                time.sleep(POLL_SECONDS)
-            else:
-                self._warned = False
-                return answer
+        """Return what `ask` returns once the cluster answers. Raises InfrastructureError after `patience` seconds."""
 
-    def _print_news(self, *, final: bool) -> None:
-        """What the job has printed since last time: whole lines, and at the end the rest. Logs that do not come are no failure."""
+        def warn(error: Exception) -> None:
+            self._print(f"warning: {self.cluster.address} does not answer; asking again for {self.patience:g} s")
+
+        def is_away(error: Exception) -> bool:
+            return isinstance(error, ClusterAwayError)
+
+        try:
+            return retried(ask, timeout=self.patience, away=is_away, on_wait=warn, pause=POLL_SECONDS)
+        except ClusterAwayError as error:
+            if self.submission is None:
+                raise
+            raise InfrastructureError(
+                f"{error}; job {self.submission} may still run, and is followed when you run again"
+            ) from error
+
+    def _print_log(self, *, final: bool) -> None:
+        """Print what the job has printed since the last time: whole lines, and at the end the rest. Missing logs are ignored."""
         if self.quiet:
             return
         try:
@@ -166,6 +161,6 @@ class FollowedJob:
             sys.stdout.flush()
             self._printed = end
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if not self.quiet:
             print(line, file=sys.stderr, flush=True)

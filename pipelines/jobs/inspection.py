@@ -10,6 +10,8 @@ import sys
 import tempfile
 from typing import Any
 
+from pipelines.errors import one_line
+
 REPORT = "pipelines-inspection: "
 TASK_SECONDS = 60.0
 
@@ -30,7 +32,7 @@ def look(url: str, name: str) -> dict[str, Any]:
 
         read = Storage(url, timeout=5).read(name)
     except Exception as problem:  # whatever it is: it is what the doctor wants to know
-        error = " ".join(str(problem).split())[:200]
+        error = one_line(problem)
     try:
         import torch
 
@@ -49,9 +51,9 @@ def look(url: str, name: str) -> dict[str, Any]:
 
 
 def main(url: str, name: str) -> int:
-    from pipelines.engine.ray_cluster import settle_environment
+    from pipelines.engine.ray_cluster import set_ray_defaults
 
-    settle_environment()
+    set_ray_defaults()
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

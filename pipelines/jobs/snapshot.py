@@ -7,14 +7,13 @@ would add, and the package lock; for a whole `dvc repro` also what DVC reads. No
 
 import json
 import shutil
-import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from components.errors import DataError
 from components.files import file_digest
 from pipelines.identity.fingerprint import LOCK, digest
-from pipelines.workspace import CODE_STATE_FILE
+from pipelines.workspace import CODE_STATE_FILE, run_git
 
 CODE = ("components", "pipelines", LOCK)
 REPRO = (
@@ -37,10 +36,9 @@ LIMIT_BYTES = 50 * 2**20
 def source_files(root: Path, below: Iterable[str]) -> list[str]:
     """Files at or below the names `below`, relative to `root`, sorted: those that git tracks or would add; without git, all."""
     names = [name for name in below if (root / name).exists()]
-    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *names]
-    listed = subprocess.run(command, capture_output=True, check=False)
+    listed = run_git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *names)
     if listed.returncode == 0:
-        found = {name for name in listed.stdout.decode().split("\0") if name}
+        found = {name for name in listed.stdout.split("\0") if name}
     else:
         trees = [[root / name] if (root / name).is_file() else sorted((root / name).rglob("*")) for name in names]
         found = {path.relative_to(root).as_posix() for tree in trees for path in tree}

@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 
 from components.errors import ParameterError
 from pipelines import graph
-from pipelines.engine.ray_cluster import require_places
+from pipelines.engine.ray_cluster import require_bundles
 from pipelines.errors import InfrastructureError
 from pipelines.identity.fingerprint import digest, tree_digests
 from pipelines.jobs.dashboard import Cluster, JobRequest, dashboard_address, need_of
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.snapshot import REPRO, freeze
-from pipelines.jobs.work import output_folder, read_manifest
+from pipelines.jobs.task import output_folder, read_manifest
 from pipelines.params import Compute, load
 from pipelines.records.code_state import code_state
 from pipelines.scratch.folder import put_in_place
@@ -48,10 +48,10 @@ def submit(workspace: Workspace, stage: str | None = None) -> None:
     need = need_of(True, compute, nodes)
     if not cluster.grows():  # the job's own process computes too: it is one more place, where workers are asked for
         places, resources = need.least + (1 if compute.workers else 0), [node.resources for node in nodes]
-        require_places(places, need.cpus, need.gpus, resources, f"the cluster at {cluster.address}")
+        require_bundles(places, need.cpus, need.gpus, resources, f"the cluster at {cluster.address}")
         if target is None or target.stage.name in ("train_parity", "report"):
             beside = f"the cluster at {cluster.address}, for the job's own process and the workers of train_parity beside it,"
-            require_places(need.cpus + params.train_parity.workers, 1, 0, resources, beside)
+            require_bundles(need.cpus + params.train_parity.workers, 1, 0, resources, beside)
     request = _request(workspace, storage, compute, targets, need.cpus, need.gpus)
 
     def finished() -> bool:

@@ -11,14 +11,14 @@ import shlex
 import signal
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from types import FrameType
 
 from components.files import file_digest, write_atomically
 from pipelines import graph
-from pipelines.engine.worker import StageTask, end_with_the_runner
+from pipelines.engine.parent import end_with_parent
+from pipelines.engine.worker import StageTask
 from pipelines.errors import InfrastructureError, report_error
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT, stage_sources
@@ -26,7 +26,7 @@ from pipelines.identity.fingerprint import digest, fingerprint, tree_digests
 from pipelines.jobs.dashboard import Cluster, JobRequest, dashboard_address, need_of, require_fits
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.snapshot import freeze
-from pipelines.jobs.work import METRICS, JobTask, output_folder, read_manifest, run_folder
+from pipelines.jobs.task import METRICS, JobTask, output_folder, read_manifest, run_folder
 from pipelines.params import Compute
 from pipelines.scratch.folder import Scratch
 from pipelines.scratch.storage import Storage, files_below
@@ -57,7 +57,7 @@ def _get_done(work: StageTask, compute: Compute) -> None:
             job = _prepare(run, work, compute, storage, Path(folder))
         if sys.stdin.readline().strip() != "go":
             raise InfrastructureError(f"{run.address}: the runner is gone")
-        threading.Thread(target=end_with_the_runner, daemon=True).start()
+        end_with_parent()
         if job is not None:
             _upload(run, work, compute, storage, key, root)
             _require_unchanged(run, work, compute, root, Path(folder) / "code")

@@ -15,7 +15,7 @@ import uuid
 from pathlib import Path
 
 from pipelines.errors import INTERRUPTED, OTHER, InfrastructureError, report_error
-from pipelines.jobs.work import output_folder, write_manifest
+from pipelines.jobs.task import output_folder, write_manifest
 from pipelines.scratch.folder import Scratch, put_in_place
 from pipelines.scratch.manifest import JobManifest
 from pipelines.scratch.storage import Storage, files_below

@@ -1,4 +1,4 @@
-"""Who may work where, and for how long others wait: kernel locks, leases across machines, time limits.
+"""Who may work where, how long others wait, and how often work is retried: kernel locks, leases, time limits, retries.
 
 No knowledge of stages.
 """

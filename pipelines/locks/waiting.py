@@ -1,12 +1,12 @@
 """Timeouts, in seconds, each set by an environment variable; and the wait for a storage that is away."""
 
 import os
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from components.errors import ParameterError
 from pipelines.errors import InfrastructureError
+from pipelines.locks.retrying import retried
 
 Result = TypeVar("Result")
 
@@ -26,28 +26,25 @@ def storage_timeout() -> float:
     return _seconds("PIPELINES_STORAGE_PATIENCE", 180)
 
 
-def retry_while_away(action: Callable[[], Result], away: Callable[[], bool], what: str, *, timeout: float) -> Result:
-    """Return the result of `action`; while `away()`, wait and try again. `what` names the storage in messages.
+def retry_while_away(action: Callable[[], Result], is_away: Callable[[], bool], what: str, *, timeout: float) -> Result:
+    """Return the result of `action`; while `is_away()`, wait and try again. `what` names the storage in messages.
 
     Raises the OSError of `action` when the storage is there (a full disk, say), InfrastructureError when it stays away.
     """
-    deadline = time.monotonic() + timeout
-    warned = False
-    while True:
+
+    def attempt() -> Result:
         try:
-            if not away():
+            if not is_away():
                 return action()
         except OSError:
-            if not away():
+            if not is_away():
                 raise
-        if time.monotonic() > deadline:
-            raise InfrastructureError(
-                f"{what} has been away for {timeout:.0f} s: bring it back, and run again to resume"
-            )
-        if not warned:
-            warned = True
-            print(f"warning: {what} is away; waiting for it, {timeout:.0f} s at most", flush=True)
-        time.sleep(0.5)
+        raise InfrastructureError(f"{what} has been away for {timeout:.0f} s: bring it back, and run again to resume")
+
+    def warn(error: Exception) -> None:
+        print(f"warning: {what} is away; waiting for it, {timeout:.0f} s at most", flush=True)
+
+    return retried(attempt, timeout=timeout, away=lambda error: isinstance(error, InfrastructureError), on_wait=warn)
 
 
 def _seconds(name: str, default: float) -> float:

@@ -30,7 +30,7 @@ from pipelines.records.manifests import producers
 from pipelines.records.stage_record import environment, hardware
 from pipelines.scratch.folder import folder_stem, put_in_place
 from pipelines.scratch.manifest import MANIFEST_FILE, Manifest, StageRecord
-from pipelines.workspace import Workspace
+from pipelines.workspace import Workspace, run_git
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -112,7 +112,7 @@ def _environment_differences(record: StageRecord) -> Iterator[str]:
 def _worktree(manifest: Manifest, client: "MlflowClient", keep: bool) -> Iterator[Path]:
     """A git worktree of the run's commit, with its patch applied."""
     revision = _record(manifest).revision
-    if not revision.commit or _git(ROOT, "cat-file", "-e", f"{revision.commit}^{{commit}}").returncode:
+    if not revision.commit or run_git(ROOT, "cat-file", "-e", f"{revision.commit}^{{commit}}").returncode:
         commit = revision.commit or "unknown"
         raise DataError(
             f"reproduce: commit {commit} is not in this repository: `git fetch` it, or use the clone that has it"
@@ -123,7 +123,7 @@ def _worktree(manifest: Manifest, client: "MlflowClient", keep: bool) -> Iterato
     folder = Path(tempfile.mkdtemp(prefix="reproduce-"))
     root = folder / "code"
     try:
-        made = _git(ROOT, "worktree", "add", "--detach", str(root), revision.commit)
+        made = run_git(ROOT, "worktree", "add", "--detach", str(root), revision.commit)
         if made.returncode:
             raise InfrastructureError(f"reproduce: git worktree add failed: {made.stderr.strip().splitlines()[-1]}")
         if revision.patch:
@@ -133,21 +133,16 @@ def _worktree(manifest: Manifest, client: "MlflowClient", keep: bool) -> Iterato
         if keep:
             print(f"kept: {root} (remove it with `git worktree remove --force {root}`)")
         else:
-            _git(ROOT, "worktree", "remove", "--force", str(root))
+            run_git(ROOT, "worktree", "remove", "--force", str(root))
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _apply(root: Path, patch: str | None) -> None:
     if patch is None:
         raise DataError("reproduce: the run's patch is missing, or not the one in its manifest")
-    applied = subprocess.run(
-        ["git", "-C", str(root), "apply", "--binary", "--whitespace=nowarn"],
-        input=patch.encode(),
-        capture_output=True,
-        check=False,
-    )
+    applied = run_git(root, "apply", "--binary", "--whitespace=nowarn", stdin=patch)
     if applied.returncode:
-        reason = applied.stderr.decode().strip().splitlines()[0]
+        reason = applied.stderr.strip().splitlines()[0]
         raise DataError(f"reproduce: the run's patch does not apply to its commit: {reason}")
 
 
@@ -232,10 +227,6 @@ def _compare(step: Step, root: Path) -> Comparison:
     if again is None:
         raise InfrastructureError(f"reproduce: {step.address} left no manifest")
     return compare(step.manifest, again)
-
-
-def _git(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
 
 
 def _dvc(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -6,15 +6,13 @@ looks like a secret is left out and named: then the state is known, but cannot b
 
 import hashlib
 import json
-import os
 import re
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.redaction import holds_a_secret
-from pipelines.workspace import CODE_STATE_FILE, git_state
+from pipelines.workspace import CODE_STATE_FILE, git_output, git_state
 
 LARGEST_FILE = 256 * 1024
 LARGEST_PATCH = 1024 * 1024
@@ -45,11 +43,11 @@ def code_state(root: Path) -> CodeState:
     """Of the checkout in `root`. Nothing of the repository is written: the patch is made with an index of its own."""
     known = git_state(root)
     revision, dirty = known["git.revision"], known["git.dirty"] == "true"
-    if (root / CODE_STATE_FILE).is_file() or not _git(root, "rev-parse", "--git-dir"):
+    if (root / CODE_STATE_FILE).is_file() or not git_output(root, "rev-parse", "--git-dir"):
         return CodeState(revision, dirty, *_told(root))
     with tempfile.TemporaryDirectory(prefix="patch-") as folder:
         environment = _own_index(root, Path(folder))
-        _git(root, "add", "--all", "--", ".", *(f":!{path}" for path in RESULTS), environment=environment)
+        git_output(root, "add", "--all", "--", ".", *(f":!{path}" for path in RESULTS), environment=environment)
         listed = [
             "diff",
             "--cached",
@@ -61,7 +59,7 @@ def code_state(root: Path) -> CodeState:
             ".",
             *(f":!{p}" for p in RESULTS),
         ]
-        names = [name for name in _git(root, *listed, environment=environment).split("\0") if name]
+        names = [name for name in git_output(root, *listed, environment=environment).split("\0") if name]
         parts: list[str] = []
         left_out: list[str] = []
         for name in names:
@@ -88,24 +86,13 @@ def _own_index(root: Path, folder: Path) -> dict[str, str]:
     index, objects = folder / "index", folder / "objects"
     objects.mkdir()
     environment = {"GIT_INDEX_FILE": str(index), "GIT_OBJECT_DIRECTORY": str(objects)}
-    theirs = Path(_git(root, "rev-parse", "--path-format=absolute", "--git-path", "index").strip())
+    theirs = Path(git_output(root, "rev-parse", "--path-format=absolute", "--git-path", "index").strip())
     if theirs.is_file():
         index.write_bytes(theirs.read_bytes())  # with its times of files, so that only what changed is read
-    stored = _git(root, "rev-parse", "--path-format=absolute", "--git-path", "objects").strip()
+    stored = git_output(root, "rev-parse", "--path-format=absolute", "--git-path", "objects").strip()
     return {**environment, "GIT_ALTERNATE_OBJECT_DIRECTORIES": stored}
 
 
 def _patch_of(root: Path, name: str, environment: dict[str, str]) -> str:
     command = ["diff", "--cached", "--binary", "--no-renames", "HEAD", "--", f":(top,literal){name}"]
-    return _git(root, *command, environment=environment)
-
-
-def _git(root: Path, *arguments: str, environment: dict[str, str] | None = None) -> str:
-    """What git prints; "" when it fails. Bytes that are no UTF-8 become U+FFFD."""
-    found = subprocess.run(
-        ["git", "-C", str(root), "-c", "core.quotepath=off", *arguments],
-        capture_output=True,
-        env={**os.environ, **(environment or {})},
-        check=False,
-    )
-    return found.stdout.decode("utf-8", "replace") if found.returncode == 0 else ""
+    return git_output(root, *command, environment=environment)

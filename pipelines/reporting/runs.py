@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.errors import one_line
 from pipelines.graph import StageRun, all_stages, runs_of
 from pipelines.identity.fingerprint import fingerprint
 from pipelines.params import Parameters
 from pipelines.records.manifests import find_by_fingerprint
-from pipelines.redaction import without_secrets
 from pipelines.tracking.runs import FINISHED, Tracker, connect, pipeline_identity, public_uri, tracking_uri
 from pipelines.workspace import Workspace
 
@@ -57,7 +57,7 @@ def look_up(workspace: Workspace, params: Parameters) -> Known:
         runs = {address: _made(run, uri) for address, run in found.items() if run}
         _name_on_pipeline(tracker, workspace, runs)
     except Exception as error:  # whatever a server answers: the page is worth having without it
-        reason = without_secrets(str(error).splitlines()[0])[:200] if str(error) else type(error).__name__
+        reason = one_line(error)
         print(f"warning: the page has no runs: {reason}", file=sys.stderr)
         return Known(shown, prints, {}, reason)
     return Known(shown, prints, runs, None)

@@ -8,7 +8,6 @@ bucket come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_
 import contextlib
 import json
 import os
-import time
 import uuid
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -17,7 +16,8 @@ from typing import Any, TypeVar
 
 from components.errors import DataError
 from components.files import file_digest
-from pipelines.errors import InfrastructureError
+from pipelines.errors import InfrastructureError, one_line
+from pipelines.locks.retrying import retried
 
 STORAGE_MANIFEST = "MANIFEST.json"
 TIMEOUT_SECONDS = 60.0
@@ -166,21 +166,22 @@ class Storage:
 
     def _retry(self, action: Callable[[], Answer]) -> Answer:
         """Return the result of `action`, retried while the storage is away. A missing file raises FileNotFoundError at once."""
-        deadline = time.monotonic() + self.timeout
-        while True:
-            try:
-                return action()
-            except Exception as error:  # clients raise many types (OSError, botocore's own)
-                there = self.folder is None or self.folder.is_dir()
-                if isinstance(error, FileNotFoundError) and there:
-                    raise
-                if time.monotonic() > deadline or isinstance(error, PermissionError) or not self._may_recover(error):
-                    reason = " ".join(str(error).split())[:160] or type(error).__name__
-                    raise InfrastructureError(
-                        f"the storage {self.url} cannot be used ({reason}): check compute.storage, and for a bucket "
-                        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
-                    ) from error
-            time.sleep(min(2.0, self.timeout / 10))
+
+        def is_missing_file(error: Exception) -> bool:
+            return isinstance(error, FileNotFoundError) and (self.folder is None or self.folder.is_dir())
+
+        def away(error: Exception) -> bool:
+            return not (is_missing_file(error) or isinstance(error, PermissionError)) and self._may_recover(error)
+
+        try:
+            return retried(action, timeout=self.timeout, away=away, pause=min(2.0, self.timeout / 10))
+        except Exception as error:  # clients fail in many types (OSError, botocore's own): all mean that it is away
+            if is_missing_file(error):
+                raise
+            raise InfrastructureError(
+                f"the storage {self.url} cannot be used ({one_line(error, 160)}): check compute.storage, and for a bucket "
+                "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
+            ) from error
 
     @staticmethod
     def _may_recover(error: Exception) -> bool:

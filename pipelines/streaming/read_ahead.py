@@ -18,7 +18,7 @@ import numpy as np
 
 from components.errors import DataError
 from components.persons.streaming.sample_reader import Arrays, SampleReader
-from pipelines.engine.ray_cluster import settle_environment, start_ray
+from pipelines.engine.ray_cluster import set_ray_defaults, start_ray
 from pipelines.params import Compute
 
 AHEAD = 4
@@ -73,7 +73,7 @@ class ReadAhead:
         self.close()
 
     def _begin(self, step: int) -> None:
-        settle_environment()
+        set_ray_defaults()
         import ray
         import ray.data
         from ray.data import ActorPoolStrategy, DataContext, ExecutionResources

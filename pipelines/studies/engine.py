@@ -20,7 +20,7 @@ from typing import Any
 from components.errors import DataError, ParameterError
 from components.files import write_atomically
 from pipelines import params
-from pipelines.engine.warm import for_libraries
+from pipelines.engine.warm import thread_settings
 from pipelines.errors import OTHER, StageFailedError
 from pipelines.params import Parameters
 from pipelines.schema.reading import read
@@ -83,7 +83,7 @@ def open_study(name: str, workspace: Workspace, study: Study | None = None) -> O
     settings = params.load(workspace.path("params.yaml"))
     found = study or importlib.import_module(f"pipelines.studies.{name}").STUDY
     threads = found.threads or settings.compute.threads
-    os.environ.update(for_libraries(threads))  # before any is imported
+    os.environ.update(thread_settings(threads))  # before any is imported
     plan = read(file, found.plan, f"{FOLDER}/{file.name}")
     cells = list(found.cells(plan, settings))
     _require_order(cells)

@@ -5,7 +5,6 @@ the settings, the sections of params.yaml that the cell reads, the contents of i
 packages and the thread count. So a kept result is what this code would measure, whichever revision measured it.
 """
 
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pipelines.identity.closure import sources_behind
 from pipelines.identity.fingerprint import LOCK, digest, tree_digests
 from pipelines.params import Parameters
 from pipelines.studies.cells import Cell
-from pipelines.workspace import Workspace, git_state
+from pipelines.workspace import Workspace, git_output, git_state
 
 ENGINE_VERSION = 1
 
@@ -61,6 +60,5 @@ def provenance(code: str, plan: Path) -> Mapping[str, Any]:
     """
     revision = git_state(closure.ROOT)["git.revision"] or None
     files = [*sources_behind([code]), LOCK, *([str(plan)] if plan.is_relative_to(closure.ROOT) else [])]
-    command = ["git", "-C", str(closure.ROOT), "status", "--porcelain", "--", *files]
-    changed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    changed = git_output(closure.ROOT, "status", "--porcelain", "--", *files)
     return {"revision": revision, "dirty": bool(changed) if revision else None}

@@ -7,15 +7,14 @@ scheduler, however it ends.
 """
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+from pipelines.engine.parent import end_with_parent
 from pipelines.studies.measuring import Job, Outcome, measure
 from pipelines.studies.progress import Teller
 
@@ -108,7 +107,7 @@ def _work(line: Connection, threads: int) -> None:
     """What a worker does: measure what it is sent until nobody is there to send."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the scheduler ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_the_scheduler, daemon=True).start()
+    end_with_parent()
     import torch
 
     torch.set_num_threads(threads)
@@ -119,11 +118,3 @@ def _work(line: Connection, threads: int) -> None:
         except EOFError:
             return
         line.send(measure(job, shelf))
-
-
-def _end_with_the_scheduler() -> None:
-    """A killed scheduler leaves no process that measures on, unseen, beside the next one's."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

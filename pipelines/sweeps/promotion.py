@@ -20,7 +20,7 @@ from pipelines.sweeps.spaces import value_at
 from pipelines.sweeps.tracked import BASE, BEST, ROLE, SWEEP, TRIAL, VALUES
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.runs import Tracker, flatten
-from pipelines.workspace import Workspace
+from pipelines.workspace import Workspace, git_output, run_git
 
 PROMOTED = "pipelines.promoted"
 """Tag of a trial's run: where its parameters went."""
@@ -57,7 +57,7 @@ def promote(
     file = workspace.path("params.yaml")
     if commit and branch:
         raise ParameterError("--commit and --branch: choose one")
-    if (commit or branch) and _git(workspace.root, "status", "--porcelain", "--", "params.yaml"):
+    if (commit or branch) and git_output(workspace.root, "status", "--porcelain", "--", "params.yaml"):
         raise DataError("params.yaml has changes that are not committed: commit or undo them first")
     tracker = tracking.connect(workspace)
     winner = find_winner(tracker, run_id)
@@ -118,17 +118,17 @@ def _keep(workspace: Workspace, winner: Winner, commit: bool, branch: str | None
     """Commit or branch, as asked. Returns where the parameters are now."""
     message = f"Promote {winner.origin}"
     if commit:
-        _require(workspace.root, ["git", "commit", "--quiet", "--message", message, "--", "params.yaml"])
-        revision = _git(workspace.root, "rev-parse", "HEAD")
+        command = ("commit", "--quiet", "--message", message, "--", "params.yaml")
+        _require_success(run_git(workspace.root, *command), "git", *command)
+        revision = git_output(workspace.root, "rev-parse", "HEAD").strip()
         print(f"committed {revision[:12]}")
         return f"commit {revision}"
     if branch:
-        dvc = [sys.executable, "-m", "dvc", "exp"]
-        _require(workspace.root, [*dvc, "run", "--name", branch, "--message", message, *winner.stages])
-        _require(workspace.root, [*dvc, "branch", branch, branch])
+        _run_dvc(workspace.root, "exp", "run", "--name", branch, "--message", message, *winner.stages)
+        _run_dvc(workspace.root, "exp", "branch", branch, branch)
         print(f"branch {branch}: `git switch {branch}`, or `dvc exp show`")
         return f"branch {branch}"
-    return f"params.yaml at {_git(workspace.root, 'rev-parse', 'HEAD') or 'no revision'}"
+    return f"params.yaml at {git_output(workspace.root, 'rev-parse', 'HEAD').strip() or 'no revision'}"
 
 
 def _difference(before: str, after: str) -> str:
@@ -136,17 +136,15 @@ def _difference(before: str, after: str) -> str:
     return "".join(lines)
 
 
-def _git(root: Path, *arguments: str) -> str:
-    found = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-    return found.stdout.strip() if found.returncode == 0 else ""
+def _run_dvc(root: Path, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, check=False
+    )
+    _require_success(done, "dvc", *arguments)
 
 
-def _require(root: Path, command: list[str]) -> None:
-    """Run a command in the workspace. Raises InfrastructureError with its last line when it fails."""
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+def _require_success(done: "subprocess.CompletedProcess[str]", *command: str) -> None:
+    """Raise InfrastructureError with the last line that a command printed, when it failed."""
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        words = " ".join(command[command.index("dvc") :] if "dvc" in command else command)
-        raise InfrastructureError(
-            f"`{words[:80]}` failed ({said[-1][:200] if said else done.returncode}); params.yaml is written"
-        )
+        lines = (done.stderr.strip() or done.stdout.strip() or str(done.returncode)).splitlines()
+        raise InfrastructureError(f"`{' '.join(command)[:80]}` failed ({lines[-1][:200]}); params.yaml is written")

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from components.errors import DataError
-from pipelines.engine.runner import interrupted_at, scratch_for
+from pipelines.engine.runner import scratch_for, train_until
 from pipelines.scratch.folder import Scratch, put_in_place
 from pipelines.workspace import Workspace
 
@@ -17,13 +17,15 @@ KEPT = "round"
 """In a trial's folder: checkpoints and reported metrics at the end of its round."""
 
 
-def train_round(address: str, workspace: Workspace, metric: str, step: int, origin: Path | None, kept: Path) -> Scratch:
+def train_round(
+    address: str, workspace: Workspace, metric: str, step: int, origin: Path | None, kept: Path, parent_run: str
+) -> Scratch:
     """Train a stage until it has reported `metric` at `step`, from what `origin` has kept if it is given, and keep the state there.
 
     Returns the scratch folder. Raises what the stage raises, and DataError when it reports no such metric at that step.
     """
     go_on_from(origin, scratch_for(address, workspace))
-    scratch = interrupted_at(address, workspace, metric, step)
+    scratch = train_until(address, workspace, metric, step, parent_run)
     checkpoint = scratch.checkpoint_at(metric, step)
     if checkpoint is None:
         raise DataError(f"{address} has no {metric} and checkpoint at step {step}: see the space's scheduler")

@@ -29,7 +29,7 @@ from pipelines.sweeps.spaces import read_space
 from pipelines.sweeps.tracked import SweepRuns, earlier_trials
 from pipelines.sweeps.validation import base_document, validate, validated
 from pipelines.tracking import runs as tracking
-from pipelines.tracking.runs import FAILED, FINISHED, KILLED, PARENT_RUN
+from pipelines.tracking.runs import FAILED, FINISHED, KILLED
 from pipelines.workspace import Workspace, git_state
 
 RESULTS = "results/sweeps"
@@ -140,16 +140,14 @@ def bring_up_to_date(opened: Sweep, runs: SweepRuns) -> None:
     write_atomically(place.path("params.yaml"), yaml.safe_dump(opened.document, sort_keys=False))
     os.environ["MLFLOW_TRACKING_URI"] = tracking.tracking_uri(opened.workspace)
     parent, status = runs.shared(), FAILED
-    os.environ[PARENT_RUN] = parent
     try:
         for run in opened.plan.shared:
-            run_stage(run.address, place)
+            run_stage(run.address, place, parent)
         status = FINISHED
     except KeyboardInterrupt:
         status = KILLED
         raise
     finally:
-        del os.environ[PARENT_RUN]
         runs.close_shared(parent, status)
 
 

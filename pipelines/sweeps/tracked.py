@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from components.errors import ParameterError
+from pipelines.errors import one_line
 from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Trial
 from pipelines.sweeps.results import spread
 from pipelines.sweeps.spaces import Space
@@ -128,7 +129,9 @@ class SweepRuns:
             if not self._warned:
                 self._warned = True
                 print(
-                    f"warning: MLflow was not told, the sweep goes on ({str(error)[:120]})", file=sys.stderr, flush=True
+                    f"warning: MLflow was not told, the sweep goes on ({one_line(error, 120)})",
+                    file=sys.stderr,
+                    flush=True,
                 )
 
 

@@ -24,6 +24,7 @@ import yaml
 
 from components.errors import DataError
 from components.files import write_atomically
+from pipelines.engine.parent import end_with_parent
 from pipelines.engine.runner import Outcome, run_stage, scratch_for
 from pipelines.errors import exit_code, is_expected
 from pipelines.records.manifests import find_by_fingerprint
@@ -31,7 +32,7 @@ from pipelines.scratch.folder import Scratch, folder_name, put_in_place
 from pipelines.scratch.manifest import Manifest
 from pipelines.scratch.metric_log import MetricLog
 from pipelines.sweeps.rounds import KEPT, go_on_from, train_round
-from pipelines.tracking.runs import PARENT_RUN, flatten
+from pipelines.tracking.runs import flatten
 from pipelines.workspace import Workspace
 
 LOOK_SECONDS = 0.3
@@ -72,8 +73,7 @@ def main() -> int:
     order = Order(**json.loads(sys.stdin.readline()))
     say = _own_voice(Path(order.folder) / "log.txt")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_end_with_the_driver, daemon=True).start()
-    os.environ[PARENT_RUN] = order.run
+    end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     begun = time.monotonic()
 
     def report(step: int, value: float) -> None:
@@ -115,7 +115,7 @@ def run_trial(order: Order, report: Callable[[int, float], None]) -> dict[str, A
             if watch and order.origin:
                 go_on_from(Path(order.origin), scratch_for(address, workspace))
             with _watching(watch, address, workspace, report):
-                outcomes[address] = run_stage(address, workspace)
+                outcomes[address] = run_stage(address, workspace, order.run)
             if watch:
                 scratch = scratch_of(address, outcomes[address].fingerprint, workspace)
                 reports = _reported(MetricLog(scratch.reported), watch["metric"])
@@ -132,7 +132,7 @@ def _round(
     apart = Workspace(workspace.root, Path(order.members))
     origin, kept = Path(order.origin) if order.origin else None, Path(order.folder) / KEPT
     with _watching(watch, watch["stage"], apart, report):
-        scratch = train_round(watch["stage"], apart, watch["metric"], watch["until"], origin, kept)
+        scratch = train_round(watch["stage"], apart, watch["metric"], watch["until"], origin, kept, order.run)
     reported = _reported(MetricLog(scratch.reported), watch["metric"])
     return [(step, value) for step, value in reported if step <= watch["until"]]
 
@@ -259,11 +259,6 @@ def _with_cause(reason: str, log: Path) -> str:
         line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "error:" in line.lower()
     ]
     return f"{reason}: {lines[-1].split('rror: ', 1)[-1][:300]}" if lines and lines[-1] not in reason else reason
-
-
-def _end_with_the_driver() -> None:
-    sys.stdin.read()  # returns when the other end of the pipe closes
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from components.errors import ParameterError
-from pipelines.engine.ray_cluster import settle_environment, start_ray
+from pipelines.engine.ray_cluster import set_ray_defaults, start_ray
 from pipelines.errors import InfrastructureError
 from pipelines.identity.closure import ROOT
 from pipelines.params import Compute
@@ -36,7 +36,7 @@ CLUSTER = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 def settings() -> None:
     """Tune's settings, before its import. Each may be overridden from outside."""
-    settle_environment()
+    set_ray_defaults()
     defaults = {
         "RAY_kill_child_processes_on_worker_exit": "0",  # a trial's process ends by itself, saving a checkpoint
         "RAY_AIR_NEW_OUTPUT": "0",

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.files import write_atomically
-from pipelines.redaction import without_secrets
+from pipelines.errors import one_line
+from pipelines.locks.retrying import retried
 from pipelines.scratch.metric_log import MetricLog
 
 if TYPE_CHECKING:
@@ -77,18 +78,22 @@ class TrackedRun:
         """Send what the stage reported since the last delivery. Gives up after `timeout` seconds; True if all arrived."""
         from mlflow.exceptions import MlflowException
 
-        deadline = time.monotonic() + timeout
-        while True:
-            if time.monotonic() >= self._away_until:
-                try:
-                    self._deliver()
-                    return True
-                except (MlflowException, OSError) as error:
-                    self._away_until = time.monotonic() + AWAY_SECONDS
-                    self._warn(error)
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.5)
+        if not timeout and time.monotonic() < self._away_until:
+            return False
+        away = (MlflowException, OSError)
+        try:
+            retried(
+                self._deliver,
+                timeout=timeout,
+                away=lambda error: isinstance(error, away),
+                on_wait=self._warn,
+                pause=min(AWAY_SECONDS, timeout),
+            )
+        except away as error:
+            self._away_until = time.monotonic() + AWAY_SECONDS
+            self._warn(error)
+            return False
+        return True
 
     def _deliver(self) -> None:
         from mlflow.entities import Metric
@@ -156,7 +161,7 @@ class TrackedRun:
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            reason = without_secrets(str(error))[:120]
+            reason = one_line(error, 120)
             print(f"warning: metrics wait on disk, MLflow is away ({reason})", file=sys.stderr, flush=True)
 
 

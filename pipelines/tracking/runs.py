@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from components.files import file_digest
-from pipelines.errors import InfrastructureError
+from pipelines.errors import InfrastructureError, one_line
 from pipelines.graph import all_stages
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import digest
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "crossmodal-pipelines"
-PARENT_RUN = "PIPELINES_PARENT_RUN"
-"""Environment variable: the run below which stage runs belong, in place of their pipeline's. Who sets it owns that run's status."""
 LOCK_SECONDS = 300.0
 """For another process that makes the database, or the pipeline's run."""
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
@@ -108,9 +106,8 @@ def connect(workspace: Workspace) -> "Tracker":
 
 
 def _no_answer(uri: str, error: Exception) -> InfrastructureError:
-    reason = without_secrets(str(error).splitlines()[0])[:200] if str(error) else type(error).__name__
     return InfrastructureError(
-        f"the MLflow server at {without_secrets(uri)} does not answer ({reason}): "
+        f"the MLflow server at {without_secrets(uri)} does not answer ({one_line(error)}): "
         "start it, or set MLFLOW_TRACKING_URI; nothing was run"
     )
 
@@ -131,9 +128,7 @@ class Tracker:
         self.workspace = workspace
 
     def pipeline_run(self) -> str:
-        """The parent run of this params.yaml with this code, marked as running; in a sweep, the run of the trial."""
-        if given := os.environ.get(PARENT_RUN):
-            return given
+        """The parent run of this params.yaml with this code, marked as running."""
         identity = pipeline_identity(self.workspace)
         with _lock(self.workspace):
             if found := self.find_pipeline_run(identity):
@@ -159,20 +154,21 @@ class Tracker:
         found = self.client.search_runs([self.experiment], filter_string, order_by=by_start, max_results=1)
         return found[0] if found else None
 
-    def open(self, folder: Path, facts: RunFacts) -> TrackedRun:
+    def open(self, folder: Path, facts: RunFacts, parent: str | None = None) -> TrackedRun:
         """The stage's run: the one that `folder` remembers, re-opened, or a new one under the pipeline's.
 
-        Raises InfrastructureError when the server stops answering on the way.
+        `parent` is the run to put it under instead; whoever created that run also sets its status. Raises InfrastructureError when
+        the server stops answering on the way.
         """
         try:
             self.close_finished()
             self.end_orphans()
-            return self._open(folder, facts)
+            return self._open(folder, facts, parent)
         except Exception as error:  # as in `connect`
             raise _no_answer(tracking_uri(self.workspace), error) from error
 
-    def _open(self, folder: Path, facts: RunFacts) -> TrackedRun:
-        parent = self.pipeline_run()
+    def _open(self, folder: Path, facts: RunFacts, given_parent: str | None) -> TrackedRun:
+        parent = given_parent or self.pipeline_run()
         run_id = self._remembered(folder)
         reopened = run_id is not None
         if run_id is None:
@@ -190,7 +186,7 @@ class Tracker:
             self.client.update_run(run_id, status="RUNNING")
             for key, value in {**facts.tags, **owner()}.items():
                 self.client.set_tag(run_id, key, value)
-        known = remember(folder, run=run_id, parent=None if os.environ.get(PARENT_RUN) else parent)
+        known = remember(folder, run=run_id, parent=None if given_parent else parent)
         if not known["described"]:
             self._describe(run_id, facts)
         if facts.patch:
@@ -219,7 +215,7 @@ class Tracker:
                 if self._exists(known["run"]):
                     TrackedRun(self.client, known["run"], folder, doubtful=True).close()
             except Exception as error:  # it stays as it is; the stage that is about to begin is more urgent
-                reason = without_secrets(str(error))[:160]
+                reason = one_line(error)
                 print(f"warning: run {known['run']} still cannot be closed ({reason})", file=sys.stderr, flush=True)
 
     def _describe(self, run_id: str, facts: RunFacts) -> None:

@@ -54,7 +54,7 @@ def survives(before: Checkout, stage: str, fractions: list[float], expected: dic
         if stage.startswith("taca_generate"):  # each batch of pictures is kept on its own, and not drawn again
             assert kept.items() <= checkout.checkpoints(stage).items()
         else:
-            went_on = [int(step) for step in re.findall(r"going on from step (\d+)", checkout.printed())]
+            went_on = [int(step) for step in re.findall(r"resuming from step (\d+)", checkout.printed())]
             assert sum(went_on) == survived, checkout.printed()
 
     for fraction in fractions:

@@ -43,7 +43,7 @@ def test_sigterm_gives_training_the_time_to_save_its_step(started, workers, same
     )
     finished = place.run("probe")
     assert finished.returncode == 0, finished.stderr
-    assert f"main: going on from step {saved}\n" in finished.stdout
+    assert f"main: resuming from step {saved}\n" in finished.stdout
     same_results(place)
 
 
@@ -155,7 +155,7 @@ def test_a_kill_between_the_last_steps_costs_seconds_and_no_number(with_people, 
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     finished = with_people.run("probe")
     assert finished.returncode == 0, finished.stderr
-    went_on = re.findall(r"going on from step (\d+)", finished.stdout)
+    went_on = re.findall(r"resuming from step (\d+)", finished.stdout)
     assert went_on == (["150"] if "DONE not written" in moment else [])
     same_results(with_people)
     (run,) = with_people.tracked("probe")

@@ -46,7 +46,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_stage_goes_on(with_people, lo
     assert "Traceback" not in finished.stderr
     (line,) = [text for text in finished.stderr.splitlines() if text.startswith("error: ")]
     assert "No space left on device: the checkpoint after step 15 cannot be written to" in line
-    assert "make room, and run again to go on" in line
+    assert "make room, and run again to resume" in line
     assert place.steps("probe") == [5, 10]
     assert not (place.root / "models/probe").exists()
     (run,) = place.tracked("probe")
@@ -54,7 +54,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_stage_goes_on(with_people, lo
     small_disk(200)
     finished = place.run("probe")
     assert finished.returncode == 0, finished.stderr
-    assert "going on from step 10" in finished.stdout
+    assert "resuming from step 10" in finished.stdout
     same_results(place)
 
 

@@ -56,9 +56,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_of_this_module():
-    from pipelines.engine.ray_cluster import settle_environment, start_ray
+    from pipelines.engine.ray_cluster import set_ray_defaults, start_ray
 
-    settle_environment()
+    set_ray_defaults()
     import ray
 
     start_ray(Compute())

@@ -93,7 +93,7 @@ def test_ctrl_c_stops_the_stage_and_marks_its_run(checkout, training, undisturbe
     psutil.wait_procs(processes, 20)
     assert not any(one.is_running() for one in processes)
     assert [run.info.status for run in checkout.runs("probe")] == ["KILLED"]
-    assert "going on from step" in checkout.repro("--single-item", "probe")
+    assert "resuming from step" in checkout.repro("--single-item", "probe")
     assert checkout.hashes("probe") == undisturbed
 
 

@@ -18,6 +18,7 @@ from components.training.config import LoopConfig
 from components.training.context import LocalContext
 from components.training.loop import fit
 from components.training.schedules import learning_rate_factor
+from components.training.task import TrainingTask
 from pipelines.identity.closure import ROOT
 from pipelines.presets import resolve
 from pipelines.schema.gadms import Augmentation, Masking, Method, Scoring
@@ -37,7 +38,7 @@ def test_without_a_start_warm_up_begins_one_share_above_zero():
     assert [learning_rate_factor(step, 9, 3, "constant") for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
 
 
-class Quadratic(nn.Module):
+class Quadratic(TrainingTask):
     """loss = sum of w^2 / 2, so that the gradient is w."""
 
     def __init__(self) -> None:

@@ -104,8 +104,7 @@ def pretend(patch: pytest.MonkeyPatch, store: str) -> None:
     patch.setattr(runner, "working", _pretend)
     patch.setattr(runner, "code_state", lambda root: CODE)
     patch.setenv("MLFLOW_TRACKING_URI", store)
-    for name in ("PIPELINES_HOME", "PIPELINES_PARENT_RUN"):
-        patch.delenv(name, raising=False)
+    patch.delenv("PIPELINES_HOME", raising=False)
 
 
 def make_chain(folder: Path, empty_store: Path) -> Chain:

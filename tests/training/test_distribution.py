@@ -12,6 +12,7 @@ from components.training import loop
 from components.training.config import LoopConfig
 from components.training.context import LocalContext
 from components.training.distribution import gradient_sync, laid_out_like, repeated_blocks, replicate, shard, whole
+from components.training.task import PerSampleTask
 
 
 @pytest.fixture
@@ -75,11 +76,13 @@ def one_process_mesh(device):
 
 
 def test_the_loop_asks_for_an_exchange_once_a_step(monkeypatch):
-    class Plain(nn.Linear):
-        rank, world_size = 0, 1
+    class Plain(PerSampleTask):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 1)
 
         def forward(self, batch, step):
-            return {"loss": super().forward(batch).sum()}
+            return {"loss": self.linear(batch).sum()}
 
     asked = []
 
@@ -89,7 +92,7 @@ def test_the_loop_asks_for_an_exchange_once_a_step(monkeypatch):
 
     monkeypatch.setattr(loop, "gradient_sync", recorded)
     config = LoopConfig(steps=2, learning_rate=0.1, accumulate=3)
-    loop.fit(Plain(2, 1), [lambda step: torch.ones(1, 2)] * 3, config, LocalContext())
+    loop.fit(Plain(), [lambda step: torch.ones(1, 2)] * 3, config, LocalContext())
     assert asked == [False, False, True] * 2
 
 

@@ -16,9 +16,10 @@ from components.training.context import LocalContext
 from components.training.loop import BETA1, NonFiniteLossError, fit
 from components.training.randomness import generator, stream_seed
 from components.training.schedules import learning_rate_factor
+from components.training.task import PerSampleTask, TrainingTask
 
 
-class Regression(nn.Module):
+class Regression(TrainingTask):
     """A small network with batch normalisation (running buffers) and dropout, or without; its loss may turn NaN at a step."""
 
     def __init__(self, bad_step: int | None = None, normalised: bool = True) -> None:
@@ -141,7 +142,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_step(tmp_path):
 
 
 def test_weight_decay_shrinks_matrices_and_nothing_else():
-    class Still(nn.Module):
+    class Still(TrainingTask):
         """Its gradients are zero, so that weight decay alone moves it."""
 
         def __init__(self):
@@ -262,10 +263,8 @@ def test_streams_do_not_depend_on_the_process_or_on_each_other():
     assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 0.08  # 5 sigma of 1 / sqrt(4000)
 
 
-class Independent(Regression):
+class Independent(Regression, PerSampleTask):
     """Says that its samples are independent of each other, and keeps which part of the batch it was asked for."""
-
-    rank, world_size = 0, 1
 
     def __init__(self) -> None:
         super().__init__(normalised=False)

@@ -5,18 +5,19 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from components.errors import DataError
 from components.taca.conventions import signed_pixels
 from components.training.randomness import generator, rank_part, sampled_rows
+from components.training.task import PerSampleTask
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 
-class AutoencoderTask(nn.Module):
+class AutoencoderTask(PerSampleTask):
     """Reconstruction of pixels through a sampled latent, with a little KL to keep the latent space bounded and smooth.
 
     Batch: `{"pixels": (B, 3, H, W)}`, uint8 or float in [0, 1]: this rank's part of a global batch of `world_size * B`.

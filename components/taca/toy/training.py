@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from components.taca.sampler import shift_sigma
 from components.training.randomness import generator, rank_part, sampled_rows
+from components.training.task import PerSampleTask
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 
-class TextToImageTask(nn.Module):
+class TextToImageTask(PerSampleTask):
     """Velocity matching from token ids, over the whole noise range.
 
     x_t = (1 - sigma) x_0 + sigma noise, target noise - x_0 (Lipman et al. 2023; Esser et al. 2024, section 3). Noise

@@ -28,7 +28,7 @@ def losses_of(
         scratch = Scratch(Path(folder) / "scratch")
         scratch.begin()
 
-        def work(rank: int, world_size: int, on_save: Callable[[Mapping[str, float]], None]) -> dict[str, Any]:
+        def on_rank(rank: int, world_size: int, on_save: Callable[[Mapping[str, float]], None]) -> dict[str, Any]:
             torch.set_num_threads(1)
             here = StageContext(
                 scratch,
@@ -45,7 +45,7 @@ def losses_of(
             return {}
 
         kind: Any = device.type
-        under_ray_train(work, Compute(workers=workers, threads=1, device=kind, max_failures=0), scratch.folder)
+        under_ray_train(on_rank, Compute(workers=workers, threads=1, device=kind, max_failures=0), scratch.folder)
         lines = MetricLog(scratch.reported).read()
     return {line["step"]: value for line in lines for key, value in line["metrics"].items() if key.endswith("/loss")}
 

@@ -1,4 +1,4 @@
-"""What a stage's context does when its storage is away, its checkpoints are gone, or it is asked to leave."""
+"""What a stage's context does when its storage is away, its checkpoints are gone, or a stop is requested."""
 
 import errno
 import threading
@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from components.training.config import LoopConfig
-from components.training.loop import LeftOnRequest, fit
+from components.training.loop import StopRequested, fit
+from components.training.task import TrainingTask
 from pipelines.engine.context import StageContext
 from pipelines.errors import InfrastructureError
 from pipelines.scratch.folder import Scratch
 
 
-class Linear(torch.nn.Module):
+class Linear(TrainingTask):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(4, 1))
@@ -62,12 +63,12 @@ def calm(tmp_path):
     return train(context_of(scratch)), curve(scratch)
 
 
-def test_asked_to_leave_training_saves_its_step_goes_and_ends_with_the_same_weights(scratch, calm):
+def test_a_stop_request_saves_a_checkpoint_and_training_resumes_to_the_same_weights(scratch, calm):
     def ask(step):
         if step == 5:
             scratch.leave.touch()
 
-    with pytest.raises(LeftOnRequest, match="left after step 6"):
+    with pytest.raises(StopRequested, match="stopped after step 6"):
         train(context_of(scratch), ask)
     context = context_of(scratch)
     assert context._store.steps() == [4, 6]  # neither 4, which was due, nor 8
@@ -80,12 +81,12 @@ def test_asked_to_leave_training_saves_its_step_goes_and_ends_with_the_same_weig
     assert curve(scratch) == calm[1]
 
 
-def test_training_leaves_one_step_after_the_report_that_it_is_to_go_to(scratch, calm):
+def test_training_stops_one_step_after_the_report_it_should_reach(scratch, calm):
     scratch.until.write_text('{"metric": "train/loss", "step": 4}')
     other = context_of(scratch).phase("other")
     other.report({"validation/loss": 1.0}, 8)
-    assert not other.asked_to_leave()
-    with pytest.raises(LeftOnRequest, match="left after step 5"):
+    assert not other.stop_requested()
+    with pytest.raises(StopRequested, match="stopped after step 5"):
         train(context_of(scratch))
     assert scratch.checkpoint_at("train/loss", 4) == scratch.checkpoints / "main" / "step-00000004"
     assert scratch.checkpoint_at("train/loss", 2) is None
@@ -94,7 +95,7 @@ def test_training_leaves_one_step_after_the_report_that_it_is_to_go_to(scratch, 
     assert torch.equal(train(context_of(scratch)), calm[0])
 
 
-def test_asked_to_leave_in_the_last_step_training_is_done(scratch, calm):
+def test_a_stop_requested_in_the_last_step_changes_nothing(scratch, calm):
     weight = train(context_of(scratch), lambda step: step == 8 and scratch.leave.touch())
     assert torch.equal(weight, calm[0])
 
@@ -164,4 +165,4 @@ def test_going_on_with_another_number_of_workers_is_said(scratch, capsys):
     context_of(scratch, world_size=2).save({"weights": {}}, 4)
     step, state = context_of(scratch).load()
     assert (step, state) == (4, {"weights": {}})
-    assert "going on from step 4 with 1 worker(s) in place of 2" in capsys.readouterr().out
+    assert "resuming from step 4 with 1 worker(s) in place of 2" in capsys.readouterr().out

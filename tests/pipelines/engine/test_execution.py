@@ -1,4 +1,4 @@
-"""What is said of training workers that broke off, and whether they are started again."""
+"""The error of training workers that broke off, and whether they are started again."""
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
@@ -8,6 +8,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from components.errors import DataError
 from pipelines.engine.execution import _cause
 from pipelines.errors import InfrastructureError
+from pipelines.locks.retrying import is_retryable
 
 
 def raised(error):
@@ -35,18 +36,20 @@ def raised(error):
     ],
 )
 def test_lost_processes_are_one_line_and_may_be_started_again(error, said):
-    cause, may_go_better = _cause(error)
+    cause = _cause(error)
     assert isinstance(cause, InfrastructureError)
     assert str(cause) == said
-    assert may_go_better
+    assert is_retryable(cause)
 
 
-def test_a_users_mistake_is_told_as_it_is_though_its_neighbours_fail_of_it_and_is_not_tried_again():
+def test_a_users_mistake_is_reported_though_other_ranks_fail_because_of_it_and_is_not_retried():
     mistake = DataError("people: no picture")
     failures = {0: RuntimeError("connection closed by peer"), 1: mistake}
-    assert _cause(WorkerGroupError("", failures)) == (mistake, False)
+    assert _cause(WorkerGroupError("", failures)) is mistake
+    assert not is_retryable(mistake)
 
 
-def test_another_error_is_a_bug_that_is_shown_whole_but_tried_again():
+def test_another_error_is_a_bug_that_is_shown_with_its_traceback_but_retried():
     bug = ZeroDivisionError()
-    assert _cause(WorkerGroupError("", {0: bug})) == (bug, True)
+    assert _cause(WorkerGroupError("", {0: bug})) is bug
+    assert is_retryable(bug)

@@ -32,10 +32,11 @@ def work(rank, world_size, on_save):
     from components.training.config import LoopConfig
     from components.training.loop import fit
     from components.training.randomness import generator
+    from components.training.task import TrainingTask
     from pipelines.engine.context import StageContext
     from pipelines.scratch.folder import Scratch
 
-    class Linear(torch.nn.Module):
+    class Linear(TrainingTask):
         def __init__(self):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(4, 1))

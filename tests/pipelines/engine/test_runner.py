@@ -249,7 +249,7 @@ def test_a_killed_runner_takes_its_worker_along_and_the_next_call_goes_on(
     worker.wait(timeout=20)
     out, errors = second.communicate(timeout=120)
     assert second.returncode == 0, errors
-    assert f"main: going on from step {done}" in out
+    assert f"main: resuming from step {done}" in out
 
     calm = place_at(tmp_path / "calm")
     shutil.copytree(drawn_people.root / "data" / "people", calm.root / "data" / "people")

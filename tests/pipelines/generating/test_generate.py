@@ -460,13 +460,13 @@ import psutil
 
 from pipelines import presets
 from pipelines.__main__ import main
-from pipelines.engine.ray_cluster import settle_environment, start_ray
+from pipelines.engine.ray_cluster import set_ray_defaults, start_ray
 from pipelines.errors import InfrastructureError
 from pipelines.generating.plan import Prompt, plan
 from pipelines.generating.pool import draw_with_ray
 from pipelines.params import Compute
 
-settle_environment()
+set_ray_defaults()
 one, two = json.loads(sys.argv[1])
 start_ray(Compute(workers=2, threads=1))
 assert main(one) == 0

@@ -24,12 +24,21 @@ from pipelines.health.findings import State
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.jobs import following, whole
 from pipelines.jobs import snapshot as snapshots
-from pipelines.jobs.dashboard import Away, Cluster, JobRequest, Need, Node, dashboard_address, need_of, require_fits
+from pipelines.jobs.dashboard import (
+    Cluster,
+    ClusterAwayError,
+    JobRequest,
+    Need,
+    Node,
+    dashboard_address,
+    need_of,
+    require_fits,
+)
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.inspection import REPORT, report_in
 from pipelines.jobs.snapshot import REPRO, freeze, source_files
 from pipelines.jobs.submission import by_hand, tracking_for_job
-from pipelines.jobs.work import JobTask
+from pipelines.jobs.task import JobTask
 from pipelines.params import Compute
 from pipelines.scratch.storage import STORAGE_MANIFEST, Storage, files_below
 from pipelines.workspace import git_state
@@ -308,14 +317,14 @@ def test_a_job_that_could_not_be_set_up_is_not_tried_again():
 
 
 def test_a_connection_that_is_lost_for_a_while_costs_a_warning(capsys):
-    cluster = FakeCluster(["RUNNING", Away("gone"), Away("gone"), "RUNNING", "SUCCEEDED"])
+    cluster = FakeCluster(["RUNNING", ClusterAwayError("gone"), ClusterAwayError("gone"), "RUNNING", "SUCCEEDED"])
     follow(cluster)
     assert capsys.readouterr().err.count("does not answer") == 1
     assert len(cluster.submitted) == 1
 
 
 def test_a_connection_that_stays_away_is_an_error_that_says_where_the_job_is():
-    cluster = FakeCluster(["RUNNING", Away("no Ray cluster answers")])
+    cluster = FakeCluster(["RUNNING", ClusterAwayError("no Ray cluster answers")])
     with pytest.raises(InfrastructureError, match="job probe-0123-1 may still run, and is followed when you run again"):
         follow(cluster)
 
@@ -406,20 +415,20 @@ def test_a_lost_node_is_waited_for_until_ray_gives_it_up(monkeypatch, capsys):
         both = [node_at(there.getsockname()[1]), node_at(gone.getsockname()[1])]
         seen = [both, both, [both[0], {**both[1], "Alive": False}]]
         monkeypatch.setattr(ray, "nodes", lambda: seen.pop(0))
-        ray_cluster.settle_nodes()
+        ray_cluster.wait_for_dead_nodes()
         assert seen == []
         assert capsys.readouterr().out.count("node 01234567 does not answer") == 1
         monkeypatch.setattr(ray, "nodes", lambda: both)
         monkeypatch.setattr(ray_cluster, "NOTICE_SECONDS", 0.1)
-        ray_cluster.settle_nodes()  # it ends
+        ray_cluster.wait_for_dead_nodes()  # it ends
 
 
 def test_workers_that_find_no_place_are_tried_again_and_then_a_reason_to_try_later(monkeypatch, capsys):
     import ray
 
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(execution, "settle_nodes", lambda: None)
-    monkeypatch.setattr(execution, "free_places", lambda: None)
+    monkeypatch.setattr(execution, "wait_for_dead_nodes", lambda: None)
+    monkeypatch.setattr(execution, "remove_placement_groups", lambda: None)
     sizes = [4, 2, 2]
     monkeypatch.setattr(execution, "group_size", lambda compute, *, grows: sizes.pop(0))
 
@@ -567,7 +576,7 @@ def test_a_cluster_that_asks_for_a_token_says_what_to_set(answering):
     handler.status = 401
     with pytest.raises(InfrastructureError, match="set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN") as refused:
         Cluster(address)
-    assert not isinstance(refused.value, Away)
+    assert not isinstance(refused.value, ClusterAwayError)
     assert "\n" not in str(refused.value)
 
 
@@ -576,7 +585,7 @@ def test_a_cluster_that_is_ill_or_hangs_is_away_and_may_come_back(answering, mon
     address, handler, _ = answering
     monkeypatch.setattr("pipelines.jobs.dashboard.REQUEST_SECONDS", 0.3)
     handler.status = status
-    with pytest.raises(Away):
+    with pytest.raises(ClusterAwayError):
         Cluster(address)
 
 
@@ -593,12 +602,12 @@ def test_a_submission_that_is_not_answered_may_have_arrived_and_is_asked_for_aga
 
     monkeypatch.setattr(cluster.client, "submit_job", submit_job)
     request = JobRequest("probe-0123", "true", ROOT)
-    with pytest.raises(Away):
+    with pytest.raises(ClusterAwayError):
         cluster.submit(request, 1)
     cluster.submit(request, 1)
     with pytest.raises(InfrastructureError, match="refused the job probe-0123-1") as refused:
         cluster.submit(request, 1)
-    assert not isinstance(refused.value, Away)
+    assert not isinstance(refused.value, ClusterAwayError)
 
 
 def test_another_ray_is_refused(answering, monkeypatch):

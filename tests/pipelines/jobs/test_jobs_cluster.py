@@ -63,7 +63,7 @@ def storage(tmp_path) -> Path:
 
 
 def went_on_from(text: str) -> int:
-    return int(re.findall(r"going on from step (\d+)", text)[-1])
+    return int(re.findall(r"resuming from step (\d+)", text)[-1])
 
 
 def same_model(place, other) -> bool:
@@ -260,7 +260,7 @@ def test_two_workers_of_a_job_on_two_nodes_go_on_from_a_bucket(with_people, clus
     assert process.returncode == 130
     finished = finish(place, "base_model")
     assert finished.returncode == 0, finished.stderr
-    assert re.search(r"vae: going on from step \d+", cluster.printed_by_workers())
+    assert re.search(r"vae: resuming from step \d+", cluster.printed_by_workers())
     assert losses(place, "base_model") == pytest.approx(losses(base_alone, "base_model"), rel=2e-3, abs=2e-4)
 
 
@@ -278,7 +278,7 @@ def test_training_goes_on_with_fewer_workers_when_a_node_is_lost(with_people, cl
     assert process.returncode == 0, errors + out
     assert "training with 2 worker(s) broke off" in out
     assert "starting again with 1 worker(s)" in out
-    assert re.search(r"vae: going on from step \d+ with 1 worker\(s\) in place of 2", cluster.printed_by_workers())
+    assert re.search(r"vae: resuming from step \d+ with 1 worker\(s\) in place of 2", cluster.printed_by_workers())
     assert losses(place, "base_model") == pytest.approx(losses(base_alone, "base_model"), rel=2e-3, abs=2e-4)
     assert list(own_jobs(cluster, place).values()) == ["SUCCEEDED"]
 

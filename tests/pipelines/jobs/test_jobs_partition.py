@@ -76,5 +76,5 @@ def test_a_node_that_the_network_loses_is_gone_on_without(
     assert process.returncode == 0, errors + out
     assert "training with 2 worker(s) broke off" in out
     assert "starting again with 1 worker(s)" in out
-    assert re.search(r"vae: going on from step \d+ with 1 worker\(s\) in place of 2", two_hosts.printed_by_workers())
+    assert re.search(r"vae: resuming from step \d+ with 1 worker\(s\) in place of 2", two_hosts.printed_by_workers())
     assert losses(place, "base_model") == pytest.approx(losses(alone, "base_model"), rel=2e-3, abs=2e-4)

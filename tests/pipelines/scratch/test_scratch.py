@@ -12,6 +12,7 @@ import pytest
 from components.errors import DataError, ParameterError
 from components.files import write_atomically
 from components.training.loop import NonFiniteLossError
+from pipelines import errors
 from pipelines.errors import InfrastructureError, StageFailedError, exit_code, is_expected
 from pipelines.scratch.folder import LINK_FROM_BYTES, Scratch, put_in_place
 from pipelines.scratch.manifest import Manifest
@@ -248,3 +249,11 @@ def test_the_table_has_a_row_a_step_and_no_times(log):
 def test_an_error_ends_with_its_exit_code_and_only_bugs_show_a_traceback(error, code, one_line):
     assert exit_code(error) == code
     assert is_expected(error) == one_line
+
+
+def test_an_error_is_shortened_to_one_line_without_secrets():
+    assert errors.one_line(ValueError("a\n  b")) == "a b"
+    assert errors.one_line(ValueError()) == "ValueError"
+    assert errors.one_line("x" * 300, 10) == "x" * 10
+    assert "hunter2" not in errors.one_line(ValueError("http://me:hunter2@host/"))
+    assert errors.one_line(RuntimeError('Traceback:\n  File "a.py", line 1\nKeyError: 3')) == "KeyError: 3"

@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.engine.execution import Place
-from pipelines.jobs.work import METRICS, JobTask, output_folder, run_folder
+from pipelines.engine.execution import RankFolders
+from pipelines.jobs.task import METRICS, JobTask, output_folder, run_folder
 from pipelines.scratch.folder import Scratch, put_in_place
 from pipelines.scratch.storage import Storage, files_below
 
 FOLLOW_SECONDS = 2.0
 
 
-class JobSite:
+class JobFolders:
     """The places of one job's ranks."""
 
     def __init__(self, storage: Storage, work: JobTask) -> None:
@@ -29,19 +29,19 @@ class JobSite:
         self.work = work
 
     @contextmanager
-    def open(self, rank: int) -> Iterator[Place]:
+    def open(self, rank: int) -> Iterator[RankFolders]:
         """A rank's place; when it is left without an error, what rank 0 wrote is published."""
         shared = self.storage.folder
         with tempfile.TemporaryDirectory(prefix="job-rank-", ignore_cleanup_errors=True) as folder:
             if shared:
                 scratch = Scratch(shared / run_folder(self.work.key))
-                yield Place(scratch.folder / "root", scratch)
+                yield RankFolders(scratch.folder / "root", scratch)
             else:
                 bucket = _BucketRun(self.storage, self.work.key, Scratch(Path(folder)))
                 self.lay_inputs(Path(folder) / "root")
                 bucket.download()
                 with bucket.followed() if rank == 0 else _nothing():
-                    yield Place(Path(folder) / "root", bucket.scratch, bucket.upload_checkpoints)
+                    yield RankFolders(Path(folder) / "root", bucket.scratch, bucket.upload_checkpoints)
                 scratch = bucket.scratch
             if rank == 0:
                 written = {**_named("writing", scratch.writing), **_named("figures", scratch.figures)}
