@@ -1,5 +1,6 @@
 """A copy of this checkout, as somebody else would have it."""
 
+import os
 import signal
 import subprocess
 import tarfile
@@ -9,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+# For every process that tests start, too: threads that spin while they wait slow a busy machine down.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A suite that a shell started in the background inherits an ignored SIGINT, and so would every process that a test interrupts.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+pytest_plugins = ["workspaces"]
+"""Fixtures of `tests/support/workspaces.py`."""
 ROOT = Path(__file__).resolve().parent.parent
 
 

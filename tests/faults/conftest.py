@@ -1,4 +1,4 @@
-"""The workspaces of tests/support/workspaces.py, and stages long enough to be disturbed in the middle."""
+"""Stages long enough to be disturbed in the middle."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,11 +8,8 @@ from typing import Any
 import psutil
 import pytest
 from checkout import LONGER, Checkout
-from workspaces import drawn_people, empty_store, place, place_at, waiting, with_people, workers
 
 from pipelines import presets
-
-__all__ = ["drawn_people", "empty_store", "place", "place_at", "waiting", "with_people", "workers"]
 
 LONG = {"probe": {"training": {"steps": 150, "batch": 16, "report_every": 7, "checkpoint_every": 5}}}
 OUTPUTS = ("models/probe", "metrics/probe", "curves/probe")

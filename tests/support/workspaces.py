@@ -1,20 +1,24 @@
 """Workspaces of a few pictures, in which stages are run as a person would run them: by the command line."""
 
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import pytest
+from shared_folders import made_once
 
 from pipelines import presets
+from pipelines.engine import warm
 from pipelines.identity.closure import ROOT
 
 TINY = {
@@ -30,6 +34,8 @@ class Place:
 
     root: Path
     extra: dict[str, str] = field(default_factory=dict)
+    warm: str = ""
+    """Address of a warm process, which forks the workers of `run`."""
 
     @property
     def home(self) -> Path:
@@ -55,14 +61,14 @@ class Place:
         )
 
     def run(self, stage: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(stage, **environment)
-        try:
-            out, err = process.communicate(timeout=120)
-        except subprocess.TimeoutExpired:
-            for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-                one.kill()
-            raise
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        """The same command, by the runner in this process, which has the libraries loaded, and a worker from the warm process."""
+        from pipelines.__main__ import main
+
+        arguments = ["--workspace", str(self.root), "run", stage]
+        values = self._environment({warm.WARM: self.warm, **environment})
+        with patch.dict(os.environ, values, clear=True), printed() as texts:
+            code = main(arguments)
+        return subprocess.CompletedProcess(arguments, code, *texts)
 
     def _environment(self, extra: dict[str, str]) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIPELINES_", "MLFLOW_", "DVC_", "RAY_"))}
@@ -86,6 +92,26 @@ class Place:
             return []
         chosen = f"tags.`pipelines.stage` = '{stage}'" if stage else ""
         return client.search_runs([experiment.experiment_id], chosen, order_by=["attributes.start_time ASC"])
+
+
+@contextmanager
+def printed() -> Iterator[list[str]]:
+    """Keep what this process and its children write; at the end the list holds standard output and standard error."""
+    texts: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        names = Path(folder, "out"), Path(folder, "err")
+        with open(names[0], "w", buffering=1) as out, open(names[1], "w", buffering=1) as err:
+            kept = os.dup(1), os.dup(2)
+            try:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                with redirect_stdout(out), redirect_stderr(err):
+                    yield texts
+            finally:
+                for number, descriptor in enumerate(kept, start=1):
+                    os.dup2(descriptor, number)
+                    os.close(descriptor)
+        texts.extend(name.read_text() for name in names)
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], timeout: float = 60) -> Any:
@@ -114,22 +140,26 @@ def workers() -> Callable[..., list[psutil.Process]]:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with tables and no runs: making one takes seconds, so that all test processes share it."""
-    shared = tmp_path_factory.getbasetemp()
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        shared = shared.parent
-    store = shared / "empty-mlflow.db"
-    with open(shared / "empty-mlflow.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not store.exists():
-            code = "import sys; from mlflow import MlflowClient; MlflowClient(sys.argv[1]).search_experiments()"
-            subprocess.run([sys.executable, "-c", code, f"sqlite:///{store}.new"], check=True, capture_output=True)
-            os.rename(f"{store}.new", store)
-    return store
+    """An MLflow database with tables and no runs: making one takes seconds."""
+
+    def make(folder: Path) -> None:
+        from mlflow import MlflowClient
+
+        MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+
+    return made_once(tmp_path_factory, "empty-store", make) / "mlflow.db"
 
 
 @pytest.fixture(scope="session")
-def place_at(empty_store: Path) -> Callable[[Path], Place]:
+def warm_address() -> Iterator[str]:
+    """Address of a warm process, whose workers have one thread."""
+    held = warm.start_beside(1)
+    yield os.environ.pop(warm.WARM)
+    os.close(held)
+
+
+@pytest.fixture(scope="session")
+def place_at(empty_store: Path, warm_address: str) -> Callable[[Path], Place]:
     """Makes a workspace in a folder."""
 
     def make(folder: Path) -> Place:
@@ -138,7 +168,7 @@ def place_at(empty_store: Path) -> Callable[[Path], Place]:
             shutil.copy(ROOT / name, folder / name)
         shutil.copytree(ROOT / "presets", folder / "presets")
         shutil.copy(empty_store, folder / "mlflow.db")
-        place = Place(folder)
+        place = Place(folder, warm=warm_address)
         place.edit(TINY)
         return place
 
@@ -152,11 +182,13 @@ def place(place_at: Callable[[Path], Place], tmp_path: Path) -> Place:
 
 @pytest.fixture(scope="session")
 def drawn_people(place_at: Callable[[Path], Place], tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A workspace in which `prepare` has run, once. Look, do not touch."""
-    place = place_at(tmp_path_factory.mktemp("drawn") / "workspace")
-    finished = place.run("prepare")
-    assert finished.returncode == 0, finished.stderr
-    return place
+    """A workspace in which `prepare` has run, once for all test processes. Look, do not touch."""
+
+    def make(folder: Path) -> None:
+        finished = place_at(folder / "workspace").run("prepare")
+        assert finished.returncode == 0, finished.stderr
+
+    return Place(made_once(tmp_path_factory, "drawn-people", make) / "workspace")
 
 
 @pytest.fixture

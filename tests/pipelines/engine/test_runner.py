@@ -1,4 +1,4 @@
-"""The life of a stage, in real processes: outputs, tracking, exit codes, and kills at the worst moments."""
+"""The life of a stage, and of its processes: outputs, tracking, exit codes, and kills at the worst moments."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from pipelines.engine.warm import WARM
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import tree_digests
 
@@ -93,7 +94,7 @@ def test_an_output_damaged_in_scratch_is_made_again(place):
 
 
 def test_two_at_once_do_the_work_once(place):
-    first, second = place.start("prepare"), place.start("prepare")
+    first, second = (place.start("prepare", **{WARM: place.warm}) for _ in range(2))
     texts = [process.communicate(timeout=120) for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], texts
     assert sum("found finished" in out for out, _ in texts) == 1

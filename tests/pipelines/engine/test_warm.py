@@ -31,17 +31,14 @@ os._exit(int(told))
 """
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a warm process that can import the module `pretended_worker`."""
-    folder = tmp_path_factory.mktemp("modules")
+@pytest.fixture
+def address(warm_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of the warm process, for a runner that can import the module `pretended_worker`."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
     (folder / "pretended_worker.py").write_text(MODULE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path, str(folder)])
-        patch.setenv(warm.WARM, "")
-        with warm.warm_process(1):
-            yield os.environ[warm.WARM]
-        os.environ[warm.WARM] = ""  # for `patch` to take away
+    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+    return warm_address
 
 
 @pytest.fixture
