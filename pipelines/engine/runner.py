@@ -33,7 +33,8 @@ from pipelines.scratch.folder import FolderLock, Scratch, folder_name, put_in_pl
 from pipelines.scratch.manifest import InputRecord, Manifest, StageRecord
 from pipelines.scratch.metric_log import MetricLog
 from pipelines.tracking import runs as tracking
-from pipelines.tracking.delivery import TrackedRun, left_open, remembered
+from pipelines.tracking.delivery import TrackedRun
+from pipelines.tracking.run_state import RunState
 from pipelines.tracking.runs import FAILED, FINISHED, KILLED, RunFacts, flatten
 from pipelines.tracking.system_metrics import machine_watched
 from pipelines.workspace import Workspace
@@ -209,18 +210,18 @@ def _final(done: Manifest) -> dict[str, float]:
 
 def _close_what_was_left(scratch: Scratch, workspace: Workspace, done: Manifest) -> None:
     """A runner killed after its result was complete, or a server away at its end, leaves a run to be closed."""
-    known = remembered(scratch.folder)
-    if known is None or known["closed"] or known["run"] != done.run:
+    state = RunState.find(scratch.folder)
+    if state is None or state.closed or state.run is None or state.run != done.run:
         return
     try:
         tracker = tracking.connect(workspace)
-        if not left_open(scratch.folder, known["uri"]):
-            TrackedRun(tracker.client, known["run"], scratch.folder, doubtful=True).end(
+        if state.ended is None:
+            TrackedRun(tracker.client, state.run, scratch.folder, unconfirmed=True).end(
                 FINISHED, _final(done), mlflow_tags(done.provenance) if done.provenance else {}
             )
         tracker.close_finished(scratch.folder)
     except Exception as error:  # as in `_close`
-        _warn_open(known["run"], FINISHED, error)
+        _warn_open(state.run, FINISHED, error)
 
 
 def _write_tables(run: StageRun, scratch: Scratch, metrics: dict[str, Any]) -> None:

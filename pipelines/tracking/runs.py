@@ -1,8 +1,7 @@
-"""Runs in MLflow. Only the runner's process writes, so a SQLite store has one writer at a time.
+"""Creates and finds runs in MLflow. Only the runner's process writes, so a SQLite store has one writer at a time.
 
-A pipeline execution is a parent run, found again by a digest of params.yaml and all code; each stage is a child run, found again by
-its fingerprint in the scratch folder, so that a killed stage goes on in the run it began. What is reported to a run once it is open
-is the business of `pipelines.tracking.delivery`.
+A pipeline execution is a parent run, found again by a digest of params.yaml and all code; each stage is a child run, remembered in
+its scratch folder, so that a killed stage continues its run. `pipelines.tracking.delivery` writes to a run that is open.
 """
 
 import json
@@ -29,13 +28,9 @@ from pipelines.redaction import without_secrets
 from pipelines.scratch.manifest import InputRecord
 from pipelines.tracking.delivery import (
     ARTIFACT_FOLDER,
-    MEMORY,
     TrackedRun,
-    begin_memory,
-    left_open,
-    remember,
-    remembered,
 )
+from pipelines.tracking.run_state import STATE_FILE, RunState
 from pipelines.workspace import Workspace, main_worktree
 
 if TYPE_CHECKING:
@@ -44,15 +39,15 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "crossmodal-pipelines"
 LOCK_SECONDS = 300.0
-"""For another process that makes the database, or the pipeline's run."""
+"""How long to wait for another process that creates the database, or the pipeline's run."""
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 PATCH_ARTIFACT, MANIFEST_ARTIFACT = f"{ARTIFACT_FOLDER}/code.patch", f"{ARTIFACT_FOLDER}/DONE.json"
-"""Artifacts of a run: what differed from its commit, and the manifest of its result (pipelines.provenance says what is in it)."""
+"""Artifacts of a run: the patch to its commit, and the manifest of its result."""
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of a stage run before it starts."""
+    """What MLflow shows of a stage run from its start."""
 
     name: str
     tags: Mapping[str, str]
@@ -64,17 +59,17 @@ class RunFacts:
 
 
 def tracking_uri(workspace: Workspace) -> str:
-    """MLFLOW_TRACKING_URI, or a SQLite file beside the scratch root."""
+    """Return MLFLOW_TRACKING_URI, or the address of a SQLite file in the main worktree."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{main_worktree(workspace.root) / 'mlflow.db'}"
 
 
 def public_uri(workspace: Workspace) -> str:
-    """The tracking address without its password: what may be remembered and shown."""
+    """Return the tracking address without its password, to be stored and shown."""
     return without_secrets(tracking_uri(workspace))
 
 
 def connect(workspace: Workspace) -> "Tracker":
-    """A tracker whose server has answered. Raises InfrastructureError within seconds when it does not."""
+    """Return a tracker whose server has answered. Raises InfrastructureError within seconds when it does not."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -89,7 +84,7 @@ def connect(workspace: Workspace) -> "Tracker":
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     uri = tracking_uri(workspace)
     try:
-        # The first touch creates the database; two at once would corrupt it for good.
+        # The first access creates the database; two at once would corrupt it for good.
         with _lock(workspace):
             client = MlflowClient(uri)
             experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -100,7 +95,7 @@ def connect(workspace: Workspace) -> "Tracker":
                 identifier = client.create_experiment(EXPERIMENT, artifact_location=artifacts)
             else:
                 identifier = experiment.experiment_id
-    except Exception as error:  # drivers and servers fail in many types; all of them mean that no run can begin
+    except Exception as error:  # drivers and servers raise many types; each means that no run can begin
         raise _no_answer(uri, error) from error
     return Tracker(client, identifier, workspace)
 
@@ -113,14 +108,14 @@ def _no_answer(uri: str, error: Exception) -> InfrastructureError:
 
 
 def _lock(workspace: Workspace) -> AbstractContextManager[None]:
-    """Held while the database, or the pipeline's run, is made."""
+    """The lock under which the database and the pipeline's run are created."""
     file = workspace.home / "tracking.lock"
     refusal = f"another process has held {file} for {LOCK_SECONDS:.0f} s: run again later"
     return file_lock(file, refusal, LOCK_SECONDS)
 
 
 class Tracker:
-    """Runs of one pipeline execution."""
+    """Creates and finds the runs of one pipeline execution."""
 
     def __init__(self, client: "MlflowClient", experiment: str, workspace: Workspace) -> None:
         self.client = client
@@ -128,7 +123,7 @@ class Tracker:
         self.workspace = workspace
 
     def pipeline_run(self) -> str:
-        """The parent run of this params.yaml with this code, marked as running."""
+        """Return the parent run of this params.yaml with this code, marked as running."""
         identity = pipeline_identity(self.workspace)
         with _lock(self.workspace):
             if found := self.find_pipeline_run(identity):
@@ -136,7 +131,7 @@ class Tracker:
             else:
                 tags = {"pipelines.pipeline": identity, "mlflow.runName": f"pipeline {identity[:8]}"}
                 run_id = self.client.create_run(self.experiment, tags=tags).info.run_id
-        for key, value in owner().items():  # so that it is an orphan too when this process is killed
+        for key, value in owner().items():  # when this process is killed, `end_orphans` finds this run too
             self.client.set_tag(run_id, key, value)
         self.client.update_run(run_id, status="RUNNING")
         return str(run_id)
@@ -155,10 +150,10 @@ class Tracker:
         return found[0] if found else None
 
     def open(self, folder: Path, facts: RunFacts, parent: str | None = None) -> TrackedRun:
-        """The stage's run: the one that `folder` remembers, re-opened, or a new one under the pipeline's.
+        """Open the stage's run: the one that `folder` remembers, or a new one below the pipeline's run.
 
-        `parent` is the run to put it under instead; whoever created that run also sets its status. Raises InfrastructureError when
-        the server stops answering on the way.
+        `parent` replaces the pipeline's run; whoever created it sets its status. Raises InfrastructureError when the server stops
+        answering.
         """
         try:
             self.close_finished()
@@ -169,15 +164,15 @@ class Tracker:
 
     def _open(self, folder: Path, facts: RunFacts, given_parent: str | None) -> TrackedRun:
         parent = given_parent or self.pipeline_run()
-        run_id = self._remembered(folder)
+        run_id = self._existing_run(folder)
         reopened = run_id is not None
         if run_id is None:
-            token = uuid.uuid4().hex
-            begin_memory(folder, public_uri(self.workspace), token)  # a kill before the next line loses no run
+            state = RunState(uri=public_uri(self.workspace), token=uuid.uuid4().hex)
+            state.save(folder)  # a kill after the next request loses no run
             tags = {
                 **facts.tags,
                 **owner(),
-                "pipelines.token": token,
+                "pipelines.token": state.token,
                 "mlflow.parentRunId": parent,
                 "mlflow.runName": facts.name,
             }
@@ -186,37 +181,40 @@ class Tracker:
             self.client.update_run(run_id, status="RUNNING")
             for key, value in {**facts.tags, **owner()}.items():
                 self.client.set_tag(run_id, key, value)
-        known = remember(folder, run=run_id, parent=None if given_parent else parent)
-        if not known["described"]:
+        state = RunState.load(folder)
+        state.run, state.parent = run_id, None if given_parent else parent
+        state.save(folder)
+        if not state.described:
             self._describe(run_id, facts)
         if facts.patch:
             self.client.log_text(run_id, facts.patch, PATCH_ARTIFACT)
-        remember(folder, described=True, ended=None, closed=False)
-        return TrackedRun(self.client, run_id, folder, doubtful=reopened)
+        state.described, state.ended, state.closed = True, None, False
+        state.save(folder)
+        return TrackedRun(self.client, run_id, folder, unconfirmed=reopened)
 
-    def _remembered(self, folder: Path) -> str | None:
-        """The run of this folder that the server still has."""
-        known = remembered(folder)
-        if known is None or known["uri"] != public_uri(self.workspace):
+    def _existing_run(self, folder: Path) -> str | None:
+        """Return the run that the folder remembers, if the server still has it."""
+        state = RunState.find(folder)
+        if state is None or state.uri != public_uri(self.workspace):
             return None
-        if known["run"] is None:  # killed while it was created
-            found = self.client.search_runs([self.experiment], f"tags.`pipelines.token` = '{known['token']}'")
+        if state.run is None:  # killed while it was created
+            found = self.client.search_runs([self.experiment], f"tags.`pipelines.token` = '{state.token}'")
             return str(found[0].info.run_id) if found else None
-        return str(known["run"]) if self._exists(known["run"]) else None
+        return state.run if self._exists(state.run) else None
 
     def close_finished(self, only: Path | None = None) -> None:
-        """Close runs that came to their end while the server was away: all in the scratch root, or that of one folder."""
+        """Close runs that ended while the server was away: all in the scratch root, or that of one folder."""
         uri = public_uri(self.workspace)
-        for folder in [only] if only else [path.parent for path in sorted(self.workspace.home.glob(f"*/{MEMORY}"))]:
-            known = remembered(folder)
-            if known is None or not left_open(folder, uri):
+        for folder in [only] if only else [path.parent for path in sorted(self.workspace.home.glob(f"*/{STATE_FILE}"))]:
+            state = RunState.find(folder)
+            if state is None or state.run is None or not state.must_be_closed(uri):
                 continue
             try:
-                if self._exists(known["run"]):
-                    TrackedRun(self.client, known["run"], folder, doubtful=True).close()
+                if self._exists(state.run):
+                    TrackedRun(self.client, state.run, folder, unconfirmed=True).close()
             except Exception as error:  # it stays as it is; the stage that is about to begin is more urgent
                 reason = one_line(error)
-                print(f"warning: run {known['run']} still cannot be closed ({reason})", file=sys.stderr, flush=True)
+                print(f"warning: run {state.run} still cannot be closed ({reason})", file=sys.stderr, flush=True)
 
     def _describe(self, run_id: str, facts: RunFacts) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
@@ -251,7 +249,7 @@ class Tracker:
             return False
 
     def end_orphans(self) -> None:
-        """Runs that a killed process of this machine left as RUNNING are marked KILLED."""
+        """Mark runs that a killed process of this machine left as RUNNING as KILLED."""
         host = socket.gethostname()
         running = self.client.search_runs(
             [self.experiment], f"attributes.status = 'RUNNING' and tags.`pipelines.host` = '{host}'", max_results=100
@@ -273,7 +271,7 @@ def artifact_text(run_id: str, path: str, client: "MlflowClient") -> str | None:
 
 
 def pipeline_identity(workspace: Workspace) -> str:
-    """Digest of params.yaml and of every stage's source: what a pipeline execution is known by."""
+    """Return the digest of params.yaml and of every stage's source, which identifies a pipeline execution."""
     sources = sorted({source for stage in all_stages() for source in stage_sources(stage)})
     return digest([file_digest(workspace.path("params.yaml")), {s: file_digest(ROOT / s) for s in sources}])
 
@@ -283,7 +281,7 @@ def _present(record: InputRecord, *keys: str) -> dict[str, str]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots."""
+    """Return nested mappings as one, keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -292,7 +290,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def owner() -> dict[str, str]:
-    """Tags that tell this process from every other of this host, whatever becomes of its number."""
+    """Return tags that identify this process, even when its number is used again."""
     return {
         "pipelines.host": socket.gethostname(),
         "pipelines.pid": str(os.getpid()),
@@ -301,7 +299,7 @@ def owner() -> dict[str, str]:
 
 
 def _alive(tags: Mapping[str, str]) -> bool:
-    """Whether the process of these tags still runs, and is not another one with its number."""
+    """Return whether the process of these tags still runs, and is not another one with its number."""
     pid = int(tags.get("pipelines.pid", "0"))
     try:
         started = psutil.Process(pid).create_time() if pid > 0 else None
