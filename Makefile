@@ -12,7 +12,7 @@ SMOKE = .runs/smoke-clone
 CHAOS = --kills 50
 FAULTS =
 
-.PHONY: help setup repro report ui test test-faults chaos lint smoke dag lock
+.PHONY: help setup repro report ui test test-faults chaos lint smoke dag rooms lock
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,9 @@ smoke: setup ## the whole chain at smoke sizes, in a clone of its own
 
 dag: setup ## write dvc.yaml from pipelines/graph.py
 	python -m pipelines dag
+
+rooms: setup ## draw the rooms of the code into docs/architecture.md
+	python tests/support/rooms.py
 
 lock: ## write the exact versions of everything, for all platforms
 	$(UV) pip compile --universal --no-emit-index-url --no-annotate --python-version 3.11 \

@@ -45,7 +45,7 @@ def test_lazy_imports_and_imports_for_type_checkers_are_read(tmp_path):
         "import pipelines.a\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pipelines.b import C\n"
         "def f():\n    from pipelines import d\n"
     )
-    known = {name: file for name in ("pipelines", "pipelines.a", "pipelines.b", "pipelines.d")}
+    known = dict.fromkeys(("pipelines", "pipelines.a", "pipelines.b", "pipelines.d"), file)
     assert set(rooms._imported(file, known)) == {"pipelines.a", "pipelines.b", "pipelines.d"}
 
 
@@ -57,4 +57,4 @@ def test_a_package_says_what_belongs_in_it(package):
 def test_the_page_on_architecture_shows_these_rooms():
     page = rooms.PAGE.read_text(encoding="utf-8")
     assert rooms.BEGIN in page
-    assert page == rooms.written(page), "run `python tests/support/rooms.py`"
+    assert page == rooms.written(page), "run `make rooms`"
