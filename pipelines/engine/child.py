@@ -1,4 +1,4 @@
-"""The process that does a stage's work, and the signal that ends it."""
+"""The process that runs a stage function, from the side of the runner; and SIGTERM."""
 
 import signal
 import subprocess
@@ -23,16 +23,16 @@ Child: TypeAlias = "subprocess.Popen[str] | WarmWorker"
 
 
 @contextmanager
-def working(
+def stage_process(
     run: StageRun, params: Parameters, scratch: Scratch, workspace: Workspace, lock: FolderLock
 ) -> Iterator[Child]:
-    """The child process, told what to do but not yet to begin; ended on the way out whatever happens.
+    """Start the process of a stage, which waits for `send_go`; it is ended on leaving the block, whatever happens.
 
-    It runs the code that was fingerprinted (`ROOT`), and holds the scratch folder (`lock`) until it is gone itself.
+    It runs the code that was fingerprinted (`ROOT`), and keeps the scratch folder locked until it has ended itself.
     """
     process = _start(module_of(run, params.compute), params.compute.threads, lock)
     assert process.stdin is not None
-    request = StageTask(
+    task = StageTask(
         run.address,
         str(workspace.root),
         str(scratch.folder),
@@ -40,7 +40,7 @@ def working(
         params.compute.model_dump(mode="json"),
     )
     try:
-        process.stdin.write(request.to_json() + "\n")
+        process.stdin.write(task.to_json() + "\n")
         process.stdin.flush()
         yield process
     finally:
@@ -54,7 +54,7 @@ def working(
 
 
 def module_of(run: StageRun, compute: Compute) -> str:
-    """The module that does the work of `run`: in a process here, or as a Ray job."""
+    """Return the module that runs the stage: in a process here, or as a Ray job."""
     return SUBMITTER if compute.backend == "job" and run.stage.heavy else WORKER
 
 
@@ -66,16 +66,17 @@ def _start(module: str, threads: int, lock: FolderLock) -> Child:
 
 
 def send_go(process: Child) -> None:
+    """Let the process begin."""
     assert process.stdin is not None
     try:
         process.stdin.write("go\n")
         process.stdin.flush()
     except BrokenPipeError:
-        pass  # it failed while loading: its exit code, read next, says how
+        pass  # it failed while loading, as its exit code will show
 
 
 def wait(process: Child) -> int | None:
-    """The exit code, or None when it still runs after a moment."""
+    """Return the exit code, or None if the process still runs after POLL_SECONDS."""
     with suppress(subprocess.TimeoutExpired):
         return process.wait(POLL_SECONDS)
     return None
@@ -83,15 +84,15 @@ def wait(process: Child) -> int | None:
 
 @dataclass
 class StopSignal:
-    """Whether SIGTERM came, and whether it interrupts at once, as Ctrl-C does."""
+    """Whether SIGTERM was received, and whether it raises KeyboardInterrupt at once, as Ctrl-C does."""
 
     received: bool = False
     interrupts: bool = True
 
 
 @contextmanager
-def interruptible() -> Iterator[StopSignal]:
-    """SIGTERM ends the stage: the child stopped, the run marked, exit code 130. A second one does not wait."""
+def catch_sigterm() -> Iterator[StopSignal]:
+    """Record SIGTERM inside the block, or raise KeyboardInterrupt for it (always for a second one)."""
     stop = StopSignal()
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -86,7 +86,7 @@ class StageContext(Context):
                 )
                 print(f"{self._phase}: resuming from step {step}{changed}", flush=True)
             elif any(line["phase"] == self._phase for line in self._log.read()):
-                print(f"{self._phase}: no checkpoint is left to go on from; starting afresh", flush=True)
+                print(f"{self._phase}: no checkpoint is left to resume from; starting again", flush=True)
         if self.rank == 0:
             self._log.take_back(self._phase, step)
         return loaded

@@ -1,4 +1,4 @@
-"""What a stage took: seconds, processor time, memory, workers, and how fast it trained."""
+"""The cost of a stage (seconds, processor time, memory, workers) and its training throughput."""
 
 import resource
 import statistics
@@ -15,16 +15,16 @@ from pipelines.scratch.metric_log import MetricLog
 
 
 class Meter:
-    """What the children of this process take from now on; with `here`, this process too."""
+    """Measures what the children of this process use from now on; with `here`, this process too."""
 
     def __init__(self, *, here: bool = False) -> None:
         self._whose = (resource.RUSAGE_CHILDREN, *((resource.RUSAGE_SELF,) if here else ()))
         self._started, self._cpu = time.monotonic(), self._cpu_seconds()
 
     def read(self, run: StageRun, compute: Compute, other: Usage | None = None) -> dict[str, float]:
-        """Wall and processor seconds, the most memory that one process held, and what the workers occupied.
+        """Return wall and processor seconds, the peak memory of one process, and worker seconds.
 
-        `other`: of a worker that is no child of this process.
+        `other` is the usage of a worker that is not a child of this process.
         """
         cpu, memory = (other.cpu_seconds, other.peak_memory) if other else (0.0, 0)
         unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
@@ -44,16 +44,16 @@ class Meter:
 
 
 def worker_cost(seconds: float, run: StageRun, compute: Compute) -> dict[str, float]:
-    """What the work occupied: seconds times worker processes, and the same for GPUs when workers hold one each."""
-    held = seconds * max(1, compute.workers if run.stage.trains else 0)
+    """Return seconds times worker processes, and the same for GPUs when each worker has one."""
+    worker_seconds = seconds * max(1, compute.workers if run.stage.trains else 0)
     on_gpu = compute.device == "cuda" or (compute.device == "auto" and hardware()["gpu"] != "none")
-    return {"cost/worker_seconds": held, "cost/gpu_seconds": held if on_gpu else 0.0}
+    return {"cost/worker_seconds": worker_seconds, "cost/gpu_seconds": worker_seconds if on_gpu else 0.0}
 
 
 def throughput(log: MetricLog, own: Mapping[str, Any], stage: str) -> dict[str, float]:
-    """Samples and steps a second of a training stage, from the times of its reports; {} for a stage that reports no steps.
+    """Return samples and steps per second of a training stage, from the times of its reports; {} for one without steps.
 
-    The median over reports, so that a pause between a kill and its resumption, or a checkpoint, does not count as training.
+    The median over reports, so that neither a checkpoint nor a pause between a kill and resuming counts as training.
     """
     rates: dict[str, list[float]] = {}
     last: dict[str, Mapping[str, Any]] = {}
@@ -65,7 +65,7 @@ def throughput(log: MetricLog, own: Mapping[str, Any], stage: str) -> dict[str, 
         last[line["phase"]] = line
     if not rates:
         return {}
-    # A stage may train two things in turn: the last is what it is for, and its section is called like the phase or `training`.
+    # A stage may train two models in turn: the last one counts, and its section has the name of the phase or `training`.
     phase, found = list(rates.items())[-1]
     sections = own.get(stage, {})
     trained = [sections.get(phase), sections.get("training"), *sections.values()]

@@ -1,15 +1,15 @@
-"""A process that has imported the libraries, and forks the workers of stages from itself.
+"""The warm process: it has imported the libraries and forks the workers of stages.
 
 A worker takes some five seconds to import torch, open_clip and diffusers, and a pipeline has thirty workers. `python -m pipelines
-repro` starts one such process beside DVC, which ends with it; the runner of a stage asks it for a worker:
+repro` starts one warm process beside DVC, and it ends with DVC; the runner of a stage requests a worker from it:
 
     runner  -- module, paths, environment; descriptors of stdin, stdout, stderr and the scratch folder's lock -->  warm process
-            <-- the worker's process number; at its end exit code and use of resources ---------------------------  keeper
+            <-- the worker's process id; at its end exit code and resource usage ---------------------------------  keeper
 
-The keeper is the worker's parent, forked for it alone, so that nothing that runs depends on the warm process any more. And no
-runner depends on it: where there is none, or none that answers, it starts its worker itself (`pipelines.engine.child`).
+The keeper is the worker's parent, forked for it alone, so that no running worker depends on the warm process. Nor does a runner:
+without a warm process that answers, it starts its worker itself (`pipelines.engine.child`).
 
-Only libraries are imported here: a worker reads our own code when it starts, as its runner fingerprinted it. Nothing starts a
+Only libraries are imported here: a worker imports our own code when it starts, as its runner fingerprinted it. Nothing starts a
 thread or touches a GPU before the fork.
 """
 
@@ -36,7 +36,7 @@ from typing import Any, TextIO
 from pipelines.identity.closure import ROOT
 
 WARM = "PIPELINES_WARM"
-"""Environment variable: `<threads>:<address>` of the warm process. Its libraries were loaded for that many threads."""
+"""Environment variable `<threads>:<address>`: the warm process and the number of threads its libraries were loaded for."""
 LIBRARIES = (
     "torch",
     "torchvision",
@@ -48,19 +48,19 @@ LIBRARIES = (
     "PIL.Image",
 )
 KEEPER, WORKER = "stage-keeper", "stage-worker"
-"""What the processes are called in lists (at most 15 letters): their command line is that of the warm process."""
+"""Process names (at most 15 letters): their command line is that of the warm process."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Of a worker that has ended."""
+    """Resource usage of a worker that has ended."""
 
     cpu_seconds: float
     peak_memory: int  # as the system counts it, see `resource.getrusage`
 
 
 class WarmWorker:
-    """A worker that the warm process forked; with the part of `subprocess.Popen` that a runner needs."""
+    """A worker that the warm process forked, with those methods of `subprocess.Popen` that a runner needs."""
 
     def __init__(self, pid: int, stdin: TextIO, connection: socket.socket) -> None:
         self.pid, self.stdin = pid, stdin
@@ -78,13 +78,13 @@ class WarmWorker:
         if self.returncode is None:
             if not select.select([self._connection], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(WORKER, timeout or 0)
-            told = _read_line(self._connection)
-            if told is None:  # its keeper was killed; it shall not live on unwatched
+            ended = _read_line(self._connection)
+            if ended is None:  # its keeper was killed, and it must not outlive its supervisor
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, signal.SIGKILL)
-                told = {"code": -signal.SIGKILL, "cpu_seconds": 0.0, "peak_memory": 0}
-            self.returncode = int(told["code"])
-            self.usage = Usage(told["cpu_seconds"], told["peak_memory"])
+                ended = {"code": -signal.SIGKILL, "cpu_seconds": 0.0, "peak_memory": 0}
+            self.returncode = int(ended["code"])
+            self.usage = Usage(ended["cpu_seconds"], ended["peak_memory"])
             self._connection.close()
         return self.returncode
 
@@ -100,20 +100,19 @@ class WarmWorker:
                 os.kill(self.pid, number)
 
 
-def fork_worker(module: str, threads: int, keeps: int) -> WarmWorker | None:
-    """A worker that runs `module` with this process's environment, output and descriptor `keeps`; None where there is nobody to
-    fork one."""
+def fork_worker(module: str, threads: int, descriptor: int) -> WarmWorker | None:
+    """Return a worker that runs `module` with this process's environment, output and `descriptor`; None without a warm process."""
     for_threads, _, address = os.environ.get(WARM, "").partition(":")
     if for_threads != str(threads) or not address:
         return None
-    path = [str(ROOT), *sys.path[1:]]  # of a fresh `python -m` there
-    told = json.dumps({"module": module, "folder": str(ROOT), "path": path, "environment": dict(os.environ)}) + "\n"
+    path = [str(ROOT), *sys.path[1:]]  # as of a new `python -m` in that folder
+    request = json.dumps({"module": module, "folder": str(ROOT), "path": path, "environment": dict(os.environ)}) + "\n"
     read_end, write_end = os.pipe()
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(address)
-        socket.send_fds(connection, [b"\n"], [read_end, 1, 2, keeps])
-        connection.sendall(told.encode())
+        socket.send_fds(connection, [b"\n"], [read_end, 1, 2, descriptor])
+        connection.sendall(request.encode())
         answer = _read_line(connection)
     except OSError:
         answer = None
@@ -126,56 +125,59 @@ def fork_worker(module: str, threads: int, keeps: int) -> WarmWorker | None:
     return WarmWorker(answer["pid"], os.fdopen(write_end, "w", encoding="utf-8"), connection)
 
 
-def start_beside(threads: int) -> int:
-    """Start a warm process that lives as long as this one, also after an exec; runners below find it in the environment.
+def start_warm_process(threads: int) -> int:
+    """Start a warm process that lives as long as this one, also after an exec; runners find it in the environment.
 
-    Returns the descriptor that holds it: it ends when that is closed.
+    Returns a descriptor; the warm process ends when that is closed.
     """
     address = str(Path(tempfile.mkdtemp(prefix="warm-")) / "socket")
     read_end, write_end = os.pipe()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
-        listener.listen(16)  # a runner that comes early waits, and no longer than it would for imports of its own
-        own = listener.fileno()
+        listener.listen(16)  # an early runner waits, and no longer than it would for its own imports
+        descriptor = listener.fileno()
         subprocess.Popen(
-            [sys.executable, "-m", "pipelines.engine.warm", address, str(own)],
+            [sys.executable, "-m", "pipelines.engine.warm", address, str(descriptor)],
             stdin=read_end,
             cwd=ROOT,
             env={**os.environ, **thread_settings(threads)},
-            pass_fds=(own,),
+            pass_fds=(descriptor,),
         )
     os.close(read_end)
-    os.set_inheritable(write_end, True)  # through the exec; what DVC starts does not get it
+    os.set_inheritable(write_end, True)  # survives the exec; processes that DVC starts do not get it
     os.environ[WARM] = f"{threads}:{address}"
     return write_end
 
 
 def thread_settings(threads: int) -> dict[str, str]:
-    """What libraries read from the environment when they are imported: threads of their pools, bars on a terminal alone."""
+    """Return environment variables that libraries read on import: sizes of thread pools, progress bars only on a terminal."""
     quiet = {} if sys.stderr.isatty() else {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **quiet}
 
 
 @contextlib.contextmanager
 def warm_process(threads: int) -> Iterator[None]:
-    """A warm process for what is run inside."""
-    held = start_beside(threads)
+    """Run a warm process for the stages inside the block."""
+    descriptor = start_warm_process(threads)
     try:
         yield
     finally:
         os.environ.pop(WARM)
-        os.close(held)
+        os.close(descriptor)
 
 
 def main(address: str, descriptor: int) -> None:
-    """Serve until standard input ends, which is when whoever started this process has."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # which come to every process of a group: it ends when its work does
+    """Serve until standard input ends, which is when the process that started this one has ended."""
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # they come to every process of a group; this one ends with its parent
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers report to runners
     try:
         with socket.socket(fileno=descriptor) as listener:
             for library in LIBRARIES:
-                if _left():
+                if _parent_ended():
                     return
                 with contextlib.suppress(ImportError):
                     importlib.import_module(library)
@@ -189,38 +191,37 @@ def _serve(listener: socket.socket) -> None:
     sources: list[socket.socket | int] = [listener, 0]
     while True:
         select.select(sources, [], [])
-        if _left():
+        if _parent_ended():
             return
         connection, _ = listener.accept()
         if os.fork() == 0:
             try:
                 listener.close()
-                _keep(connection)
-            finally:  # whatever happens, it never becomes a second server
+                _run_keeper(connection)
+            finally:  # it must never become a second server
                 os._exit(1)
         connection.close()
 
 
-def _left() -> bool:
-    """Whether whoever started this process has ended."""
+def _parent_ended() -> bool:
     return bool(select.select([0], [], [], 0)[0])
 
 
-def _keep(connection: socket.socket) -> None:
-    """In the keeper: fork the worker, and tell its runner how it ends."""
+def _run_keeper(connection: socket.socket) -> None:
+    """Fork the worker, and report its process id and its end to the runner."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    _call_it(KEEPER)
+    _set_process_name(KEEPER)
     _, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
-    told = _read_line(connection)
-    if told is None or len(descriptors) != 4:
+    request = _read_line(connection)
+    if request is None or len(descriptors) != 4:
         os._exit(1)
     pid = os.fork()
     if pid == 0:
         connection.close()
-        _work(told, descriptors)
+        _become_worker(request, descriptors)
     for descriptor in descriptors:
         os.close(descriptor)
-    with contextlib.suppress(OSError):  # a runner that is gone; its worker sees that and ends
+    with contextlib.suppress(OSError):  # the runner is gone; its worker notices and ends
         connection.sendall(json.dumps({"pid": pid}).encode() + b"\n")
     _, status, used = os.wait4(pid, 0)
     end = {
@@ -232,38 +233,40 @@ def _keep(connection: socket.socket) -> None:
         connection.sendall(json.dumps(end).encode() + b"\n")
 
 
-def _work(told: dict[str, Any], descriptors: list[int]) -> None:
-    """In the worker: become what a fresh process would be, and run the module, which does not return."""
+def _become_worker(request: dict[str, Any], descriptors: list[int]) -> None:
+    """Set up this process like a new one and run the module, which does not return."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _call_it(WORKER)
+    _set_process_name(WORKER)
     for own, given in enumerate(descriptors[:3]):
         os.dup2(given, own)
         os.close(given)
-    os.chdir(told["folder"])
+    os.chdir(request["folder"])
     os.environ.clear()
-    os.environ.update(told["environment"])
-    sys.path[:] = told["path"]
-    for name in [name for name in sys.modules if name.partition(".")[0] == "pipelines"]:  # may be another checkout's
+    os.environ.update(request["environment"])
+    sys.path[:] = request["path"]
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] == "pipelines"
+    ]:  # they may be of another checkout
         del sys.modules[name]
     sys.argv[1:] = []
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=os.isatty(1))  # it may have been another kind of thing than it is now
+        sys.stdout.reconfigure(line_buffering=os.isatty(1))  # standard output may be another kind of file than before
     try:
-        runpy.run_module(told["module"], run_name="__main__", alter_sys=True)
-    except BaseException:  # of the module's imports: what it does itself ends in an exit code of its own
+        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+    except BaseException:  # from the module's imports: its own errors end in an exit code
         traceback.print_exc()
         sys.stderr.flush()
     os._exit(1)
 
 
-def _call_it(name: str) -> None:
-    with contextlib.suppress(OSError):  # Linux alone has it
+def _set_process_name(name: str) -> None:
+    with contextlib.suppress(OSError):  # Linux only
         Path("/proc/self/comm").write_text(name)
 
 
 def _read_line(connection: socket.socket) -> dict[str, Any] | None:
-    """One JSON line; None when the other end has closed before."""
+    """Return one JSON line, or None when the other end has closed."""
     text = b""
     while not text.endswith(b"\n"):
         try:
@@ -278,4 +281,4 @@ def _read_line(connection: socket.socket) -> dict[str, Any] | None:
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]))
-    os._exit(0)  # skips slow clean-up of libraries, and what they have to say of it
+    os._exit(0)  # skips slow clean-up of libraries, and its messages

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from pipelines.engine.warm import start_beside
+from pipelines.engine.warm import start_warm_process
 from pipelines.errors import InfrastructureError
 from pipelines.locks.file_lock import acquire
 from pipelines.locks.lease import HOW_TO_WAIT
@@ -36,7 +36,7 @@ def repro(root: Path, arguments: list[str], *, wait: bool) -> None:
     drop_stale_entries(folder / "rwlock")
     os.set_inheritable(lock, True)  # DVC holds it for as long as it lives; it closes it for the stages that it starts
     os.chdir(root)
-    start_beside(load(root / "params.yaml").compute.threads)
+    start_warm_process(load(root / "params.yaml").compute.threads)
     sys.stdout.flush()
     program = shutil.which("dvc") or str(Path(sys.executable).parent / "dvc")
     os.execv(program, [program, "repro", *arguments])

@@ -121,21 +121,22 @@ def test_a_folder_that_another_machine_has_taken_over_is_left_at_once(started, w
 
 DIES = """
 import os, signal, sys
-from pipelines import {module}
-original = {module}.{name}
+from importlib import import_module
+module = import_module("pipelines.{module}")
+original = module.{name}
 def dying(*arguments, **options):
     if {condition}:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*arguments, **options)
-{module}.{name} = dying
+module.{name} = dying
 from pipelines.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
 MOMENTS = {
-    "outputs final, DONE not written": ("scratch", "write_atomically", "arguments[0].name == 'DONE.json'"),
-    "DONE, the run not closed": ("runner", "_close", "True"),
-    "the run closed, outputs not in place": ("runner", "put_in_place", "True"),
-    "the second output not in place": ("runner", "put_in_place", "'metrics' in str(arguments[1])"),
+    "outputs final, DONE not written": ("scratch.folder", "write_atomically", "arguments[0].name == 'DONE.json'"),
+    "DONE, the run not closed": ("engine.runner", "_close", "True"),
+    "the run closed, outputs not in place": ("engine.runner", "put_in_place", "True"),
+    "the second output not in place": ("engine.runner", "put_in_place", "'metrics' in str(arguments[1])"),
 }
 
 

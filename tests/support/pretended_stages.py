@@ -14,7 +14,7 @@ import yaml
 
 from pipelines import graph, params
 from pipelines.dvc_files.dvc_lock import dvc_md5
-from pipelines.engine import runner
+from pipelines.engine import attempt, runner
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import LOCK, digest, tree_digests
 from pipelines.records.code_state import CodeState
@@ -101,8 +101,8 @@ class Chain:
 
 def pretend(patch: pytest.MonkeyPatch, store: str) -> None:
     """From now on the runner of this process pretends to work, and tracks in `store`."""
-    patch.setattr(runner, "working", _pretend)
-    patch.setattr(runner, "code_state", lambda root: CODE)
+    patch.setattr(runner, "stage_process", _pretend)
+    patch.setattr(attempt, "code_state", lambda root: CODE)
     patch.setenv("MLFLOW_TRACKING_URI", store)
     patch.delenv("PIPELINES_HOME", raising=False)
 

@@ -151,7 +151,7 @@ def test_checkpoints_that_were_deleted_cost_a_fresh_start_and_a_line(scratch, ca
         checkpoint.rmdir()
     capsys.readouterr()
     weight = train(context_of(scratch))
-    assert "main: no checkpoint is left to go on from; starting afresh" in capsys.readouterr().out
+    assert "main: no checkpoint is left to resume from; starting again" in capsys.readouterr().out
     assert torch.equal(weight, calm[0])
     assert curve(scratch) == calm[1]
 

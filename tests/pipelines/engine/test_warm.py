@@ -126,7 +126,7 @@ def test_it_ends_with_the_process_that_started_it_and_what_it_forked_goes_on(tmp
     code = """
 import os, sys, time
 from pipelines.engine import warm
-warm.start_beside(1)
+warm.start_warm_process(1)
 worker = warm.fork_worker("pretended_worker", 1, 0)
 print(worker.pid, os.environ[warm.WARM].partition(":")[2], flush=True)
 worker.stdin.write("sleep\\n"); worker.stdin.flush()

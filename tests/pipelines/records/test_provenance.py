@@ -216,7 +216,7 @@ def test_a_ray_job_is_named_and_its_absence_is_not(monkeypatch):
 def test_of_work_done_elsewhere_the_run_tells_where_it_was_and_what_it_took_there(tmp_path, empty_store, monkeypatch):
     chain = make_chain(tmp_path / "workspace", empty_store)
     pretend(monkeypatch, chain.store)
-    here = runner.working
+    here = runner.stage_process
     ran = {
         "cost": {"cost/worker_seconds": 480.0, "cost/gpu_seconds": 480.0},
         "where": {"ray": {"submission": "prepare-1"}, "hardware": {**hardware(), "gpu": "8 x NVIDIA H100"}},
@@ -228,7 +228,7 @@ def test_of_work_done_elsewhere_the_run_tells_where_it_was_and_what_it_took_ther
             scratch.remote_file.write_text(json.dumps(ran))
             yield process
 
-    monkeypatch.setattr(runner, "working", there)
+    monkeypatch.setattr(runner, "stage_process", there)
     done = chain.run("prepare")
     assert done["provenance"]["ray"] == ran["where"]["ray"]
     run = MlflowClient(chain.store).get_run(done["run"])

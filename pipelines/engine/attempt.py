@@ -1,0 +1,87 @@
+"""One attempt at a stage: what it reads, its fingerprint, its scratch folder, and its record for MLflow and the manifest."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.errors import DataError, ParameterError
+from pipelines import graph
+from pipelines.errors import InfrastructureError
+from pipelines.graph import StageRun
+from pipelines.identity.closure import ROOT
+from pipelines.identity.fingerprint import fingerprint, tree_digests
+from pipelines.params import Parameters, load
+from pipelines.records.code_state import code_state
+from pipelines.records.manifests import find_by_content
+from pipelines.records.stage_record import input_record, mlflow_tags, stage_record
+from pipelines.scratch.folder import Scratch, folder_name
+from pipelines.scratch.manifest import InputRecord, StageRecord
+from pipelines.tracking.runs import RunFacts
+from pipelines.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A stage with its parameters, its inputs by name, and the scratch folder of its fingerprint."""
+
+    run: StageRun
+    params: Parameters
+    inputs: dict[str, Path]
+    fingerprint: str
+    scratch: Scratch
+    workspace: Workspace
+
+    @classmethod
+    def at(cls, address: str, workspace: Workspace) -> "Attempt":
+        """Read parameters and inputs as they are now. Raises ParameterError, or DataError for a missing input."""
+        run = graph.find(address)
+        params = load(workspace.path("params.yaml"))
+        inputs = {name: workspace.path(path) for name, path in run.inputs.items()}
+        if missing := [run.inputs[name] for name, path in inputs.items() if not path.exists()]:
+            raise DataError(f"{address}: {', '.join(missing)} not there: run `dvc repro {address}`, or `dvc pull` it")
+        identity = fingerprint(run, params.only(run.stage.reads), inputs, params.compute.threads)
+        scratch = Scratch(workspace.home / folder_name(run.address, identity))
+        return cls(run, params, inputs, identity, scratch, workspace)
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The parameters that the stage reads."""
+        return self.params.only(self.run.stage.reads)
+
+    def require_unchanged(self) -> None:
+        """Raise InfrastructureError when parameters, inputs or code have changed since the start.
+
+        DVC records what they are at the end of a stage, which must be what the stage read.
+        """
+        try:
+            own = load(self.workspace.path("params.yaml")).only(self.run.stage.reads)
+            now = fingerprint(self.run, own, self.inputs, self.params.compute.threads)
+        except (ParameterError, OSError):
+            now = ""
+        if now != self.fingerprint:
+            raise InfrastructureError(
+                f"{self.run.address}: its parameters, inputs or code were changed while it ran: its result is kept for what it "
+                "read, and not put in place; run again"
+            )
+
+    def facts(self) -> tuple[RunFacts, StageRecord]:
+        """Return what MLflow shows of this attempt, and the record of its origin for the manifest."""
+        run, params, identity = self.run, self.params, self.fingerprint
+        code = code_state(ROOT)  # of the code that runs; the workspace of a trial is no checkout
+        inputs: dict[str, InputRecord] = {}
+        for name, path in run.inputs.items():
+            digests = tree_digests(self.inputs[name])
+            made_by = find_by_content(path, digests, self.workspace.home)
+            inputs[path] = input_record(name, self.inputs[name], digests, made_by)
+        record = stage_record(run, self.own, params, code, inputs)
+        tags = {
+            "pipelines.stage": run.stage.name,
+            "pipelines.arm": run.arm or "",
+            "pipelines.fingerprint": identity,
+            "pipelines.seed": str(params.seed),
+            "pipelines.workers": str(params.compute.workers),
+            "pipelines.threads": str(params.compute.threads),
+            "pipelines.device": params.compute.device,
+            **mlflow_tags(record),
+        }
+        return RunFacts(f"{run.address}/{identity[:8]}", tags, self.own, inputs, code.patch), record
