@@ -153,7 +153,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def warm_address() -> Iterator[str]:
     """Address of a warm process, whose workers have one thread."""
-    held = warm.start_beside(1)
+    held = warm.start_warm_process(1)
     yield os.environ.pop(warm.WARM)
     os.close(held)
 
