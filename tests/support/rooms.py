@@ -134,8 +134,10 @@ def table() -> str:
     """One line per room: its name and the first sentence of its docstring."""
     lines = ["| room | what belongs in it |", "|---|---|"]
     for room in ROOMS:
-        said = (ast.get_docstring(ast.parse(modules()[room].read_bytes())) or "").partition("\n")[0]
-        lines.append(f"| `{room.replace('.', '/')}` | {said} |")
+        file = modules()[room]
+        said = (ast.get_docstring(ast.parse(file.read_bytes())) or "").partition("\n")[0]
+        path = file.parent if file.name == "__init__.py" else file
+        lines.append(f"| `{path.relative_to(ROOT).as_posix()}` | {said} |")
     return "\n".join([*lines, ""])
 
 
