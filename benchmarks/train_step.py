@@ -28,10 +28,11 @@ from torch.nn import functional as F
 
 from components.gadms.decoder import CrossModalDecoder
 from components.gadms.masking import DualMask, dual_mask
+from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
 from components.gadms.objectives import similarity_distribution_matching
 from components.gadms.scores.gradient import default_scoring_layers
-from components.gadms.tasks import RetrievalBatch, RetrievalConfig, RetrievalTask
+from components.gadms.tasks import RetrievalBatch, RetrievalTask
 from components.training.randomness import generator
 
 SMALL = {
@@ -136,7 +137,7 @@ def steps(encoder: DualEncoder, batch: RetrievalBatch) -> dict[str, Step]:
     stored: dict[int, Any] = {}
 
     def task(method: str) -> RetrievalTask:
-        config = RetrievalConfig(method=method)  # type: ignore[arg-type]
+        config = RetrievalConfig(name=method)  # type: ignore[arg-type]
         return RetrievalTask(deepcopy(encoder), config, captions=size).to(batch["ids"].device)
 
     def reference(task: RetrievalTask) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import model_validator
+from pydantic import TypeAdapter, model_validator
 
 from components.errors import ParameterError
 from components.settings import Count
@@ -78,11 +78,8 @@ class Parameters(Section):
     def partial(cls, values: Mapping[str, Any]) -> "Parameters":
         """Parameters that hold only `values` (from `only`). Reading any other key raises AttributeError: a stage cannot depend
         on what it did not declare."""
-        fields = cls.model_fields
-        parsed = {
-            key: fields[key].annotation.model_validate(value) if isinstance(value, Mapping) else value  # type: ignore[union-attr]
-            for key, value in values.items()
-        }
+        types: dict[str, Any] = {key: cls.model_fields[key].annotation for key in values}
+        parsed = {key: TypeAdapter(types[key]).validate_python(value) for key, value in values.items()}
         return cls.model_construct(**parsed)
 
 

@@ -9,7 +9,8 @@ from components.errors import DataError, ParameterError
 from components.gadms.model import DualEncoder
 from components.gadms.tasks import RetrievalBatch
 from components.gadms.tokenizer import wrong_token_mask
-from components.persons.transforms import AugmentationConfig, augment
+from components.persons.augmentation import AugmentationConfig
+from components.persons.transforms import augment
 from components.training.randomness import generator, rank_part
 
 

@@ -7,22 +7,21 @@ of the same step, and at a first visit knows that it knows nothing (random rates
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from components.errors import ParameterError
-from components.gadms.masking import DualMask, MaskingConfig, calibrated_threshold, dual_mask, maskable
+from components.gadms.config import MaskingConfig, ScoringConfig, Timing
+from components.gadms.masking import DualMask, calibrated_threshold, dual_mask, maskable
 from components.gadms.model import DualEncoder
 from components.gadms.noise_detection import noise_diagnostics
 from components.gadms.objectives import world_size
 from components.gadms.score_memory import LikelihoodTable, ScoreTable, gather_rows
 from components.gadms.scores.normalisation import normalise
-from components.gadms.scores.scoring import ScoreInputs, ScoringConfig, normalisation_of, raw_scores
-
-Timing = Literal["previous", "same-step"]
+from components.gadms.scores.scoring import ScoreInputs, normalisation_of, raw_scores
 
 
 class CaptionScorer(nn.Module):

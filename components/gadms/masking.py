@@ -16,56 +16,12 @@ function of (seed, step), then cut to this rank's rows, so they do not depend on
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from components.errors import ParameterError
+from components.gadms.config import MaskingConfig, Replacement
 from components.training.randomness import generator, rank_part
-
-Replacement = Literal["mask", "bert"]
-Rule = Literal["sigmoid", "nam"]
-
-
-@dataclass(frozen=True)
-class MaskingConfig:
-    """How tokens are chosen and what replaces them.
-
-    The limits are the paper's (figure 5); it gives neither slope nor threshold, these are the released code's. A
-    replacement of "mask" always writes the mask token, as the paper says; "bert" does so in 80 % of cases, writes a
-    random token in 10 % and leaves 10 % alone, as the released code does.
-
-    What share of a batch the sigmoids mask depends on how its scores are spread. With a `target_noise_rate` the
-    threshold, of both copies, is moved so that the noise copy's expected rate over the tokens with known scores is that
-    one; rule "nam" takes its rate from it (`random_noise_rate` without) and masks the prediction copy at random.
-    """
-
-    noise_limit: float = 0.2
-    prediction_limit: float = 0.3
-    slope: float = 20.0
-    threshold: float = 0.1
-    random_noise_rate: float = 0.15
-    random_prediction_rate: float = 0.15
-    noise_replacement: Replacement = "mask"
-    prediction_replacement: Replacement = "mask"
-    rule: Rule = "sigmoid"
-    target_noise_rate: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.rule not in ("sigmoid", "nam"):
-            raise ParameterError(f"masking.rule = {self.rule!r}: 'sigmoid' or 'nam'")
-        if not self.slope > 0:
-            raise ParameterError(f"masking.slope = {self.slope}: must be above 0")
-        limit = self.noise_limit if self.rule == "sigmoid" else 1.0
-        if self.target_noise_rate is not None and not 0 < self.target_noise_rate < limit:
-            raise ParameterError(f"masking.target_noise_rate = {self.target_noise_rate}: must lie in (0, {limit})")
-        for name in ("noise_limit", "prediction_limit", "random_noise_rate", "random_prediction_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ParameterError(f"masking.{name} = {getattr(self, name)}: must lie in [0, 1]")
-        for name in ("noise_replacement", "prediction_replacement"):
-            if getattr(self, name) not in ("mask", "bert"):
-                raise ParameterError(f"masking.{name} = {getattr(self, name)!r}: 'mask' or 'bert'")
 
 
 @dataclass(frozen=True)

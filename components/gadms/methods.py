@@ -13,12 +13,12 @@ The weights are those of the publications; a configuration that states its own h
 masked has nothing to predict: `contrastive` and `tal` have their one loss.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from components.errors import ParameterError
-from components.gadms.masking import Rule
-from components.gadms.scores.scoring import ScoreName
+from components.gadms.config import MaskingConfig, Rule, ScoreName, ScoringConfig, Timing
+from components.persons.augmentation import AugmentationConfig
+from components.settings import AboveZero, Count, NotNegative, Positive, Rate, settings
 
 Method = Literal["gadms", "random", "nam", "irra", "contrastive", "tal"]
 Matching = Literal["sdm", "contrastive", "tal"]
@@ -58,9 +58,52 @@ METHODS: dict[Method, Recipe] = {
 }
 
 
-def recipe_of(method: str) -> Recipe:
-    """The table's line. Raises ParameterError naming the methods there are."""
-    for name, recipe in METHODS.items():
-        if name == method:
+@settings
+class RetrievalConfig:
+    """The objective of one training phase: the method, a line of METHODS, and what holds for every method that uses it.
+
+    Attributes:
+        name: the method; None is gadms, or in a comparison that of the arm.
+        warmup_steps: InfoNCE steps before SDM, which does not start from random weights.
+        mtp_weight, id_weight: of masked-token prediction and identity classification; None is the method's published weight.
+        caption_aliasing: the matching and identity losses see the caption whose tokens are masked for prediction, as in the
+            released IRRA, where the masking wrote into the batch by mistake. One text pass less.
+        head_lr_factor: of the decoder and the classifier (IRRA: 5). bias_lr_factor: of biases and norms (IRRA: 2).
+        layer_decay: factor on the learning rate for each layer further from the output, in both towers; 1 is none.
+        augmentation: of the training pictures; None leaves them as they are.
+    """
+
+    name: Method | None = None
+    warmup_steps: Count = 0
+    sdm_weight: NotNegative = 1.0
+    mtp_weight: NotNegative | None = None
+    id_weight: NotNegative | None = None
+    sdm_temperature: AboveZero = 0.02
+    contrastive_temperature: AboveZero = 0.07
+    tal_temperature: AboveZero = 0.015
+    tal_margin: NotNegative = 0.1
+    masking: MaskingConfig = MaskingConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    score_timing: Timing = "previous"
+    caption_aliasing: bool = False
+    decoder_depth: Positive = 4
+    head_lr_factor: AboveZero = 1.0
+    bias_lr_factor: AboveZero = 1.0
+    layer_decay: Rate = 1.0
+    augmentation: AugmentationConfig | None = None
+
+    def for_arm(self, arm: str | None) -> "RetrievalConfig":
+        """These settings with the arm as the method where they name none. Raises ParameterError for an arm that is not a method."""
+        return replace(self, name=self.name or arm)  # type: ignore[arg-type]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The method's line of the table, with the weights that are set here."""
+        recipe = METHODS[self.name or "gadms"]
+        if recipe.masking == "none":
             return recipe
-    raise ParameterError(f"method = {method!r}: allowed are {', '.join(METHODS)}")
+        return replace(
+            recipe,
+            mtp_weight=recipe.mtp_weight if self.mtp_weight is None else self.mtp_weight,
+            id_weight=recipe.id_weight if self.id_weight is None else self.id_weight,
+        )

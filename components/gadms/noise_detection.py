@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from components.evaluation.auc import area_under_curve
+from components.gadms.config import ScoringConfig
 from components.gadms.masking import DualMask
 from components.gadms.model import DualEncoder
-from components.gadms.scores.scoring import ScoringConfig, token_scores
+from components.gadms.scores.scoring import token_scores
 from components.gadms.tokenizer import token_word_alignment
 
 

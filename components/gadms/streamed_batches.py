@@ -9,7 +9,8 @@ from torch import Tensor
 from components.errors import ParameterError
 from components.gadms.model import DualEncoder
 from components.gadms.tasks import RetrievalBatch
-from components.persons.transforms import AugmentationConfig, augment
+from components.persons.augmentation import AugmentationConfig
+from components.persons.transforms import augment
 from components.training.randomness import generator
 
 

@@ -7,17 +7,18 @@ One task serves every method of the table in methods.py, in pre-training (SDM + 
 ID, IRRA's recipe), so that the arms of a comparison differ in what is compared and in nothing else.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from components.errors import ParameterError
-from components.gadms.caption_scorer import CaptionScorer, Timing
+from components.gadms.caption_scorer import CaptionScorer
+from components.gadms.config import ScoringConfig
 from components.gadms.decoder import CrossModalDecoder, padding_mask
-from components.gadms.masking import DualMask, MaskingConfig
-from components.gadms.methods import Method, Recipe, recipe_of
+from components.gadms.masking import DualMask
+from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
 from components.gadms.objectives import (
     contrastive,
@@ -28,7 +29,6 @@ from components.gadms.objectives import (
     triplet_alignment,
 )
 from components.gadms.parameter_groups import grouped
-from components.gadms.scores.scoring import ScoringConfig
 from components.gadms.selection import BestWeights
 from components.training.task import TrainingTask
 
@@ -43,62 +43,6 @@ class RetrievalBatch(TypedDict, total=False):
     identities: Tensor  # int64 (B,); 0..identities-1 where ID is used
     caption_index: Tensor  # int64 (B,), row of the caption in the whole training set
     wrong: Tensor  # bool (B, T), optional: tokens of hallucinated words, for diagnostics only
-
-
-@dataclass(frozen=True)
-class RetrievalConfig:
-    """What is trained. `method` is the arm, a line of the table in methods.py; the rest holds for every arm that uses it.
-
-    Attributes:
-        warmup_steps: InfoNCE steps before SDM, which does not start from random weights.
-        mtp_weight, id_weight: of masked-token prediction and identity classification; None is what the method has published.
-        caption_aliasing: the matching and identity losses see the caption whose tokens are masked for prediction, as in the
-            released IRRA, where the masking wrote into the batch by mistake. One text pass less.
-        head_lr_factor: of the decoder and the classifier (IRRA: 5). bias_lr_factor: of biases and norms (IRRA: 2).
-        layer_decay: factor on the learning rate for each layer further from the output, in both towers; 1 is none.
-    """
-
-    method: Method = "gadms"
-    warmup_steps: int = 0
-    sdm_weight: float = 1.0
-    mtp_weight: float | None = None
-    id_weight: float | None = None
-    sdm_temperature: float = 0.02
-    contrastive_temperature: float = 0.07
-    tal_temperature: float = 0.015
-    tal_margin: float = 0.1
-    masking: MaskingConfig = field(default_factory=MaskingConfig)
-    caption_aliasing: bool = False
-    scoring: ScoringConfig = field(default_factory=ScoringConfig)
-    score_timing: Timing = "previous"
-    decoder_depth: int = 4
-    head_lr_factor: float = 1.0
-    bias_lr_factor: float = 1.0
-    layer_decay: float = 1.0
-
-    def __post_init__(self) -> None:
-        recipe_of(self.method)
-        for name in ("warmup_steps", "sdm_weight", "mtp_weight", "id_weight", "tal_margin"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ParameterError(f"{name} = {value}: must not be negative")
-        for name in ("sdm_temperature", "contrastive_temperature", "tal_temperature"):
-            if not getattr(self, name) > 0:
-                raise ParameterError(f"{name} = {getattr(self, name)}: must be above 0")
-        if not 0 < self.layer_decay <= 1:
-            raise ParameterError(f"layer_decay = {self.layer_decay}: must lie in (0, 1]")
-
-    @property
-    def recipe(self) -> Recipe:
-        """The method's line of the table, with the weights that are set here."""
-        recipe = recipe_of(self.method)
-        if recipe.masking == "none":
-            return recipe
-        return replace(
-            recipe,
-            mtp_weight=recipe.mtp_weight if self.mtp_weight is None else self.mtp_weight,
-            id_weight=recipe.id_weight if self.id_weight is None else self.id_weight,
-        )
 
 
 class RetrievalTask(TrainingTask):

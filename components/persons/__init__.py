@@ -31,7 +31,7 @@ _PUBLIC = {
     "Rows": "shards",
     "encode_png": "pixels",
     "write_records": "shards",
-    "AugmentationConfig": "transforms",
+    "AugmentationConfig": "augmentation",
     "augment": "transforms",
     "normalise": "transforms",
 }

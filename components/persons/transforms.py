@@ -7,47 +7,20 @@ Captions of the drawn set say "left" and "right" from the viewer's side (bag sid
 makes them false, so `flip` is 0 by default; published sets hardly mention sides, and their recipe flips with 0.5.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch.nn.functional import pad as zero_pad
 
 from components.errors import ParameterError
+from components.persons.augmentation import AugmentationConfig
 from components.training.randomness import rank_part
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+ERASE_AREA = (0.02, 0.4)
+"""Smallest and largest erased fraction of a picture."""
+ERASE_RATIO = (0.3, 3.3)
+"""Smallest and largest height:width of an erased box."""
 _ERASE_TRIES = 10  # torchvision's RandomErasing gives up after ten boxes that do not fit
-
-
-@dataclass(frozen=True)
-class AugmentationConfig:
-    """What to do to a training picture.
-
-    Attributes:
-        flip: probability of a horizontal flip; 0 where captions tell left from right.
-        pad: zero pixels added on each side before a crop to the old size (10 at 384 x 128).
-        erase: probability of erasing a box.
-        erase_area: smallest and largest erased fraction of the picture.
-        erase_ratio: smallest and largest height:width of the box.
-    """
-
-    flip: float = 0.0
-    pad: int = 10
-    erase: float = 0.5
-    erase_area: tuple[float, float] = (0.02, 0.4)
-    erase_ratio: tuple[float, float] = (0.3, 3.3)
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "erase"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ParameterError(f"{name} is {getattr(self, name)}; it is a probability, from 0 to 1")
-        if self.pad < 0:
-            raise ParameterError(f"pad is {self.pad}; it must be 0 or more pixels")
-        if not 0.0 < self.erase_area[0] <= self.erase_area[1] <= 1.0:
-            raise ParameterError(f"erase_area is {self.erase_area}; two fractions, ascending, up to 1")
-        if not 0.0 < self.erase_ratio[0] <= self.erase_ratio[1]:
-            raise ParameterError(f"erase_ratio is {self.erase_ratio}; two positive numbers, ascending")
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
@@ -77,7 +50,7 @@ def augment(
     draws = rank_part(draws, rank, world_size).to(pixels.device)
     pixels = torch.where((draws[:, 0] < config.flip).view(-1, 1, 1, 1), pixels.flip(-1), pixels)
     pixels = _pad_and_crop(pixels, config.pad, draws[:, 1], draws[:, 2])
-    erased = _erasing_mask(pixels, config, draws[:, 3], draws[:, 4:].view(-1, _ERASE_TRIES, 4))
+    erased = _erasing_mask(pixels, config.erase, draws[:, 3], draws[:, 4:].view(-1, _ERASE_TRIES, 4))
     value = torch.tensor(CLIP_MEAN, device=pixels.device).view(1, 3, 1, 1)
     return torch.where(erased.unsqueeze(1), value, normalise(pixels))
 
@@ -95,12 +68,10 @@ def _pad_and_crop(pixels: torch.Tensor, pad: int, down: torch.Tensor, across: to
     return cut.permute(0, 3, 1, 2)
 
 
-def _erasing_mask(
-    pixels: torch.Tensor, config: AugmentationConfig, chance: torch.Tensor, boxes: torch.Tensor
-) -> torch.Tensor:
+def _erasing_mask(pixels: torch.Tensor, probability: float, chance: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     """Which pixels to erase, bool (N, H, W): per picture the first of `boxes` (N, tries, 4) draws that fits."""
     height, width = pixels.shape[-2:]
-    (low, high), (flat, tall) = config.erase_area, torch.tensor(config.erase_ratio).log().tolist()
+    (low, high), (flat, tall) = ERASE_AREA, torch.tensor(ERASE_RATIO).log().tolist()
     area = height * width * (low + (high - low) * boxes[..., 0])  # (N, tries)
     ratio = torch.exp(flat + (tall - flat) * boxes[..., 1])
     h, w = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
@@ -111,5 +82,5 @@ def _erasing_mask(
     left = (boxes[..., 3].gather(1, first) * (width - w + 1)).floor()
     y, x = torch.arange(height, device=pixels.device), torch.arange(width, device=pixels.device)
     rows, columns = (y >= top) & (y < top + h), (x >= left) & (x < left + w)  # (N, H), (N, W)
-    erase = (chance < config.erase) & fits.any(dim=1)
+    erase = (chance < probability) & fits.any(dim=1)
     return rows[:, :, None] & columns[:, None, :] & erase[:, None, None]

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from components.gadms.decoder import CrossModalDecoder
+from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
 from components.training.config import ValidatedTrainingConfig
 from pipelines.params import Parameters
-from pipelines.schema.gadms import Method
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,10 +45,10 @@ def encoder_table(chosen: Parameters) -> "Table":
     return table
 
 
-def _phase(method: Method, training: ValidatedTrainingConfig, encoder: DualEncoder) -> str:
+def _phase(method: RetrievalConfig, training: ValidatedTrainingConfig, encoder: DualEncoder) -> str:
     name = method.name or "each arm's method"
     beside = []
-    if method.config("gadms").recipe.mtp_weight:  # the first arm's, where each has its own
+    if method.recipe.mtp_weight:  # that of gadms, where each arm has its own
         with torch.device("meta"):
             decoder = CrossModalDecoder(encoder.embed_dim, encoder.clip.vocab_size, depth=method.decoder_depth)
         beside.append(f"decoder {_millions(decoder)}")

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from components.errors import ParameterError
 from components.settings import first_mistake
 
-Checked = TypeVar("Checked", bound=BaseModel)
+Checked = TypeVar("Checked")
 
 
 def read(file: Path, schema: type[Checked], name: str) -> Checked:
@@ -30,6 +30,6 @@ def read_yaml(file: Path) -> Any:
 def checked(value: object, schema: type[Checked], where: str) -> Checked:
     """`value` as the schema has it. Raises ParameterError for the first mistake: `where: key = value: what is allowed`."""
     try:
-        return schema.model_validate(value)
+        return TypeAdapter(schema).validate_python(value)
     except ValidationError as error:
         raise ParameterError(f"{where}: {first_mistake(error, schema)}") from error

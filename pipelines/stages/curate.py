@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from components.gadms.tasks import RetrievalConfig, RetrievalTask
+from components.gadms.methods import RetrievalConfig
+from components.gadms.tasks import RetrievalTask
 from components.persons.curation.candidates import rule_reasons
 from components.persons.curation.keypoints import KeypointRCNN
 from components.persons.curation.selection import Thresholds, decide, quality
@@ -31,7 +32,7 @@ def run(
     rows = people.rows(split="train", form="long")
     root = inputs["people"].parents[1]  # the workspace
     encoder = new_encoder(params, rows.column("caption"), root=root)
-    task = RetrievalTask(encoder, RetrievalConfig(method="contrastive"), captions=len(rows), seed=params.seed)
+    task = RetrievalTask(encoder, RetrievalConfig(name="contrastive"), captions=len(rows), seed=params.seed)
     fit(
         task,
         caption_batches(encoder, people, rows, settings.matcher.batch, params, context),

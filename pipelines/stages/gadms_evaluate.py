@@ -13,10 +13,10 @@ from components.evaluation.breakdown import by_noise_level
 from components.evaluation.ceiling import attribute_match_ceiling
 from components.evaluation.intervals import bootstrap_mean
 from components.evaluation.retrieval import best_matches, retrieval_metrics, retrieval_results
+from components.gadms.config import ScoringConfig
 from components.gadms.embedding import embed_captions, embed_images
 from components.gadms.model import DualEncoder
 from components.gadms.noise_detection import word_scores
-from components.gadms.scores.scoring import ScoringConfig
 from components.persons.shards import PersonDataset
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters

@@ -29,7 +29,7 @@ def run(
     training = replace(own.training, steps=settings.steps, report_every=1, checkpoint_every=settings.steps)
     changes: dict[str, Any] = {"training": training}
     if section == "gadms_pretrain":  # half of the steps with the masked objectives, which are the point
-        changes["method"] = own.method.model_copy(update={"warmup_steps": settings.steps // 2})
+        changes["method"] = replace(own.method, warmup_steps=settings.steps // 2)
     shortened = params.model_copy(update={section: own.model_copy(update=changes)})
     local, distributed = (
         losses_of(function, arm, shortened, inputs, context, workers) for workers in (0, settings.workers)

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 from components.gadms.model import DualEncoder
 from components.gadms.streamed_batches import StreamedBatches
+from components.persons.augmentation import AugmentationConfig
 from components.persons.streaming.corpus import Corpus
 from components.persons.streaming.sample_reader import WINDOW_BLOCKS, SampleReader
-from components.persons.transforms import AugmentationConfig
 from components.training.context import Context
 from pipelines.params import Compute
 from pipelines.streaming.read_ahead import ReadAhead

@@ -9,6 +9,7 @@ the noise, the start, the order of the data and the masks, so that arms of one s
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import product
 from typing import Annotated, Any, Self
 
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
 from components.evaluation.intervals import bootstrap_crossed
+from components.gadms.config import ScoringConfig
+from components.gadms.methods import RetrievalConfig
 from components.settings import Count, Fraction, Positive, Rate
 from pipelines.graph import PEOPLE
 from pipelines.params import Parameters
-from pipelines.schema.gadms import Method, Scoring
 from pipelines.schema.reading import checked
 from pipelines.schema.section import Section
 from pipelines.studies.cells import Cell, Result, Study
@@ -56,7 +58,7 @@ class Start(Schedule):
 class Scores(Section):
     """Token scores, each under a name of its own, and whose encoder computes them on how many captions."""
 
-    scores: Annotated[dict[str, Scoring], Field(min_length=1)]
+    scores: Annotated[dict[str, ScoringConfig], Field(min_length=1)]
     encoders: Annotated[list[str], *Listed]
     captions: Positive
     unseen_noise: Annotated[Fraction, Field(gt=0)]
@@ -106,9 +108,10 @@ def cells(plan: Plan, params: Parameters) -> list[Cell]:
     return found
 
 
-def _checked_method(arm: str, changes: Mapping[str, Any], params: Parameters) -> Method:
+def _checked_method(arm: str, changes: Mapping[str, Any], params: Parameters) -> RetrievalConfig:
     """The arm's method. Raises ParameterError for changes that do not fit one."""
-    return checked({**params.gadms_finetune.method.model_dump(), **changes}, Method, f"studies/gadms.yaml: arms.{arm}")
+    own = asdict(params.gadms_finetune.method)
+    return checked({**own, **changes}, RetrievalConfig, f"studies/gadms.yaml: arms.{arm}")
 
 
 def summarise(plan: Plan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:

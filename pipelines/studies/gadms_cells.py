@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from components.evaluation.retrieval import retrieval_results
+from components.gadms.config import ScoringConfig
 from components.gadms.embedding import embed_captions, embed_images
 from components.gadms.model import DualEncoder
 from components.gadms.noise_detection import word_auc, word_scores
-from components.gadms.scores.scoring import ScoringConfig
 from components.persons.drawn.lexicon import SYNONYMS
 from components.persons.drawn.recaptioning import recaptioned
 from components.persons.shards import PersonDataset
@@ -75,7 +75,7 @@ def score(cell: Cell, bench: Bench) -> dict[str, Any]:
     for kind, people, split in (("seen", seen, "train"), ("unseen", unseen, "test")):
         rows = [row for row in people.rows(split=split, form="long") if row["wrong_words"]][: settings["captions"]]
         for name, config in settings["scores"].items() if rows else ():
-            scoring = ScoringConfig(**{**config, "scales": tuple(config["scales"])})
+            scoring = ScoringConfig(**config)
             words, auc = word_scores(encoder, rows, people, scoring)
             found[f"{kind}/{name}"] = auc
             found[f"{kind}_colour/{name}"] = word_auc(*_colours(words))
@@ -97,13 +97,13 @@ def _train(
 ) -> StageContext:
     """Train in place and keep the encoder. `method`: how it differs from gadms_finetune.method."""
     settings = params.gadms_finetune
-    changed = {**settings.method.model_dump(), "warmup_steps": 0, **method}
+    changed = replace(settings.method, **{"warmup_steps": 0, **method})
     schedule = {name: cell.settings[name] for name in SCHEDULE}
-    context = bench.context(params.seed, changed["name"])
+    context = bench.context(params.seed, changed.name)
     train_arm(
         encoder,
         people,
-        type(settings.method).model_validate(changed),
+        changed,
         replace(settings.training, **schedule, validate_every=None),
         params,
         context,

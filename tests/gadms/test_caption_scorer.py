@@ -7,12 +7,14 @@ from two_processes import in_two_processes
 from components.errors import ParameterError
 from components.gadms.batches import CaptionBatches
 from components.gadms.caption_scorer import CaptionScorer
-from components.gadms.masking import MaskingConfig, dual_mask, maskable
+from components.gadms.config import MaskingConfig, ScoringConfig
+from components.gadms.masking import dual_mask, maskable
+from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
 from components.gadms.noise_detection import noise_diagnostics, word_auc, word_scores
 from components.gadms.score_memory import LikelihoodTable
-from components.gadms.scores.scoring import ScoringConfig, token_scores
-from components.gadms.tasks import RetrievalConfig, RetrievalTask
+from components.gadms.scores.scoring import token_scores
+from components.gadms.tasks import RetrievalTask
 from components.gadms.tokenizer import CaptionTokenizer
 from components.training.config import LoopConfig
 from components.training.context import LocalContext

@@ -3,8 +3,9 @@ import torch
 from torch.nn import functional as F
 
 from components.errors import ParameterError
+from components.gadms.config import ScoringConfig
 from components.gadms.scores.gradient import multi_scale_pool
-from components.gadms.scores.scoring import ScoringConfig, gradient_attention_scores, token_scores
+from components.gadms.scores.scoring import gradient_attention_scores, token_scores
 
 
 @pytest.fixture

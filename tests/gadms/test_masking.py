@@ -2,13 +2,8 @@ import pytest
 import torch
 
 from components.errors import ParameterError
-from components.gadms.masking import (
-    MaskingConfig,
-    calibrated_threshold,
-    dual_mask,
-    maskable,
-    masking_probabilities,
-)
+from components.gadms.config import MaskingConfig
+from components.gadms.masking import calibrated_threshold, dual_mask, maskable, masking_probabilities
 from components.gadms.score_memory import ScoreTable
 
 MASK, END = 97, 99
@@ -170,7 +165,7 @@ def test_settings_out_of_range_are_refused():
         MaskingConfig(rule="css")  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match="slope = 0"):
         MaskingConfig(slope=0)
-    with pytest.raises(ParameterError, match="'mask' or 'bert'"):
+    with pytest.raises(ParameterError, match="noise_replacement = 'drop': input should be 'mask' or 'bert'"):
         MaskingConfig(noise_replacement="drop")  # type: ignore[arg-type]
 
 

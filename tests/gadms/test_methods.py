@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from components.errors import ParameterError
-from components.gadms.masking import MaskingConfig, maskable
-from components.gadms.methods import METHODS, recipe_of
-from components.gadms.scores.scoring import ScoringConfig
-from components.gadms.tasks import RetrievalConfig, RetrievalTask
+from components.gadms.config import MaskingConfig, ScoringConfig
+from components.gadms.masking import maskable
+from components.gadms.methods import METHODS, RetrievalConfig
+from components.gadms.tasks import RetrievalTask
 
 ALL = MaskingConfig(random_noise_rate=1.0, random_prediction_rate=1.0, noise_limit=1.0, slope=1e4, threshold=2.0)
 
@@ -34,10 +34,10 @@ def read(encoder, batch, config, monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_matching_loss_sees_the_caption_or_its_noise_copy_as_the_table_says(encoder, batch, method, monkeypatch):
-    rows, scalars, _ = read(encoder, batch, RetrievalConfig(method=method, decoder_depth=1, masking=ALL), monkeypatch)
+    rows, scalars, _ = read(encoder, batch, RetrievalConfig(name=method, decoder_depth=1, masking=ALL), monkeypatch)
     untouched = torch.equal(rows[:4], batch["ids"])
     assert untouched == (method in ("irra", "contrastive", "tal"))
-    recipe = recipe_of(method)
+    recipe = METHODS[method]
     assert recipe.matching in scalars
     assert ("mtp" in scalars, "id" in scalars) == (recipe.mtp_weight > 0, recipe.id_weight > 0)
     expected = scalars[recipe.matching]
@@ -49,13 +49,13 @@ def test_the_matching_loss_sees_the_caption_or_its_noise_copy_as_the_table_says(
 def test_published_weights_are_the_papers_and_those_that_are_set_win():
     published = {name: (recipe.mtp_weight, recipe.id_weight) for name, recipe in METHODS.items() if recipe.mtp_weight}
     assert published == {"gadms": (0.4, 0), "random": (0.4, 0), "irra": (1, 1)}
-    recipe = RetrievalConfig(method="irra", mtp_weight=0.25).recipe
+    recipe = RetrievalConfig(name="irra", mtp_weight=0.25).recipe
     assert (recipe.mtp_weight, recipe.id_weight) == (0.25, 1)
-    assert RetrievalConfig(method="tal", mtp_weight=0.25).recipe.mtp_weight == 0  # nothing is masked
+    assert RetrievalConfig(name="tal", mtp_weight=0.25).recipe.mtp_weight == 0  # nothing is masked
 
 
 def test_aliasing_shows_the_masked_caption_to_every_loss_and_saves_a_pass(encoder, batch, monkeypatch):
-    config = RetrievalConfig(method="irra", decoder_depth=1, masking=ALL, caption_aliasing=True)
+    config = RetrievalConfig(name="irra", decoder_depth=1, masking=ALL, caption_aliasing=True)
     rows, scalars, _ = read(encoder, batch, config, monkeypatch)
     assert len(rows) == 4
     inside = maskable(batch["ids"], encoder.tokenizer.mask_id)
@@ -65,12 +65,15 @@ def test_aliasing_shows_the_masked_caption_to_every_loss_and_saves_a_pass(encode
 
 
 def test_nam_masks_by_its_own_rule_and_score_whatever_is_configured(encoder, batch, monkeypatch):
-    config = RetrievalConfig(method="nam", scoring=ScoringConfig(name="random"))
+    config = RetrievalConfig(name="nam", scoring=ScoringConfig(name="random"))
     _, _, task = read(encoder, batch, config, monkeypatch)
     assert (task.scorer.scoring.name, task.scorer.masking.rule) == ("max-patch", "nam")
     assert task.decoder is None
 
 
 def test_an_unknown_method_names_those_there_are():
-    with pytest.raises(ParameterError, match="'simclr': allowed are gadms, random, nam, irra, contrastive, tal"):
-        recipe_of("simclr")
+    with pytest.raises(
+        ParameterError,
+        match="name = 'simclr': input should be 'gadms', 'random', 'nam', 'irra'",
+    ):
+        RetrievalConfig(name="simclr")

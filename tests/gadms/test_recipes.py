@@ -1,19 +1,14 @@
-"""The published training recipe, piece by piece, against its formulas; and params.yaml's sections against what they configure."""
+"""The published training recipe, piece by piece, against its formulas; and the presets against it."""
 
 import math
-from dataclasses import fields
-from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from components.gadms.masking import MaskingConfig
-from components.gadms.methods import METHODS
-from components.gadms.scores.normalisation import Normalisation
-from components.gadms.scores.scoring import ScoreName, ScoringConfig
-from components.gadms.tasks import RetrievalConfig, RetrievalTask
-from components.persons.transforms import AugmentationConfig
+from components.errors import ParameterError
+from components.gadms.methods import METHODS, RetrievalConfig
+from components.gadms.tasks import RetrievalTask
 from components.training.config import LoopConfig
 from components.training.context import LocalContext
 from components.training.loop import fit
@@ -21,7 +16,6 @@ from components.training.schedules import learning_rate_factor
 from components.training.task import TrainingTask
 from pipelines.identity.closure import ROOT
 from pipelines.presets import resolve
-from pipelines.schema.gadms import Augmentation, Masking, Method, Scoring
 
 IRRA = {0: 0.10, 1: 0.28, 2: 0.46, 3: 0.64, 4: 0.82, 5: 1.0, 6: 0.9961, 15: 0.6545, 29: 0.0039}
 
@@ -74,7 +68,7 @@ def test_adam_adds_its_decay_to_the_gradient_and_adamw_to_the_weights(optimizer)
 
 
 def test_rates_fall_layer_by_layer_from_the_output_of_each_tower(encoder):
-    config = RetrievalConfig(method="irra", decoder_depth=1, layer_decay=0.5, head_lr_factor=5.0, bias_lr_factor=2.0)
+    config = RetrievalConfig(name="irra", decoder_depth=1, layer_decay=0.5, head_lr_factor=5.0, bias_lr_factor=2.0)
     task = RetrievalTask(encoder, config, captions=4, identities=4)
     rate = {id(p): group["lr"] for group in task.parameter_groups(1.0) for p in group["params"]}
     clip = encoder.clip  # 2 blocks see, 3 read
@@ -100,7 +94,7 @@ def test_recomputed_activations_give_the_same_gradients(encoder, ids, pixels, me
     gradients = []
     for enable in (False, True):
         encoder.checkpoint_activations(enable)
-        task = RetrievalTask(encoder, RetrievalConfig(method=method, decoder_depth=1), captions=4, identities=4)
+        task = RetrievalTask(encoder, RetrievalConfig(name=method, decoder_depth=1), captions=4, identities=4)
         task.zero_grad()
         task.train()(batch, 0)["loss"].backward()
         gradients.append({name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None})
@@ -117,7 +111,7 @@ def test_bfloat16_is_the_arithmetic_only_and_the_weights_stay_float32(encoder, i
     losses = {}
     for precision in ("fp32", "bf16"):
         encoder.load_state_dict(state)
-        config = RetrievalConfig(method=method, decoder_depth=1, sdm_temperature=0.2)
+        config = RetrievalConfig(name=method, decoder_depth=1, sdm_temperature=0.2)
         task = RetrievalTask(encoder, config, captions=4, identities=4)
         context = LocalContext()
         loop = LoopConfig(steps=2, learning_rate=1e-7, report_every=1, precision=precision)
@@ -130,31 +124,11 @@ def test_bfloat16_is_the_arithmetic_only_and_the_weights_stay_float32(encoder, i
     assert losses["bf16"] != losses["fp32"]
 
 
-@pytest.mark.parametrize(
-    ("section", "config"),
-    [(Masking, MaskingConfig), (Scoring, ScoringConfig), (Augmentation, AugmentationConfig), (Method, RetrievalConfig)],
-)
-def test_what_params_leave_out_has_the_components_own_default(section, config):
-    own = {field.name: getattr(config(), field.name) for field in fields(config)}
-    for name, value in section():
-        if isinstance(value, Masking | Scoring) or (section is Method and name in ("augmentation", "name")):
-            continue
-        assert own[name] == (tuple(value) if isinstance(value, list) else value), name
-    missing = set(own) - set(section.model_fields) - {"method", "erase_area", "erase_ratio"}
-    assert not missing
-
-
-def test_a_method_section_becomes_the_tasks_configuration():
-    section = Method(masking=Masking(slope=7.0), scoring=Scoring(name="path", scales=[3]), tal_margin=0.3)
-    config = section.config("tal")
-    expected = RetrievalConfig(
-        method="tal",
-        tal_margin=0.3,
-        masking=MaskingConfig(slope=7.0),
-        scoring=ScoringConfig(name="path", scales=(3,)),
-    )
-    assert config == expected
-    assert Method(name="irra").config("gadms").method == "irra"
+def test_the_method_is_the_arm_unless_the_settings_name_one():
+    assert RetrievalConfig(tal_margin=0.3).for_arm("tal") == RetrievalConfig(name="tal", tal_margin=0.3)
+    assert RetrievalConfig(name="irra").for_arm("gadms").name == "irra"
+    with pytest.raises(ParameterError, match="name = 'taca'"):
+        RetrievalConfig().for_arm("taca")
 
 
 CAPTIONS = {"cuhk-pedes": 68126, "icfg-pedes": 34674, "rstpreid": 37010}
@@ -163,7 +137,7 @@ CAPTIONS = {"cuhk-pedes": 68126, "icfg-pedes": 34674, "rstpreid": 37010}
 @pytest.mark.parametrize("name", [*CAPTIONS, "research"])
 def test_fine_tuning_presets_hold_irras_recipe(name):
     chosen = resolve(ROOT, name)
-    assert chosen.gadms_finetune.method.config("gadms").recipe == METHODS["irra"]
+    assert chosen.gadms_finetune.method.recipe == METHODS["irra"]
     loop = chosen.gadms_finetune.training
     assert (loop.optimizer, loop.epsilon, loop.weight_decay, loop.learning_rate) == ("adam", 1e-3, 4e-5, 1e-5)
     captions = CAPTIONS.get(name, CAPTIONS["cuhk-pedes"])
@@ -181,10 +155,3 @@ def test_the_pretraining_preset_holds_the_papers_recipe():
     assert (settings.training.batch, loop.learning_rate, loop.epsilon) == (512, 1e-4, 1e-3)
     assert (loop.steps, loop.warmup_steps) == (math.ceil(30 * 2_000_000 / 512), 5 * 2_000_000 // 512)
     assert (settings.method.mtp_weight, settings.method.scoring.layers) == (0.4, 8)
-
-
-def test_the_schema_knows_every_score_and_normalisation_of_the_components_and_no_other():
-    """It lists them again, so that reading params.yaml does not import torch."""
-    assert get_args(Scoring.model_fields["name"].annotation) == get_args(ScoreName)
-    one_of, nothing = get_args(Scoring.model_fields["normalisation"].annotation)
-    assert (get_args(one_of), nothing) == (get_args(Normalisation), type(None))

@@ -6,11 +6,12 @@ from two_processes import in_two_processes
 
 from components.errors import ParameterError
 from components.gadms.batches import CaptionBatches
-from components.gadms.masking import MaskingConfig
+from components.gadms.config import MaskingConfig
+from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
-from components.gadms.tasks import RetrievalConfig, RetrievalTask
+from components.gadms.tasks import RetrievalTask
 from components.gadms.tokenizer import CaptionTokenizer
-from components.persons.transforms import AugmentationConfig
+from components.persons.augmentation import AugmentationConfig
 from components.training.config import LoopConfig
 from components.training.context import LocalContext
 from components.training.loop import fit
@@ -18,13 +19,13 @@ from components.training.loop import fit
 ARMS = {
     "gadms": RetrievalConfig(decoder_depth=1),
     "same-step": RetrievalConfig(decoder_depth=1, score_timing="same-step"),
-    "random": RetrievalConfig(method="random", decoder_depth=1, id_weight=1.0, mtp_weight=1.0),
-    "contrastive": RetrievalConfig(method="contrastive"),
-    "shared": RetrievalConfig(method="random", decoder_depth=1, caption_aliasing=True),
+    "random": RetrievalConfig(name="random", decoder_depth=1, id_weight=1.0, mtp_weight=1.0),
+    "contrastive": RetrievalConfig(name="contrastive"),
+    "shared": RetrievalConfig(name="random", decoder_depth=1, caption_aliasing=True),
     "matching only": RetrievalConfig(mtp_weight=0.0),
-    "nam": RetrievalConfig(method="nam"),
-    "irra": RetrievalConfig(method="irra", decoder_depth=1),
-    "tal": RetrievalConfig(method="tal"),
+    "nam": RetrievalConfig(name="nam"),
+    "irra": RetrievalConfig(name="irra", decoder_depth=1),
+    "tal": RetrievalConfig(name="tal"),
 }
 
 
@@ -49,7 +50,7 @@ def test_every_trainable_parameter_gets_a_gradient_in_every_step(encoder, batch,
 
 
 def test_the_total_is_the_weighted_sum_of_the_losses(encoder, batch):
-    config = RetrievalConfig(method="random", decoder_depth=1, sdm_weight=2.0, mtp_weight=0.4, id_weight=0.7)
+    config = RetrievalConfig(name="random", decoder_depth=1, sdm_weight=2.0, mtp_weight=0.4, id_weight=0.7)
     scalars = RetrievalTask(encoder, config, captions=4, identities=4)(batch, 0)
     expected = 2 * scalars["sdm"] + 0.4 * scalars["mtp"] + 0.7 * scalars["id"]
     torch.testing.assert_close(scalars["loss"], expected)
@@ -64,13 +65,13 @@ def test_the_warmup_is_contrastive_and_ends_at_its_step(encoder, batch):
 
 def test_the_raw_captions_of_the_batch_are_not_changed(encoder, batch):
     before = batch["ids"].clone()
-    config = RetrievalConfig(method="random", masking=MaskingConfig(random_noise_rate=1.0, random_prediction_rate=1.0))
+    config = RetrievalConfig(name="random", masking=MaskingConfig(random_noise_rate=1.0, random_prediction_rate=1.0))
     RetrievalTask(encoder, config, captions=4)(batch, 0)["loss"].backward()
     assert torch.equal(batch["ids"], before)
 
 
 def test_a_captions_predictions_do_not_depend_on_the_length_of_its_neighbours(encoder, batch):
-    config = RetrievalConfig(method="random", masking=MaskingConfig(random_prediction_rate=1.0), decoder_depth=2)
+    config = RetrievalConfig(name="random", masking=MaskingConfig(random_prediction_rate=1.0), decoder_depth=2)
     task = RetrievalTask(encoder, config, captions=4).eval()
     whole = task({key: value[[1, 1]] for key, value in batch.items()}, 0)["mtp"]
     single = RetrievalTask(encoder, config, captions=4).eval()
@@ -83,7 +84,7 @@ def test_a_captions_predictions_do_not_depend_on_the_length_of_its_neighbours(en
 
 
 def test_heads_and_biases_get_their_own_rates_and_nothing_is_left_out(encoder):
-    config = RetrievalConfig(method="random", id_weight=1.0, head_lr_factor=5.0, bias_lr_factor=2.0, decoder_depth=1)
+    config = RetrievalConfig(name="random", id_weight=1.0, head_lr_factor=5.0, bias_lr_factor=2.0, decoder_depth=1)
     task = RetrievalTask(encoder, config, captions=4, identities=4)
     groups = task.parameter_groups(0.1)
     rate = {id(p): (group["lr"], group.get("weight_decay")) for group in groups for p in group["params"]}
@@ -96,7 +97,7 @@ def test_heads_and_biases_get_their_own_rates_and_nothing_is_left_out(encoder):
 
 def test_contradictory_settings_are_refused(encoder):
     with pytest.raises(ParameterError, match="allowed are gadms, random, nam"):
-        RetrievalConfig(method="simclr")  # type: ignore[arg-type]
+        RetrievalConfig(name="simclr")  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match="number of identities"):
         RetrievalTask(encoder, RetrievalConfig(id_weight=1.0), captions=4)
 
@@ -155,9 +156,9 @@ LOOP = LoopConfig(steps=3, learning_rate=1e-2, epsilon=1e-3, clip_norm=0.0)
 
 TRAINED = {
     "gadms": RetrievalConfig(id_weight=1.0, mtp_weight=1.0, decoder_depth=1, warmup_steps=1, sdm_temperature=0.2),
-    "irra": RetrievalConfig(method="irra", decoder_depth=1, sdm_temperature=0.2),
-    "nam": RetrievalConfig(method="nam", sdm_temperature=0.2),
-    "tal": RetrievalConfig(method="tal", tal_temperature=0.2, tal_margin=0.5),
+    "irra": RetrievalConfig(name="irra", decoder_depth=1, sdm_temperature=0.2),
+    "nam": RetrievalConfig(name="nam", sdm_temperature=0.2),
+    "tal": RetrievalConfig(name="tal", tal_temperature=0.2, tal_margin=0.5),
 }
 
 

@@ -8,11 +8,12 @@ from scipy.stats import rankdata
 from torch.nn import functional as F
 
 from components.errors import ParameterError
+from components.gadms.config import ScoreName, ScoringConfig
 from components.gadms.masking import maskable
 from components.gadms.scores.gradient import end_token_maps
 from components.gadms.scores.leave_one_out import leave_one_out, path
 from components.gadms.scores.normalisation import normalise
-from components.gadms.scores.scoring import SCORES, ScoreInputs, ScoreName, ScoringConfig, raw_scores, token_scores
+from components.gadms.scores.scoring import SCORES, ScoreInputs, raw_scores, token_scores
 
 NAMES = ("gradient", "released", "grad-eclip", "max-patch", "attention", "random", "leave-one-out", "path")
 
@@ -268,7 +269,7 @@ def test_an_empty_caption_scores_zero(lively, tokenizer, pictures, name):
 
 
 def test_settings_that_mean_nothing_are_refused(lively, ids, pictures):
-    with pytest.raises(ParameterError, match="score name = 'gradcam': allowed are gradient"):
+    with pytest.raises(ParameterError, match="name = 'gradcam': input should be 'gradient'"):
         ScoringConfig(name="gradcam")  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match="points = 0"):
         ScoringConfig(name="path", points=0)

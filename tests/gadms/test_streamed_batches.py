@@ -9,12 +9,13 @@ from PIL import Image
 
 from components.errors import ParameterError
 from components.gadms.batches import CaptionBatches
+from components.gadms.methods import RetrievalConfig
 from components.gadms.streamed_batches import StreamedBatches
-from components.gadms.tasks import RetrievalConfig, RetrievalTask
+from components.gadms.tasks import RetrievalTask
+from components.persons.augmentation import AugmentationConfig
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.persons.streaming.corpus import open_corpus
 from components.persons.streaming.sample_reader import SampleReader
-from components.persons.transforms import AugmentationConfig
 from components.training.config import LoopConfig
 from components.training.context import LocalContext
 from components.training.loop import fit

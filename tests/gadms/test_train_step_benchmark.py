@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from components.gadms.masking import dual_mask
-from components.gadms.tasks import RetrievalConfig, RetrievalTask
+from components.gadms.methods import RetrievalConfig
+from components.gadms.tasks import RetrievalTask
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks/train_step.py"
 
@@ -25,7 +26,7 @@ def benchmark():
 def test_both_steps_have_the_same_losses_where_there_is_no_padding(benchmark, encoder):
     batch = benchmark["random_batch"](encoder, 4, 400)
     assert (batch["ids"].argmax(-1) == 76).all()
-    task = RetrievalTask(encoder, RetrievalConfig(method="random", decoder_depth=1), captions=4).eval()
+    task = RetrievalTask(encoder, RetrievalConfig(name="random", decoder_depth=1), captions=4).eval()
     unknown = torch.full(batch["ids"].shape, -1.0)
     copies = dual_mask(batch["ids"], unknown, mask_id=encoder.tokenizer.mask_id, seed=0, step=0)
     with torch.no_grad():

@@ -5,9 +5,10 @@ import torch
 
 from components.errors import DataError, ParameterError
 from components.gadms.batches import CaptionBatches
+from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
 from components.gadms.selection import BestWeights, PeriodicValidation
-from components.gadms.tasks import RetrievalConfig, RetrievalTask
+from components.gadms.tasks import RetrievalTask
 from components.training.config import LoopConfig
 from components.training.context import LocalContext
 from components.training.loop import fit

@@ -181,7 +181,6 @@ def test_stage_files_import_of_orchestration_only_what_cannot_change_a_result():
         "pipelines.scratch.folder",
         "pipelines.scratch.metric_log",
     }
-    allowed |= {"pipelines.schema.section", "pipelines.schema.gadms"}
     for path in sources("pipelines/stages"):
         used = {module for module, _, _ in imports(path) if module.startswith("pipelines")}
         assert {module for module in used if not module.startswith(COUNTED)} <= allowed, path.name

@@ -47,7 +47,7 @@ def test_the_default_is_valid(file):
 def test_every_preset_is_valid_and_takes_effect(file, name):
     wanted = flatten(presets.read(name, ROOT))
     presets.edit(file, presets.read(name, ROOT))
-    after = flatten(params.load(file).model_dump())
+    after = flatten(params.load(file).model_dump(mode="json"))
     assert {key: after[key] for key in wanted} == wanted
 
 

@@ -22,16 +22,15 @@ one token a caption. That is exact: d cos / d o(e) flows through o(e) -> stream 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from components.errors import ParameterError
+from components.gadms.config import Heads
 from components.gadms.model import DualEncoder
-
-Heads = Literal["model", "single"]
 
 
 def default_scoring_layers(encoder: DualEncoder) -> int:

@@ -14,14 +14,11 @@ small tower) and at 0.57 and 0.64 with its sign. "signed", "rank" and "quantile"
 `target_noise_rate`, because they spread scores differently.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from components.evaluation.auc import twice_below
-
-Normalisation = Literal["max", "signed", "rank", "quantile", "clip", "batch"]
+from components.gadms.config import Normalisation
 
 
 @torch.no_grad()

@@ -7,64 +7,19 @@ name in `ScoreName`).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from components.errors import ParameterError
+from components.gadms.config import Heads, Normalisation, ScoreName, ScoringConfig
 from components.gadms.masking import maskable
 from components.gadms.model import DualEncoder
 from components.gadms.scores.controls import attention_only, grad_eclip, max_patch, random_values
-from components.gadms.scores.gradient import EndTokenMaps, Heads, end_token_maps, scores_of
+from components.gadms.scores.gradient import EndTokenMaps, end_token_maps, scores_of
 from components.gadms.scores.leave_one_out import leave_one_out, path
-from components.gadms.scores.normalisation import Normalisation, normalise
+from components.gadms.scores.normalisation import normalise
 from components.gadms.scores.released import released_scores
-
-ScoreName = Literal[
-    "gradient",
-    "released",
-    "grad-eclip",
-    "max-patch",
-    "attention",
-    "random",
-    "leave-one-out",
-    "path",
-    "likelihood",
-    "truth",
-]
-
-
-@dataclass(frozen=True)
-class ScoringConfig:
-    """A score and its settings. A score ignores the settings that it does not have.
-
-    layers: how many of the last text layers (None: two thirds). scales: widths of the key pooling. heads: "model", or
-    "single" as in the released code. points: of the path. temperature: match against the other pictures of this rank's
-    batch, so that the score depends on them (leave-one-out, path); None for the cosine alone. normalisation: None for
-    the score's own (SCORES).
-    """
-
-    name: ScoreName = "gradient"
-    layers: int | None = None
-    scales: tuple[int, ...] = (1, 2)
-    heads: Heads = "model"
-    points: int = 4
-    temperature: float | None = None
-    normalisation: Normalisation | None = None
-
-    def __post_init__(self) -> None:
-        for key, allowed in {"name": ScoreName, "heads": Heads, "normalisation": Normalisation}.items():
-            value, names = getattr(self, key), get_args(allowed)
-            if value not in names and not (key == "normalisation" and value is None):
-                raise ParameterError(f"score {key} = {value!r}: allowed are {', '.join(names)}")
-        for key, number in {"points": self.points, **{f"scales[{i}]": s for i, s in enumerate(self.scales)}}.items():
-            if number < 1:
-                raise ParameterError(f"score {key} = {number}: must be at least 1")
-        if not self.scales:
-            raise ParameterError("score scales: at least one width is needed")
-        if self.temperature is not None and not self.temperature > 0:
-            raise ParameterError(f"score temperature = {self.temperature}: must be above 0, or null")
 
 
 @dataclass(frozen=True)

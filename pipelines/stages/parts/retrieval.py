@@ -5,18 +5,18 @@ from pathlib import Path
 
 from components.gadms.batches import CaptionBatches
 from components.gadms.embedding import embed_captions, embed_images
+from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
 from components.gadms.published import pretrained_encoder
 from components.gadms.selection import PeriodicValidation
 from components.gadms.tasks import RetrievalTask
 from components.gadms.tokenizer import CaptionTokenizer
+from components.persons.augmentation import AugmentationConfig
 from components.persons.shards import PersonDataset, Rows
-from components.persons.transforms import AugmentationConfig
 from components.training.config import ValidatedTrainingConfig
 from components.training.loop import fit
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
-from pipelines.schema.gadms import Method
 
 
 def new_encoder(params: Parameters, captions: Iterable[str], root: Path = Path()) -> DualEncoder:
@@ -69,7 +69,7 @@ def caption_batches(
 def train_arm(
     encoder: DualEncoder,
     dataset: PersonDataset,
-    method: Method,
+    method: RetrievalConfig,
     training: ValidatedTrainingConfig,
     params: Parameters,
     context: StageContext,
@@ -88,14 +88,13 @@ def train_arm(
     encoder.checkpoint_activations(params.retrieval.gradient_checkpointing)
     task = RetrievalTask(
         encoder,
-        method.config(context.arm or ""),
+        method.for_arm(context.arm),
         captions=len(rows),
         identities=identities,
         seed=params.seed,
         keep_best=validated is not None,
     )
-    augmentation = AugmentationConfig(**method.augmentation.model_dump()) if method.augmentation else None
-    batches = caption_batches(encoder, dataset, rows, training.batch, params, context, augmentation)
+    batches = caption_batches(encoder, dataset, rows, training.batch, params, context, method.augmentation)
     fit(task, batches, training, context, on_report=_validation(task, dataset, validated, training))
     metrics: dict[str, object] = {
         "captions": len(rows),

@@ -3,22 +3,21 @@
 from pathlib import Path
 
 from components.errors import ParameterError
+from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
 from components.gadms.tasks import RetrievalTask
 from components.persons.streaming.corpus import Corpus
-from components.persons.transforms import AugmentationConfig
 from components.training.config import ValidatedTrainingConfig
 from components.training.loop import fit
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
-from pipelines.schema.gadms import Method
 from pipelines.streaming.batches import streamed_batches
 
 
 def train_streamed(
     encoder: DualEncoder,
     corpus: Corpus,
-    method: Method,
+    method: RetrievalConfig,
     training: ValidatedTrainingConfig,
     params: Parameters,
     context: StageContext,
@@ -37,8 +36,7 @@ def train_streamed(
         )
     captions = int(corpus.sizes.sum())
     encoder.checkpoint_activations(params.retrieval.gradient_checkpointing)
-    task = RetrievalTask(encoder, method.config(context.arm or ""), captions=captions, seed=params.seed)
-    augmentation = AugmentationConfig(**method.augmentation.model_dump()) if method.augmentation else None
+    task = RetrievalTask(encoder, method.for_arm(context.arm), captions=captions, seed=params.seed)
     with streamed_batches(
         encoder,
         corpus,
@@ -46,7 +44,7 @@ def train_streamed(
         steps=training.steps,
         context=context,
         readers=readers,
-        augmentation=augmentation,
+        augmentation=method.augmentation,
     ) as batches:
         fit(task, batches, training, context)
     encoder.save(output)

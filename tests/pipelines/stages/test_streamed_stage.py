@@ -37,7 +37,7 @@ def phase(**changes):
     settings = params.gadms_pretrain
     few = {"steps": 3, "batch": 8, "warmup_steps": 0, "checkpoint_every": 3, "report_every": 3, "validate_every": None}
     training = replace(settings.training, **{**few, **changes.get("training", {})})
-    method = settings.method.model_copy(update={"warmup_steps": 1, **changes.get("method", {})})
+    method = replace(settings.method, **{"warmup_steps": 1, **changes.get("method", {})})
     return params, method, training
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ import yaml
 
 from components.errors import ParameterError
 from components.evaluation.intervals import bootstrap_crossed
+from components.gadms.config import ScoringConfig
+from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
 from components.gadms.noise_detection import word_scores
-from components.gadms.scores.scoring import ScoringConfig
 from components.persons.drawn.recaptioning import recaptioned
 from components.persons.shards import PersonDataset
 from pipelines.identity.closure import ROOT
 from pipelines.params import load
-from pipelines.schema.gadms import Method
 from pipelines.schema.reading import read
 from pipelines.studies import gadms
 from pipelines.studies.engine import Opened, open_study, run_study
@@ -177,8 +178,8 @@ def test_the_studys_own_plan_is_valid_and_what_it_promises():
     assert len(plan.seeds) >= 3
     assert {"gadms", "random", "nam", "contrastive", "irra"} <= {changes["name"] for changes in plan.arms.values()}
     for changes in plan.arms.values():
-        method = Method.model_validate({**params.gadms_finetune.method.model_dump(), **changes})
-        assert method.config("gadms").method == changes["name"]
+        method = RetrievalConfig(**{**asdict(params.gadms_finetune.method), **changes})
+        assert method.for_arm("gadms").name == changes["name"]
     assert {"gradient", "leave-one-out", "path", "max-patch"} <= {score.name for score in plan.scores.scores.values()}
 
 
