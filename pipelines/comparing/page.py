@@ -11,7 +11,8 @@ from components.files import write_atomically
 from pipelines.comparing.differences import Paired, common_stages
 from pipelines.comparing.sides import Side
 from pipelines.reporting import charts
-from pipelines.reporting.page import axis, environment, even
+from pipelines.reporting.charts import axis, centred, ends
+from pipelines.reporting.formats import environment
 
 COLOURS = 4
 """Runs beyond these share a colour."""
@@ -43,7 +44,7 @@ def write_page(
             metrics=metrics,
             cost=cost,
             paired=paired,
-            difference_axis=even(axis(intervals, 5)) if intervals else (-5, 5),
+            difference_axis=centred(axis(ends(intervals), 5)),
             trouble=trouble,
             curves=curve_panels(sides),
             grid=_uri(grid) if grid is not None else None,

@@ -1,43 +1,62 @@
-"""Small drawings as inline SVG: intervals and curves. Colours come from the page's style sheet, so they follow light and dark."""
+"""Intervals and curves as inline SVG. The style sheet of the page colours them, for light and dark mode."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from markupsafe import Markup, escape
 
 Numbers = Sequence[float | None]
 Curve = tuple[Sequence[int], Numbers]
+Limits = tuple[float, float]
+"""The ends of an axis."""
 
 
-def scale(low: float, high: float, step: float = 10) -> tuple[float, float]:
-    """An axis that holds [low, high] and ends on multiples of `step`."""
-    start, end = step * math.floor(low / step), step * math.ceil(high / step)
+def axis(values: Iterable[float], step: float = 10) -> Limits:
+    """An axis that encloses all values and ends on multiples of `step`."""
+    found = list(values) or [0.0]
+    start, end = step * math.floor(min(found) / step), step * math.ceil(max(found) / step)
     return start, end if end > start else start + step
 
 
-def interval_bar(interval: Mapping[str, float], axis: tuple[float, float], kind: str = "", width: int = 170) -> Markup:
-    """A dot at the mean and a line from low to high, on an axis; a tick at 0 where 0 is inside the axis."""
+def ends(intervals: Iterable[Mapping[str, float]]) -> Iterator[float]:
+    """The low and high end of every interval."""
+    return (interval[end] for interval in intervals for end in ("low", "high"))
+
+
+def centred(limits: Limits) -> Limits:
+    """The axis, widened so that 0 is in its middle."""
+    reach = max(abs(limits[0]), abs(limits[1]))
+    return -reach, reach
+
+
+def interval_bar(
+    interval: Mapping[str, float], axis: Limits, kind: str = "", width: int = 170, seeds: Sequence[float] = ()
+) -> Markup:
+    """A dot at the mean and a line from low to high, on an axis, with a tick at 0; below, a small dot per seed."""
     start, end = axis
 
     def x(value: float) -> str:
         return f"{4 + (width - 8) * (min(max(value, start), end) - start) / (end - start):.1f}"
 
     zero = f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="1" y2="17"/>' if start < 0 < end else ""
+    dots = "".join(f'<circle class="seed" cx="{x(value)}" cy="15.5" r="1.9"/>' for value in seeds)
     title = f"{interval['mean']:.1f}, 95 % interval {interval['low']:.1f} to {interval['high']:.1f}"
+    if seeds:
+        title += "; by seed " + ", ".join(f"{value:.1f}" for value in seeds)
     return Markup(
         f'<svg class="bar {escape(kind)}" width="{width}" height="18" viewBox="0 0 {width} 18" role="img"><title>{title}</title>'
         f'<line class="rail" x1="4" x2="{width - 4}" y1="9" y2="9"/>{zero}'
         f'<line class="span" x1="{x(interval["low"])}" x2="{x(interval["high"])}" y1="9" y2="9"/>'
-        f'<circle class="dot" cx="{x(interval["mean"])}" cy="9" r="4"/></svg>'
+        f'<circle class="dot" cx="{x(interval["mean"])}" cy="9" r="4"/>{dots}</svg>'
     )
 
 
 def line_chart(
     curves: Mapping[str, Curve], label: str, width: int = 300, height: int = 150, *, last: str | None = None
 ) -> Markup:
-    """Curves over steps on common axes; each has its name as its class. Values that are None or not finite are left out.
+    """Curves over steps on common axes, each in an element of the class `name`. None and non-finite values are left out.
 
-    `last` follows the last value of the axis; without it "step" comes before it.
+    last: the unit behind the last step; by default, "step" is written before it.
     """
     points = {
         name: [(step, value) for step, value in zip(*curve, strict=True) if value is not None and math.isfinite(value)]
@@ -59,17 +78,27 @@ def line_chart(
 
     parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img"><title>{escape(label)}</title>']
     end = f"{final} {escape(last)}" if last else f"step {final}"
-    for tick in ticks:
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text x="{left - 5}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{tick:.4g}</text>')
+    parts += [grid_line(left, right, y(tick), f"{tick:.4g}") for tick in ticks]
     parts.append(f'<text x="{left}" y="{height - 4}">{first}</text>')
     parts.append(f'<text x="{right}" y="{height - 4}" text-anchor="end">{end}</text>')
     for name, curve in points.items():
-        path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in curve)
-        parts.append(f'<polyline class="curve {escape(name)}" points="{path}"/>')
-        if len(curve) <= 12:
-            parts += [f'<circle class="point {escape(name)}" cx="{x(s):.1f}" cy="{y(v):.1f}" r="2"/>' for s, v in curve]
+        parts.append(polyline(name, [(x(step), y(value)) for step, value in curve], dots=len(curve) <= 12))
     return Markup("".join([*parts, "</svg>"]))
+
+
+def grid_line(left: float, right: float, y: float, label: str) -> str:
+    """A horizontal line with its label on the left."""
+    return (
+        f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text x="{left - 5}" y="{y + 3.5:.1f}" text-anchor="end">{label}</text>'
+    )
+
+
+def polyline(name: str, points: Sequence[tuple[float, float]], *, dots: bool) -> str:
+    """A curve of the class `name` through points in pixels, each with a dot if `dots`."""
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    circles = (f'<circle class="point {escape(name)}" cx="{x:.1f}" cy="{y:.1f}" r="2"/>' for x, y in points if dots)
+    return f'<polyline class="curve {escape(name)}" points="{path}"/>' + "".join(circles)
 
 
 def nice_ticks(low: float, high: float, number: int = 3) -> list[float]:

@@ -1,4 +1,4 @@
-"""What the page says of retrieval beside its results: how well wrong words are found in training, and published numbers."""
+"""The detection of wrong words in training, and the leaderboards of published results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,25 +10,25 @@ NOISE_CURVES = ("noise_auc", "noise_precision", "wrong_share")
 
 
 def noise_panels(curves: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[dict[str, Any]]:
-    """How well scores and masks find the wrong words while `gadms` trains, for each phase that knows which words are wrong.
+    """Charts of how well scores and masks find wrong words while `gadms` trains, for each stage whose data marks them.
 
-    The AUC of the score beside that of a coin; the share of wrong words among masked ones beside that among all.
+    The AUC of the score, beside 0.5; the fraction of wrong words among masked words, beside that among all.
     """
     panels = []
     for stage in ("gadms_pretrain", "gadms_finetune"):
         table = curves.get(f"{stage}@gadms", {})
-        known = {name: table[f"train/{name}"] for name in NOISE_CURVES if f"train/{name}" in table}
-        if len(known) < len(NOISE_CURVES):
+        found = {name: table[f"train/{name}"] for name in NOISE_CURVES if f"train/{name}" in table}
+        if len(found) < len(NOISE_CURVES):
             continue
-        auc, precision, share = (known[name] for name in NOISE_CURVES)
-        coin = [None if value is None else 0.5 for value in auc]
-        pairs = {"gadms": (table["step"], auc), "coin": (table["step"], coin)}
+        auc, precision, share = (found[name] for name in NOISE_CURVES)
+        chance = [None if value is None else 0.5 for value in auc]
+        pairs = {"gadms": (table["step"], auc), "coin": (table["step"], chance)}
         panels.append(
-            {"title": f"{stage}: AUC of the score", "shares": False, "svg": charts.line_chart(pairs, "noise AUC")}
+            {"title": f"{stage}: AUC of the score", "legend": False, "svg": charts.line_chart(pairs, "noise AUC")}
         )
         pairs = {"precision": (table["step"], precision), "wrong_share": (table["step"], share)}
         panels.append(
-            {"title": f"{stage}: masks", "shares": True, "svg": charts.line_chart(pairs, "precision of the noise mask")}
+            {"title": f"{stage}: masks", "legend": True, "svg": charts.line_chart(pairs, "precision of the noise mask")}
         )
     return panels
 
@@ -38,7 +38,7 @@ def leaderboards(source: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str,
     here = source.lower()
     remark = "Published numbers are mostly the best epoch on the test set."
     if here not in DATASETS:
-        remark += f" This run is on people from {source!r}, and compares with none of them."
+        remark += f" This run used people from {source!r} and cannot be compared with them."
     return {
         "metrics": METRICS,
         "remark": remark,

@@ -1,4 +1,4 @@
-"""What the tracking server knows of the runs that made the results in a workspace: found by fingerprint, never needed."""
+"""The MLflow runs that made the results of a workspace, found by fingerprint. The page does without those that are not found."""
 
 import sys
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Made:
-    """The run that made a stage's results. Seconds, CPU seconds and MB are None where the run does not tell."""
+class FoundRun:
+    """The run that made a stage's results. Seconds, CPU seconds and MB are None where the run did not log them."""
 
     run_id: str
     status: str
@@ -34,33 +34,33 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Known:
-    """Fingerprints and runs by stage address; `trouble` says in one line why runs could not be looked up."""
+class FoundRuns:
+    """Fingerprints and runs by stage address; `problem` says in one line why runs could not be looked up."""
 
     uri: str
     fingerprints: Mapping[str, str]
-    runs: Mapping[str, Made]
-    trouble: str | None
+    runs: Mapping[str, FoundRun]
+    problem: str | None
 
 
-def look_up(workspace: Workspace, params: Parameters) -> Known:
-    """Find the run behind every stage of `workspace`, and name them on the pipeline's run. A server that is away costs nothing."""
+def look_up(workspace: Workspace, params: Parameters) -> FoundRuns:
+    """Find the run behind every stage, and tag the pipeline's run with their ids. Needs no server."""
     uri, shown = tracking_uri(workspace), public_uri(workspace)
     stages = [run for stage in all_stages() for run in runs_of(stage)]
-    prints = {run.address: _fingerprint(run, workspace, params) for run in stages}
+    fingerprints = {run.address: _fingerprint(run, workspace, params) for run in stages}
     database = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
     if database and not Path(database).exists():
-        return Known(shown, prints, {}, f"no MLflow store at {shown}")
+        return FoundRuns(shown, fingerprints, {}, f"no MLflow store at {shown}")
     try:
         tracker = connect(workspace)
-        found = {run.address: _find(tracker, run, prints[run.address]) for run in stages}
-        runs = {address: _made(run, uri) for address, run in found.items() if run}
+        found = {run.address: _find(tracker, run, fingerprints[run.address]) for run in stages}
+        runs = {address: _facts(run, uri) for address, run in found.items() if run}
         _name_on_pipeline(tracker, workspace, runs)
-    except Exception as error:  # whatever a server answers: the page is worth having without it
+    except Exception as error:  # the page is useful without its runs, whatever went wrong
         reason = one_line(error)
-        print(f"warning: the page has no runs: {reason}", file=sys.stderr)
-        return Known(shown, prints, {}, reason)
-    return Known(shown, prints, runs, None)
+        print(f"warning: the page shows no runs: {reason}", file=sys.stderr)
+        return FoundRuns(shown, fingerprints, {}, reason)
+    return FoundRuns(shown, fingerprints, runs, None)
 
 
 def _fingerprint(run: StageRun, workspace: Workspace, params: Parameters) -> str:
@@ -69,7 +69,7 @@ def _fingerprint(run: StageRun, workspace: Workspace, params: Parameters) -> str
 
 
 def _find(tracker: Tracker, run: StageRun, identity: str) -> "Run | None":
-    """The run that scratch remembers, or the newest finished one with this fingerprint."""
+    """The run that the manifest in scratch names, or the newest finished one with this fingerprint."""
     from mlflow.exceptions import MlflowException
 
     manifest = find_by_fingerprint(run.address, identity, tracker.workspace.home)
@@ -81,11 +81,11 @@ def _find(tracker: Tracker, run: StageRun, identity: str) -> "Run | None":
     return tracker.find_finished_run(identity)
 
 
-def _made(run: "Run", uri: str) -> Made:
+def _facts(run: "Run", uri: str) -> FoundRun:
     metrics: dict[str, Any] = run.data.metrics
     tags: dict[str, str] = run.data.tags
     served = uri.startswith(("http://", "https://"))
-    return Made(
+    return FoundRun(
         run_id=run.info.run_id,
         status=run.info.status,
         revision=tags.get("git.revision", ""),
@@ -99,17 +99,17 @@ def _made(run: "Run", uri: str) -> Made:
 
 
 def _without_user(uri: str) -> str:
-    """An address for a browser: whoever follows the link signs in himself."""
+    """The address without user and password: the page may be mailed."""
     scheme, _, rest = uri.rstrip("/").partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
-def _name_on_pipeline(tracker: Tracker, workspace: Workspace, runs: Mapping[str, Made]) -> None:
-    """Tags `stage.<name>` on the pipeline's run, for stages that it found finished too. Its status stays as it was."""
+def _name_on_pipeline(tracker: Tracker, workspace: Workspace, runs: Mapping[str, FoundRun]) -> None:
+    """Set `stage.<name>` tags on the pipeline's run, restored stages included. Its status stays as it was."""
     found = tracker.find_pipeline_run(pipeline_identity(workspace))
     parent = found.info.run_id if found else tracker.pipeline_run()
-    for address, made in runs.items():
-        tracker.client.set_tag(parent, f"stage.{address.replace('@', '.')}", made.run_id)  # MLflow allows no @ in a key
+    for address, run in runs.items():
+        tracker.client.set_tag(parent, f"stage.{address.replace('@', '.')}", run.run_id)  # MLflow allows no @ in a key
     if not found:
         tracker.client.set_terminated(parent, FINISHED)

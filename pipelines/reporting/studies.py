@@ -1,15 +1,14 @@
-"""The results of studies, as the page shows them: an interval with a dot for each seed, and maps in diverging colours."""
+"""The results of studies as the page shows them: intervals with a dot for each seed, and heat maps."""
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
-
-from markupsafe import Markup
 
 from components.errors import DataError
 from pipelines.graph import GADMS_ARMS, TACA_ARMS
-from pipelines.reporting.charts import interval_bar, line_chart, scale
+from pipelines.reporting.charts import Limits, axis, centred, line_chart
 from pipelines.workspace import Workspace
 
 FOLDER = "studies/results"
@@ -22,22 +21,19 @@ VARIANTS = {
     "cosine": "cosine: γ falls to 1",
 }
 PUBLISHED = ("gadms", "random", "contrastive", "nam", "irra")
-"""Arms that have a colour of their own."""
+"""The arms that have a colour in style.css."""
 DIFFERENCE = ("difference", "difference_by_seed")
 KINDS = {
     "seen": "training captions",
-    "seen_colour": "colour words of them",
-    "unseen": "captions of people never seen",
-    "unseen_colour": "colour words of them",
+    "seen_colour": "colour words in them",
+    "unseen": "captions of unseen people",
+    "unseen_colour": "colour words in them",
 }
-"""What a score's AUC is over, by its name in the results."""
+"""The words that the AUC of a score is over, by their name in the results."""
 
 
 def study_views(workspace: Workspace) -> dict[str, dict[str, Any]]:
-    """name -> what the page says of a study, for those of a known kind whose results are there.
-
-    Raises DataError for a results file that cannot be read.
-    """
+    """The view of each study that has results, by its name. Raises DataError for a results file that cannot be read."""
     views = {}
     for name, view in {"taca": taca_view, "gadms": gadms_view}.items():
         file = workspace.path(f"{FOLDER}/{name}.json")
@@ -47,13 +43,13 @@ def study_views(workspace: Workspace) -> dict[str, dict[str, Any]]:
             except (ValueError, KeyError, TypeError) as error:
                 reason = f"{type(error).__name__}: {error}"
                 raise DataError(
-                    f"{FOLDER}/{name}.json: cannot be shown ({reason}); run `python -m pipelines study {name}` again"
+                    f"{FOLDER}/{name}.json: cannot be read ({reason}); run `python -m pipelines study {name}` again"
                 ) from error
     return views
 
 
 def taca_view(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Arms, map and variants for each guidance, on axes common to both."""
+    """Arms, map and variants for each guidance scale, on common axes."""
     summary = results["summary"]
     guidances = sorted(summary["arms"], key=lambda name: float(name.split()[-1]))
     arms = {name: _ordered(summary["arms"][name], TACA_ARMS) for name in guidances}
@@ -73,14 +69,16 @@ def taca_view(results: Mapping[str, Any]) -> dict[str, Any]:
         "largest": largest,
         "axes": {
             "alignment": _axis((row for rows in arms.values() for row in rows.values()), "alignment", "by_seed"),
-            "arms": _even(_axis((row for rows in arms.values() for row in rows.values()), *DIFFERENCE, step=2)),
-            "variants": _even(_axis((row for rows in variants.values() for row in rows.values()), *DIFFERENCE, step=2)),
+            "arms": centred(_axis((row for rows in arms.values() for row in rows.values()), *DIFFERENCE, step=2)),
+            "variants": centred(
+                _axis((row for rows in variants.values() for row in rows.values()), *DIFFERENCE, step=2)
+            ),
         },
     }
 
 
 def gadms_view(results: Mapping[str, Any]) -> dict[str, Any]:
-    """For each noise level the arms, on axes common to all, and a map of the scores' AUC on each arm's encoders."""
+    """For each noise level the arms, on common axes, and a map of the AUC of each score by the encoder of each arm."""
     summary = results["summary"]
     noises = sorted(summary["arms"], key=lambda name: float(name.split()[-1]))
     rows = [row for name in noises for row in summary["arms"][name].values()]
@@ -101,46 +99,44 @@ def gadms_view(results: Mapping[str, Any]) -> dict[str, Any]:
         "scores": {name: auc_map(summary["scores"][name]) for name in noises},
         "axes": {
             "R@1": _axis(({**row, "hits": row["interval"]} for row in rows), "hits", "by_seed"),
-            "minus": _even(_axis(({"minus": row, **row} for row in minus), "minus", "by_seed", step=2)),
+            "minus": centred(_axis(({"minus": row, **row} for row in minus), "minus", "by_seed", step=2)),
         },
     }
 
 
 def auc_map(encoders: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Scores down, the best on average first; across what the AUC is over, for each encoder. None without one.
+    """A map with a row per score, the best first, and a column per encoder and kind of words. None without encoders.
 
-    "share" says how much colour a place gets: 0 at one half, where a score says nothing, 1 at all or nothing.
+    "shade" is the strength of a cell's colour: 0 at an AUC of one half, 1 at 0 or 1.
     """
     columns = [(arm, kind) for arm, row in encoders.items() for kind in KINDS if kind in row]
     if not columns:
         return None
     scores = list(dict.fromkeys(score for arm, kind in columns for score in encoders[arm][kind]))
 
-    def place(score: str, arm: str, kind: str) -> dict[str, Any] | None:
+    def cell(score: str, arm: str, kind: str) -> dict[str, Any] | None:
         row = encoders[arm][kind].get(score)
         if row is None:
             return None
-        low, high = min(row["by_seed"]), max(row["by_seed"])
-        share = min(1.0, 2 * abs(row["mean"] - 0.5))
         return {
             "mean": row["mean"],
-            "low": low,
-            "high": high,
-            "share": share,
+            "low": min(row["by_seed"]),
+            "high": max(row["by_seed"]),
+            "shade": min(1.0, 2 * abs(row["mean"] - 0.5)),
             "kind": "up" if row["mean"] >= 0.5 else "down",
         }
 
-    rows = [{"score": score, "places": [place(score, *column) for column in columns]} for score in scores]
-    rows.sort(key=lambda row: -_mean([place["mean"] for place in row["places"] if place]))
+    rows = [{"score": score, "cells": [cell(score, *column) for column in columns]} for score in scores]
+    rows.sort(key=lambda row: -fmean([found["mean"] for found in row["cells"] if found] or [0.0]))
     kinds = [{"encoder": arm, "kind": KINDS[kind]} for arm, kind in columns]
     return {"columns": kinds, "rows": rows, "seeds": next(iter(encoders.values()))["seeds"]}
 
 
 def gamma_map(rows: Sequence[Mapping[str, Any]], default: Mapping[str, Any], largest: float) -> dict[str, Any] | None:
-    """Gamma down, threshold across from late to always; each place with its difference to the base. None without rows.
+    """A map with a row per gamma and a column per threshold, from late to always, of differences to the base. None without rows.
 
-    "share" says how much colour a difference gets, 0 to 1 for the `largest`: by the square root, as one large harm must not bleach
-    the small gains.
+    "shade" is the strength of a cell's colour, 1 for the `largest` difference: by the square root, so that small gains stay visible
+    beside one large loss.
     """
     if not rows:
         return None
@@ -149,7 +145,7 @@ def gamma_map(rows: Sequence[Mapping[str, Any]], default: Mapping[str, Any], lar
     thresholds = sorted({row["threshold"] for row in rows}, reverse=True)
     active = {row["threshold"]: row["active_steps"] for row in rows}
 
-    def place(gamma: float, threshold: float) -> dict[str, Any] | None:
+    def cell(gamma: float, threshold: float) -> dict[str, Any] | None:
         row = found.get((gamma, threshold))
         if row is None:
             return None
@@ -157,28 +153,16 @@ def gamma_map(rows: Sequence[Mapping[str, Any]], default: Mapping[str, Any], lar
         return {
             **difference,
             "kind": "up" if difference["mean"] >= 0 else "down",
-            "share": math.sqrt(abs(difference["mean"]) / largest) if largest else 0.0,
+            "shade": math.sqrt(abs(difference["mean"]) / largest) if largest else 0.0,
             "sure": difference["low"] > 0 or difference["high"] < 0,
             "default": (gamma, threshold) == (default["gamma"], default["sigma"]),
         }
 
     return {
         "columns": [{"threshold": threshold, "active_steps": active[threshold]} for threshold in thresholds],
-        "rows": [{"gamma": gamma, "places": [place(gamma, threshold) for threshold in thresholds]} for gamma in gammas],
+        "rows": [{"gamma": gamma, "cells": [cell(gamma, threshold) for threshold in thresholds]} for gamma in gammas],
         **{key: rows[0][key] for key in ("steps", "prompts", "seeds")},
     }
-
-
-def seeds_bar(
-    interval: Mapping[str, float], values: Sequence[float], axis: tuple[float, float], kind: str = "", width: int = 170
-) -> Markup:
-    """An interval bar with a small dot below it for the value of each seed."""
-    start, end = axis
-    places = [4 + (width - 8) * (min(max(value, start), end) - start) / (end - start) for value in values]
-    marks = "".join(f'<circle class="seed" cx="{place:.1f}" cy="15.5" r="1.9"/>' for place in places)
-    bar = str(interval_bar(interval, axis, f"{kind} seeds", width))  # text: Markup would escape what is put in
-    told = ", ".join(f"{value:.1f}" for value in values)
-    return Markup(bar.replace("</title>", f"; by seed {told}</title>", 1).replace("</svg>", f"{marks}</svg>"))
 
 
 def _ordered(rows: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -186,16 +170,6 @@ def _ordered(rows: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: rows[name] for name in [*(n for n in names if n in rows), *(n for n in rows if n not in set(names))]}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def _axis(rows: Iterable[Mapping[str, Any]], interval: str, values: str, step: float = 5) -> tuple[float, float]:
-    """A round axis that holds every interval and every seed's value."""
-    ends = [end for row in rows for end in (row[interval]["low"], row[interval]["high"], *row[values])]
-    return scale(min(ends), max(ends), step) if ends else (0, step)
-
-
-def _even(limits: tuple[float, float]) -> tuple[float, float]:
-    reach = max(abs(limits[0]), abs(limits[1]))
-    return -reach, reach
+def _axis(rows: Iterable[Mapping[str, Any]], interval: str, values: str, step: float = 5) -> Limits:
+    """A round axis that encloses every interval and the value of every seed."""
+    return axis((end for row in rows for end in (row[interval]["low"], row[interval]["high"], *row[values])), step)

@@ -1,4 +1,4 @@
-"""What sweeps save and cost, as `benchmarks/sweeps.py` measured it."""
+"""The savings and the overhead of sweeps that `benchmarks/sweeps.py` measured."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ MACHINE = ("cores", "machine", "python")
 
 
 def sweep_costs(workspace: Workspace) -> dict[str, Any] | None:
-    """Both measurements (None for one that is not there) and their machine; None without any. Raises DataError for a torn file."""
+    """Both measurements (None for a missing one) and their machine; None without any. Raises DataError for an unreadable file."""
     file = workspace.path(MEASURED)
     if not file.is_file():
         return None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError
 from components.files import write_atomically
-from pipelines.reporting.page import environment
+from pipelines.reporting.formats import environment
 from pipelines.sweeps.journal import COMPLETE, STOPPED
 from pipelines.sweeps.population_page import draw_population
 

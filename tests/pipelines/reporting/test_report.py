@@ -25,6 +25,7 @@ from pipelines.reporting import diagram, page
 from pipelines.reporting.charts import line_chart, nice_ticks
 from pipelines.reporting.runs import look_up
 from pipelines.scratch.folder import Scratch
+from pipelines.scratch.manifest import Manifest
 from pipelines.stages import report
 from pipelines.stages.parts import report_checks
 from pipelines.stages.parts.report_pictures import spread
@@ -389,7 +390,7 @@ def test_the_page_holds_everything_and_copes_without_mlflow(finished, monkeypatc
     for stage in all_stages():
         assert f'id="stage-{stage.name}"' in html
     assert "&lt;coat&gt;" in html  # a caption's words are text, never markup
-    for told in ("Whom it misses", "gadms_finetune: AUC of the score", "WebPerson 5M", "upper colour"):
+    for told in ("Errors of retrieval", "gadms_finetune: AUC of the score", "WebPerson 5M", "upper colour"):
         assert told in html
     assert "walks &amp; talks" in html
 
@@ -429,13 +430,13 @@ def test_runs_are_found_by_fingerprint_and_named_on_the_pipeline(finished, monke
     # What scratch remembers counts, whatever the run's tags say.
     done = workspace.home / f"index-{prints['index'][:16]}" / "DONE.json"
     done.parent.mkdir(parents=True)
-    done.write_text(json.dumps({"run": made["index"]}))
+    done.write_text(Manifest(stage="index", fingerprint="other", run=made["index"]).to_json())
 
-    known = look_up(workspace, settings)
-    assert known.trouble is None
-    assert {address: run.run_id for address, run in known.runs.items()} == made
-    assert known.runs["probe"].seconds == 61.0
-    assert known.runs["probe"].dirty
+    found = look_up(workspace, settings)
+    assert found.problem is None
+    assert {address: run.run_id for address, run in found.runs.items()} == made
+    assert found.runs["probe"].seconds == 61.0
+    assert found.runs["probe"].dirty
     named = MlflowClient(uri).get_run(parent)
     assert named.data.tags["stage.probe"] == made["probe"]
     assert named.data.tags["stage.taca_train.lora"] == made["taca_train@lora"]
@@ -447,9 +448,9 @@ def test_a_broken_store_costs_only_the_links(finished, monkeypatch, tmp_path, ca
         database.execute("create table alembic_version (version_num text)")
         database.execute("insert into alembic_version values ('no such version')")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/broken.db")
-    known = look_up(Workspace(finished, tmp_path / "runs"), load(finished / "params.yaml"))
-    assert known.runs == {}
-    assert known.trouble
+    found = look_up(Workspace(finished, tmp_path / "runs"), load(finished / "params.yaml"))
+    assert found.runs == {}
+    assert found.problem
     assert "warning" in capsys.readouterr().err
 
 
@@ -471,10 +472,10 @@ def test_the_drawn_graph_leaves_out_what_follows_and_keeps_what_does_not():
 
 
 def test_no_two_boxes_of_the_graph_overlap():
-    joined = diagram.edges(all_stages())
-    rows = diagram.layers(all_stages(), joined)
-    assert sorted(node for row in rows for node in row if isinstance(node, str)) == sorted(s.name for s in all_stages())
-    svg = str(diagram.draw(all_stages(), {stage.name: diagram.Label("", "") for stage in all_stages()}))
+    labels = {stage.name: diagram.Label("", "") for stage in all_stages()}
+    svg = str(diagram.draw(all_stages(), labels))
+    assert svg == str(diagram.draw(all_stages(), labels))
+    assert re.findall(r'href="#stage-(\w+)"', svg) == [stage.name for stage in all_stages()]
     boxes = [(float(x), float(y)) for x, y in re.findall(r'class="box" x="([\d.]+)" y="([\d.]+)"', svg)]
     assert len(boxes) == len(all_stages())
     for i, (x, y) in enumerate(boxes):

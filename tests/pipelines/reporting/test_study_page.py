@@ -11,8 +11,9 @@ import pytest
 from components.errors import DataError
 from pipelines.identity.closure import ROOT
 from pipelines.params import load
-from pipelines.reporting.page import environment
-from pipelines.reporting.studies import seeds_bar, study_views
+from pipelines.reporting.charts import interval_bar
+from pipelines.reporting.formats import environment
+from pipelines.reporting.studies import study_views
 from pipelines.schema.reading import read
 from pipelines.studies import taca
 from pipelines.workspace import Workspace
@@ -113,7 +114,7 @@ def test_without_results_there_is_nothing_to_show_and_a_broken_file_is_named(tmp
 
 
 def test_a_seeds_dot_lies_where_its_value_is_on_the_axis():
-    svg = seeds_bar({"mean": 1.0, "low": 0.0, "high": 2.0}, [-4.0, 0.0, 4.0, 9.0], (-4.0, 4.0), "taca", width=108)
+    svg = interval_bar({"mean": 1.0, "low": 0.0, "high": 2.0}, (-4.0, 4.0), "taca", 108, [-4.0, 0.0, 4.0, 9.0])
     dots = [float(x) for x in re.findall(r'class="seed" cx="([\d.]+)"', svg)]
     assert dots == [4.0, 54.0, 104.0, 104.0]  # a value beyond the axis lies at its end
     assert "by seed -4.0, 0.0, 4.0, 9.0" in svg

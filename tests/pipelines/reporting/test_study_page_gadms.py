@@ -11,7 +11,7 @@ import pytest
 from components.errors import DataError
 from pipelines.identity.closure import ROOT
 from pipelines.params import load
-from pipelines.reporting.page import environment
+from pipelines.reporting.formats import environment
 from pipelines.reporting.studies import auc_map, study_views
 from pipelines.schema.reading import read
 from pipelines.studies import gadms

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from components.errors import DataError
-from pipelines.reporting.page import environment
+from pipelines.reporting.formats import environment
 from pipelines.reporting.sweep_costs import MEASURED, sweep_costs
 from pipelines.workspace import Workspace
 
