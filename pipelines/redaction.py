@@ -1,4 +1,4 @@
-"""Secrets stay in the environment: what is printed, logged or stored goes through here first.
+"""Removes secrets from text that is printed, logged or stored.
 
 A secret is the password in an address (`postgresql://user:PASSWORD@host`), or the value of an environment variable whose name says
 so (`RAY_AUTH_TOKEN`, `AWS_SECRET_ACCESS_KEY`, `MLFLOW_TRACKING_PASSWORD`, ...).
@@ -8,8 +8,8 @@ import os
 import re
 
 HIDDEN = "***"
-SHORTEST = 6
-"""Values of fewer characters are not looked for: "1" or "true" would blank out half a log."""
+MIN_LENGTH = 6
+"""Shorter values are not searched for: "1" or "true" would blank out half a log."""
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY", re.IGNORECASE)
 _USER_PASSWORD = re.compile(r"(?<=://)([^:/@\s]*):([^@/\s]+)@")
 _TOKEN_AS_USER = re.compile(r"(?<=http://|https:/)(/?)([^:/@\s]+)@")
@@ -20,17 +20,17 @@ _LOOKS_SECRET = re.compile(
 
 
 def secret_values() -> list[str]:
-    """Values of the environment that must not be written anywhere, longest first. A path to a secret is none."""
+    """Return the values of the environment that must not be written anywhere, longest first. A path to a secret is not one."""
     found = {
         value
         for name, value in os.environ.items()
-        if _SECRET_NAME.search(name) and len(value) >= SHORTEST and not name.upper().endswith(("_PATH", "_FILE"))
+        if _SECRET_NAME.search(name) and len(value) >= MIN_LENGTH and not name.upper().endswith(("_PATH", "_FILE"))
     }
     return sorted(found, key=len, reverse=True)
 
 
 def without_secrets(text: str) -> str:
-    """`text` with every secret in it replaced by `***`."""
+    """Return `text` with every secret in it replaced by `***`."""
     for value in secret_values():
         text = text.replace(value, HIDDEN)
     text = _USER_PASSWORD.sub(rf"\1:{HIDDEN}@", text)
@@ -38,12 +38,12 @@ def without_secrets(text: str) -> str:
     return _IN_QUERY.sub(rf"\1{HIDDEN}", text)
 
 
-def holds_a_secret(text: str) -> bool:
-    """Whether `text` holds one of the environment's secrets, what looks like a key, or a password in an address.
+def contains_secret(text: str) -> bool:
+    """Return whether `text` contains a secret of the environment, something like a key, or a password in an address.
 
-    Placeholders (`${PASSWORD}`, `PASSWORD`, `***`) and words of fewer than six letters are none.
+    Placeholders (`${PASSWORD}`, `PASSWORD`, `***`) and words of fewer than six letters are not secrets.
     """
     if any(value in text for value in secret_values()) or _LOOKS_SECRET.search(text):
         return True
     passwords = (found[1] for found in _USER_PASSWORD.findall(text))
-    return any(len(word) >= SHORTEST and not word.isupper() and not set(word) & set("${}<>*") for word in passwords)
+    return any(len(word) >= MIN_LENGTH and not word.isupper() and not set(word) & set("${}<>*") for word in passwords)

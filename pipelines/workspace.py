@@ -1,6 +1,5 @@
-"""Where things are: the checkout that a stage reads and writes, and the scratch root that outlives it."""
+"""The checkout that a stage reads and writes, the scratch root that outlives it, and git."""
 
-import json
 import os
 import subprocess
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ class Workspace:
 
     @classmethod
     def at(cls, root: Path) -> "Workspace":
-        """The workspace in `root`, with its scratch root: `PIPELINES_HOME`, or `.runs` in the main worktree."""
+        """Return the workspace in `root`; its scratch root is `PIPELINES_HOME`, or `.runs` in the main worktree."""
         root = root.resolve()
         chosen = os.environ.get("PIPELINES_HOME")
         home = Path(chosen).resolve() if chosen else main_worktree(root) / ".runs"
@@ -28,7 +27,7 @@ class Workspace:
 
 
 def main_worktree(root: Path) -> Path:
-    """The repository's main worktree, so that linked worktrees share scratch and tracking; `root` itself without git."""
+    """Return the main worktree, so that linked worktrees share scratch and tracking; `root` itself without git."""
     found = git_output(root, "rev-parse", "--path-format=absolute", "--git-common-dir").strip()
     return Path(found).parent if found else root
 
@@ -45,24 +44,6 @@ def run_git(
 
 
 def git_output(root: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """Return what git prints, "" when it fails."""
+    """Return the output of git, "" when it fails."""
     done = run_git(root, *arguments, environment=environment)
     return done.stdout if done.returncode == 0 else ""
-
-
-CODE_STATE_FILE = "provenance.json"
-"""In a copy of a checkout that is no repository itself: what `git_state` said of the checkout."""
-
-
-def git_state(root: Path) -> dict[str, str]:
-    """Revision, and whether tracked files differ from it. Without git, the revision that an image was built from, if any."""
-    try:
-        told = json.loads((root / CODE_STATE_FILE).read_text())
-        return {key: str(told[key]) for key in ("git.revision", "git.dirty")}
-    except (OSError, ValueError, KeyError):
-        pass  # no copy
-    revision = git_output(root, "rev-parse", "HEAD").strip() or os.environ.get("GIT_REVISION", "")
-    # dvc.lock and metrics change while the pipeline runs; they say nothing about the code.
-    unrelated = (":!dvc.lock", ":!metrics", ":!reports")
-    changed = git_output(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *unrelated).strip()
-    return {"git.revision": revision, "git.dirty": str(bool(changed)).lower()}

@@ -1,1 +1,1 @@
-"""DVC's files: `dvc.yaml` written from the graph, `dvc.lock` read."""
+"""Writes `dvc.yaml` from the graph and reads `dvc.lock`. Runs no DVC: that is `scheduling`."""

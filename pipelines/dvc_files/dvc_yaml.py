@@ -1,7 +1,7 @@
 """Writes `dvc.yaml` from the graph, and the list of outputs for `.gitignore`.
 
-DVC's dependencies of a stage are its inputs and the very source files that its fingerprint counts, so that DVC and the runner
-agree on what is stale. A test fails when the file and the graph differ.
+DVC's dependencies of a stage are its inputs and the source files that its fingerprint counts, so that DVC and the runner agree on
+what is stale. A test fails when the file and the graph differ.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ HEADER = "# Written by `make dag` from pipelines/graph.py. Change that, not this
 
 
 def dvc_document() -> dict[str, Any]:
-    """The content of `dvc.yaml`."""
+    """Return the content of `dvc.yaml`."""
     curves = [run.curves for stage in all_stages() for run in runs_of(stage) if run.curves]
     return {
         "stages": {stage.name: _entry(stage) for stage in all_stages()},
@@ -26,11 +26,12 @@ def dvc_document() -> dict[str, Any]:
 
 
 def render() -> str:
-    """The text of `dvc.yaml`."""
+    """Return the text of `dvc.yaml`."""
     return HEADER + yaml.safe_dump(dvc_document(), sort_keys=False, width=120)
 
 
 def write(root: Path = ROOT) -> Path:
+    """Write `dvc.yaml` and return its path."""
     path = root / "dvc.yaml"
     path.write_text(render(), encoding="utf-8")
     return path
@@ -42,8 +43,8 @@ def _entry(stage: Stage) -> dict[str, Any]:
     if not stage.arm_inputs:
         body = _body(stage, "${item.arm}", stage.inputs, suffix="@${item.arm}")
         return {"matrix": {"arm": list(stage.arms)}, **body}
-    # Arms that read different things: DVC lists cannot differ between arms, so each has as many paths as the longest; an arm with
-    # fewer names one of its own again, which DVC takes as the same dependency.
+    # DVC's lists cannot differ in length between arms, so each has as many paths as the longest; an arm with fewer repeats one of
+    # its own, which DVC takes as the same dependency.
     longest = max(len(stage.arm_inputs.get(arm, {})) for arm in stage.arms)
     own = {arm: [path.format(arm=arm) for path in stage.arm_inputs.get(arm, {}).values()] for arm in stage.arms}
     spare = next(iter(stage.inputs.values()), None)

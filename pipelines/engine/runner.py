@@ -30,7 +30,7 @@ from pipelines.tracking import runs as tracking
 from pipelines.tracking.delivery import TrackedRun
 from pipelines.tracking.run_state import RunState
 from pipelines.tracking.runs import FAILED, FINISHED, KILLED, flatten
-from pipelines.tracking.system_metrics import machine_watched
+from pipelines.tracking.system_metrics import system_metrics
 from pipelines.workspace import Workspace
 
 DELIVERY_SECONDS = 2.0
@@ -106,7 +106,7 @@ def _run(attempt: Attempt, lock: FolderLock, parent_run: str | None, until: tupl
         tracked = tracker.open(scratch.folder, facts, parent_run)
         try:
             send_go(process)
-            with machine_watched(tracked.run_id, tracking.tracking_uri(attempt.workspace)):
+            with system_metrics(tracked.run_id, tracking.tracking_uri(attempt.workspace)):
                 code = _watch(run, process, tracked, scratch, lock, stop)
             if code < 0:
                 name = signal.Signals(-code).name

@@ -5,15 +5,15 @@ and a job must run the code that was fingerprinted. What travels: the files of `
 would add, and the package lock; for a whole `dvc repro` also what DVC reads. No data, no caches, no environment.
 """
 
-import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from components.errors import DataError
 from components.files import file_digest
 from pipelines.identity.fingerprint import LOCK, digest
-from pipelines.workspace import CODE_STATE_FILE, run_git
+from pipelines.records.code_state import CodeState
+from pipelines.workspace import run_git
 
 CODE = ("components", "pipelines", LOCK)
 REPRO = (
@@ -59,12 +59,10 @@ def require_small(root: Path, files: Iterable[str], limit: int = LIMIT_BYTES) ->
     )
 
 
-def freeze(
-    root: Path, target: Path, below: Iterable[str] = CODE, provenance: Mapping[str, object] | None = None
-) -> str:
+def freeze(root: Path, target: Path, below: Iterable[str] = CODE, state: CodeState | None = None) -> str:
     """Copy the source files of `root` into the new folder `target`. Returns the digest of names and contents.
 
-    `provenance` (git revision, dirty flag, patch) is written beside them as provenance.json, as the copy is no repository.
+    `state` is written beside them, as the copy is no repository.
     Raises DataError where they are more than LIMIT_BYTES.
     """
     files = source_files(root, below)
@@ -75,8 +73,8 @@ def freeze(
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / name, copy)
         contents[name] = file_digest(copy)
-    if provenance is not None:
-        (target / CODE_STATE_FILE).write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+    if state is not None:
+        state.write(target)
     return digest(contents)
 
 

@@ -26,7 +26,7 @@ from pipelines.params import Compute, load
 from pipelines.records.code_state import code_state
 from pipelines.scratch.folder import put_in_place
 from pipelines.scratch.storage import Storage, files_below
-from pipelines.workspace import Workspace, git_state
+from pipelines.workspace import Workspace
 
 CACHE = "dvc-cache"
 STOP_SECONDS = 40.0
@@ -114,9 +114,7 @@ def _request(
     snapshots = workspace.home / "snapshots"
     snapshots.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=snapshots, prefix=".writing-"))
-    state = code_state(workspace.root)
-    told = {**git_state(workspace.root), "patch": state.patch, "left_out": list(state.left_out)}
-    code = freeze(workspace.root, folder, REPRO, told)
+    code = freeze(workspace.root, folder, REPRO, code_state(workspace.root))
     raw = workspace.path("data/raw")
     raw_digest = digest(tree_digests(raw))[:32]
     storage.publish(files_below(raw), f"inputs/{raw_digest}")

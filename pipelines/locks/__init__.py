@@ -1,4 +1,1 @@
-"""Who may work where, how long others wait, and how often work is retried: kernel locks, leases, time limits, retries.
-
-No knowledge of stages.
-"""
+"""Locks of this machine, leases across machines, timeouts and retries. No knowledge of stages."""

@@ -1,4 +1,1 @@
-"""Questions to finished results: where from, still true, reproducible, still needed.
-
-What is recorded is decided in `records`.
-"""
+"""Checks of finished results: lineage, verification, reproduction, garbage collection. What is recorded is in `records`."""

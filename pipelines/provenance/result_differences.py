@@ -30,7 +30,7 @@ class MetricPair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A stage run and its repetition. `files` says for each output whether its bytes are equal; `causes` names changed inputs."""
+    """A stage run and its reproduction. `files` says for each output whether its bytes are equal; `causes` names changed inputs."""
 
     address: str
     numbers: tuple[MetricPair, ...]

@@ -1,4 +1,1 @@
-"""What is written beside a result, so that it can be traced: provenance, the state of the code, manifests.
-
-No checking or repeating: that is `provenance`.
-"""
+"""Collects and finds the record of a stage run: code, inputs, machine, manifest. Checking and repeating are in `provenance`."""

@@ -1,1 +1,1 @@
-"""Files of one fingerprint, while it runs and when it is done: the scratch folder, its metrics, and the storage of a cluster."""
+"""Files of one fingerprint, in the scratch root or the storage of a cluster. No knowledge of MLflow or of a stage's work."""

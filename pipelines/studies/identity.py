@@ -14,8 +14,9 @@ from pipelines.identity import closure, fingerprint
 from pipelines.identity.closure import sources_behind
 from pipelines.identity.fingerprint import LOCK, digest, tree_digests
 from pipelines.params import Parameters
+from pipelines.records.code_state import code_revision
 from pipelines.studies.cells import Cell
-from pipelines.workspace import Workspace, git_output, git_state
+from pipelines.workspace import Workspace, git_output
 
 ENGINE_VERSION = 1
 
@@ -58,7 +59,7 @@ def provenance(code: str, plan: Path) -> Mapping[str, Any]:
 
     Other files may differ: a README, or the results that the study itself writes.
     """
-    revision = git_state(closure.ROOT)["git.revision"] or None
+    revision = code_revision(closure.ROOT) or None
     files = [*sources_behind([code]), LOCK, *([str(plan)] if plan.is_relative_to(closure.ROOT) else [])]
     changed = git_output(closure.ROOT, "status", "--porcelain", "--", *files)
     return {"revision": revision, "dirty": bool(changed) if revision else None}

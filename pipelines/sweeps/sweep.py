@@ -17,6 +17,7 @@ from pipelines import params
 from pipelines.engine.warm import warm_process
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import LOCK, digest
+from pipelines.records.code_state import code_revision
 from pipelines.sweeps import tuning
 from pipelines.sweeps.driver import Driver, Limits, Sweep
 from pipelines.sweeps.journal import BROKEN, Journal, Trial
@@ -30,7 +31,7 @@ from pipelines.sweeps.tracked import SweepRuns, earlier_trials
 from pipelines.sweeps.validation import base_document, validate, validated
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.runs import FAILED, FINISHED, KILLED
-from pipelines.workspace import Workspace, git_state
+from pipelines.workspace import Workspace
 
 RESULTS = "results/sweeps"
 
@@ -96,7 +97,7 @@ def open_sweep(options: SweepOptions, workspace: Workspace) -> Sweep:
         seeds=seeds_of(document["seed"], options.seeds),
         journal=Journal(workspace.home / "sweeps" / name),
         size=size,
-        revision=git_state(ROOT)["git.revision"],
+        revision=code_revision(ROOT),
     )
 
 

@@ -1,1 +1,1 @@
-"""MLflow: runs, and metrics delivered to them once. Nothing else talks to the tracking server to write stage runs."""
+"""Writes stage runs to MLflow, each metric once. No knowledge of how a stage runs."""

@@ -26,10 +26,7 @@ from pipelines.identity.fingerprint import digest
 from pipelines.locks.file_lock import file_lock
 from pipelines.redaction import without_secrets
 from pipelines.scratch.manifest import InputRecord
-from pipelines.tracking.delivery import (
-    ARTIFACT_FOLDER,
-    TrackedRun,
-)
+from pipelines.tracking.delivery import ARTIFACT_FOLDER, TrackedRun
 from pipelines.tracking.run_state import STATE_FILE, RunState
 from pipelines.workspace import Workspace, main_worktree
 
@@ -222,19 +219,13 @@ class Tracker:
         flat = [Param(key, str(value)) for key, value in flatten(facts.parameters).items()]
         for start in range(0, len(flat), 100):
             self.client.log_batch(run_id, params=flat[start : start + 100])
-        inputs = [
-            DatasetInput(
-                Dataset(path, used.sha256[:32], "dvc", json.dumps({"path": path, **_present(used, "sha256", "md5")})),
-                [
-                    InputTag("mlflow.data.context", used.name),
-                    *(
-                        InputTag(f"pipelines.{key}", value)
-                        for key, value in _present(used, "stage", "fingerprint", "run").items()
-                    ),
-                ],
-            )
-            for path, used in facts.inputs.items()
-        ]
+        inputs = []
+        for path, used in facts.inputs.items():
+            content = json.dumps({"path": path, **_present(used, "sha256", "md5")})
+            maker = _present(used, "stage", "fingerprint", "run")
+            tags = {"mlflow.data.context": used.name, **{f"pipelines.{key}": value for key, value in maker.items()}}
+            dataset = Dataset(path, used.sha256[:32], "dvc", content)
+            inputs.append(DatasetInput(dataset, [InputTag(key, value) for key, value in tags.items()]))
         if inputs:
             self.client.log_inputs(run_id, datasets=inputs)
 

@@ -1,7 +1,7 @@
-"""What the machine did while a stage ran: processor, memory, disk, network and graphics cards, as MLflow's own `system/` metrics.
+"""MLflow's `system/` metrics of the runner's machine while a stage runs: processor, memory, disk, network, GPUs.
 
-Watched from the runner's process by MLflow's monitor, a point every half minute (MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL and
-MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING change that). A convenience, not a result: when the server goes away, it stops.
+One point every half minute (MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL and MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING change that).
+Not a result: when the server goes away, the monitor stops.
 """
 
 import logging
@@ -12,8 +12,8 @@ SAMPLE_SECONDS, SAMPLES = 10, 3
 
 
 @contextmanager
-def machine_watched(run_id: str, uri: str) -> Iterator[None]:
-    """While the context is open, log the machine's metrics to a run; goes on from the last point of a run that was re-opened."""
+def system_metrics(run_id: str, uri: str) -> Iterator[None]:
+    """Log the machine's metrics to a run while the context is open, after the last point of a run that was re-opened."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)

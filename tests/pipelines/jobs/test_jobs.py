@@ -40,8 +40,8 @@ from pipelines.jobs.snapshot import REPRO, freeze, source_files
 from pipelines.jobs.submission import by_hand, tracking_for_job
 from pipelines.jobs.task import JobTask
 from pipelines.params import Compute
+from pipelines.records.code_state import CodeState, code_revision, code_state
 from pipelines.scratch.storage import STORAGE_MANIFEST, Storage, files_below
-from pipelines.workspace import git_state
 
 # -- what travels ------------------------------------------------------------------------------------------------------
 
@@ -98,9 +98,10 @@ def test_a_package_that_is_too_large_is_refused_with_the_largest_files_named(tmp
 
 def test_the_copy_of_a_checkout_knows_its_revision(tmp_path):
     root = repository(tmp_path / "root", {"components/a.py": ""})
-    told = {"git.revision": "0" * 40, "git.dirty": "true"}
-    freeze(root, tmp_path / "copy", provenance=told)
-    assert git_state(tmp_path / "copy") == told
+    state = CodeState("0" * 40, True, "diff", (".env",))
+    freeze(root, tmp_path / "copy", state=state)
+    assert code_state(tmp_path / "copy") == state
+    assert code_revision(tmp_path / "copy") == "0" * 40
 
 
 def test_the_digest_of_a_snapshot_follows_names_and_contents(tmp_path):

@@ -17,10 +17,10 @@ from pipelines.engine.cost import throughput, worker_cost
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import tree_digests
 from pipelines.params import Parameters, load
-from pipelines.records.code_state import LARGEST_FILE, code_state
+from pipelines.records.code_state import MAX_FILE, code_state
 from pipelines.records.manifests import find_by_content
 from pipelines.records.stage_record import hardware, mlflow_tags, ray_ids, stage_record
-from pipelines.redaction import holds_a_secret, without_secrets
+from pipelines.redaction import contains_secret, without_secrets
 from pipelines.scratch.manifest import InputRecord, StageRecord
 from pipelines.scratch.metric_log import MetricLog
 
@@ -82,7 +82,7 @@ def test_secrets_and_large_files_are_left_out_of_the_patch_and_named(repository,
     (repository / "key.py").write_text("-----BEGIN RSA PRIVATE KEY-----\n")
     (repository / "store.py").write_text("postgresql://me:hunter22@host/db\n")
     (repository / "compose.yaml").write_text("postgresql://me:${PASSWORD}@host/db\n")
-    (repository / "large.txt").write_text("x" * LARGEST_FILE)
+    (repository / "large.txt").write_text("x" * MAX_FILE)
     state = code_state(repository)
     assert set(state.left_out) == {".env", "token.py", "key.py", "store.py", "large.txt"}
     assert "compose.yaml" in state.patch
@@ -116,7 +116,7 @@ def test_a_secret_is_replaced_and_all_else_is_left(text, shown, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "my-secret-token")
     monkeypatch.setenv("SOME_TOKEN", "R@1")  # too short to be looked for
     assert without_secrets(text) == shown
-    assert holds_a_secret(text) == (shown != text and "ghp_token" not in text and "password=" not in text)
+    assert contains_secret(text) == (shown != text and "ghp_token" not in text and "password=" not in text)
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_the_md5_of_a_file_and_of_a_folder_is_that_of_dvc(tmp_path):
     for path in (folder, folder / "z.txt"):
         _, _, built = build(store, str(path), LocalFileSystem(), "md5")
         assert dvc_md5(path) == built.hash_info.value
-    assert dvc_md5(folder, largest=10) is None
+    assert dvc_md5(folder, max_bytes=10) is None
     assert dvc_md5(tmp_path / "nothing") is None
 
 
