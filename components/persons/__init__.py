@@ -14,7 +14,7 @@ _PUBLIC = {
     "draw_person": "drawn.drawing",
     "Caption": "drawn.captions",
     "SHORT_VOCABULARY": "drawn.captions",
-    "long_caption": "drawn.captions",
+    "compose": "drawn.captions",
     "short_caption": "drawn.captions",
     "CaptionNoise": "drawn.caption_noise",
     "DrawnConfig": "drawn.dataset",

@@ -1,6 +1,6 @@
-"""The bytes of a picture, wherever a dataset keeps it: in a file of its own, or in a row of a Parquet shard.
+"""Read encoded pictures by address, from a file or from a row of a Parquet shard.
 
-An address is a path, or for a picture inside a shard the shard's path and the row: `data/train-00000-of-00012.parquet#7`.
+An address is a path; inside a shard it is the path of the shard and the row: `data/train-00000-of-00012.parquet#7`.
 """
 
 import bisect
@@ -12,22 +12,22 @@ from typing import Any
 from components.errors import DataError
 
 IMAGE_COLUMN = "image"
-"""In a shard of the Hugging Face hub: a struct of `bytes` and `path`, or the bytes alone."""
+"""The column of a shard that holds pictures: bytes, or as on the Hugging Face hub a struct of `bytes` and `path`."""
 
 
-def embedded(shard: str, row: int) -> str:
-    """The address of the picture in row `row` of a Parquet file."""
+def shard_address(shard: str, row: int) -> str:
+    """Return the address of the picture in row `row` of a Parquet file."""
     return f"{shard}#{row}"
 
 
 def split_address(address: str) -> tuple[str, int | None]:
-    """The file of an address, and the row in it; None where the file is the picture."""
+    """Return the file and the row of an address; the row is None where the file is the picture."""
     file, _, row = address.rpartition("#")
     return (file, int(row)) if file.endswith(".parquet") and row.isdecimal() else (address, None)
 
 
 class PictureReader:
-    """Reads encoded pictures by address. Of a shard the row group that was read last is kept, so reading in order is fast."""
+    """Reads encoded pictures by address. The last row group is kept, so that reading in order is fast."""
 
     def __init__(self) -> None:
         self._shard: str | None = None
@@ -36,7 +36,7 @@ class PictureReader:
         self._group: tuple[int, Sequence[Any]] = (-1, ())
 
     def read(self, address: str) -> bytes:
-        """The encoded picture. Raises OSError for a file that is not there, DataError for a row that holds no picture."""
+        """Return the encoded picture. Raises OSError for a missing file, DataError for a row without a picture."""
         file, row = split_address(address)
         return Path(file).read_bytes() if row is None else self._read_row(file, row)
 
@@ -51,7 +51,7 @@ class PictureReader:
             if self._group[0] != number:
                 self._group = (number, self._file.read_row_group(number, columns=[IMAGE_COLUMN])[IMAGE_COLUMN])
         except (pa.ArrowException, KeyError) as error:
-            raise DataError(f"{shard} is no readable shard of pictures: {error}") from error
+            raise DataError(f"{shard} is not a readable shard of pictures: {error}") from error
         place = row - (self._ends[number - 1] if number else 0)
         found = self._group[1][place].as_py()
         content = found.get("bytes") if isinstance(found, dict) else found

@@ -1,4 +1,4 @@
-"""The captions that a text-to-image model is given."""
+"""Prompts of a text-to-image model, from the captions of a dataset."""
 
 import json
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from components.persons.shards import CaptionRow, PersonDataset
 
 @dataclass(frozen=True)
 class Prompt:
-    """One picture's prompt, what that picture shows, and its captions for retrieval."""
+    """The prompt of one picture, with the picture's attributes and its captions for retrieval."""
 
     image_id: int
     caption_id: int
@@ -18,12 +18,12 @@ class Prompt:
 
 
 def prompt_form(dataset: PersonDataset) -> str:
-    """The form of caption a generator reads: short ones where there are any, else the long ones."""
+    """The caption form used as prompts: "short" where the dataset has it, else "long"."""
     return "short" if "short" in dataset.forms() else "long"
 
 
 def prompts(dataset: PersonDataset, split: str, number: int) -> list[Prompt]:
-    """One prompt for each of the first `number` pictures of a split (its first caption of the prompt form)."""
+    """Return one prompt per picture for the first `number` pictures of a split: its first caption of the prompt form."""
     captions: dict[int, list[CaptionRow]] = {}
     for row in dataset.rows(split=split, form="long"):
         captions.setdefault(row["image_id"], []).append(CaptionRow(row["caption"], "long", tuple(row["wrong_words"])))

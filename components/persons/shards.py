@@ -1,10 +1,10 @@
-"""The one internal form of a dataset: a manifest with one row a caption, and shards with the encoded pictures.
+"""The internal form of a dataset: a manifest with one row per caption, and shards of encoded pictures.
 
     manifest.parquet                 MANIFEST_SCHEMA, in the order the pictures were added
-    shards/<split>-00000.parquet     image_id int64, image binary (PNG or JPEG, as found)
+    shards/<split>-00000.parquet     image_id int64, image binary (PNG or JPEG, as in the source)
 
-Written with fixed Parquet settings, so the same content gives the same bytes; pictures are stored uncompressed (they
-are encoded already) in small row groups, so that reading one touches some hundred kilobytes of a memory-mapped file.
+Fixed Parquet settings make the bytes a function of the content. Pictures are stored uncompressed (they are encoded) in small row
+groups, so that reading one touches a few hundred kilobytes of a memory-mapped file.
 """
 
 import json
@@ -47,13 +47,13 @@ MANIFEST_SCHEMA = pa.schema(
 )
 SHARD_SCHEMA = pa.schema([("image_id", pa.int64()), ("image", pa.binary())])
 ROWS_PER_GROUP = 64
-"""Pictures of a row group of a shard."""
-_MANIFEST_ROWS = 32768  # of a row group: what the writer holds, and what a reader of a few rows must decompress
+"""Pictures per row group of a shard."""
+_MANIFEST_ROWS = 32768  # per row group: the writer's memory, and what reading a few rows decompresses
 
 
 @dataclass(frozen=True)
 class CaptionRow:
-    """A sentence as the manifest keeps it; `wrong_words` are positions in `caption.split()`."""
+    """A caption of the manifest; `wrong_words` are positions in `caption.split()`."""
 
     caption: str
     form: str = "long"
@@ -63,7 +63,7 @@ class CaptionRow:
 class DatasetWriter:
     """Writes a dataset folder picture by picture; the same calls in the same order give the same bytes.
 
-    Use as a context manager: the manifest is written on a clean exit, so that a folder without one is incomplete.
+    Use as a context manager: the manifest is written on a clean exit, and a folder without one is incomplete.
     """
 
     def __init__(self, folder: str | Path, *, images_per_shard: int = 2048, bytes_per_shard: int = 256 << 20) -> None:
@@ -92,7 +92,7 @@ class DatasetWriter:
         source: str,
         attributes: Mapping[str, str] | None = None,
     ) -> int:
-        """Add one encoded picture with its captions; returns its image_id (0, 1, 2, ... in the order of addition)."""
+        """Add one encoded picture with its captions; return its image_id (0, 1, 2, ... in order)."""
         if split not in SPLITS:
             raise DataError(f"split {split!r} of image {self._images}: must be one of {', '.join(SPLITS)}")
         if not captions:
@@ -136,7 +136,7 @@ class DatasetWriter:
         return image_id
 
     def close(self) -> None:
-        """Write what is pending, and give the manifest its name last."""
+        """Write what is pending; the manifest is renamed into place last."""
         for split in list(self._pending):
             if self._pending[split]:
                 self._flush(split)
@@ -188,7 +188,7 @@ _FIXED: dict[str, Any] = {
     "data_page_version": "1.0",
     "store_schema": False,
 }
-"""What the bytes of a file depend on beside its content."""
+"""Parquet settings that the bytes of a file depend on."""
 
 
 def write_records(
@@ -221,7 +221,7 @@ def write_records(
 
 
 class Rows(Sequence[dict[str, Any]]):
-    """Manifest rows as a read-only sequence of dictionaries; nothing is copied until a row is asked for."""
+    """Manifest rows as a read-only sequence of dictionaries, made on access."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table.combine_chunks()
@@ -241,12 +241,12 @@ class Rows(Sequence[dict[str, Any]]):
             yield from batch.to_pylist()
 
     def column(self, name: str) -> list[Any]:
-        """One column as a list, e.g. `rows.column("identity")`."""
+        """Return one column as a list, e.g. `rows.column("identity")`."""
         return self.table[name].to_pylist()
 
 
 class PersonDataset:
-    """Reads a dataset folder. Shards are memory-mapped; decoded row groups are kept up to `cache_bytes`."""
+    """Reads a dataset folder. Shards are memory-mapped, and up to `cache_bytes` of row groups are cached."""
 
     def __init__(self, folder: str | Path, *, cache_bytes: int = 512 << 20) -> None:
         self.folder = Path(folder)
@@ -277,7 +277,7 @@ class PersonDataset:
         self.__init__(state["folder"], cache_bytes=state["cache_bytes"])  # type: ignore[misc]
 
     def rows(self, split: str | None = None, form: str | None = None) -> Rows:
-        """The manifest's rows in `split` and of `form`; None means any."""
+        """Return the manifest's rows of one split and form; None means any."""
         table = self.manifest
         for name, value, allowed in (("split", split, SPLITS), ("form", form, FORMS)):
             if value is not None:
@@ -287,11 +287,11 @@ class PersonDataset:
         return Rows(table)
 
     def forms(self) -> set[str]:
-        """The caption forms this dataset holds."""
+        """Return the caption forms of this dataset."""
         return set(pc.unique(self.manifest["form"]).to_pylist())
 
     def image_bytes(self, image_id: int) -> bytes:
-        """The encoded picture, as found. Raises DataError for an unknown image_id."""
+        """Return the encoded picture. Raises DataError for an unknown image_id."""
         index = int(np.searchsorted(self.image_ids, image_id))
         if index == len(self.image_ids) or self.image_ids[index] != image_id:
             raise DataError(f"image_id {image_id} is not in {self.folder / DATASET_MANIFEST}")
@@ -300,7 +300,7 @@ class PersonDataset:
         return self._group(shard, row // ROWS_PER_GROUP)[row % ROWS_PER_GROUP].as_py()
 
     def picture(self, image_id: int) -> Image.Image:
-        """The picture in RGB, at its own size. Raises DataError where it cannot be decoded."""
+        """Return the picture in RGB, at its own size. Raises DataError where it cannot be decoded."""
         data = self.image_bytes(image_id)
         try:
             return decode_rgb(data)
@@ -308,14 +308,14 @@ class PersonDataset:
             raise DataError(f"image_id {image_id} of {self.folder} cannot be decoded: {error}") from error
 
     def pixels(self, image_ids: Sequence[int] | torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Decoded pictures, squashed to `height` x `width` (bilinear, antialiased): uint8 (N, 3, height, width)."""
+        """Decode pictures and squash them to `height` x `width` (bilinear, antialiased): uint8 (N, 3, height, width)."""
         batch = torch.empty((len(image_ids), height, width, 3), dtype=torch.uint8)
         for slot, image_id in enumerate(image_ids):
             batch[slot] = torch.from_numpy(resized(self.picture(int(image_id)), height, width))
         return batch.permute(0, 3, 1, 2).contiguous()
 
     def statistics(self) -> dict[str, Any]:
-        """Pictures, captions and identities per split, and caption lengths in words (JSON-able)."""
+        """Return `manifest_statistics` of this dataset."""
         return manifest_statistics(self.folder / DATASET_MANIFEST)
 
     def _group(self, shard: str, group: int) -> pa.ChunkedArray:

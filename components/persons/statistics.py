@@ -1,4 +1,4 @@
-"""What a prepared dataset holds, counted in one walk through its manifest: eight bytes an identity in memory, not the captions."""
+"""Counts of a prepared dataset from one pass over its manifest, with eight bytes per identity in memory."""
 
 from collections import Counter
 from pathlib import Path
@@ -16,15 +16,15 @@ _COLUMNS = ["image_id", "split", "form", "identity", "caption", "wrong_words"]
 
 
 def manifest_statistics(manifest: Path) -> dict[str, Any]:
-    """Pictures, captions and identities per split, and caption lengths in words (JSON-able), of splits that have any."""
-    splits = {split: _Split() for split in SPLITS}
+    """Count pictures, captions and identities, and caption lengths in words, per split that is not empty (for JSON)."""
+    splits = {split: _SplitCounts() for split in SPLITS}
     for batch in pq.ParquetFile(manifest).iter_batches(columns=_COLUMNS, batch_size=16384):
         for split in pc.unique(batch["split"]).to_pylist():
             splits[split].count(batch.filter(pc.equal(batch["split"], split)))
-    return {name: split.told() for name, split in splits.items() if split.captions}
+    return {name: split.summary() for name, split in splits.items() if split.captions}
 
 
-class _Split:
+class _SplitCounts:
     """Sums over the rows of one split."""
 
     def __init__(self) -> None:
@@ -35,9 +35,8 @@ class _Split:
 
     def count(self, rows: pa.RecordBatch) -> None:
         images = rows["image_id"].to_numpy()
-        self.images += int(
-            np.count_nonzero(np.diff(images, prepend=self._last_image))
-        )  # rows of a picture are neighbours
+        # Rows of a picture are neighbours.
+        self.images += int(np.count_nonzero(np.diff(images, prepend=self._last_image)))
         self._last_image = int(images[-1])
         self.captions += rows.num_rows
         self._identities.append(np.unique(rows["identity"].to_numpy()))
@@ -45,7 +44,7 @@ class _Split:
         for form, caption in zip(rows["form"].to_pylist(), rows["caption"].to_pylist(), strict=True):
             self._forms.setdefault(form, Counter())[len(caption.split())] += 1
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         return {
             "images": self.images,
             "captions": self.captions,

@@ -1,10 +1,10 @@
-"""Batched augmentation for retrieval training, as in the recipe of IRRA (`--img_aug`), from one seeded generator.
+"""CLIP's normalisation of pictures, and batched augmentation for retrieval training (IRRA's `--img_aug`) with one generator.
 
-In the reference's order: horizontal flip, zero padding and random crop, CLIP normalisation, random erasing *after*
-normalisation with the CLIP mean as value (so the patch is not the mean colour; kept, as published numbers have it).
+The order is IRRA's: horizontal flip, zero padding and random crop, CLIP normalisation, random erasing *after* normalisation with
+CLIP's mean as value (so the patch is not of the mean colour; published results have it so).
 
-Captions of the drawn set say "left" and "right" from the viewer's side (bag side, walking direction). A flipped picture
-makes them false, so `flip` is 0 by default; published sets hardly mention sides, and their recipe flips with 0.5.
+Captions of the drawn set say "left" and "right" as the viewer sees it (bag side, walking direction), which a flip makes false, so
+`flip` is 0 by default. Published sets hardly mention sides, and their recipe flips with probability 0.5.
 """
 
 import torch
@@ -24,7 +24,7 @@ _ERASE_TRIES = 10  # torchvision's RandomErasing gives up after ten boxes that d
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 (N, 3, H, W) -> float32 (N, 3, H, W), scaled to [0, 1], minus the CLIP mean, over its deviation."""
+    """Normalise as CLIP: uint8 (N, 3, H, W) -> float32, scaled to [0, 1], minus CLIP_MEAN, over CLIP_STD."""
     mean = torch.tensor(CLIP_MEAN, device=pixels.device).view(1, 3, 1, 1)
     std = torch.tensor(CLIP_STD, device=pixels.device).view(1, 3, 1, 1)
     return (pixels.to(torch.float32) / 255.0 - mean) / std
@@ -38,11 +38,10 @@ def augment(
     rank: int = 0,
     world_size: int = 1,
 ) -> torch.Tensor:
-    """uint8 (N, 3, H, W) -> augmented and normalised float32 (N, 3, H, W) on the same device.
+    """Augment and normalise: uint8 (N, 3, H, W) -> float32 (N, 3, H, W) on the same device.
 
-    Numbers are drawn on the generator's device, the same amount whatever happens to a picture, in the order of the
-    batch: the augmentation of one picture does not depend on the others' luck. With several ranks `pixels` are this rank's rows
-    of a global batch, of which every rank has as many: the numbers are drawn for all of it.
+    Every picture takes the same number of draws, in the order of the batch, so its augmentation does not depend on the others. With
+    several ranks `pixels` are this rank's rows of a global batch, for which all numbers are drawn; every rank has the same number.
     """
     if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.dtype != torch.uint8:
         raise ParameterError(f"pixels are {pixels.dtype} {tuple(pixels.shape)}; expected uint8 (N, 3, H, W)")
@@ -56,7 +55,7 @@ def augment(
 
 
 def _pad_and_crop(pixels: torch.Tensor, pad: int, down: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
-    """Pad by `pad` and cut the old size out at an offset in 0..2 pad; `down`, `across` (N,) uniform in [0, 1)."""
+    """Pad by `pad`, then crop to the old size at an offset in 0..2 pad; `down`, `across` (N,) uniform in [0, 1)."""
     if not pad:
         return pixels
     count, _, height, width = pixels.shape
@@ -69,7 +68,7 @@ def _pad_and_crop(pixels: torch.Tensor, pad: int, down: torch.Tensor, across: to
 
 
 def _erasing_mask(pixels: torch.Tensor, probability: float, chance: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """Which pixels to erase, bool (N, H, W): per picture the first of `boxes` (N, tries, 4) draws that fits."""
+    """Pixels to erase, bool (N, H, W): per picture the first of `boxes` (N, tries, 4) draws that fits."""
     height, width = pixels.shape[-2:]
     (low, high), (flat, tall) = ERASE_AREA, torch.tensor(ERASE_RATIO).log().tolist()
     area = height * width * (low + (high - low) * boxes[..., 0])  # (N, tries)

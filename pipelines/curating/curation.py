@@ -39,7 +39,7 @@ def curate(options: CurateOptions) -> dict[str, int]:
             [reason for reason, _, _ in columns],
             [match for _, match, _ in columns],
             [value for _, _, value in columns],
-            least_match=options.least_match,
+            min_match=options.least_match,
             keep_fraction=options.keep_fraction,
             near=options.near_duplicates,
         )

@@ -103,7 +103,7 @@ class ReadAhead:
 
     def _bytes_of_a_step(self) -> int:
         height, width = self._reader.size
-        return self._reader.share * (3 * height * width + 1024)
+        return self._reader.rows * (3 * height * width + 1024)
 
 
 class _Reading:

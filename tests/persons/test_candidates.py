@@ -154,7 +154,7 @@ def test_the_best_matches_stay_and_of_near_duplicates_the_best():
     matches = [0.1, None, 0.5, 0.4, 0.4, 0.9]
     hashes = [0, 0, 0b1, 0b11, 0xFF00, 0xFF01]
     assert final_reasons(reasons, matches, hashes) == [KEPT, SMALL, *[KEPT] * 4]
-    assert final_reasons(reasons, matches, hashes, least_match=0.4) == [MISMATCHED, SMALL, *[KEPT] * 4]
+    assert final_reasons(reasons, matches, hashes, min_match=0.4) == [MISMATCHED, SMALL, *[KEPT] * 4]
     assert final_reasons(reasons, matches, hashes, keep_fraction=0.6) == [
         MISMATCHED,
         SMALL,

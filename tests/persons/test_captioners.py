@@ -8,7 +8,7 @@ from small_captioning_models import llava, qwen
 
 from components.errors import DataError, ParameterError
 from components.persons.curation.captioners import GrammarCaptioner, VisionLanguageCaptioner
-from components.persons.curation.templates import TEMPLATES, choose, instruction, read_templates, unfilled
+from components.persons.curation.templates import TEMPLATES, choose_templates, instruction, is_unfilled, read_templates
 from components.persons.drawn.attributes import ATTRIBUTES
 from components.persons.drawn.captions import compose
 from components.training.randomness import stream_seed
@@ -20,17 +20,17 @@ def pictures(count):
 
 
 def test_every_template_has_places_and_a_caption_with_one_left_is_noticed():
-    assert all(unfilled(template) for template in TEMPLATES)
-    assert unfilled("A man in <coloured top>.")
-    assert not unfilled("A man in red, 1 < 2 and 3 > 2 [")
+    assert all(is_unfilled(template) for template in TEMPLATES)
+    assert is_unfilled("A man in <coloured top>.")
+    assert not is_unfilled("A man in red, 1 < 2 and 3 > 2 [")
 
 
 def test_templates_depend_on_seed_and_picture_and_differ_while_there_are_enough():
-    chosen = choose(TEMPLATES, 0, 5, len(TEMPLATES))
+    chosen = choose_templates(TEMPLATES, 0, 5, len(TEMPLATES))
     assert sorted(chosen) == sorted(TEMPLATES)
-    assert choose(TEMPLATES, 0, 5, 2) == chosen[:2]
-    assert len({tuple(choose(TEMPLATES, 0, number, 2)) for number in range(30)}) > 10
-    assert choose(("a [b]",), 0, 0, 2) == ["a [b]", "a [b]"]
+    assert choose_templates(TEMPLATES, 0, 5, 2) == chosen[:2]
+    assert len({tuple(choose_templates(TEMPLATES, 0, number, 2)) for number in range(30)}) > 10
+    assert choose_templates(("a [b]",), 0, 0, 2) == ["a [b]", "a [b]"]
 
 
 def test_the_instruction_holds_the_template_and_the_papers_rules():
@@ -95,7 +95,7 @@ def test_what_is_asked_is_the_instruction_with_the_pictures_template(model, monk
 
     monkeypatch.setattr(captioner._processor, "apply_chat_template", listen)
     captioner.caption(pictures(2), [4, 5])
-    assert asked == [instruction(choose(TEMPLATES, 1, number, 1)[0], 9) for number in (4, 5)]
+    assert asked == [instruction(choose_templates(TEMPLATES, 1, number, 1)[0], 9) for number in (4, 5)]
 
 
 def test_a_folder_without_such_a_model_is_refused_in_one_line(model, tmp_path):

@@ -8,7 +8,6 @@ from components.persons.drawn.captions import (
     SHORT_MAX_WORDS,
     SHORT_VOCABULARY,
     compose,
-    long_caption,
     short_caption,
 )
 from components.persons.drawn.degradation import PRESETS
@@ -121,6 +120,10 @@ def pictures():
         for preset, strengths in PRESETS.items()
         for i, person in enumerate(people)
     ]
+
+
+def long_caption(shown, rng):
+    return compose(shown, int(rng.integers(2**62))).text
 
 
 def test_long_captions_state_only_what_the_picture_shows(pictures):

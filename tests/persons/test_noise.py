@@ -8,7 +8,7 @@ import torch
 from components.errors import ParameterError
 from components.evaluation.auc import area_under_curve
 from components.persons.drawn.attributes import ATTRIBUTES, sample_identities
-from components.persons.drawn.caption_noise import NOISY_ATTRIBUTES, CaptionNoise, mark
+from components.persons.drawn.caption_noise import NOISY_ATTRIBUTES, CaptionNoise, mark_false
 from components.persons.drawn.captions import Caption, compose
 from components.persons.drawn.drawing import draw_person
 from components.training.randomness import numpy_generator
@@ -54,7 +54,7 @@ def test_the_recorded_positions_are_where_the_caption_differs_from_the_true_one(
     noise, checked = CaptionNoise(corpus, 0.3), 0
     for seed, shown in enumerate(corpus):
         told, true, false = told_and_true(noise, shown, seed)
-        recorded = set(mark(told, false).wrong_words)
+        recorded = set(mark_false(told, false).wrong_words)
         words, truth = told.text.split(), true.text.split()
         if {"hat", "bag", "lower_kind"} & false:
             continue  # phrases come and go: next test
@@ -69,7 +69,7 @@ def test_an_invented_phrase_is_marked_as_far_as_it_states_something(corpus):
     noise, invented = CaptionNoise(corpus, 0.3), 0
     for seed, shown in enumerate(corpus):
         told, true, false = told_and_true(noise, shown, seed)
-        recorded = set(mark(told, false).wrong_words)
+        recorded = set(mark_false(told, false).wrong_words)
         words, truth = [[bare(w) for w in c.text.split()] for c in (told, true)]
         matched = {
             block.a + k
@@ -108,7 +108,7 @@ def test_the_rate_is_the_share_of_statements_that_are_false(corpus, rate):
     noise, wrong, total = CaptionNoise(corpus, rate), 0, 0
     for seed, shown in enumerate(corpus):
         told, _, false = told_and_true(noise, shown, seed)
-        wrong += len(mark(told, false).wrong_words)
+        wrong += len(mark_false(told, false).wrong_words)
         total += sum(word.attribute in NOISY_ATTRIBUTES for word in told.words)
     assert wrong / total == pytest.approx(rate, rel=0.2)
 

@@ -74,7 +74,7 @@ def test_a_row_that_is_not_there_and_a_file_that_is_no_shard_are_data_errors(roo
     with pytest.raises(DataError, match="has 7 rows; there is no row 7"):
         PictureReader().read(f"{path}#7")
     (tmp_path / "x.parquet").write_bytes(b"text")
-    with pytest.raises(DataError, match="no readable shard"):
+    with pytest.raises(DataError, match="not a readable shard"):
         PictureReader().read(f"{tmp_path}/x.parquet#0")
     with pytest.raises(OSError):
         PictureReader().read(f"{tmp_path}/nowhere.parquet#0")

@@ -4,7 +4,7 @@ import pytest
 
 from components.errors import DataError, ParameterError
 from components.persons.drawn.attributes import sample_identities
-from components.persons.drawn.captions import long_caption, short_caption
+from components.persons.drawn.captions import compose, short_caption
 from components.persons.drawn.lexicon import SYNONYMS
 from components.persons.drawn.recaptioning import recaptioned
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
@@ -21,7 +21,7 @@ def people(tmp_path_factory):
         for number, person in enumerate(shown):
             rng = numpy_generator(1, number)
             captions = [CaptionRow(short_caption(person, rng), "short")]
-            captions += [CaptionRow(long_caption(person, rng), wrong_words=(0,)) for _ in range(2)]
+            captions += [CaptionRow(compose(person, int(rng.integers(2**62))).text, wrong_words=(0,)) for _ in range(2)]
             split = "train" if number < TRAIN else "test"
             writer.add(b"", captions, identity=number, split=split, source="", attributes=person)
     return PersonDataset.open(folder)

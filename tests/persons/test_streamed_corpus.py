@@ -193,7 +193,9 @@ def test_webpersons_shards_are_streamed_as_they_are_listed(tmp_path):
     number = 0
     for place in range(len(corpus.sizes)):
         block = corpus.read(place)
-        for caption, of, identity in zip(block.captions, block.of.tolist(), block.identities.tolist(), strict=True):
+        for caption, of, identity in zip(
+            block.captions, block.picture_of.tolist(), block.identities.tolist(), strict=True
+        ):
             assert caption == records[number // 2].captions[number % 2]
             assert identity == records[number // 2].identity == number // 2
             assert block.pictures[of] == png(number // 2, "JPEG")

@@ -1,7 +1,7 @@
-"""Pictures of any kind on their way to a training set: judged by the rules, captioned, matched with their captions.
+"""Candidates for a training set: pictures judged by the rules, captioned, and matched with their captions.
 
-Each becomes a `Candidate` with the reason why it is dropped, or none so far. What needs all candidates at once (the best matches,
-near duplicates) is decided afterwards, by `components.persons.curation.selection.final_reasons`.
+A `Candidate` has the reason why it is dropped, or None so far. What needs all candidates at once (best matches, near duplicates) is
+decided afterwards, by `components.persons.curation.selection.final_reasons`.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from components.persons.curation.captioners import Captioner
 from components.persons.curation.keypoints import Detection, Detector
 from components.persons.curation.near_duplicates import difference_hash
 from components.persons.curation.rules import NOBODY, Rules, person_reason, size_reason
-from components.persons.curation.templates import unfilled
+from components.persons.curation.templates import is_unfilled
 from components.persons.pictures import PictureReader, split_address
 from components.persons.pixels import decode_rgb
 
@@ -25,13 +25,13 @@ UNREADABLE, OUTSIDE = "cannot be decoded", "path leaves the folder"
 NO_CAPTION, UNFILLED = "no caption", "caption with an unfilled place"
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 Matcher = Callable[[Sequence[Image.Image], Sequence[tuple[str, ...]]], list[float]]
-"""How well each picture fits its captions; higher is better."""
-_PEOPLE_PER_PICTURE = 1000  # a number of its own for each person of a picture
+"""Scores how well each picture fits its captions; higher is better."""
+_PEOPLE_PER_PICTURE = 1000  # at most: each person of a picture has its own number
 
 
 @dataclass(frozen=True)
 class InputPicture:
-    """A picture to judge. address: as `components.persons.pictures` reads it, relative to the folder. captions: those it has."""
+    """A picture to judge, with the captions it has. address: see `components.persons.pictures`, relative to the folder."""
 
     address: str
     captions: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class InputPicture:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A picture, or with `box` (left, top, right, bottom) a person cut out of one. `reason` is None while nothing is against it."""
+    """A picture, or with `box` (left, top, right, bottom) a person cropped from it. `reason` is None while not rejected."""
 
     address: str
     box: tuple[int, int, int, int] | None = None
@@ -56,7 +56,7 @@ class Candidate:
 
 
 def pictures_in(folder: Path) -> Iterator[InputPicture]:
-    """Every picture file below a folder, folder by folder in the order of names. Raises DataError where there is none."""
+    """Yield every picture file below a folder, sorted by folder and name. Raises DataError where there is none."""
     found = False
     for place, folders, files in os.walk(folder):
         folders.sort()
@@ -70,10 +70,10 @@ def pictures_in(folder: Path) -> Iterator[InputPicture]:
 
 @dataclass(frozen=True)
 class Judge:
-    """What pictures are judged by. Without a detector the rules about persons are off, without a matcher nothing is matched.
+    """Judges pictures. Without a detector the rules about persons are off; without a matcher nothing is matched.
 
-    crop: each detected person becomes a picture, judged by the size of its box; else a picture is judged whole, by its surest
-    person. captioner: without one, pictures keep the captions that they have.
+    crop: each detected person becomes a candidate, judged by the size of its box; otherwise the whole picture is one, judged by the
+    person with the highest confidence. captioner: without one, pictures keep their captions.
     """
 
     folder: Path
@@ -86,14 +86,12 @@ class Judge:
 
     def __post_init__(self) -> None:
         if self.crop and self.detector is None:
-            raise ParameterError("cutting people out needs a detector: give its weights")
+            raise ParameterError("cropping people needs a detector: give its weights")
 
     def judge(self, sources: Sequence[InputPicture], first: int) -> list[list[Candidate]]:
-        """For each of some pictures, of which the first has the number `first`, its candidates."""
+        """Return the candidates of each picture; the pictures are numbered from `first` on."""
         judged: list[list[Candidate]] = [[] for _ in sources]
-        open_: list[
-            tuple[int, Candidate, Image.Image]
-        ] = []  # place, candidate, pixels of those that nothing is against
+        accepted: list[tuple[int, Candidate, Image.Image]] = []  # place, candidate, pixels
         loaded = [self._load(source) for source in sources]
         pictures = [picture for picture in loaded if isinstance(picture, Image.Image)]
         detected = iter(self.detector.detect(pictures) if self.detector and pictures else [[] for _ in pictures])
@@ -103,26 +101,26 @@ class Judge:
                 continue
             for candidate, pixels in self._people(source, picture, next(detected)):
                 if candidate.reason is None:
-                    open_.append((place, candidate, pixels))
+                    accepted.append((place, candidate, pixels))
                 else:
                     judged[place].append(candidate)
-        for place, candidate in self._described(open_, first):
+        for place, candidate in self._captioned(accepted, first):
             judged[place].append(candidate)
         return judged
 
     def pixels(self, candidate: Candidate) -> Image.Image:
-        """A candidate as an RGB picture."""
+        """Decode a candidate to RGB."""
         picture = decode_rgb(self.encoded(candidate))
         return picture.crop(candidate.box) if candidate.box else picture
 
     def encoded(self, candidate: Candidate) -> bytes:
-        """The bytes of the picture that a candidate is, or is cut out of."""
+        """Return the encoded picture of a candidate, before cropping."""
         file, row = split_address(candidate.address)
         path = str(self.folder / file)
         return self._reader.read(path if row is None else f"{path}#{row}")
 
     def _load(self, source: InputPicture) -> Image.Image | str:
-        """The picture in RGB, or the reason why there is none."""
+        """The picture in RGB, or the reason why it is rejected."""
         file = self.folder / split_address(source.address)[0]
         if not file.resolve().is_relative_to(self.folder.resolve()):
             return OUTSIDE
@@ -134,7 +132,7 @@ class Judge:
     def _people(
         self, source: InputPicture, picture: Image.Image, people: Sequence[Detection]
     ) -> Iterator[tuple[Candidate, Image.Image]]:
-        """A picture's candidates with their pixels, each with the first reason that the rules give."""
+        """A picture's candidates with their pixels, each with the first rule that rejects it."""
         width, height = picture.size
         if not self.crop or not people:
             reason = _whole_reason(picture, people, self.rules, self.detector is not None)
@@ -150,15 +148,15 @@ class Judge:
             )
             inside = right > left and bottom > top
             reason = size_reason(right - left, bottom - top, self.rules) or person_reason(person, self.rules)
-            # Who is cut out of a picture is not known to be whom its captions are about, nor to be its identity.
+            # The captions and the identity of the picture may be another person's.
             box = (left, top, right, bottom)
             cut = Candidate(source.address, box, right - left, bottom - top, reason if inside else NOBODY)
             yield cut, picture.crop(box) if inside else picture
 
-    def _described(
+    def _captioned(
         self, candidates: Sequence[tuple[int, Candidate, Image.Image]], first: int
     ) -> Iterator[tuple[int, Candidate]]:
-        """With captions, match and hash."""
+        """Add captions, match and hash."""
         captions = [candidate.captions for _, candidate, _ in candidates]
         if self.captioner is not None:
             numbers, before = [], dict.fromkeys((place for place, _, _ in candidates), 0)
@@ -166,7 +164,7 @@ class Judge:
                 numbers.append((first + place) * _PEOPLE_PER_PICTURE + before[place])
                 before[place] += 1
             captions = self.captioner.caption([pixels for _, _, pixels in candidates], numbers)
-        kept = [tuple(text.strip() for text in texts if text.strip() and not unfilled(text)) for texts in captions]
+        kept = [tuple(text.strip() for text in texts if text.strip() and not is_unfilled(text)) for texts in captions]
         reasons = [
             None if good else UNFILLED if any(texts) else NO_CAPTION for good, texts in zip(kept, captions, strict=True)
         ]
@@ -183,7 +181,7 @@ class Judge:
 def rule_reasons(
     pictures: Iterable[Image.Image], rules: Rules, detector: Detector | None = None, *, batch: int = 16
 ) -> tuple[list[str | None], list[int]]:
-    """For each RGB picture, judged whole: the first reason that the rules give to drop it, or None; and its difference hash."""
+    """Judge whole RGB pictures. Return for each the first rule that rejects it, or None, and its difference hash."""
     reasons: list[str | None] = []
     hashes: list[int] = []
     waiting = iter(pictures)
@@ -195,9 +193,9 @@ def rule_reasons(
     return reasons, hashes
 
 
-def _whole_reason(picture: Image.Image, people: Sequence[Detection], rules: Rules, looked: bool) -> str | None:
-    """Why a picture, judged by its surest person where somebody was looked for, is dropped."""
+def _whole_reason(picture: Image.Image, people: Sequence[Detection], rules: Rules, detected: bool) -> str | None:
+    """The first rule that rejects a picture, by its most confident person where a detector ran."""
     reason = size_reason(*picture.size, rules)
-    if looked:
+    if detected:
         reason = reason or person_reason(people[0] if people else None, rules)
     return reason

@@ -1,4 +1,4 @@
-"""Who writes captions for pictures that have none: a vision-language model, or the grammar of the drawn people."""
+"""Captioners for pictures without captions: a vision-language model, or the grammar of the drawn people."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,23 +10,23 @@ from PIL import Image
 from torch import Tensor
 
 from components.errors import DataError, ParameterError
-from components.persons.curation.templates import TEMPLATES, choose, instruction
+from components.persons.curation.templates import TEMPLATES, choose_templates, instruction
 from components.persons.drawn.captions import compose
 from components.persons.pixels import resized
 from components.training.randomness import stream_seed
 
 
 class Captioner(Protocol):
-    """Writes sentences about pictures."""
+    """Writes captions of pictures."""
 
     def caption(self, pictures: Sequence[Image.Image], numbers: Sequence[int]) -> list[tuple[str, ...]]:
-        """The captions of each RGB picture. `numbers` name the pictures: random choices depend on them and on a seed alone."""
+        """Return the captions of each RGB picture. Random choices depend on the picture's number and a seed alone."""
 
 
 class GrammarCaptioner:
-    """Sentences of the drawn people's grammar about the attributes that `predict` sees.
+    """Captions by the grammar of the drawn people, from predicted attributes.
 
-    `predict` maps uint8 pixels (N, 3, height, width) to one mapping attribute -> value a picture: an attribute probe, for example.
+    `predict` maps uint8 pixels (N, 3, height, width) to one mapping attribute -> value per picture, such as an attribute probe.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class GrammarCaptioner:
 
 
 def _worn(shown: Mapping[str, str]) -> dict[str, str]:
-    """Without the colour of a hat or bag that is not there: a classifier names one all the same."""
+    """Remove the colour of an absent hat or bag, which a classifier predicts all the same."""
     absent = [thing for thing in ("hat", "bag") if shown.get(thing) == "none"]
     return {name: value for name, value in shown.items() if not any(name.startswith(f"{thing}_") for thing in absent)}
 
 
 class VisionLanguageCaptioner:
-    """A model of transformers' image-text-to-text classes (Qwen2.5-VL, LLaVA, ...) from a local folder, asked by template.
+    """An image-text-to-text model of transformers (Qwen2.5-VL, LLaVA, ...) from a local folder, prompted with templates.
 
-    Greedy decoding: the same picture and template give the same caption. Memory is the model's; a batch is one call of it.
+    Greedy decoding: the same picture and template give the same caption. A batch is one call of the model.
     """
 
     def __init__(
@@ -87,15 +87,15 @@ class VisionLanguageCaptioner:
             self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
             model: Any = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True, dtype=dtype)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            told = " ".join(str(error).split())[:200]
-            raise DataError(f"{folder} holds no vision-language model that transformers can load: {told}") from error
+            message = " ".join(str(error).split())[:200]
+            raise DataError(f"{folder} holds no vision-language model that transformers can load: {message}") from error
         self._model = model.to(device).eval()
         self._processor.tokenizer.padding_side = "left"  # an answer follows its question
         self._seed, self._templates, self._count, self._words = seed, tuple(templates), count, words
 
     @torch.no_grad()
     def caption(self, pictures: Sequence[Image.Image], numbers: Sequence[int]) -> list[tuple[str, ...]]:
-        chosen = [choose(self._templates, self._seed, number, self._count) for number in numbers]
+        chosen = [choose_templates(self._templates, self._seed, number, self._count) for number in numbers]
         written = [
             self._answers(pictures, [instruction(templates[i], self._words) for templates in chosen])
             for i in range(self._count)
@@ -105,12 +105,12 @@ class VisionLanguageCaptioner:
     def _answers(self, pictures: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
         if not pictures:
             return []
-        talks = [
+        conversations = [
             [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
             for picture, question in zip(pictures, questions, strict=True)
         ]
         inputs = self._processor.apply_chat_template(
-            talks,
+            conversations,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -121,5 +121,5 @@ class VisionLanguageCaptioner:
             inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         # A word is rarely more than two tokens, punctuation included.
         answered = self._model.generate(**inputs, do_sample=False, max_new_tokens=2 * self._words)
-        told = self._processor.batch_decode(answered[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [" ".join(text.split()) for text in told]
+        texts = self._processor.batch_decode(answered[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]

@@ -1,6 +1,6 @@
-"""People in a picture, with their keypoints: what the rules of curation ask of a detector, and torchvision's keypoint R-CNN as one.
+"""Detection of people and their keypoints: the interface that curation needs, and torchvision's keypoint R-CNN.
 
-A detector is anything with `detect`. The paper of GA-DMS uses YOLOv11 and YOLOv11-Pose; the keypoints of both are COCO's.
+The GA-DMS paper uses YOLOv11 and YOLOv11-Pose, whose keypoints are COCO's too.
 """
 
 import hashlib
@@ -19,16 +19,13 @@ KEYPOINTS = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow",
     "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle",
 )  # fmt: skip
-"""Of COCO, in its order."""
+"""COCO's keypoints, in its order."""
 HEAD, HIPS = range(5), range(11, 13)
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One person.
-
-    box: left, top, right, bottom in pixels. confidence: 0 to 1. visible: for each of KEYPOINTS, whether it is seen.
-    """
+    """A detected person. box: left, top, right, bottom in pixels. confidence: 0 to 1. visible: one flag per keypoint."""
 
     box: tuple[float, float, float, float]
     confidence: float
@@ -42,34 +39,34 @@ class Detection:
 
 
 class Detector(Protocol):
-    """Finds people."""
+    """Detects people."""
 
     def detect(self, pictures: Sequence[Image.Image]) -> list[list[Detection]]:
-        """For each RGB picture the people in it, the surest first."""
+        """Return the people in each RGB picture, by falling confidence."""
 
 
 class KeypointRCNN:
-    """torchvision's keypointrcnn_resnet50_fpn with the weights of a local file; nothing is downloaded.
+    """torchvision's keypointrcnn_resnet50_fpn with weights of a local file; nothing is downloaded.
 
     `weights`: a state dict as torchvision distributes it (keypointrcnn_resnet50_fpn_coco-fc266e95.pth), or the same as
-    .safetensors. `sha256`, where given, must be the file's. `seen`: a keypoint counts as visible from this heat-map logit on.
-    Neither torchvision nor the paper states a limit; 2 is the one that Detectron, where the model comes from, draws with.
+    .safetensors. `sha256`, if given, must match the file. `min_logit`: heat-map logit from which a keypoint is visible. Neither
+    torchvision nor the paper states one; Detectron, the origin of the model, draws keypoints from 2.
     """
 
     def __init__(
-        self, weights: Path, *, sha256: str | None = None, seen: float = 2.0, device: torch.device | str = "cpu"
+        self, weights: Path, *, sha256: str | None = None, min_logit: float = 2.0, device: torch.device | str = "cpu"
     ) -> None:
         state = _read_state(weights, sha256)
         self._model = _published_model()
         try:
             self._model.load_state_dict(state)
         except RuntimeError as error:
-            told = " ".join(str(error).split())[:200]
+            message = " ".join(str(error).split())[:200]
             raise DataError(
-                f"{weights} holds other weights than torchvision's keypointrcnn_resnet50_fpn: {told}"
+                f"{weights} holds other weights than torchvision's keypointrcnn_resnet50_fpn: {message}"
             ) from None
         self._model.to(device).eval()
-        self._seen, self._device = seen, torch.device(device)
+        self._min_logit, self._device = min_logit, torch.device(device)
 
     @torch.no_grad()
     def detect(self, pictures: Sequence[Image.Image]) -> list[list[Detection]]:
@@ -77,18 +74,18 @@ class KeypointRCNN:
         return [self._people(found) for found in self._model(tensors)]
 
     def _people(self, found: dict[str, torch.Tensor]) -> list[Detection]:
-        """torchvision lists the surest first."""
+        """torchvision sorts by falling confidence."""
         rows = zip(found["boxes"].tolist(), found["scores"].tolist(), found["keypoints_scores"].tolist(), strict=True)
         return [
-            Detection((box[0], box[1], box[2], box[3]), score, tuple(logit >= self._seen for logit in logits))
+            Detection((box[0], box[1], box[2], box[3]), score, tuple(logit >= self._min_logit for logit in logits))
             for box, score, logits in rows
         ]
 
 
 def _published_model() -> Any:
-    """What keypointrcnn_resnet50_fpn builds for its default weights (COCO_V1).
+    """The model that keypointrcnn_resnet50_fpn builds for its default weights (COCO_V1).
 
-    Asked for none, it would take other normalisation layers, of another epsilon, and find other keypoints with the same weights.
+    Without weights it builds other normalisation layers, with another epsilon, and finds other keypoints with the same weights.
     """
     from torchvision.models.detection import keypoint_rcnn
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -106,17 +103,15 @@ def _read_state(weights: Path, sha256: str | None) -> dict[str, Any]:
     try:
         content = weights.read_bytes()
     except OSError as error:
-        raise DataError(f"{weights}: no weights of a detector there ({error.strerror}); see curate.detector") from None
+        raise DataError(f"{weights}: no detector weights there ({error.strerror}); see curate.detector") from None
     digest = hashlib.sha256(content).hexdigest()
     if sha256 and digest != sha256:
-        raise DataError(
-            f"{weights} has the SHA-256 {digest}, and not {sha256}: it is another file than the one asked for"
-        )
+        raise DataError(f"{weights} has the SHA-256 {digest}; expected is {sha256}: give the right file or digest")
     try:
         if weights.suffix == ".safetensors":
             from safetensors.torch import load
 
             return load(content)
         return torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling raises all kinds of things on a file that is none
-        raise DataError(f"{weights} is no readable file of weights: {' '.join(str(error).split())[:150]}") from None
+    except Exception as error:  # unpickling raises many types of errors on other files
+        raise DataError(f"{weights} is not a readable file of weights: {' '.join(str(error).split())[:150]}") from None

@@ -1,10 +1,10 @@
-"""Pictures that are nearly the same: a 64-bit difference hash of each, and an exact search for hashes few bits apart.
+"""Near duplicates: a 64-bit difference hash of each picture, and an exact search for hashes a few bits apart.
 
-The hash (dHash): the picture in grey, shrunk to 9 x 8, and for each of the 64 pairs of neighbours in a row whether the right one is
-brighter. Scaling, recompression and a change of brightness leave it nearly as it is; mirroring does not.
+The hash (dHash): the picture in grey, shrunk to 9 x 8, and for each of the 64 horizontal pairs of neighbours whether the right one
+is brighter. Scaling, recompression and brightness hardly change it; mirroring does.
 
-The search cuts a hash into `distance + 1` bands. Two hashes that differ in at most `distance` bits are equal in one band at least
-(there are more bands than differing bits), so only hashes that share a band are compared. It misses nothing.
+The search cuts a hash into `distance + 1` bands. Two hashes that differ in at most `distance` bits are equal in at least one band
+(there are more bands than differing bits), so comparing hashes that share a band misses nothing.
 """
 
 import itertools
@@ -20,17 +20,14 @@ BITS = 64
 
 
 def difference_hash(picture: Image.Image) -> int:
-    """The 64-bit hash of a picture, the top left pair in the highest bit. A picture of one colour has the hash 0."""
+    """Hash a picture to 64 bits, the top left pair in the highest bit. A picture of one colour has the hash 0."""
     grey = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BILINEAR))
     bits = grey[:, 1:] > grey[:, :-1]
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 class NearDuplicates:
-    """Hashes that were kept; tells of a new one which of them it is near to.
-
-    Order decides: the first of a group is kept, and the others are compared with what was kept, not with what was dropped.
-    """
+    """Kept hashes, and the search for a near duplicate among them. The first of a group is kept; dropped ones are not compared."""
 
     def __init__(self, distance: int) -> None:
         if not 0 <= distance <= 15:
@@ -38,14 +35,12 @@ class NearDuplicates:
         self.distance = distance
         edges = [BITS * band // (distance + 1) for band in range(distance + 2)]
         self._bands = [(low, (1 << (high - low)) - 1) for low, high in itertools.pairwise(edges)]
-        self._kept: list[dict[int, array[int]]] = [
-            {} for _ in self._bands
-        ]  # by a band's value, places in what was kept
+        self._kept: list[dict[int, array[int]]] = [{} for _ in self._bands]  # value of a band -> kept places
         self._hashes = array("Q")
         self._names = array("q")
 
     def add(self, name: int, hash_value: int) -> int | None:
-        """The name of a kept picture within `distance` bits, the earliest; else None, and this one is kept."""
+        """Return the name of the earliest kept picture within `distance` bits; otherwise keep this one and return None."""
         near = self._nearest(hash_value)
         if near is not None:
             return near
@@ -70,6 +65,6 @@ class NearDuplicates:
 
 
 def near_duplicates(hashes: Iterable[int], distance: int) -> list[int | None]:
-    """For each hash the place of the kept one it is a near duplicate of; None for those that are kept."""
+    """Return for each hash the place of the kept one that it duplicates, or None where it is kept."""
     kept = NearDuplicates(distance)
     return [kept.add(place, value) for place, value in enumerate(hashes)]

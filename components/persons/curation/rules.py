@@ -1,7 +1,7 @@
-"""Which pictures show a person well enough: the rules by which WebPerson was made (GA-DMS section 3, and its figure 1).
+"""Rules by which a picture shows a person well enough: those of WebPerson (GA-DMS section 3 and figure 1).
 
-Pure functions; each gives the reason why a picture is dropped, or None. Text and data card of the paper say "at least" where its
-figure prints "more than"; "at least" is what is done here, and "above" for the confidence, on which both agree.
+Pure functions that return the reason why a picture is dropped, or None. The text and the data card of the paper say "at least"
+where its figure prints "more than": here it is "at least", and "above" for the confidence, on which both agree.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ REASONS = {
     NO_HIP: "too few hips are visible: half a person",
     NO_HEAD: "too few of nose, eyes and ears are visible",
 }
-"""Every reason a rule can give, with its explanation."""
+"""Every reason of a rule, with its explanation."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Rules:
 
 
 def size_reason(width: int, height: int, rules: Rules) -> str | None:
-    """Why a picture, or a person's box, of this size in pixels is dropped."""
+    """Return why a picture, or a person's box, of this size in pixels is dropped, or None."""
     if min(width, height) < max(1, rules.short_side):
         return SMALL
     if rules.aspect is not None and not rules.aspect[0] <= width / height <= rules.aspect[1]:
@@ -55,7 +55,7 @@ def size_reason(width: int, height: int, rules: Rules) -> str | None:
 
 
 def person_reason(person: Detection | None, rules: Rules) -> str | None:
-    """Why a detected person is dropped; None stands for a picture in which nobody was detected."""
+    """Return why a detected person (None: nobody was detected) is dropped, or None."""
     if person is None:
         return NOBODY
     if not person.confidence > rules.confidence:

@@ -1,8 +1,7 @@
-"""Which pictures are fit to learn from (the idea of WebPerson, GA-DMS section 3: filter, then keep what matches).
+"""Selection of training pictures as for WebPerson (GA-DMS section 3): filter by quality, then keep the best matches.
 
-The quality of generated ones is judged against real pictures, not by a fixed number: a picture is dropped when it is duller or
-blurrier than nearly all real ones. Of the rest, the fraction that matches its captions best is kept, and of near duplicates one.
-True attributes play no part.
+The quality of generated pictures is compared with real ones: a picture is dropped when it is duller or blurrier than nearly all of
+them. Of the rest, the fraction with the best matching captions is kept, and one of near duplicates. True attributes are not used.
 """
 
 from collections import Counter
@@ -31,22 +30,23 @@ class Quality:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The least sharpness and contrast a picture may have."""
+    """Minimum sharpness and contrast of a picture."""
 
     sharpness: float
     contrast: float
 
     @classmethod
-    def from_real(cls, real: Quality, share: float = 1.0, quantile: float = 0.005) -> "Thresholds":
-        """`share` of what all but `quantile` of real pictures reach; a share of 0 lets everything pass."""
+    def from_real(cls, real: Quality, fraction: float = 1.0, quantile: float = 0.005) -> "Thresholds":
+        """`fraction` of the `quantile` of real pictures, which all but the worst reach; 0 accepts every picture."""
         return cls(
-            share * float(np.quantile(real.sharpness, quantile)), share * float(np.quantile(real.contrast, quantile))
+            fraction * float(np.quantile(real.sharpness, quantile)),
+            fraction * float(np.quantile(real.contrast, quantile)),
         )
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a picture is kept, and why not."""
+    """KEPT, or the reason why a picture is dropped."""
 
     reason: str
 
@@ -56,7 +56,7 @@ class Decision:
 
 
 def quality(blocks: Iterable[Tensor]) -> Quality:
-    """Measure blocks of uint8 pictures (n, 3, H, W), one after another: a corpus need not fit in memory."""
+    """Measure uint8 pictures block by block, (n, 3, H, W) each, so that a corpus need not fit in memory."""
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
     sharpness, contrast = [], []
     for part in blocks:
@@ -78,11 +78,11 @@ def decide(
     hashes: Sequence[int] | None = None,
     near: int | None = None,
 ) -> list[Decision]:
-    """A decision for each of N pictures; `matches` (N,) says how well each fits its captions (higher is better).
+    """Decide on N pictures; `matches` (N,) says how well each fits its captions (higher is better).
 
-    `refused` holds the reasons that were found before (`components.persons.curation.rules`), None where there is none.
-    `keep_fraction` of those that pass the quality test are kept, at least one; equal matches go by position. With `near`, of
-    pictures whose `hashes` differ in at most that many bits only the best match stays.
+    `refused` holds the reasons of the rules (`components.persons.curation.rules`), None where there is none. `keep_fraction` of the
+    pictures that pass the quality test are kept, at least one; ties are broken by position. With `near`, only the best match of
+    pictures whose `hashes` differ in at most that many bits is kept.
 
     Raises ParameterError when `keep_fraction` does not lie in (0, 1], DataError when no picture passes.
     """
@@ -95,7 +95,7 @@ def decide(
     if all(reason is not None for reason in reasons):
         counts = ", ".join(f"{number} {reason}" for reason, number in Counter(reasons).most_common())
         raise DataError(
-            f"curation: none of {len(matches)} generated pictures is fit to learn from ({counts}): train the generator longer, or "
+            f"curation: none of {len(matches)} generated pictures is kept ({counts}): train the generator longer, or "
             "lower curate.quality_share, or loosen the rules in curate"
         )
     none: list[int] = [0] * len(matches)
@@ -108,23 +108,23 @@ def final_reasons(
     matches: Sequence[float | None],
     hashes: Sequence[int],
     *,
-    least_match: float | None = None,
+    min_match: float | None = None,
     keep_fraction: float = 1.0,
     near: int | None = None,
 ) -> list[str]:
-    """The last word on each candidate: a reason to drop it, or KEPT. `matches` are None where nothing was matched.
+    """Return for each candidate KEPT or the reason to drop it. `matches` are None where nothing was matched.
 
-    Of those that nothing is against: a match below `least_match` is dropped; of the rest the fraction `keep_fraction` that matches
-    best is kept; and of hashes at most `near` bits apart the one that matches best (of equals, the first).
+    Candidates not rejected so far are dropped where their match is below `min_match`. The fraction `keep_fraction` with the best
+    matches is kept of the rest, and of hashes at most `near` bits apart the best match (the first of equals).
     """
     if not 0 < keep_fraction <= 1:
         raise ParameterError(f"keep_fraction = {keep_fraction}: must lie in (0, 1]")
     final = [KEPT if reason is None else reason for reason in reasons]
     score = np.array([0.0 if match is None else match for match in matches], dtype=np.float64)
     best_first = [int(i) for i in np.argsort(-score, kind="stable") if final[i] == KEPT]
-    if least_match is not None:
+    if min_match is not None:
         for i in best_first:
-            if score[i] < least_match:
+            if score[i] < min_match:
                 final[i] = MISMATCHED
         best_first = [i for i in best_first if final[i] == KEPT]
     enough = max(1, round(keep_fraction * len(best_first)))

@@ -1,7 +1,7 @@
-"""Sentences with places to fill in, and how a vision-language model is asked to fill them (GA-DMS section 3 and A.2).
+"""Caption templates, and the prompt that makes a vision-language model fill them in (GA-DMS section 3 and A.2).
 
-The paper rewrote the captions of the three benchmarks into 1 000 templates. These here are written for this project and
-know no benchmark; a file with one template a line takes their place.
+The paper rewrote the captions of the three benchmarks into 1 000 templates. These are written for this project, without knowledge
+of a benchmark; a file with one template per line replaces them.
 """
 
 import re
@@ -23,33 +23,33 @@ TEMPLATES: tuple[str, ...] = (
     "In [coloured shoes] and [coloured trousers or skirt], a [man or woman] with [hairstyle] wears [coloured top] with [pattern].",
     "The [build] [man or woman] has [coloured top] on, [bag] over the shoulder, and [coloured trousers or skirt] below.",
 )
-_PLACE = re.compile(r"\[[^\[\]]+\]|<[^<>\s][^<>]*>")
+_PLACEHOLDER = re.compile(r"\[[^\[\]]+\]|<[^<>\s][^<>]*>")
 
 
 def read_templates(path: Path) -> tuple[str, ...]:
-    """The templates of a text file, one a line; empty lines are left out. Raises DataError where none has a place to fill in."""
+    """Read templates from a text file, one per line. Raises DataError for a line without a placeholder."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: no readable templates there: {error}") from error
+        raise DataError(f"{path}: cannot be read as templates: {error}") from error
     templates = tuple(line for line in lines if line)
-    plain = [line for line in templates if not unfilled(line)]
+    plain = [line for line in templates if not is_unfilled(line)]
     if not templates or plain:
         raise DataError(
-            f"{path}: every line must be a template, with places such as [coloured top]; {(plain or ['none'])[0]!r} is not"
+            f"{path}: every line must be a template, with placeholders such as [coloured top]; {(plain or ['none'])[0]!r} is not"
         )
     return templates
 
 
-def choose(templates: Sequence[str], seed: int, picture: int, count: int) -> list[str]:
-    """`count` templates for a picture, different ones while there are enough; they depend on (seed, picture) alone."""
+def choose_templates(templates: Sequence[str], seed: int, picture: int, count: int) -> list[str]:
+    """Choose `count` templates for a picture, different ones where possible, by (seed, picture) alone."""
     random: np.random.Generator = numpy_generator(seed, "caption template", picture)
     order = [int(i) for i in random.permutation(len(templates))]
     return [templates[order[i % len(order)]] for i in range(count)]
 
 
 def instruction(template: str, words: int) -> str:
-    """What a model is told beside the picture; the rules are those of the paper's prompt."""
+    """Return the prompt that goes with the picture; its rules are those of the paper."""
     return (
         "Describe the dominant person in the picture in English, following the structured template below.\n"
         "Rules: describe that person only, not other people and not the background. State the colour of each garment and "
@@ -60,6 +60,6 @@ def instruction(template: str, words: int) -> str:
     )
 
 
-def unfilled(caption: str) -> bool:
-    """Whether a caption still has a place of its template in it."""
-    return bool(_PLACE.search(caption))
+def is_unfilled(caption: str) -> bool:
+    """Whether a caption still holds a placeholder of its template."""
+    return bool(_PLACEHOLDER.search(caption))

@@ -1,9 +1,8 @@
-"""The attribute space of the drawn people, and how identities are sampled from it.
+"""The attributes of the drawn people, and sampling of identities.
 
 An identity is one combination of attributes. `ATTRIBUTES` lists every attribute with all values a *picture* can show;
-an attribute probe classifies exactly these. `view` belongs to a picture, not to an identity. Attributes that do not
-apply (the colour of a hat that is not there) are absent from the dictionary, so two identities never differ in
-something no picture could show.
+an attribute probe classifies exactly these. `view` belongs to a picture, not to an identity. Attributes that do not apply
+(the colour of an absent hat) are not in the dictionary, so two identities never differ in something that no picture can show.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,8 +36,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "bag_side": ("left", "right"),
     "view": ("front", "back", "left", "right"),
 }
-"""Attribute -> values. `bag_side` and the views `left`, `right` are said from the viewer's side in a picture; in an
-identity, `bag_side` is the wearer's own side."""
+"""Attribute -> values. In a picture, `bag_side` and the views `left` and `right` are the viewer's left and right; in an identity,
+`bag_side` is the wearer's."""
 
 _SIDES = {"left": "right", "right": "left"}
 MIRRORED: dict[str, dict[str, str]] = {"view": _SIDES, "bag_side": _SIDES}
@@ -49,7 +48,7 @@ IDENTITY_ATTRIBUTES: tuple[str, ...] = tuple(name for name in ATTRIBUTES if name
 _COLOUR_WEIGHTS = (0.16, 0.14, 0.11, 0.13, 0.12, 0.08, 0.07, 0.07, 0.06, 0.06)
 
 # No value of a swappable attribute is more frequent than 1/2 within a gender: only then can caption noise swap values
-# so that wrong and right words are equally frequent (see noise.py).
+# so that wrong and right words are equally frequent (see caption_noise.py).
 _WEIGHTS: dict[str, tuple[float, ...]] = {
     "gender": (0.5, 0.5),
     "build": (0.35, 0.4, 0.25),
@@ -75,7 +74,7 @@ _WEIGHTS_BY_GENDER: dict[str, dict[str, tuple[float, ...]]] = {
 
 
 def applies(name: str, attributes: Mapping[str, str]) -> bool:
-    """Whether attribute `name` exists for a person who has `attributes` (a hat colour needs a hat)."""
+    """Whether attribute `name` applies to a person with `attributes` (a hat colour needs a hat)."""
     if name == "hat_colour":
         return attributes["hat"] != "none"
     if name == "bag_colour":
@@ -86,23 +85,23 @@ def applies(name: str, attributes: Mapping[str, str]) -> bool:
 
 
 def value_weights(name: str, gender: str) -> np.ndarray:
-    """Sampling probabilities of the values of `name` for a person of `gender`; shape (values,), sums to 1."""
+    """Return the sampling probabilities of the values of `name` for a gender, (values,), with sum 1."""
     weights = np.asarray(_WEIGHTS_BY_GENDER[gender].get(name) or _WEIGHTS[name], dtype=np.float64)
     return weights / weights.sum()
 
 
 def identity_key(attributes: Mapping[str, str]) -> tuple[str, ...]:
-    """A hashable form of an identity: its values in the order of `IDENTITY_ATTRIBUTES`, "" where one does not apply."""
+    """Return the values of an identity in the order of `IDENTITY_ATTRIBUTES`, "" where one does not apply."""
     return tuple(attributes.get(name, "") for name in IDENTITY_ATTRIBUTES)
 
 
 def difference(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
-    """The attributes in which two identities differ."""
+    """Return the attributes in which two identities differ."""
     return [name for name in IDENTITY_ATTRIBUTES if first.get(name) != second.get(name)]
 
 
 def sample_identity(rng: np.random.Generator) -> Attributes:
-    """One random combination of attributes."""
+    """Sample one combination of attributes."""
     attributes: Attributes = {}
     for name in IDENTITY_ATTRIBUTES:
         if applies(name, attributes):
@@ -111,8 +110,8 @@ def sample_identity(rng: np.random.Generator) -> Attributes:
     return attributes
 
 
-# What tells the members of a group of near-duplicates apart. Left out: `gender` and `build` (a silhouette alone is too
-# little), `skin` and `hair_*` (often covered), and `hat`, `bag` to or from "none" (changes two attributes).
+# Attributes in which members of a group of near duplicates differ. Left out: `gender` and `build` (a silhouette is too little),
+# `skin` and `hair_*` (often covered), and `hat`, `bag` to or from "none" (changes two attributes).
 _NEIGHBOUR_ATTRIBUTES = (
     *("upper_kind", "upper_colour", "upper_pattern", "lower_kind", "lower_colour", "lower_pattern"),
     *("shoe_colour", "hat_colour", "bag_colour", "hat", "bag_side"),
@@ -120,7 +119,7 @@ _NEIGHBOUR_ATTRIBUTES = (
 
 
 def neighbour(attributes: Mapping[str, str], rng: np.random.Generator) -> Attributes:
-    """A copy of `attributes` with exactly one visible attribute changed."""
+    """Return a copy of `attributes` with exactly one visible attribute changed."""
     candidates = [name for name in _NEIGHBOUR_ATTRIBUTES if name in attributes and attributes[name] != "none"]
     name = candidates[int(rng.integers(len(candidates)))]
     possible = value_weights(name, attributes["gender"]) > 0
@@ -135,10 +134,10 @@ def neighbour(attributes: Mapping[str, str], rng: np.random.Generator) -> Attrib
 def sample_identities(
     count: int, rng: np.random.Generator, *, near_duplicates: float = 0.0, taken: Sequence[Mapping[str, str]] = ()
 ) -> list[Attributes]:
-    """`count` different identities, none of them in `taken`.
+    """Sample `count` different identities, none of them in `taken`.
 
-    The first `near_duplicates` (a fraction) of them come in consecutive groups of two or three: the members of a group
-    differ from its first member in exactly one attribute.
+    The first `near_duplicates` (a fraction) are in consecutive groups of two or three, whose members differ from the first member
+    in exactly one attribute.
 
     Raises:
         ParameterError: `count` is negative, `near_duplicates` outside [0, 1], or the space is exhausted.

@@ -1,4 +1,4 @@
-"""How people look and stand before they are dressed: colours, poses, proportions."""
+"""Colours, poses and proportions of the drawn people."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +19,8 @@ PALETTE: dict[str, Colour] = {
     "pink": (248, 150, 188),
     "purple": (122, 52, 164),
 }
-PATTERN_TONE: dict[
-    str, Colour
-] = {  # the other colour of a pattern: a lighter or darker tone, never a colour with another name
+# The second colour of a pattern: a lighter or darker tone, never a colour with another name.
+PATTERN_TONE: dict[str, Colour] = {
     "black": (200, 200, 204),
     "white": (112, 116, 130),
     "gray": (58, 60, 64),
@@ -45,7 +44,7 @@ HAIR_TONE: dict[str, Colour] = {
 
 @dataclass(frozen=True)
 class Pose:
-    """How a figure stands: `view` as in ATTRIBUTES, `stride` -1 to 1, `swing` of the arms -1 to 1, `sway` sideways."""
+    """The pose of a figure: `view` as in ATTRIBUTES, `stride` -1 to 1, `swing` of the arms -1 to 1, `sway` sideways."""
 
     view: str
     stride: float
@@ -59,7 +58,7 @@ class Pose:
 
 
 def sample_pose(view: str, rng: np.random.Generator) -> Pose:
-    """A walking or standing pose for a view."""
+    """Sample a walking or standing pose for a view."""
     stride = (
         float(rng.uniform(0.25, 1.0) * rng.choice([-1, 1])) if rng.random() < 0.75 else float(rng.uniform(-0.2, 0.2))
     )
@@ -78,7 +77,7 @@ class Body:
 
 
 def proportions(attributes: Mapping[str, str], sideways: bool) -> Body:
-    """The build of a person, seen from the front or back, or sideways."""
+    """Return the body of a person as seen from the front or back, or from the side."""
     man = attributes["gender"] == "man"
     breadth = {"slim": 0.76, "medium": 1.0, "heavy": 1.36}[attributes["build"]]
     belly = {"slim": 0.80, "medium": 1.0, "heavy": 1.60}[attributes["build"]]
@@ -90,12 +89,12 @@ def proportions(attributes: Mapping[str, str], sideways: bool) -> Body:
 
 
 def shade(colour: Colour, factor: float) -> Colour:
-    """Darker below 1; above 1, towards white."""
+    """Darken a colour by a factor below 1, or lighten it towards white by one above 1."""
     if factor <= 1:
         return tuple(round(c * factor) for c in colour)  # type: ignore[return-value]
     return tuple(round(c + (255 - c) * (factor - 1)) for c in colour)  # type: ignore[return-value]
 
 
 def detail(colour: Colour) -> Colour:
-    """A tone of `colour` that shows on it: hems, pockets, zips."""
+    """Return a tone that is visible on `colour`, for hems, pockets and zips."""
     return shade(colour, 1.28) if sum(colour) < 200 else shade(colour, 0.72)

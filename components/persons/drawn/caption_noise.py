@@ -1,8 +1,8 @@
-"""Captions that say something false, as a captioning model would: a wrong colour, a wrong garment, an invented bag.
+"""Captions with false words, as a captioning model writes them: a wrong colour, a wrong garment, an invented bag.
 
-What is false is decided on attributes, and the sentence is written from the falsified ones, so the grammar is the same
-as that of true captions. Word frequency must not give the false words away: a score that only knows which words are
-rare would look as if it had seen the picture. So replacements are drawn with *balanced swaps*: with p(v) the frequency
+Attributes are falsified first, and the caption is written from the falsified ones, so its grammar is that of true captions. Word
+frequency must not reveal the false words, or a score that knows only which words are rare would seem to look at the picture. So
+replacements are drawn with *balanced swaps*: with p(v) the frequency
 of the true values of an attribute (per gender, as kinds of clothes depend on it), a value is replaced with the same
 probability whatever it is, and the replacement matrix F(t, w) is symmetric with zero diagonal and row sums p,
 
@@ -25,22 +25,21 @@ NOISY_ATTRIBUTES = (
     *("hair_length", "hair_colour", "hat", "hat_colour", "upper_kind", "upper_colour", "upper_pattern"),
     *("lower_kind", "lower_colour", "lower_pattern", "shoe_kind", "shoe_colour", "bag", "bag_colour", "bag_side"),
 )
-"""The attributes noise may falsify; gender, build, skin and view stay true."""
+"""Attributes that noise may falsify; gender, build, skin and view stay true."""
 
 
 @dataclass(frozen=True)
 class NoisyCaption:
-    """`text`, and the positions in `text.split()` of the words that state something false."""
+    """A caption, and the positions in `text.split()` of its false words."""
 
     text: str
     wrong_words: tuple[int, ...]
 
 
 class CaptionNoise:
-    """Falsifies captions of a corpus whose pictures show `corpus` (an iterable of attribute -> value).
+    """Falsifies captions with the frequencies of `corpus` (for each picture, attribute -> value).
 
-    `rate` is the probability that a stated attribute is false. An attribute that a gender shows with one value only
-    is left alone.
+    `rate` is the probability that a stated attribute is false. An attribute with a single value within a gender stays true.
     """
 
     def __init__(self, corpus: Iterable[Mapping[str, str]], rate: float) -> None:
@@ -58,55 +57,55 @@ class CaptionNoise:
         }
 
     def falsify(self, shown: Mapping[str, str], rng: np.random.Generator) -> tuple[dict[str, str], frozenset[str]]:
-        """`shown` with some values replaced, and the names of the attributes that are now false."""
-        told, false = dict(shown), set()
+        """Return `shown` with some values replaced, and the names of the attributes that are now false."""
+        stated, false = dict(shown), set()
         for name in NOISY_ATTRIBUTES:
             if name in shown and rng.random() < self.rate:
                 value = self._replacement(name, shown, rng)
                 if value is not None:
-                    told[name] = value
+                    stated[name] = value
                     false.add(name)
         for thing in ("hat", "bag"):
             if thing in false and shown[thing] == "none":
-                false |= self._invent(thing, told, rng)
-            elif thing in false and told[thing] == "none":
+                false |= self._invent(thing, stated, rng)
+            elif thing in false and stated[thing] == "none":
                 for name in (f"{thing}_colour", f"{thing}_side"):
-                    told.pop(name, None)
+                    stated.pop(name, None)
             elif thing in false and thing == "bag":
-                false |= self._settle_side(told, rng)
-        return told, frozenset(false)
+                false |= self._update_side(stated, rng)
+        return stated, frozenset(false)
 
     def corrupt(self, shown: Mapping[str, str], rng: np.random.Generator) -> NoisyCaption:
-        """A long caption of `shown` in which each stated attribute is false with probability `rate`."""
-        told, false = self.falsify(shown, rng)
-        return mark(compose(told, int(rng.integers(2**62))), false)
+        """Write a long caption of `shown` in which each stated attribute is false with probability `rate`."""
+        stated, false = self.falsify(shown, rng)
+        return mark_false(compose(stated, int(rng.integers(2**62))), false)
 
     def _replacement(self, name: str, shown: Mapping[str, str], rng: np.random.Generator) -> str | None:
         weights = self._weights.get((shown.get("gender", ""), name), {})
         others = {value: weight for value, weight in weights.items() if value != shown[name] and weight > 0}
         return _draw(others, rng) if others else None
 
-    def _invent(self, thing: str, told: dict[str, str], rng: np.random.Generator) -> set[str]:
-        """Give an invented hat or bag a colour, as frequent as real ones; a carried bag may get a side."""
-        marginal = self._marginals.get((told.get("gender", ""), f"{thing}_colour"))
-        if marginal is None:  # nobody of this gender has one: nothing to invent it from
-            told[thing] = "none"
+    def _invent(self, thing: str, stated: dict[str, str], rng: np.random.Generator) -> set[str]:
+        """Add a colour to an invented hat or bag, as frequent as real ones; and a side to a carried bag."""
+        marginal = self._marginals.get((stated.get("gender", ""), f"{thing}_colour"))
+        if marginal is None:  # nobody of this gender has one
+            stated[thing] = "none"
             return set()
-        told[f"{thing}_colour"] = _draw(marginal, rng)
-        return {f"{thing}_colour"} | (self._settle_side(told, rng) if thing == "bag" else set())
+        stated[f"{thing}_colour"] = _draw(marginal, rng)
+        return {f"{thing}_colour"} | (self._update_side(stated, rng) if thing == "bag" else set())
 
-    def _settle_side(self, told: dict[str, str], rng: np.random.Generator) -> set[str]:
-        """A backpack has no side; a carried bag seen from the front or back has one."""
-        if told["bag"] == "backpack":
-            told.pop("bag_side", None)
-        elif "bag_side" not in told and told.get("view") in ("front", "back"):
-            told["bag_side"] = ("left", "right")[int(rng.integers(2))]
+    def _update_side(self, stated: dict[str, str], rng: np.random.Generator) -> set[str]:
+        """Remove the side of a backpack; add one to a carried bag seen from the front or back."""
+        if stated["bag"] == "backpack":
+            stated.pop("bag_side", None)
+        elif "bag_side" not in stated and stated.get("view") in ("front", "back"):
+            stated["bag_side"] = ("left", "right")[int(rng.integers(2))]
             return {"bag_side"}
         return set()
 
 
-def mark(caption: Caption, false: frozenset[str]) -> NoisyCaption:
-    """The caption with the positions of all words that state an attribute in `false`."""
+def mark_false(caption: Caption, false: frozenset[str]) -> NoisyCaption:
+    """Return the caption with the positions of all words that state an attribute in `false`."""
     wrong = tuple(i for i, word in enumerate(caption.words) if word.attribute in false)
     return NoisyCaption(caption.text, wrong)
 

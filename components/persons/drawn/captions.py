@@ -1,11 +1,11 @@
-"""Sentences about a drawn person, from what the picture shows and nothing else.
+"""Captions of a drawn person, from the attributes that the picture shows.
 
-`short_caption` is a compact, regular language for a word-level tokenizer: every shown attribute once, at most
-`SHORT_MAX_WORDS` words. `long_caption` is prose with synonyms, varied order and detail, 10 to 60 words. Both are built
-word by word, each word knowing which attribute it states; caption noise needs that.
+`short_caption` is a compact, regular language for a word-level tokenizer: every shown attribute once, at most `SHORT_MAX_WORDS`
+words. `compose` writes prose with synonyms, varied order and detail, 10 to 60 words, and records which attribute each word states,
+for caption noise.
 
-Randomness is drawn in a fixed layout, one stream a group of attributes, so that the same seed with one value replaced
-gives the same sentence with that value's word replaced.
+Random numbers are drawn in a fixed layout, one stream per group of attributes, so that the same seed with one value replaced gives
+the same sentence with the word of that value replaced.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,12 +33,12 @@ _SHORT_GLUE = ("a", "view", "of", "person", "with", "hair", "no", "hat", "bag")
 SHORT_VOCABULARY: tuple[str, ...] = tuple(
     sorted({*_SHORT_GLUE, *(w for words in SHORT_WORDS.values() for w in words.values() if w != "none")})
 )
-"""Every word a short caption can contain."""
+"""Every word of short captions."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a caption, punctuation included; `attribute` is what it states the value of, "" if nothing."""
+    """A word of a caption with its punctuation; `attribute` is the one whose value it states, or ""."""
 
     text: str
     attribute: str = ""
@@ -46,7 +46,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption word by word; `words[i].text == text.split()[i]`."""
+    """A caption as words, with `words[i].text == text.split()[i]`."""
 
     words: tuple[Word, ...]
 
@@ -93,20 +93,15 @@ _SHORT_ORDERS = (
 )
 
 
-def long_caption(shown: Mapping[str, str], rng: np.random.Generator) -> str:
-    """One to five sentences, 10 to 60 words, about some of the attributes in `shown`."""
-    return compose(shown, int(rng.integers(2**62))).text
-
-
 def compose(shown: Mapping[str, str], seed: int) -> Caption:
-    """The long caption number `seed` for `shown`, with the attribute each word states.
+    """Write a long caption, 10 to 60 words, about some of the attributes in `shown`, with the attribute that each word states.
 
     Two `shown` with the same keys give, for one seed, captions that differ only in the words for the values that differ
     (and in the article, where singular and plural clothes change places).
     """
     table = np.random.default_rng(seed).random((len(_STREAMS), 16))
     streams = {name: iter(table[i]) for i, name in enumerate(_STREAMS)}
-    # A picture that shows little gives a short sentence: then everything is said, at the longest.
+    # A picture that shows little gives a short caption: then every attribute is mentioned.
     for detail in (1.0, 2.0):
         words = _prose(shown, streams, detail)
         if len(words) >= LONG_WORDS[0]:

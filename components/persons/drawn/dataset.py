@@ -1,10 +1,10 @@
-"""Writes the drawn dataset as ordinary files in the layout of CUHK-PEDES, so that one reader serves both.
+"""Write the drawn dataset as ordinary files in the layout of CUHK-PEDES, so that one reader serves both.
 
     reid_raw.json                       a list of {split, captions[2], file_path, processed_tokens, id} plus the keys
                                         short_caption, attributes, wrong_words, source
     imgs/<split>/<identity>_<n>.png
 
-The same configuration and seed give the same bytes. Pictures depend on the seed and their identity's number alone;
+The same configuration and seed give the same bytes. Pictures depend on the seed and the number of their identity alone;
 captions also on the whole training split (noise is drawn from its frequencies).
 """
 
@@ -29,7 +29,7 @@ CAPTIONS_PER_IMAGE = 2
 
 @dataclass(frozen=True)
 class DrawnConfig:
-    """How many people, how drawn, how truthfully described.
+    """Number of people, size and degradation of the pictures, and noise of the captions.
 
     Attributes:
         train_identities, val_identities, test_identities: people per split; no combination of attributes occurs twice.
@@ -85,7 +85,7 @@ def write_drawn_dataset(folder: str | Path, config: DrawnConfig, seed: int) -> P
 
 
 def _people(config: DrawnConfig, seed: int) -> list[tuple[str, int, Attributes]]:
-    """(split, identity number, attributes) of everybody; numbers start at 1, as in CUHK-PEDES."""
+    """(split, identity number, attributes) of every person; numbers start at 1, as in CUHK-PEDES."""
     test = sample_identities(
         config.test_identities, numpy_generator(seed, "people", "test"), near_duplicates=config.near_duplicates
     )

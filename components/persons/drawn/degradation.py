@@ -1,4 +1,4 @@
-"""What makes pictures of people hard: framing, light, blur, sensor noise, clutter and occlusion, as named strengths."""
+"""Degradations of the drawn pictures: framing, light, blur, sensor noise, clutter and occlusion, as named strengths."""
 
 from dataclasses import dataclass, fields
 
@@ -13,11 +13,11 @@ class Degradation:
     """Strengths from 0 (off) to 1.
 
     Attributes:
-        framing: how much size and place of the person in the picture vary.
+        framing: variation of the size and the place of the person in the picture.
         lighting: brightness, contrast, colour cast and uneven light.
         blur: lens blur.
         noise: sensor noise.
-        clutter: density of things in the background.
+        clutter: density of objects in the background.
         occlusion: probability that something stands in front of the person.
     """
 
@@ -45,7 +45,7 @@ PRESETS: dict[str, Degradation] = {
 def light(pixels: np.ndarray, coverage: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     """Light the scene: round shading on the person, then exposure, cast and gradient. float32 (H, W, 3) -> same.
 
-    `coverage` (H, W) says where the person is. Colours keep their names: casts stay small, darkness moderate.
+    `coverage` (H, W): where the person is. Casts are small and darkness moderate, so that colours keep their names.
     """
     height, width, _ = pixels.shape
     columns = np.linspace(-1, 1, width, dtype=np.float32)

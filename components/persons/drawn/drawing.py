@@ -1,11 +1,11 @@
-"""Draws a pedestrian as a picture, and says what the picture shows.
+"""Draw a pedestrian, and determine which attributes the picture shows.
 
     identity --pose, framing--> figure --scene, light, lens, sensor--> pixels
                                    |
                                    +--> pixels per part --> attributes shown
 
-An attribute counts as shown when enough pixels of its part are left in the finished picture (`_ENOUGH`), measured on
-the part layer of the canvas. So "bag: none" means that no bag is to be seen; where only a strap is, nothing is said.
+An attribute is shown when enough pixels of its part are left in the finished picture (`_ENOUGH`), measured on the part layer of the
+canvas. So "bag: none" means that no bag is visible; where only a strap is, the attribute is left out.
 """
 
 from collections.abc import Mapping
@@ -25,13 +25,13 @@ from components.persons.drawn.scene import background, occluder, shadow
 
 @dataclass(frozen=True)
 class DrawnPicture:
-    """`pixels` uint8 (H, W, 3); `shown`: attribute -> value, as far as the picture shows them (keys of ATTRIBUTES)."""
+    """`pixels` uint8 (H, W, 3); `shown`: attribute -> value of those that the picture shows (keys of ATTRIBUTES)."""
 
     pixels: np.ndarray
     shown: Attributes
 
     def image(self) -> Image.Image:
-        """As a Pillow image."""
+        """Return a Pillow image."""
         return Image.fromarray(self.pixels)
 
 
@@ -85,16 +85,16 @@ def draw_person(
     return DrawnPicture(pixels.clip(0, 255).round().astype(np.uint8), shown)
 
 
-# The least part of the picture (in 1/2048: pixels of a 64 x 32 picture) that a thing must cover to count as shown.
+# Minimum area (in 1/2048 of the picture: pixels at 64 x 32) of a part that is shown.
 _ENOUGH = {"skin": 7, "hair": 10, "hat": 12, "upper": 55, "lower": 26, "shoes": 7, "bag": 14}
-_KEPT = 0.6  # the least fraction of it that whatever stands in front must leave uncovered (a hand is enough for skin)
-_TRACE = 3  # less than this is nothing at all
+_KEPT = 0.6  # minimum fraction of the part that an occluder leaves visible (a hand is enough for skin)
+_TRACE = 3  # a smaller area is not visible
 
 
 def shown_attributes(
     identity: Mapping[str, str], view: str, whole: Mapping[str, float], left: Mapping[str, float], area: int
 ) -> Attributes:
-    """What a picture of `identity` shows, from the pixels of parts before (`whole`) and after (`left`) occlusion."""
+    """Return what a picture of `identity` shows, from the pixels of each part before (`whole`) and after (`left`) occlusion."""
     unit = area / 2048
 
     def pixels(counts: Mapping[str, float], part: str) -> float:

@@ -1,7 +1,7 @@
 """A pedestrian as polygons: body, clothes, hair, hat and bag, seen from the front, the back or the side.
 
-The figure stands in a frame of its own: x = 0 its middle, y = 0 the top of its head, y = 1 the ground; side views face
-+x (the canvas mirrors them). Parts are painted from the farthest to the nearest.
+Coordinates: x = 0 is the middle of the figure, y = 0 the top of its head, y = 1 the ground; side views face +x (the canvas mirrors
+them). Parts are painted from the farthest to the nearest.
 """
 
 from collections.abc import Mapping
@@ -186,7 +186,7 @@ class Figure:
         self._garment_details(end)
 
     def _garment_details(self, end: float) -> None:
-        """What tells one kind of upper garment from another."""
+        """Paint what distinguishes the kinds of upper garments."""
         c, b, kind, hem, view = self.canvas, self.body, self.a["upper_kind"], self.hem, self.pose.view
         tone = detail(self.upper)
         band = [(-end, hem - 0.032), (end, hem - 0.032), (end, hem), (-end, hem)]
@@ -295,7 +295,7 @@ class Figure:
             c.polygon([(x - 0.085, 0.335), (x - 0.13, 0.345), (x - 0.13, 0.425), (x - 0.085, 0.435)], tone, "bag")
 
     def _straps(self) -> None:
-        """What holds a bag: over both shoulders (backpack, not seen from behind), or across the body (satchel)."""
+        """Paint the straps of a bag: over both shoulders (backpack, not from behind), or across the body (satchel)."""
         c, b, view, bag = self.canvas, self.body, self.pose.view, self.a["bag"]
         if bag == "none":
             return
@@ -313,7 +313,7 @@ class Figure:
             c.line([start, end], 0.02, colour, "strap")
 
     def _carried_bag(self) -> None:
-        """A handbag hanging from a hand, or a satchel at the hip."""
+        """Paint a handbag hanging from a hand, or a satchel at the hip."""
         bag, b, c = self.a["bag"], self.body, self.canvas
         if bag not in ("handbag", "satchel"):
             return

@@ -1,4 +1,4 @@
-"""A head with face, hair and hat, in the frame of the figure it belongs to."""
+"""A head with face, hair and hat, in the coordinates of its figure."""
 
 from collections.abc import Mapping
 
@@ -10,14 +10,14 @@ _HEAD_X, _HEAD_Y = 0.058, 0.078
 
 
 class Head:
-    """Painted in two steps, as hair falls behind and before the body."""
+    """Painted in two steps, because hair is both behind and in front of the body."""
 
     def __init__(self, attributes: Mapping[str, str], view: str, canvas: Canvas) -> None:
         self.a, self.view, self.canvas = attributes, view, canvas
         self.skin = SKIN_TONE[attributes["skin"]]
 
     def paint_behind(self) -> None:
-        """Long and medium hair seen from the front hangs behind the neck: before the body."""
+        """Paint long and medium hair seen from the front, which hangs behind the neck. Call before painting the body."""
         hair, length = HAIR_TONE[self.a["hair_colour"]], self.a["hair_length"]
         if length != "short":
             bottom, width = (0.3, 0.095) if length == "long" else (0.185, 0.088)
@@ -28,7 +28,7 @@ class Head:
             )
 
     def paint(self) -> None:
-        """The head itself: after the body."""
+        """Paint the head. Call after painting the body."""
         c, view, (x, y) = self.canvas, self.view, _HEAD
         c.ellipse((x, y), _HEAD_X, _HEAD_Y, self.skin, "skin")
         if view == "front":

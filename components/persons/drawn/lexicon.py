@@ -1,4 +1,4 @@
-"""The words and phrases of the drawn set's captions.
+"""Words and phrases of the drawn set's captions.
 
 In a phrase, `{attribute}` becomes a word for that attribute's value and `{a:attribute}` the article its word needs;
 `{he}`, `{his}`, `{him}`, `{is}`, `{has}`, `{s}` and `{ies}` follow the gender. Every other word claims nothing. Each

@@ -1,8 +1,8 @@
-"""The same pictures with other captions: what a study of noisy captions compares.
+"""A dataset with other captions of the same pictures, for studies of noisy captions.
 
-Only the sentences differ between two rates. Every caption keeps the plan of its sentence (which groups it mentions, in which
-order, with which synonyms), so at another rate it differs in the words of the attributes that noise made false, and in what
-follows from them (an invented hat is mentioned). That is the noise of `drawn.py`, with two streams in place of one.
+Between two rates every caption keeps its plan (which groups it mentions, in which order, with which synonyms) and differs only in
+the words of falsified attributes, and in what follows from them (an invented hat is mentioned). The noise is that of `dataset.py`,
+with two streams in place of one.
 """
 
 import json
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.errors import DataError, ParameterError
-from components.persons.drawn.caption_noise import CaptionNoise, mark
+from components.persons.drawn.caption_noise import CaptionNoise, mark_false
 from components.persons.drawn.captions import compose
 from components.persons.shards import PersonDataset
 from components.training.randomness import numpy_generator
@@ -21,10 +21,10 @@ from components.training.randomness import numpy_generator
 def recaptioned(
     dataset: PersonDataset, rate: float, seed: int, *, split: str = "train", people: int | None = None, skip: int = 0
 ) -> PersonDataset:
-    """`dataset` with new long captions in one split, whose stated attributes are false with probability `rate`.
+    """Return `dataset` with new long captions in one split, whose stated attributes are false with probability `rate`.
 
-    Each long caption is replaced by another of the same picture, its wrong words marked; rows, pictures and other splits stay.
-    False values have the frequencies of the training split. `people` keeps so many identities of the split, after the first `skip`.
+    Each long caption is replaced by another of the same picture, with its wrong words; rows, pictures and other splits stay. False
+    values have the frequencies of the training split. `people` keeps that many identities of the split, after the first `skip`.
 
     Raises:
         ParameterError: `rate` outside [0, 1], or fewer than `skip` + `people` identities. DataError: a caption's picture states no
@@ -47,9 +47,9 @@ def recaptioned(
             raise DataError(
                 f"{dataset.folder}: caption {row} has no attributes: only drawn people can be described again"
             )
-        told, false = noise.falsify(shown, numpy_generator(seed, "caption noise", row))
+        stated, false = noise.falsify(shown, numpy_generator(seed, "caption noise", row))
         plan = int(numpy_generator(seed, "caption", row).integers(2**62))
-        marked = mark(compose(told, plan), false)
+        marked = mark_false(compose(stated, plan), false)
         captions[row], wrong[row] = marked.text, list(marked.wrong_words)
     for name, values in (("caption", captions), ("wrong_words", wrong)):
         place = table.schema.get_field_index(name)
@@ -59,7 +59,7 @@ def recaptioned(
 
 
 def _shown_in_training(dataset: PersonDataset) -> list[dict[str, str]]:
-    """What each picture of the training split shows."""
+    """The attributes of each picture of the training split."""
     rows = dataset.rows(split="train")
     shown = dict(zip(rows.column("image_id"), rows.column("attributes"), strict=True))
     return [json.loads(attributes) for attributes in shown.values()]

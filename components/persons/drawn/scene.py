@@ -1,4 +1,4 @@
-"""Where the drawn people walk: walls, floors and things behind them, and things in front of them."""
+"""The scene of a drawn person: walls, floors and objects behind, and objects in front."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,7 +16,7 @@ def _vivid(rng: np.random.Generator) -> Colour:
 
 
 def background(size: tuple[int, int], clutter: float, rng: np.random.Generator) -> Image.Image:
-    """A wall and a floor, with more things before the wall the higher `clutter` (0 to 1) is. Size: (width, height)."""
+    """Draw a wall and a floor, with more objects in front of the wall the higher `clutter` (0 to 1). Size: (width, height)."""
     width, height = size
     picture = Image.new("RGB", size, _muted(rng, 120, 215))
     draw = ImageDraw.Draw(picture)
@@ -30,7 +30,7 @@ def background(size: tuple[int, int], clutter: float, rng: np.random.Generator) 
     elif wall < 0.6:
         _panels(draw, width, horizon, rng)
     for _ in range(int(rng.poisson(5 * clutter))):
-        _thing(draw, width, height, horizon, rng)
+        _background_object(draw, width, height, horizon, rng)
     if rng.random() < clutter:
         _floor_lines(draw, width, height, horizon, rng)
     return picture
@@ -53,8 +53,10 @@ def _panels(draw: ImageDraw.ImageDraw, width: int, horizon: int, rng: np.random.
         x = end
 
 
-def _thing(draw: ImageDraw.ImageDraw, width: int, height: int, horizon: int, rng: np.random.Generator) -> None:
-    """A window, sign, pole, crate, tree or passer-by, somewhere."""
+def _background_object(
+    draw: ImageDraw.ImageDraw, width: int, height: int, horizon: int, rng: np.random.Generator
+) -> None:
+    """Draw a window, sign, pole, crate, tree or passer-by at a random place."""
     kind = int(rng.integers(5))
     x = int(rng.uniform(-0.1, 1.0) * width)
     colour = _vivid(rng) if rng.random() < 0.45 else _muted(rng, 40, 230)
@@ -76,7 +78,7 @@ def _thing(draw: ImageDraw.ImageDraw, width: int, height: int, horizon: int, rng
         y = int(rng.uniform(0.05, 0.3) * height)
         draw.rectangle((x - width // 40, y, x + width // 40, horizon), fill=(92, 70, 52))
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=green)
-    else:  # a blurred passer-by, small, so that nobody takes them for the subject
+    else:  # a passer-by, too small to be taken for the subject
         h, foot = int(rng.uniform(0.16, 0.3) * height), horizon + int(0.02 * height)
         w = max(3, h // 5)
         draw.rectangle((x, foot - h // 2, x + w, foot), fill=_muted(rng, 40, 160))
@@ -91,14 +93,14 @@ def _floor_lines(draw: ImageDraw.ImageDraw, width: int, height: int, horizon: in
 
 
 def shadow(canvas: Canvas, size: float, x: float, ground: float) -> None:
-    """A soft patch on the ground under the feet."""
+    """Draw a soft shadow on the ground under the feet."""
     draw = ImageDraw.Draw(canvas.colours, "RGBA")
     (left, top), (right, bottom) = canvas.pixels([(x - 0.17 * size, ground - 0.022), (x + 0.17 * size, ground + 0.018)])
     draw.ellipse((left, top, right, bottom), fill=(20, 20, 25, 80))
 
 
 def occluder(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Something in front of the person: a wall or bush before the legs, a post, or a crate at one side."""
+    """Draw an occluder: a wall or bush in front of the legs, a post, or a crate at one side."""
     colour, kind = _muted(rng, 60, 190), int(rng.integers(4))
     trim: Colour = tuple(int(c * 0.75) for c in colour)  # type: ignore[assignment]
     if kind == 0:  # low wall or barrier

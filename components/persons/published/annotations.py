@@ -1,10 +1,10 @@
-"""The annotation files of published datasets, each read exactly as it is distributed.
+"""Readers of the annotation files of published datasets, exactly as distributed.
 
-Every reader takes the files, in order, the dataset's folder and a name for `Record.source`, and yields records whose `image_path`
-is relative to that folder; pictures are not opened. A file that is not what it should be raises DataError with one line.
+A reader takes the files, in order, the dataset's folder and a name for `Record.source`, and yields records with `image_path`
+relative to that folder, without opening pictures. A malformed file raises DataError with one line.
 
-Identities: where a dataset has none (web pictures), every picture is its own identity and its captions share it, counted from 0.
-What one captioning model wrote twice about one picture must not be a negative of itself.
+In datasets without identities (web pictures) every picture is its own identity, counted from 0, so that two captions of one picture
+are not negatives of each other.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import DataError
-from components.persons.pictures import IMAGE_COLUMN, embedded
+from components.persons.pictures import IMAGE_COLUMN, shard_address
 from components.persons.published.json_stream import list_elements
 from components.persons.published.ledger import Ledger
 from components.persons.records import Record
@@ -23,14 +23,14 @@ CUHK_SPLITS = (("train", 1, 11003), ("val", 11004, 12003), ("test", 12004, 13003
 """The published identities of each split of CUHK-PEDES, both ends included."""
 
 LUPERSON_CAPTIONS = ("Ts-qwen.json", "Td-qwen.json", "Ts-shikra.json", "Td-shikra.json")
-"""By template (Ts) and free (Td), of two captioning models; the order in which a picture's captions are listed."""
+"""With template (Ts) and free (Td), of two captioning models, in the order of a picture's captions."""
 LUPERSON_PICTURES = ("images", "imgs", "LUPerson-MLLM")
 
 
 def people(files: Sequence[Path], folder: Path, source: str, *, path_key: str = "file_path") -> Iterator[Record]:
     """A list of {split, captions, file_path, id, ...} with the pictures in imgs/: CUHK-PEDES, ICFG-PEDES, RSTPReid, the drawn set.
 
-    In ICFG-PEDES, imgs/train and imgs/test are folders of MSMT17 and not the split: the key is what counts.
+    In ICFG-PEDES, imgs/train and imgs/test are folders of MSMT17: the split is the key, not the folder.
     """
     for path in files:
         for index, entry in enumerate(_entries(path)):
@@ -40,7 +40,7 @@ def people(files: Sequence[Path], folder: Path, source: str, *, path_key: str = 
 
 
 def cuhk_without_splits(files: Sequence[Path], folder: Path, source: str) -> Iterator[Record]:
-    """caption_all.json, which the download of CUHK-PEDES holds: as reid_raw.json, but the split follows from the identity."""
+    """caption_all.json of the CUHK-PEDES download: like reid_raw.json, but the split follows from the identity."""
     for path in files:
         for index, entry in enumerate(_entries(path)):
             where = f"{path} record {index}"
@@ -76,10 +76,10 @@ def mals(files: Sequence[Path], folder: Path, source: str) -> Iterator[Record]:
 
 
 def luperson_mllm(files: Sequence[Path], folder: Path, source: str) -> Iterator[Record]:
-    """Four mappings path -> caption; a picture is known by the last part of its path, and has two or four captions.
+    """Four mappings path -> caption; the last part of a path identifies a picture, which has two or four captions.
 
-    The captions decide what belongs to the set: the picture folder of LUPerson holds four times as many. A caption with an
-    unfilled place of its template ("<...>", "...description]") is left out where the picture has another one.
+    Only pictures with captions belong to the dataset; the picture folder of LUPerson holds four times as many. A caption with an
+    unfilled placeholder ("<...>", "...description]") is dropped where the picture has another one.
     """
     by_name = {path.name: path for path in files}
     if missing := [name for name in LUPERSON_CAPTIONS if name not in by_name]:
@@ -95,7 +95,7 @@ def luperson_mllm(files: Sequence[Path], folder: Path, source: str) -> Iterator[
 
 
 def webperson_lists(files: Sequence[Path], folder: Path, source: str) -> Iterator[Record]:
-    """Lists of {path: {caption1, caption2}}, the form that GA-DMS's code reads, with the pictures in images/."""
+    """Lists of {path: {caption1, caption2}}, as GA-DMS's code reads them, with the pictures in images/."""
     identity = 0
     for path in files:
         for index, entry in enumerate(_entries(path)):
@@ -112,7 +112,7 @@ def webperson_lists(files: Sequence[Path], folder: Path, source: str) -> Iterato
 def webperson_shards(files: Sequence[Path], folder: Path, source: str) -> Iterator[Record]:
     """Parquet shards with the columns image, image_path, caption1, caption2: the form on the Hugging Face hub.
 
-    The pictures stay in the shards; a record's `image_path` says which row (`components.persons.pictures`).
+    The pictures stay in the shards; `image_path` is the address of a row (`components.persons.pictures`).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -128,7 +128,7 @@ def webperson_shards(files: Sequence[Path], folder: Path, source: str) -> Iterat
             for batch in file.iter_batches(columns=columns):
                 for captions in zip(*(batch[name].to_pylist() for name in columns), strict=True):
                     texts = tuple(map(one_line, captions))
-                    yield Record(embedded(shard, row), identity, texts, "train", source)
+                    yield Record(shard_address(shard, row), identity, texts, "train", source)
                     row, identity = row + 1, identity + 1
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path} is not a readable Parquet file: {error}") from error
@@ -151,7 +151,7 @@ def _person(entry: Mapping[str, Any], image_path: str, split: Any, source: str, 
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a list, one in memory at a time."""
+    """Yield the objects of a JSON list, with one in memory at a time."""
     index = -1
     for index, entry in enumerate(list_elements(path)):
         if not isinstance(entry, dict):
@@ -188,7 +188,7 @@ def _cuhk_split(identity: Any, where: str) -> str:
 
 
 def _below(folder: str, path: Any) -> str:
-    """`path` in `folder`. An absolute one stays as it is, for the validation to refuse."""
+    """`path` below `folder`. An absolute path is kept, so that validation refuses it."""
     absolute = str(path).startswith(("/", "\\")) or str(path)[1:2] == ":"
     return str(path) if absolute else f"{folder}/{path}"
 
@@ -204,9 +204,9 @@ def _number(identity: Any, where: str) -> int:
     try:
         return int(identity)
     except (TypeError, ValueError):
-        raise DataError(f"{where} is malformed: identity {identity!r} is no whole number") from None
+        raise DataError(f"{where} is malformed: identity {identity!r} is not a whole number") from None
 
 
 def one_line(caption: Any) -> str:
-    """A generated caption without line breaks, real ones and those that were written out as "/n" ("yellow/navy" is none)."""
+    """Remove line breaks from a generated caption, also those written as "/n" (but not "yellow/navy")."""
     return " ".join(re.sub(r"/n(?![a-z])", " ", str(caption or "")).split())

@@ -1,4 +1,4 @@
-"""The elements of a JSON list, one by one: annotation files of five million pictures have gigabytes."""
+"""Iterate over the elements of a JSON list: annotation files of five million pictures have gigabytes."""
 
 import json
 from collections.abc import Iterator
@@ -13,21 +13,21 @@ _AFTER = tuple(_SPACE + ",]}")  # what may follow an element
 
 
 def list_elements(path: Path, *, chunk: int = _CHUNK) -> Iterator[Any]:
-    """Each element of the list in a file; in memory are `chunk` characters and one element.
+    """Yield each element of the list in a file, with `chunk` characters and one element in memory.
 
-    Raises DataError, when it comes to it, where the file is no list, or ends or goes wrong inside one.
+    Raises DataError while iterating, where the file is not a list or is malformed.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
             yield from _Elements(file, chunk)
-    except _NoListError:
+    except _NotAListError:
         raise DataError(f"{path} must hold a non-empty list of records") from None
     except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{path} is not readable JSON: {error}") from error
 
 
-class _NoListError(Exception):
-    """The file is JSON of another kind."""
+class _NotAListError(Exception):
+    """The file is JSON, but not a list."""
 
 
 class _Elements:
@@ -41,8 +41,8 @@ class _Elements:
 
     def __iter__(self) -> Iterator[Any]:
         if self._peek() != "[":
-            self._element()  # raises where it is no JSON either
-            raise _NoListError
+            self._element()  # raises where it is not JSON either
+            raise _NotAListError
         self._place += 1
         if self._peek() == "]":
             self._place += 1
@@ -61,7 +61,7 @@ class _Elements:
             raise ValueError(f"text after the end of the list, at character {self._read + self._place}")
 
     def _peek(self) -> str:
-        """The next character that is no space, at which the place then stands; empty at the end of the file."""
+        """Skip whitespace and return the next character without consuming it; empty at the end of the file."""
         while True:
             while self._place < len(self._buffer):
                 if self._buffer[self._place] not in _SPACE:
@@ -79,13 +79,13 @@ class _Elements:
                 if self._more():
                     continue
                 raise ValueError(f"{error.msg} at character {self._read + error.pos}") from None
-            # A number may go on behind the buffer: of 1.5e-7, "1", "1." and "1.5e" are seen as the whole number 1 or 1.5.
+            # A number may continue behind the buffer: "1", "1." and "1.5e" of 1.5e-7 decode as 1, 1 and 1.5.
             if self._buffer[end : end + 1] in _AFTER or not self._more():
                 self._place = end
                 return value
 
     def _more(self) -> bool:
-        """Read on. What is used is dropped; a long element makes the steps longer, so that it is not parsed too often."""
+        """Read the next chunk and drop what is consumed. Chunks grow with a long element, so that it is not parsed too often."""
         if self._ended:
             return False
         rest = self._buffer[self._place :]

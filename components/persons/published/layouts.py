@@ -1,6 +1,6 @@
-"""The published datasets: where their files lie, who reads them, how big they are, and how to get them.
+"""The published datasets: their folders and annotation files, the reader of each, published counts, and how to get them.
 
-Counts are those of the papers and of the loaders that published results were made with. What nobody states is None.
+Counts are from the papers and from the loaders behind published results. A count that is stated nowhere is None.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,23 +16,23 @@ Reader = Callable[[Sequence[Path], Path, str], Iterator[Record]]
 
 @dataclass(frozen=True)
 class Format:
-    """A form that a dataset is distributed in: its annotation files (a pattern below the dataset's folder), and their reader."""
+    """One form in which a dataset is distributed: a pattern of its annotation files below its folder, and their reader."""
 
     files: str
     read: Reader
 
     def folder_of(self, file: Path) -> Path:
-        """The dataset's folder, of one of its annotation files."""
+        """Return the dataset's folder, given one of its annotation files."""
         return file.parents[self.files.count("/")]
 
     def find(self, folder: Path) -> list[Path]:
-        """The annotation files in a dataset's folder, sorted; empty when it is not in this form."""
+        """Return the annotation files in a dataset's folder, sorted; none where it has another form."""
         return sorted(path for path in folder.glob(self.files) if path.is_file())
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How much there is of a split; None where it is not known."""
+    """Sizes of a split; None where unknown."""
 
     images: int | None
     captions: int | None
@@ -41,14 +41,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one published dataset is laid out.
+    """The layout of one published dataset.
 
     Attributes:
-        name: in params.yaml and in `Record.source`.
-        folders: what its folder may be called; the first is the published name.
-        formats: the first that has files there is read.
-        contents: what belongs into its folder, for people.
-        how_to_get: for people, in a clause; {folder} is where it goes.
+        name: as in params.yaml and in `Record.source`.
+        folders: names its folder may have; the first is the published one.
+        formats: the first with files in the folder is read.
+        contents: what its folder must hold, for messages.
+        how_to_get: a clause for messages; {folder} is replaced by the target folder.
         published: split -> counts.
     """
 
@@ -60,12 +60,12 @@ class Layout:
     published: Mapping[str, Counts]
 
     def instructions(self, root: Path) -> str:
-        """What to do when it is not in `root`, without a full stop."""
+        """Return what to do where the dataset is missing in `root`, without a full stop."""
         folder = root / self.folders[0]
         return f"{self.how_to_get.format(folder=folder)}; {folder} is to hold {self.contents}"
 
     def find(self, root: Path) -> tuple[Path, Format] | None:
-        """Its folder below `root`, or `root` itself, and the form it is in there; None when it is not there."""
+        """Find its folder below `root`, or `root` itself, and the form there; None where it is missing."""
         for folder in (*(root / name for name in self.folders), root):
             for form in self.formats:
                 if form.find(folder):

@@ -1,4 +1,4 @@
-"""A dataset in the internal form as a source again: what `curate` wrote, or another workspace prepared."""
+"""Read a dataset in the internal form (written by `curate`, or prepared in another workspace) as records."""
 
 import itertools
 import json
@@ -10,20 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.errors import DataError
-from components.persons.pictures import embedded
+from components.persons.pictures import shard_address
 from components.persons.records import Record
 from components.persons.shards import DATASET_MANIFEST, MANIFEST_SCHEMA
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a folder holds the internal form."""
+    """Whether a folder holds a dataset in the internal form."""
     return (folder / DATASET_MANIFEST).is_file() and (folder / "shards").is_dir()
 
 
 def prepared_records(files: Sequence[Path], folder: Path, source: str) -> Iterator[Record]:
-    """A record of each picture, in the order of the manifest; the pictures stay in their shards. Raises DataError.
+    """Yield one record per picture, in the order of the manifest; the pictures stay in their shards. Raises DataError.
 
-    A picture's first short caption is its `short_caption`; its source is the one it came from.
+    The first short caption of a picture is its `short_caption`; its source stays.
     """
     for path in files:
         for rows in _pictures(path):
@@ -32,7 +32,7 @@ def prepared_records(files: Sequence[Path], folder: Path, source: str) -> Iterat
             short = [row["caption"] for row in rows if row["form"] == "short"]
             wrong = tuple(tuple(row["wrong_words"]) for row in long)
             yield Record(
-                image_path=embedded(first["shard"], first["row"]),
+                image_path=shard_address(first["shard"], first["row"]),
                 identity=first["identity"],
                 captions=tuple(row["caption"] for row in long),
                 split=first["split"],
@@ -44,7 +44,7 @@ def prepared_records(files: Sequence[Path], folder: Path, source: str) -> Iterat
 
 
 def _pictures(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """The manifest's rows of each picture, which are neighbours."""
+    """Yield the manifest's rows of each picture, which are neighbours."""
     try:
         file = pq.ParquetFile(path)
         if file.schema_arrow.names != MANIFEST_SCHEMA.names:

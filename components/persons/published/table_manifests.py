@@ -1,9 +1,9 @@
-"""Any image + caption data set as a table: a CSV or Parquet file with one row a caption.
+"""Read a dataset from a table of images and captions: a CSV or Parquet file with one row per caption.
 
-image_path, caption, identity, split     paths relative to the table's folder; other columns are passed over
+image_path, caption, identity, split     paths relative to the table's folder; other columns are ignored
 
-The rows of a picture need not be neighbours, and the table may have millions of them: they are sorted by SQLite, in a temporary
-database that goes to disk when it grows.
+The rows of a picture need not be neighbours, and there may be millions: SQLite sorts them in a temporary database, which spills to
+disk when it grows.
 """
 
 import csv
@@ -19,13 +19,13 @@ from components.persons.records import Record
 
 MANIFEST_COLUMNS = ("image_path", "caption", "identity", "split")
 Row = tuple[str, Any, Any, Any]
-"""As MANIFEST_COLUMNS; what is not text is as the file has it."""
+"""In the order of MANIFEST_COLUMNS; all but the path with the type of the file."""
 
 
 def read_manifest(path: Path) -> Iterator[Record]:
-    """The records of a manifest, in the order in which their pictures are first listed.
+    """Yield one record per picture of a manifest, in the order of first mention.
 
-    Rows with the same picture become one record; their identity and split must agree. Raises DataError.
+    Rows of one picture must agree in identity and split. Raises DataError.
     """
     rows = _csv(path) if path.suffix == ".csv" else _parquet(path)
     database = sqlite3.connect("")
@@ -53,15 +53,13 @@ def _record(path: Path, image_path: str, group: Sequence[Row]) -> Record:
 
 
 def _storable(value: Any) -> Any:
-    """What SQLite has a type for, as it is; anything else as text."""
+    """A value of a type that SQLite has, else its text."""
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _csv(path: Path) -> Iterator[Row]:
     try:
-        with path.open(
-            newline="", encoding="utf-8-sig"
-        ) as file:  # a byte order mark, as spreadsheets write it, is none of the header
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
             reader = csv.DictReader(file)
             _require_columns(path, reader.fieldnames or ())
             for row in reader:

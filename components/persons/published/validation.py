@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from components.errors import DataError, ParameterError
-from components.persons.pictures import PictureReader, embedded, split_address
+from components.persons.pictures import PictureReader, shard_address, split_address
 from components.persons.published.ledger import Ledger
 from components.persons.records import SPLITS, Record, RecordSource
 
@@ -168,7 +168,7 @@ def _resolved(folder: Path, image_path: str) -> str:
     """An absolute address, links followed."""
     file, row = split_address(image_path)
     path = str((folder / file).resolve())
-    return path if row is None else embedded(path, row)
+    return path if row is None else shard_address(path, row)
 
 
 def _check_path(record: Record, folder: Path) -> Problem:

@@ -1,9 +1,9 @@
-"""A dataset too large for a list, as blocks of some hundred pictures that are read one at a time.
+"""A dataset too large for memory, as blocks of a few hundred pictures that are read one at a time.
 
-Two forms are taken: the internal one (`components.persons.shards`: a manifest, and shards of pictures), and WebPerson's own Parquet
-shards, which hold pictures and captions together. What stays in memory is some forty bytes a block; five million pictures are
-twenty thousand blocks. A caption's number is its place among the captions that are streamed, in the order of the files: what
-`PersonDataset.rows(split, form)` numbers them by, and hence what a score table is indexed by.
+Two forms are supported: the internal one (`components.persons.shards`), and WebPerson's Parquet shards, which hold pictures and
+captions together. About forty bytes per block stay in memory; five million pictures are twenty thousand blocks. The number of a
+caption is its position among the streamed captions, in the order of the files. `PersonDataset.rows(split, form)` has the same
+order, and a score table is indexed by it.
 """
 
 import itertools
@@ -30,30 +30,27 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Block:
-    """What one block holds: P encoded pictures and C captions.
-
-    pictures: the bytes, P of them. of: which picture each caption belongs to, int64 (C,). identities: int64 (C,).
-    """
+    """P encoded pictures and their C captions. picture_of: the picture of each caption, int64 (C,). identities: int64 (C,)."""
 
     pictures: Sequence[bytes]
     captions: Sequence[str]
-    of: Integers
+    picture_of: Integers
     identities: Integers
 
 
 class Corpus(Protocol):
-    """Blocks by number; `sizes` says how many captions each has, int64 (blocks,), none zero. Can be sent to another process."""
+    """Blocks by number. `sizes`: captions of each block, int64 (blocks,), none zero. Can be pickled."""
 
     sizes: Integers
 
     def read(self, block: int) -> Block: ...
 
     def captions(self) -> Iterator[str]:
-        """Every caption in the order of their numbers, without the pictures: what a vocabulary is made of."""
+        """Yield every caption in order, without the pictures (a vocabulary is made from them)."""
 
 
 def open_corpus(folder: str | Path, *, split: str = "train", form: str = "long") -> Corpus:
-    """The captions of `form` and `split` in a prepared dataset, or of WebPerson's shards. Raises DataError for another folder."""
+    """Open the captions of `form` and `split` of a prepared dataset, or WebPerson's shards. Raises DataError for another folder."""
     folder = Path(folder)
     if (folder / DATASET_MANIFEST).is_file():
         return PreparedCorpus(folder, split, form)
@@ -66,7 +63,7 @@ def open_corpus(folder: str | Path, *, split: str = "train", form: str = "long")
 
 
 class PreparedCorpus:
-    """The internal form. A block is a few row groups of one shard, and the run of manifest rows that belongs to it."""
+    """A dataset in the internal form. A block is a few row groups of one shard, with their range of manifest rows."""
 
     def __init__(self, folder: Path, split: str, form: str) -> None:
         self._folder, self._split, self._form = folder, split, form
@@ -74,15 +71,14 @@ class PreparedCorpus:
         found = list(self._scan())
         if not found:
             raise DataError(f"{folder / DATASET_MANIFEST} lists no {form} captions in {split}")
-        table = np.array(
-            found, dtype=np.int64
-        )  # (blocks, 5): shard, block in the shard, captions, first and last manifest row
+        # (blocks, 5): shard, block in the shard, captions, first and last manifest row
+        table = np.array(found, dtype=np.int64)
         self.sizes = table[:, 2].copy()
         self._where = table[:, [0, 1, 3, 4]].copy()
         self._open_files()
 
     def _scan(self) -> list[list[int]]:
-        """Walk the manifest once, some thousand rows in memory at a time. Captions of a block are neighbours in it."""
+        """Scan the manifest once, in batches. Captions of a block are neighbours in it."""
         found: list[list[int]] = []
         numbers: dict[str, int] = {}
         first = 0
@@ -132,12 +128,12 @@ class PreparedCorpus:
             )
             pictures = file.read_row_groups(list(groups), columns=[IMAGE_COLUMN])[IMAGE_COLUMN].to_pylist()
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path} is no readable shard of pictures: {error}; write the dataset again") from error
+            raise DataError(f"{path} is not a readable shard of pictures: {error}; write the dataset again") from error
         rows = self._manifest_rows(first, last)
         wanted = pc.and_(pc.equal(rows["split"], self._split), pc.equal(rows["form"], self._form))
         rows = rows.filter(wanted)
-        of = rows["row"].to_numpy().astype(np.int64) - begin
-        return Block(pictures, rows["caption"].to_pylist(), of, rows["identity"].to_numpy().astype(np.int64))
+        picture_of = rows["row"].to_numpy().astype(np.int64) - begin
+        return Block(pictures, rows["caption"].to_pylist(), picture_of, rows["identity"].to_numpy().astype(np.int64))
 
     def captions(self) -> Iterator[str]:
         columns = ["caption", "split", "form"]
@@ -146,7 +142,7 @@ class PreparedCorpus:
             yield from batch.filter(wanted)["caption"].to_pylist()
 
     def _manifest_rows(self, first: int, last: int) -> pa.Table:
-        """Rows first to last, both included."""
+        """Manifest rows first to last, both included."""
         parts = []
         begin_group, end_group = np.searchsorted(self._ends, [first, last], side="right").tolist()
         for group in range(begin_group, end_group + 1):
@@ -167,16 +163,15 @@ class PreparedCorpus:
 
 
 class HubCorpus:
-    """WebPerson's shards as they are on the hub: image, caption1, caption2; a picture is its own identity.
+    """WebPerson's shards as on the hub: image, caption1, caption2; every picture is its own identity.
 
-    Nothing is checked before it is read: a picture that cannot be decoded, or an empty caption, ends the training that meets it,
-    with its file and row. `prepare` finds such records beforehand and leaves them out.
+    Records are not validated beforehand: a picture that cannot be decoded, or an empty caption, fails the training that reads it,
+    with its file and row. `prepare` drops such records.
     """
 
     def __init__(self, shards: Sequence[Path]) -> None:
-        where: list[
-            tuple[int, int, int, int, int]
-        ] = []  # shard, first row group, after the last, pictures, number of the first
+        # shard, first row group, end of the row groups, pictures, number of the first
+        where: list[tuple[int, int, int, int, int]] = []
         total = 0
         for number, path in enumerate(shards):
             metadata = _metadata(path)
@@ -201,7 +196,7 @@ class HubCorpus:
         try:
             table = pq.ParquetFile(path, memory_map=True).read_row_groups(list(range(begin, end)), columns=columns)
         except (OSError, pa.ArrowException, KeyError) as error:
-            raise DataError(f"{path} is no readable shard of WebPerson: {error}") from error
+            raise DataError(f"{path} is not a readable shard of WebPerson: {error}") from error
         found: list[Any] = [
             entry.get("bytes") if isinstance(entry, dict) else entry for entry in table[IMAGE_COLUMN].to_pylist()
         ]
@@ -211,10 +206,10 @@ class HubCorpus:
             if not isinstance(picture, bytes) or not all(captions[2 * row : 2 * row + 2]):
                 what = "no picture" if not isinstance(picture, bytes) else "an empty caption"
                 raise DataError(
-                    f"{path}: picture {first + row} of the set has {what}; run prepare, which leaves such out"
+                    f"{path}: picture {first + row} of the set has {what}; run prepare, which drops such records"
                 )
-        of = np.repeat(np.arange(pictures, dtype=np.int64), 2)
-        return Block(found, captions, of, first + of)
+        picture_of = np.repeat(np.arange(pictures, dtype=np.int64), 2)
+        return Block(found, captions, picture_of, first + picture_of)
 
     def captions(self) -> Iterator[str]:
         for path in self._shards:

@@ -1,12 +1,12 @@
-"""The order in which a streamed corpus is gone through, as a pure function of (seed, position).
+"""The order of samples of a streamed corpus, as a pure function of (seed, position).
 
-An epoch goes through the blocks in a random order; `window` blocks that follow each other in it are a window, and the captions of
-a window are in a random order. So every caption comes once an epoch, the shuffle reaches as far as a window is long, and what is
-read at once is a window. There is no state: the sample at any position of the endless stream of epochs is computed from the
-seed and the position alone. A run resumes at a step by asking for that step, and the order cannot depend on how many workers ask.
+An epoch visits the blocks in a random order. `window` consecutive blocks are a window, whose captions are shuffled together. So
+every caption comes once per epoch, the shuffle reaches as far as a window, and one window is in memory. There is no state: the
+sample at any position of the endless stream of epochs follows from the seed and the position, so a run resumes at any step, and
+the order does not depend on the number of workers.
 
-What a window costs and gives: captions of one picture, which lie in one block, meet in a batch with a chance of about batch /
-window. They count as positives of each other there, as any two captions of an identity do.
+The captions of one picture are in one block, so they meet in a batch with a probability of about batch / window. They are positives
+of each other there, as any two captions of an identity.
 """
 
 from functools import lru_cache
@@ -21,13 +21,13 @@ Integers = NDArray[np.int64]
 
 
 class SampleOrder:
-    """Positions -> (block, place in the block). `sizes`: captions of each block, int64 (blocks,)."""
+    """Maps positions to (block, place in the block). `sizes`: captions of each block, int64 (blocks,)."""
 
     def __init__(self, sizes: Integers, *, seed: int, window: int) -> None:
         if window < 1:
             raise ParameterError(f"window = {window}: must be at least 1 block")
         if not len(sizes) or int(sizes.min()) < 1:
-            raise DataError("a corpus to stream needs blocks, each with a caption")
+            raise DataError("a streamed corpus needs blocks, each with at least one caption")
         self.sizes, self.seed, self.window = sizes, seed, window
         self._total = int(sizes.sum())
         self._make_caches()
@@ -44,11 +44,11 @@ class SampleOrder:
         self._make_caches()
 
     def __len__(self) -> int:
-        """Samples of an epoch."""
+        """Samples per epoch."""
         return self._total
 
     def at(self, first: int, stop: int) -> tuple[Integers, Integers]:
-        """The samples at the positions first to stop - 1: their blocks and their places in these, each int64 (stop - first,)."""
+        """Return the samples at positions first to stop - 1: their blocks and places in the blocks, each int64 (stop - first,)."""
         blocks, places = [], []
         while first < stop:
             epoch, begin = divmod(first, len(self))
@@ -63,7 +63,7 @@ class SampleOrder:
         return np.concatenate(blocks), np.concatenate(places)
 
     def _draw_epoch(self, epoch: int) -> tuple[Integers, Integers]:
-        """The blocks in the order of an epoch, and the position in the epoch at which each window begins."""
+        """The blocks in the order of an epoch, and the position at which each window begins."""
         order = numpy_generator(self.seed, "stream blocks", epoch).permutation(len(self.sizes))
         ends = np.cumsum(self.sizes[order])
         starts = np.concatenate([[0], ends[self.window - 1 : -1 : self.window]])

@@ -1,4 +1,4 @@
-"""Steps of a streamed corpus as arrays: which samples (`sample_order`), read (`corpus`), decoded, tokenised."""
+"""Batches of a streamed corpus as arrays: samples are chosen (`sample_order`), read (`corpus`), decoded and tokenised."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ from components.persons.streaming.sample_order import SampleOrder
 
 Arrays = dict[str, NDArray[Any]]
 WINDOW_BLOCKS = 64
-"""16 384 pictures of 256 a block: 90 MB of WebPerson's, which take 5.4 kB each."""
+"""16 384 pictures in blocks of 256: 90 MB of WebPerson, at 5.4 kB per picture."""
 
 
 class SampleReader:
-    """`read(step)`: a rank's rows of the global batch of a step. Steps may be asked for in any order; neighbours are cheapest.
+    """Reads one rank's rows of the global batch of a step. Steps may come in any order; consecutive ones are cheapest.
 
-    Holds the encoded pictures of at most two windows. Can be sent to another process, which reads for itself.
-    `tokenizer` maps captions to int64 (N, T); `batch_size` is global.
+    Holds the encoded pictures of at most two windows. Can be pickled; the copy reads again. `tokenizer` maps captions to int64
+    (N, T); `batch_size` is global.
     """
 
     def __init__(
@@ -41,25 +41,25 @@ class SampleReader:
             raise ParameterError(f"batch_size {batch_size}: must be a multiple of the {world_size} workers")
         self.corpus, self.tokenizer, self.size = corpus, tokenizer, size
         self.order = SampleOrder(corpus.sizes, seed=seed, window=window)
-        self.batch_size, self.share, self.rank = batch_size, batch_size // world_size, rank
-        self._numbers = np.cumsum(corpus.sizes) - corpus.sizes  # of each block's first caption
+        self.batch_size, self.rows, self.rank = batch_size, batch_size // world_size, rank
+        self._numbers = np.cumsum(corpus.sizes) - corpus.sizes  # number of each block's first caption
         self._blocks: OrderedDict[int, Block] = OrderedDict()
 
     def __len__(self) -> int:
-        """Captions."""
+        """Number of captions."""
         return len(self.order)
 
     def read(self, step: int) -> Arrays:
-        """pixels uint8 (b, 3, H, W), ids int64 (b, T), identities and caption_index int64 (b,); b is this rank's share.
+        """pixels uint8 (b, 3, H, W), ids int64 (b, T), identities and caption_index int64 (b,); b rows.
 
         Raises DataError for a picture that cannot be decoded.
         """
-        first = step * self.batch_size + self.rank * self.share
-        blocks, places = self.order.at(first, first + self.share)
+        first = step * self.batch_size + self.rank * self.rows
+        blocks, places = self.order.at(first, first + self.rows)
         height, width = self.size
-        pixels = np.empty((self.share, height, width, 3), dtype=np.uint8)
-        identities = np.empty(self.share, dtype=np.int64)
-        captions: list[str] = [""] * self.share
+        pixels = np.empty((self.rows, height, width, 3), dtype=np.uint8)
+        identities = np.empty(self.rows, dtype=np.int64)
+        captions: list[str] = [""] * self.rows
         for number in np.unique(blocks).tolist():
             block = self._block(number)
             for slot in np.flatnonzero(blocks == number).tolist():
@@ -75,14 +75,14 @@ class SampleReader:
         }
 
     def _decode(self, block: Block, place: int, number: int) -> NDArray[np.uint8]:
-        """(H, W, 3), squashed as `PersonDataset.pixels` does it."""
+        """Pixels (H, W, 3), the same as `PersonDataset.pixels`."""
         try:
-            return resized(decode_rgb(block.pictures[int(block.of[place])]), *self.size)
+            return resized(decode_rgb(block.pictures[int(block.picture_of[place])]), *self.size)
         except OSError as error:
             caption = int(self._numbers[number]) + place
             raise DataError(
-                f"the picture of caption {caption} ({block.captions[place][:60]!r}) cannot be decoded: run prepare, which leaves "
-                "such out"
+                f"the picture of caption {caption} ({block.captions[place][:60]!r}) cannot be decoded: run prepare, which "
+                "drops such records"
             ) from error
 
     def _block(self, number: int) -> Block:
