@@ -1,4 +1,4 @@
-"""Does a generated picture show what its prompt asked for? Attribute by attribute, read by the probe."""
+"""Alignment of generated pictures with their prompts, attribute by attribute, as the probe reads them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ from components.evaluation.intervals import Interval, bootstrap_difference, boot
 
 @dataclass(frozen=True)
 class AlignmentScores:
-    """Which of its prompt's attributes each picture shows.
+    """Whether each picture shows the attributes of its prompt.
 
-    attributes: the A names; correct: (N, A) float64, 1 shown, 0 not shown, NaN not asked for.
+    attributes: A names; correct: (N, A) float64, 1 shown, 0 not shown, NaN not in the prompt.
     """
 
     attributes: tuple[str, ...]
     correct: NDArray[np.float64]
 
     def per_picture(self) -> NDArray[np.float64]:
-        """The fraction of asked attributes that each picture shows: (N,), NaN where the prompt asked for none."""
+        """Return the fraction of its prompt's attributes that each picture shows: (N,), NaN for a prompt without attributes."""
         asked = ~np.isnan(self.correct)
         count = asked.sum(1)
         return np.where(count > 0, np.nansum(self.correct, axis=1) / np.maximum(count, 1), np.nan)
 
     def per_attribute(self) -> dict[str, float]:
-        """name -> percent of the pictures asked for it that show it, for the attributes some prompt asks for."""
+        """Return name -> percent of the pictures with it in the prompt that show it, for attributes of any prompt."""
         asked = ~np.isnan(self.correct)
         return {
             name: 100 * float(self.correct[asked[:, column], column].mean())
@@ -39,20 +39,20 @@ class AlignmentScores:
         }
 
     def mean(self) -> float:
-        """The mean over attributes of `per_attribute`, in percent: rare attributes count as much as common ones."""
+        """Return the mean of `per_attribute` in percent: rare attributes count as much as common ones."""
         return float(np.mean(list(self.per_attribute().values())))
 
     def interval(self, *, units: Sequence[object] | None = None, seed: int = 0, level: float = 0.95) -> Interval:
-        """The mean of `per_picture` in percent, with its bootstrap interval over `units` (prompts), (N,)."""
+        """Return the mean of `per_picture` in percent, with its bootstrap interval over `units` (prompts), (N,)."""
         return bootstrap_mean(100 * self.per_picture(), units=units, seed=seed, level=level)
 
 
 def score_alignment(
     probe: AttributeProbe, pictures: Tensor, prompt_attributes: Sequence[Mapping[str, str]]
 ) -> AlignmentScores:
-    """Compare what the probe sees in pictures (N, 3, H, W) with what their N prompts ask for.
+    """Compare the probe's attributes of pictures (N, 3, H, W) with those of their N prompts.
 
-    Raises `DataError` when the numbers differ or a prompt asks for a value the probe does not know.
+    Raises `DataError` when the numbers differ or a prompt has a value that the probe does not know.
     """
     if len(pictures) != len(prompt_attributes):
         raise DataError(f"{len(pictures)} pictures but attributes of {len(prompt_attributes)} prompts")
@@ -70,10 +70,10 @@ def paired_difference(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """`first` minus `second` in percentage points for the same prompts and noise, row by row.
+    """Return `first` minus `second` in percentage points for the same prompts and noise, paired by row.
 
-    Returns the key "mean" (over `per_picture`) and one key an attribute. `units` (N,) are the prompts, where a prompt
-    has several pictures. Raises `DataError` when the two do not belong to the same prompts.
+    The keys are "mean" (over `per_picture`) and the attributes. `units` (N,) are the prompts, where a prompt has several pictures.
+    Raises `DataError` when the two do not have the same prompts.
     """
     if first.attributes != second.attributes or first.correct.shape != second.correct.shape:
         raise DataError(

@@ -1,10 +1,9 @@
-"""Where retrieval succeeds and where it fails: the same metrics over parts of the queries, with intervals.
+"""Breakdown of retrieval: the same metrics over groups of queries, with intervals.
 
-On the drawn set everything about a query is known, so its results can be parted by what the picture shows (`by_attribute`) and by
-how many words of the sentence are false (`by_false_words`), or the same people can be described again with more and more false
-facts (`recaption`) and searched for (`by_noise_level`). What went wrong in a miss is seen from the picture that was found in its
-place (`mistaken_attributes`). Intervals resample whole identities (`components.evaluation.intervals`):
-the sentences of one person are not independent. A part with few people has a wide interval, and that is the point of it.
+On the drawn set everything about a query is known, so results can be grouped by what the picture shows (`by_attribute`) and by the
+number of false words (`by_false_words`), or the people can be described again with more false words (`recaption`) and searched
+(`by_noise_level`). `mistaken_attributes` compares misses with the pictures found instead. Intervals resample whole identities
+(`components.evaluation.intervals`), because the captions of one person are not independent.
 """
 
 from collections import Counter
@@ -22,11 +21,11 @@ from components.training.randomness import numpy_generator
 
 
 @dataclass(frozen=True)
-class Part:
-    """Retrieval over some of the queries, in percent; queries without a match are not counted.
+class GroupMetrics:
+    """Metrics of a group of queries in percent, without queries that have no match.
 
     Attributes:
-        queries, identities: how many.
+        queries, identities: their numbers.
         metrics: R@1, R@5, R@10, mAP, mINP.
         interval: of R@1.
     """
@@ -37,7 +36,7 @@ class Part:
     interval: Interval
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain values for JSON."""
         counts = {"queries": self.queries, "identities": self.identities}
         return {**counts, **self.metrics, "R@1_interval": self.interval.as_dict()}
 
@@ -49,10 +48,10 @@ def by_group(
     *,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[Any, Part]:
-    """group -> metrics over its queries, groups in order of appearance; a group of None is left out.
+) -> dict[Any, GroupMetrics]:
+    """Return group -> metrics of its queries, in order of appearance, without the group None and groups without any match.
 
-    groups and identities: (Q,), in the order of `results`. A group in which no query has a match is left out too.
+    groups and identities: (Q,), in the order of `results`.
 
     Raises:
         DataError: the lengths differ.
@@ -67,7 +66,7 @@ def by_group(
         if group is not None and valid:
             members.setdefault(group, []).append(query)
     return {
-        group: _part(results, rows, [identities[row] for row in rows], resamples, seed)
+        group: _group_metrics(results, rows, [identities[row] for row in rows], resamples, seed)
         for group, rows in members.items()
     }
 
@@ -79,10 +78,10 @@ def by_attribute(
     *,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, dict[str, Part]]:
-    """attribute -> value -> metrics over the queries whose picture shows it; both sorted by name.
+) -> dict[str, dict[str, GroupMetrics]]:
+    """Return attribute -> value -> metrics of the queries whose picture shows it, sorted by name.
 
-    attributes: (Q,), what each query's picture shows. A query is counted once under every attribute that applies to it.
+    attributes (Q,): what each query's picture shows. A query counts once for every attribute that applies to it.
     """
     found = {}
     for name in sorted({name for shown in attributes for name in shown}):
@@ -97,22 +96,22 @@ def by_false_words(
     wrong_words: Sequence[Sequence[int]],
     identities: Sequence[int],
     *,
-    most: int = 3,
+    max_words: int = 3,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[int, Part]:
-    """Number of false words -> metrics, in order; `most` stands for that many and more. wrong_words (Q,): their positions."""
-    groups = [min(len(positions), most) for positions in wrong_words]
+) -> dict[int, GroupMetrics]:
+    """Return number of false words -> metrics, sorted; `max_words` includes more. wrong_words (Q,): positions."""
+    groups = [min(len(positions), max_words) for positions in wrong_words]
     return dict(sorted(by_group(results, groups, identities, resamples=resamples, seed=seed).items()))
 
 
 def recaption(
     shown: Sequence[Mapping[str, str]], corpus: Sequence[Mapping[str, str]], rate: float, seed: int
 ) -> list[NoisyCaption]:
-    """A new long sentence for each of `shown`, in which each stated attribute is false with probability `rate`.
+    """Write a new long caption for each of `shown`, in which each stated attribute is false with probability `rate`.
 
-    corpus: what the pictures of the training split show, whose frequencies the false values have. The same seed gives sentence i
-    the same random numbers at every rate.
+    corpus: what the pictures of the training split show; false values have its frequencies. With the same seed, caption i takes the
+    same random numbers at every rate.
 
     Raises:
         ParameterError: `rate` outside [0, 1].
@@ -132,15 +131,15 @@ def by_noise_level(
     *,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[float, Part]:
-    """rate -> metrics when the sentences about the same pictures are false at that rate (`recaption`).
+) -> dict[float, GroupMetrics]:
+    """Return rate -> metrics, with captions of the same pictures that are false at that rate (`recaption`).
 
-    shown (Q,): what the queries' pictures show; embed: sentences -> (Q, D); gallery (G, D); query_ids (Q,), gallery_ids (G,).
+    shown (Q,): what the queries' pictures show; embed: captions -> (Q, D); gallery (G, D); query_ids (Q,), gallery_ids (G,).
     """
     parts = {}
     for rate in rates:
-        sentences = [caption.text for caption in recaption(shown, corpus, rate, seed)]
-        results = retrieval_results(embed(sentences), gallery, query_ids, gallery_ids)
+        captions = [caption.text for caption in recaption(shown, corpus, rate, seed)]
+        results = retrieval_results(embed(captions), gallery, query_ids, gallery_ids)
         everybody = by_group(results, ["all"] * len(shown), query_ids.tolist(), resamples=resamples, seed=seed)
         if "all" not in everybody:
             raise DataError("breakdown: no query has a picture of its identity in the gallery")
@@ -150,12 +149,12 @@ def by_noise_level(
 
 @dataclass(frozen=True)
 class Mistaken:
-    """How often, in percent, the picture found first shows another value of an attribute than the one searched for.
+    """How often the picture ranked first in a miss shows another value of an attribute than the query.
 
     Attributes:
-        misses: of how many misses; those whose picture shows the attribute.
-        share: in percent of them.
-        chance: what a random picture of the gallery would give.
+        misses: number of misses whose query shows the attribute.
+        share: percent of them with another value.
+        chance: the same for a random picture of the gallery.
     """
 
     misses: int
@@ -163,17 +162,18 @@ class Mistaken:
     chance: float
 
     def as_dict(self) -> dict[str, float]:
-        """Plain JSON values."""
+        """Return plain values for JSON."""
         return {"misses": self.misses, "share": self.share, "chance": self.chance}
 
 
 def mistaken_attributes(
     shown: Sequence[Mapping[str, str]], found: Sequence[Mapping[str, str]], gallery: Sequence[Mapping[str, str]]
 ) -> dict[str, Mistaken]:
-    """attribute -> how it differs between what was searched for and what came first, names sorted.
+    """Return attribute -> how often it differs between the query and the picture ranked first, sorted by name.
 
-    shown and found (M,): of each miss, what its picture and the picture found first show; gallery (G,): what every picture shows.
-    A picture that does not show the attribute shows another value. A share far below chance is an attribute the model reads.
+    shown and found (M,): what the query's picture and the picture ranked first show, for each miss; gallery (G,): what every
+    picture shows. A picture without the attribute counts as another value. The model reads an attribute whose share is far below
+    chance.
 
     Raises:
         DataError: the lengths differ, or no gallery.
@@ -193,7 +193,9 @@ def mistaken_attributes(
     return mistaken
 
 
-def _part(results: RetrievalResult, rows: list[int], identities: list[int], resamples: int, seed: int) -> Part:
+def _group_metrics(
+    results: RetrievalResult, rows: list[int], identities: list[int], resamples: int, seed: int
+) -> GroupMetrics:
     chosen = RetrievalResult(
         results.first_rank[rows],
         results.average_precision[rows],
@@ -203,7 +205,7 @@ def _part(results: RetrievalResult, rows: list[int], identities: list[int], resa
     metrics = chosen.metrics()
     counts = ("queries", "queries_without_match")
     hits = (chosen.first_rank == 1).double() * 100
-    return Part(
+    return GroupMetrics(
         queries=len(rows),
         identities=len(set(identities)),
         metrics={name: value for name, value in metrics.items() if name not in counts},

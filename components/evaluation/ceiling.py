@@ -1,4 +1,4 @@
-"""How well retrieval could do by attributes alone: the ceiling of a model that reads pictures and captions without error."""
+"""The ceiling of retrieval by attributes: a model that reads the attributes of pictures and captions without error."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,10 +9,9 @@ from torch import Tensor
 def attribute_match_ceiling(
     queries: Sequence[Mapping[str, str]], gallery: Sequence[Mapping[str, str]], query_ids: Tensor, gallery_ids: Tensor
 ) -> dict[str, float]:
-    """Expected R@1 in percent when each query takes the picture that agrees with it on most attributes, ties at random.
+    """Return the expected R@1 in percent when each query takes the picture with most matching attributes, ties at random.
 
-    Agreement counts attributes that both state alike, minus those they state differently: what one of them does not show says
-    nothing. Two people that look alike cannot be told apart this way, so this can be below 100.
+    The score counts equal attributes minus different ones, among those that both state. Below 100 where people look alike.
     """
     names = sorted({name for item in (*queries, *gallery) for name in item})
     asked, held = _codes(queries, names, gallery), _codes(gallery, names, queries)

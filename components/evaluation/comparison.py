@@ -1,6 +1,6 @@
-"""Arms side by side: how each differs from a baseline on the very same prompts or queries.
+"""Paired comparison of arms with a baseline, on the same prompts or queries.
 
-Pairing removes what all arms share (a hard prompt, a rare person), so a difference has a narrower interval than the two means.
+Pairing removes what all arms have in common (a hard prompt, a rare person), so a difference has a narrower interval than two means.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ NOT_ATTRIBUTES = ("source", "prompt_id")
 
 
 def alignment_scores(table: Columns, source: str) -> tuple[list[int], AlignmentScores]:
-    """The prompts (N,) and scores (N, A) of one `source` in a table of source, prompt_id and a column an attribute (1, 0, NaN)."""
+    """Return the prompts (N,) and scores (N, A) of one source; a table has source, prompt_id and attribute columns (1, 0, NaN)."""
     rows = [row for row, value in enumerate(table["source"]) if value == source]
     attributes = tuple(name for name in table if name not in NOT_ATTRIBUTES)
     correct = np.array([[_number(table[name][row]) for name in attributes] for row in rows], dtype=np.float64)
@@ -28,7 +28,7 @@ def alignment_scores(table: Columns, source: str) -> tuple[list[int], AlignmentS
 def alignment_differences(
     tables: Mapping[str, Columns], baseline: str, source: str, seed: int
 ) -> dict[str, dict[str, Interval]]:
-    """arm -> {"mean" or an attribute: `arm` minus `baseline` in percentage points}, resampled by prompt.
+    """Return arm -> {"mean" or an attribute: `arm` minus `baseline` in percentage points}, resampled by prompt.
 
     Raises DataError when the arms' rows do not belong to the same prompts in the same order.
     """
@@ -47,7 +47,7 @@ def alignment_differences(
 def retrieval_differences(
     tables: Mapping[str, Columns], baseline: str, identities: Mapping[int, int], seed: int, k: int = 1
 ) -> dict[str, Interval]:
-    """arm -> R@k of `arm` minus that of `baseline`, in percentage points, resampled by identity.
+    """Return arm -> R@k of `arm` minus that of `baseline` in percentage points, resampled by identity.
 
     tables hold caption_id and first_rank (Q,), the same queries in the same order; identities: caption_id -> identity.
     Raises DataError when the queries differ.
@@ -66,7 +66,7 @@ def retrieval_differences(
 
 
 def _hits(table: Columns, k: int) -> NDArray[np.float64]:
-    """100 where a right picture is among the first k, else 0, (Q,); rank 0 says that there is none in the gallery."""
+    """100 where a relevant picture is among the first k, else 0; NaN where the gallery has none (rank 0): (Q,)."""
     ranks = np.asarray(table["first_rank"])
     hits: NDArray[np.float64] = np.where((ranks >= 1) & (ranks <= k), 100.0, 0.0)
     hits[ranks == 0] = np.nan

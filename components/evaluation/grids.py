@@ -1,16 +1,14 @@
-"""Pictures side by side: a row for a prompt, a column for an arm, as PNG with fixed bytes."""
+"""Grids of pictures with labels: a row per prompt, a column per arm."""
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from components.errors import DataError
-from components.evaluation.figures import PAPER, plate
-from components.persons.pixels import encode_png
+from components.evaluation.figures import PAPER, contact_sheet
 
 INK, EMPTY = (30, 30, 30), (235, 235, 235)
 GAP, LABEL, FONT = 4, 200, 13  # pixels: between pictures, width of the prompts' column, size of letters
@@ -20,17 +18,17 @@ LINE = FONT + 4
 def side_by_side(
     prompts: Sequence[str], arms: Sequence[str], pictures: Sequence[Sequence[Image.Image | None]], cell: int = 192
 ) -> Image.Image:
-    """A sheet with the prompts at the left, the arms on top, and pictures[row][column] in squares of `cell` pixels.
+    """Draw a grid with prompts on the left, arms on top, and pictures[row][column] in squares of `cell` pixels.
 
-    A picture is scaled to fit its square and centred; None leaves a grey square. Raises DataError when rows or columns do not
-    fit the labels, or there are none.
+    A picture is scaled to fit its square and centred; None leaves a grey square. Raises DataError where rows or columns do not
+    match the labels, or there are none.
     """
     if not prompts or not arms or len(pictures) != len(prompts) or any(len(row) != len(arms) for row in pictures):
         raise DataError(
             f"a grid needs a row for each of {len(prompts)} prompts and a column for each of {len(arms)} arms"
         )
     tiles = [[torch.from_numpy(np.array(_tile(picture, cell))).permute(2, 0, 1) for picture in row] for row in pictures]
-    field = Image.fromarray(plate(tiles, GAP).permute(1, 2, 0).numpy())
+    field = Image.fromarray(contact_sheet(tiles, GAP).permute(1, 2, 0).numpy())
     head = LINE + GAP
     sheet = Image.new("RGB", (LABEL + field.width, head + field.height), PAPER)
     sheet.paste(field, (LABEL, head))
@@ -44,12 +42,6 @@ def side_by_side(
     return sheet
 
 
-def save_grid(sheet: Image.Image, path: Path) -> None:
-    """Write the sheet as PNG; the same sheet gives the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_png(np.array(sheet)))
-
-
 def _tile(picture: Image.Image | None, cell: int) -> Image.Image:
     tile = Image.new("RGB", (cell, cell), EMPTY if picture is None else PAPER)
     if picture is not None:
@@ -61,14 +53,14 @@ def _tile(picture: Image.Image | None, cell: int) -> Image.Image:
 
 
 def _wrapped(text: str, width: int, lines: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
-    """`text` in at most `lines` lines of `width` pixels, ending in an ellipsis when it does not fit."""
+    """Wrap `text` to at most `lines` lines of `width` pixels, with an ellipsis where it does not fit."""
     letters = max(1, int(width / font.getlength("n")))  # "n" is about as wide as letters are on average
     wrapped = textwrap.wrap(text, letters, max_lines=max(1, lines), placeholder=" …") or [""]
     return [_fitting(line, width, font) for line in wrapped]
 
 
 def _fitting(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """`text`, cut with an ellipsis where it is wider than `width` pixels."""
+    """Cut `text` to `width` pixels, with an ellipsis."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

@@ -1,8 +1,7 @@
-"""How sure a mean is: percentile bootstrap intervals, resampled by the unit that is independent.
+"""Percentile bootstrap intervals of means, resampled by independent units.
 
-Several pictures of one prompt, or several queries of one person, are not independent observations. Resampling whole
-prompts or identities keeps that dependence inside the resampled units (cluster bootstrap; Davison & Hinkley 1997,
-section 3.8).
+Pictures of one prompt, or queries of one person, are not independent observations. Resampling whole prompts or identities keeps
+that dependence inside the units (cluster bootstrap; Davison & Hinkley 1997, section 3.8).
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from components.errors import ParameterError
 from components.training.randomness import numpy_generator
 
-_CHUNK = 4_000_000  # resampled numbers in memory at once
+_CHUNK = 4_000_000  # resampled values in memory at once
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Interval:
     high: float
 
     def as_dict(self) -> dict[str, float]:
-        """{"mean", "low", "high"}, for JSON."""
+        """Return {"mean", "low", "high"}, for JSON."""
         return {"mean": self.mean, "low": self.low, "high": self.high}
 
 
@@ -39,11 +38,11 @@ def bootstrap_mean(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """The mean of `values` (N,) with a percentile interval at `level`; NaN values are left out.
+    """Return the mean of `values` (N,) with a percentile interval at `level`; NaN values are left out.
 
-    `units` (N,) names the independent unit each value belongs to; without it every value is its own. The interval is
-    the level's central quantiles of the ratio of sums over resampled units, so that units of unequal size weigh as they
-    do in the mean. Raises `ParameterError` for no values, or settings out of range.
+    `units` (N,): the independent unit of each value, by default its own. The interval is taken from the ratio of sums over
+    resampled units, so that units of unequal size have the weight they have in the mean. Raises `ParameterError` for no values, or
+    settings out of range.
     """
     if not 0 < level < 1 or resamples < 1:
         raise ParameterError(f"bootstrap: level {level} must lie in (0, 1) and resamples {resamples} be at least 1")
@@ -62,7 +61,7 @@ def bootstrap_difference(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """The mean of `first - second` with its interval, for two (N,) measurements of the same N things (paired).
+    """Return the mean of `first - second` with its interval, for paired measurements (N,).
 
     A pair with a NaN on either side is left out. Raises `ParameterError` when the lengths differ.
     """
@@ -73,12 +72,12 @@ def bootstrap_difference(
 
 
 def bootstrap_crossed(values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """The mean of `values` (S, P): S repetitions (training seeds) of the same P things (prompts); NaN is left out.
+    """Return the mean of `values` (S, P), S repetitions (training seeds) of the same P items (prompts); NaN is left out.
 
-    Repetitions and things are resampled independently and crossed, so that the interval says how far the mean would move
-    with other seeds as well as with other prompts (the pigeonhole bootstrap; Owen 2007, Annals of Applied Statistics 1(2)).
-    It errs on the wide side, by the noise of single values. With one repetition it is the bootstrap over things alone,
-    and with few it knows little of how repetitions differ. Paired arms: give their differences.
+    Repetitions and items are resampled independently and crossed, so that the interval covers other seeds as well as other prompts
+    (the pigeonhole bootstrap; Owen 2007, Annals of Applied Statistics 1(2)). It is too wide rather than too narrow, by the noise of
+    single values. With one repetition it is the bootstrap over items, and few repetitions estimate their spread badly. For paired
+    arms pass their differences.
 
     Raises `ParameterError` for no values, another shape, or settings out of range.
     """
@@ -86,15 +85,15 @@ def bootstrap_crossed(values: ArrayLike, *, level: float = 0.95, resamples: int 
         raise ParameterError(f"bootstrap: level {level} must lie in (0, 1) and resamples {resamples} be at least 1")
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2:
-        raise ParameterError(f"bootstrap: values of shape {table.shape}; give repetitions x things, (S, P)")
+        raise ParameterError(f"bootstrap: values of shape {table.shape}; give repetitions x items, (S, P)")
     kept = ~np.isnan(table)
     if not kept.any():
         raise ParameterError("bootstrap: no values (all of them are NaN or there are none)")
     filled = np.where(kept, table, 0.0)
     random = numpy_generator(seed, "crossed bootstrap")
-    repetitions, things = (random.multinomial(n, [1 / n] * n, size=resamples) for n in table.shape)  # (R, S), (R, P)
-    sums = ((repetitions @ filled) * things).sum(1)
-    counts = ((repetitions @ kept.astype(np.float64)) * things).sum(1)
+    repetitions, items = (random.multinomial(n, [1 / n] * n, size=resamples) for n in table.shape)  # (R, S), (R, P)
+    sums = ((repetitions @ filled) * items).sum(1)
+    counts = ((repetitions @ kept.astype(np.float64)) * items).sum(1)
     means = sums[counts > 0] / counts[counts > 0]  # a draw may hit nothing but NaN
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(filled.sum() / kept.sum()), float(low), float(high))
@@ -105,9 +104,9 @@ def _unit_sums(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sum and number of the values of each unit, each (U,)."""
     if values.ndim != 1:
-        raise ParameterError(f"bootstrap: values of shape {values.shape}; give one number a thing, (N,)")
+        raise ParameterError(f"bootstrap: values of shape {values.shape}; give one number per item, (N,)")
     if units is not None and len(units) != len(values):
-        raise ParameterError(f"bootstrap: {len(values)} values but {len(units)} units; give one unit a value")
+        raise ParameterError(f"bootstrap: {len(values)} values but {len(units)} units; give one unit per value")
     kept = ~np.isnan(values)
     if not kept.any():
         raise ParameterError("bootstrap: no values (all of them are NaN or there are none)")

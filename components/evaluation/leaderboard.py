@@ -1,6 +1,6 @@
-"""Published text-to-person retrieval results beside one's own.
+"""Leaderboards of published text-to-person retrieval results, with own results added.
 
-The numbers, each with the place it was read, are in `published_retrieval.yaml` beside this file.
+The numbers and their sources are in `published_retrieval.yaml` beside this file.
 """
 
 from collections.abc import Mapping
@@ -23,9 +23,9 @@ class Result:
     """One method on one dataset.
 
     Attributes:
-        venue, pretraining: None where there is none, or it is not stated.
-        metrics: those of METRICS that are stated, in percent.
-        source: where the numbers were read.
+        venue, pretraining: None where there is none, or none is stated.
+        metrics: the stated ones of METRICS, in percent.
+        source: where the numbers are from.
         own: whether it was computed here.
     """
 
@@ -40,7 +40,7 @@ class Result:
 
 
 def published_results(path: Path = PUBLISHED) -> list[Result]:
-    """Every published result, one per method and dataset. Raises DataError for an entry that is not what the file says it is."""
+    """Read every published result, one per method and dataset. Raises DataError for a malformed entry."""
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -55,9 +55,9 @@ def published_results(path: Path = PUBLISHED) -> list[Result]:
 def leaderboard(
     dataset: str, setting: str = "fine-tuned", own: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[Result]:
-    """Results on a dataset in one setting, the best R@1 first, with those of `own` (name -> metrics in percent) among them.
+    """Return results on a dataset in one setting by falling R@1, including `own` (name -> metrics in percent).
 
-    Of `own` only METRICS are taken; other keys, such as the number of queries, are passed over.
+    Keys of `own` other than METRICS, such as the number of queries, are ignored.
 
     Raises:
         ParameterError: an unknown dataset or setting, or own results without R@1.
@@ -82,7 +82,7 @@ def _result(entry: Mapping[str, Any], dataset: str, values: list[float | None], 
     if dataset not in DATASETS or entry.get("setting") not in SETTINGS or not entry.get("source"):
         raise DataError(f"{where}: unknown dataset or setting, or no source")
     if len(values) != len(METRICS) or values[0] is None:
-        raise DataError(f"{where}: {values}; expected {', '.join(METRICS)}, of which R@1 must be there")
+        raise DataError(f"{where}: {values}; expected {', '.join(METRICS)}, with R@1 not null")
     metrics = {name: float(value) for name, value in zip(METRICS, values, strict=True) if value is not None}
     return Result(
         method=entry["method"],

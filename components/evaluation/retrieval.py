@@ -3,7 +3,7 @@
 The protocol of IRRA and everything after it: every caption is a query, every picture of the split is in the gallery
 (the caption's own too), cosine similarity, a gallery picture is relevant when it shows the query's identity.
 
-    R@k    share of queries with a relevant picture among the first k (a hit rate, not recall)
+    R@k    fraction of queries with a relevant picture among the first k (a hit rate, not recall)
     AP     mean over relevant pictures of (relevant so far) / rank, over the whole ranking; mAP its mean
     INP    number of relevant pictures / rank of the last one; mINP its mean
 
@@ -12,12 +12,11 @@ strictly higher score; for the first this is 1 + the number of strictly higher p
 on the gallery's order, and a tie with an irrelevant picture is resolved in the query's favour (a duplicate file is
 not the model's error).
 
-Only ranks of relevant pictures are needed, and those only need counting: a block of scores (chunk of queries x block of
-the gallery) is compared with the scores of the queries' relevant pictures and forgotten. Memory is that of one block,
-where the usual dense code needs queries x gallery several times (over 10 GB for ICFG-PEDES). The size of the blocks
-changes nothing but the last bit of a score, as a matrix product rounds differently in other shapes and at its edges. It
-can part two pictures whose scores differ by less than that, equal pictures among them; embeddings in float64 make
-that bit a billion times smaller.
+Only the ranks of relevant pictures are needed, which are counts: a block of scores (chunk of queries x block of the gallery) is
+compared with the scores of the queries' relevant pictures and discarded. Memory is one block, where the usual dense code needs
+queries x gallery several times (over 10 GB for ICFG-PEDES). The block size changes only the last bit of a score, because a matrix
+product rounds differently in other shapes and at its edges. That can order pictures whose scores differ by less, also equal
+pictures; with embeddings in float64 the bit is a billion times smaller.
 """
 
 from collections.abc import Iterator
@@ -32,9 +31,9 @@ from components.errors import DataError, ParameterError
 
 TOP_K = (1, 5, 10)
 BLOCK_SCORES = 16 << 20
-"""Scores of a block unless its size is given: 64 MB in float32."""
+"""Default number of scores per block: 64 MB in float32."""
 _SORT_FROM = 64
-"""Comparing a row with each relevant score is cheaper than sorting it up to about this many relevant pictures."""
+"""Up to about this many relevant pictures, comparing a row with each of their scores is cheaper than sorting it."""
 
 Keys = tuple[Tensor, Tensor]
 
@@ -52,7 +51,7 @@ class RetrievalResult:
     valid: Tensor
 
     def metrics(self, top_k: tuple[int, ...] = TOP_K) -> dict[str, float]:
-        """Means in percent over the valid queries, and the numbers of queries."""
+        """Return means in percent over the valid queries, and the numbers of queries."""
         valid = self.valid
         if not valid.any():
             raise DataError(
@@ -78,7 +77,7 @@ def retrieval_metrics(
     normalize: bool = True,
     leave_out: Keys | None = None,
 ) -> dict[str, float]:
-    """R@1, R@5, R@10, mAP, mINP in percent, and "queries", "queries_without_match" as counts.
+    """Compute R@1, R@5, R@10, mAP and mINP in percent, and the counts "queries" and "queries_without_match".
 
     Args:
         queries, gallery: (Q, D) and (G, D), compared in float64 where they are, else in float32.
@@ -87,8 +86,8 @@ def retrieval_metrics(
         chunk, block: queries and gallery pictures compared at once; `block` None takes what fits BLOCK_SCORES.
         normalize: cosine similarity; False takes the scalar product as it is.
         leave_out: keys (Q,) of the queries and (G,) of the gallery: of the pictures of a query's identity, those that share
-            its key are neither to be found nor in the way. With image ids the caption's own picture is left out; with
-            camera numbers it is the protocol of person re-identification.
+            its key are excluded from positives and negatives. Image ids exclude the caption's own picture; camera numbers give the
+            protocol of person re-identification.
 
     Raises:
         DataError: empty or mismatched input, values that are not finite, or no query with a match.
@@ -109,9 +108,9 @@ def retrieval_metrics(
 def both_directions(
     texts: Tensor, images: Tensor, text_ids: Tensor, image_ids: Tensor, *, chunk: int = 256, block: int | None = None
 ) -> dict[str, dict[str, float]]:
-    """`retrieval_metrics` of sentences that search pictures ("text_to_image", what is published) and of the reverse.
+    """Compute `retrieval_metrics` of captions that search pictures ("text_to_image", as published) and of the reverse.
 
-    texts (T, D), images (I, D), text_ids (T,), image_ids (I,). In the reverse a picture's relevant sentences are those of
+    texts (T, D), images (I, D), text_ids (T,), image_ids (I,). In the reverse a picture's relevant captions are those of
     every picture of its identity.
     """
     return {
@@ -156,16 +155,16 @@ def retrieval_results(
 
 @torch.no_grad()
 def best_matches(queries: Tensor, gallery: Tensor, *, chunk: int = 256) -> Tensor:
-    """The gallery row with the highest cosine for each query, int64 (Q,); of equal ones the first. `chunk` queries at once."""
+    """Return the gallery row with the highest cosine for each query, int64 (Q,), the first of equals; `chunk` queries at once."""
     gallery = F.normalize(gallery.float(), dim=-1)
     best = [(F.normalize(part.float(), dim=-1) @ gallery.T).argmax(dim=1).cpu() for part in queries.split(chunk)]
     return torch.cat(best) if best else torch.empty(0, dtype=torch.int64)
 
 
 def _positives(query_ids: Tensor, ordered: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Gallery rows of each query's identity, (q, P), and which of them are real and not padding, bool (q, P).
+    """Gallery rows of each query's identity, (q, P), and which of them are not padding, bool (q, P).
 
-    ordered (G,): the gallery's identities, sorted; rows (G,): where they stood.
+    ordered (G,): the gallery's identities, sorted; rows (G,): their gallery rows.
     """
     begin = torch.searchsorted(ordered, query_ids, side="left")
     counts = torch.searchsorted(ordered, query_ids, side="right") - begin
@@ -180,11 +179,11 @@ def _compare(
     """Scores of the wanted pictures from high to low, (q, P), -inf after the last; and for each the number of irrelevant
     pictures with a strictly higher score, int64 (q, P).
 
-    A picture of the query's identity is never irrelevant, wanted or not. Two passes over the gallery, as the wanted scores
-    must be known before anything is counted; the first computes only blocks that hold one of them.
+    A picture of the query's identity is never irrelevant, wanted or not. Takes two passes over the gallery, because counting needs
+    the wanted scores; the first computes only blocks that hold one of them.
     """
     relevant = torch.full(positives.shape, -torch.inf, dtype=queries.dtype)
-    # As a rule one block is the whole gallery: then it is computed once.
+    # Mostly one block is the whole gallery: then it is computed once.
     kept = list(_blocks(queries, gallery, block)) if len(gallery) <= block else None
     for begin, scores in kept or _blocks(queries, gallery, block, positives[wanted]):
         row, place = _inside(positives, wanted, begin, scores.shape[1])
@@ -199,7 +198,7 @@ def _compare(
 
 
 def _blocks(queries: Tensor, gallery: Tensor, block: int, needed: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
-    """(first row, scores (q, up to `block`)) over the gallery, on the CPU; only blocks that hold one of the rows `needed`."""
+    """Yield (first row, scores (q, up to `block`)) over the gallery, on the CPU; only blocks with one of the rows `needed`."""
     chosen = None if needed is None else set((needed // block).tolist())
     for begin in range(0, len(gallery), block):
         if chosen is None or begin // block in chosen:
@@ -207,7 +206,7 @@ def _blocks(queries: Tensor, gallery: Tensor, block: int, needed: Tensor | None 
 
 
 def _inside(positives: Tensor, which: Tensor, begin: int, length: int) -> tuple[Tensor, Tensor]:
-    """Where `positives` (q, P), as far as `which` is true, are rows begin ... begin + length - 1: two index vectors."""
+    """Indices of `positives` (q, P), where `which` is true, that are rows begin ... begin + length - 1: two vectors."""
     row, place = (which & (positives >= begin) & (positives < begin + length)).nonzero(as_tuple=True)
     return row, place
 
@@ -234,7 +233,7 @@ def _measure(relevant: Tensor, above: Tensor, counts: Tensor) -> tuple[Tensor, T
 
 def _check(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor, leave_out: Keys | None) -> None:
     if not len(queries) or not len(gallery):
-        raise DataError(f"retrieval: {len(queries)} queries and {len(gallery)} gallery pictures; both must be there")
+        raise DataError(f"retrieval: {len(queries)} queries and {len(gallery)} gallery pictures; neither may be empty")
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
         raise DataError(
             f"retrieval: queries {tuple(queries.shape)} and gallery {tuple(gallery.shape)}; (Q, D) and (G, D) needed"

@@ -1,9 +1,9 @@
-"""Which tokens of a batch are masked: the scores, what is remembered of them between visits, and the draw.
+"""Masking of a batch by scores: compute or look up the scores, draw the masks, and store scores for the next visit.
 
-`mask` gives both copies of a batch; `observe` learns from what the decoder then predicted. Timing of scores that are
-computed from the encoder: "previous" masks with those of a caption's last visit, so that masks do not follow the weights
-of the same step, and at a first visit knows that it knows nothing (random rates); "same-step" with those of now.
-"likelihood" is always that of the visits before: how much better than usual each token was predicted when it was masked.
+`mask` returns both copies of a batch; `observe` records what the decoder then predicted. Timing of scores computed from the
+encoder: "previous" masks with the scores of a caption's last visit, so that masks do not follow the weights of the same step, and
+uses the random rates on a first visit; "same-step" uses the current scores. "likelihood" is always of earlier visits: how much
+better than usual each token was predicted when masked.
 """
 
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ from components.gadms.scores.scoring import ScoreInputs, normalisation_of, raw_s
 
 
 class CaptionScorer(nn.Module):
-    """Scores and masks of `captions` training captions. `scoring` None masks at random (the control).
+    """Scores and masks `captions` training captions. `scoring` None masks at random (the control).
 
-    Buffers only: part of the task's checkpoint, the same on every rank. Bytes a caption of 77 tokens: none at random
-    and for "same-step", 77 for "previous", 231 for "likelihood".
+    Its buffers are part of the task's checkpoint and the same on every rank. Bytes per caption of 77 tokens: 0 at random and for
+    "same-step", 77 for "previous", 231 for "likelihood".
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class CaptionScorer(nn.Module):
         image_tokens: Tensor,
         step: int,
     ) -> tuple[DualMask, dict[str, Tensor]]:
-        """Both copies of this rank's captions, and what there is to log about them, scalars.
+        """Return both copies of this rank's captions, and scalars to log.
 
-        batch: a RetrievalBatch (ids, caption_index; `wrong` for diagnostics); image (B, D), image_tokens (B, 1 + P, D).
-        All ranks must call it together with the same B.
+        batch: a RetrievalBatch (ids, caption_index; `wrong` for diagnostics); image (B, D), image_tokens (B, 1 + P, D). Collective:
+        all ranks call it with the same B.
         """
         if self.likelihoods is not None and decoder is None:
             raise ParameterError("score 'likelihood' needs the masked-token decoder: mtp_weight must be above 0")
@@ -97,10 +97,10 @@ class CaptionScorer(nn.Module):
 
     @torch.no_grad()
     def observe(self, batch: Mapping[str, Any], copies: DualMask, logits: Tensor) -> None:
-        """Remember how well the decoder predicted what was masked; logits (N, vocabulary) in the order of `labels`.
+        """Record how well the decoder predicted masked tokens, for "likelihood"; a no-op for other scores.
 
-        Only tokens that the decoder could not see count: not those that "bert" replacement left, or turned into others.
-        All ranks must call it together with the same B. Does nothing for other scores.
+        logits (N, vocabulary) in the order of `labels`. Tokens that "bert" replacement leaves or replaces by others do not count,
+        because the decoder does not see a mask there. Collective: all ranks call it with the same B.
         """
         if self.likelihoods is None:
             return
@@ -120,7 +120,7 @@ class CaptionScorer(nn.Module):
         valid: Tensor,
         step: int,
     ) -> tuple[Tensor, Tensor | None]:
-        """Scores to mask by, and those to judge (the newest), both (B, T), -1 for unknown; None judges nothing."""
+        """Scores to mask by, and the current ones for diagnostics or None; both (B, T), -1 for unknown."""
         ids, index = batch["ids"], batch["caption_index"]
         if self.scoring is None:
             return torch.full(ids.shape, -1.0, device=ids.device), None

@@ -1,6 +1,6 @@
-"""Models tested on data sets that they were not trained on: the matrix, and the published one beside it.
+"""Cross-domain evaluation: every model on every dataset, and published results to compare with.
 
-The numbers, and where they were read, are in `published_cross_domain.yaml` beside this file.
+Published numbers and their sources are in `published_cross_domain.yaml` beside this file.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ PUBLISHED = Path(__file__).with_name("published_cross_domain.yaml")
 
 @dataclass(frozen=True)
 class Transfer:
-    """A published result: pre-trained on `pretraining` (None: CLIP alone), fine-tuned on `source`, tested on `target`; percent."""
+    """A published result in percent: pre-trained on `pretraining` (None: CLIP), fine-tuned on `source`, tested on `target`."""
 
     pretraining: str | None
     source: str
@@ -32,11 +32,7 @@ class Transfer:
 
 
 def split_retrieval(encoder: DualEncoder, dataset: PersonDataset, split: str = "test") -> dict[str, float]:
-    """`retrieval_metrics` of every long caption of a split that searches every picture of it.
-
-    Raises:
-        DataError: the dataset has no caption in that split.
-    """
+    """Return `retrieval_metrics` of a split: every long caption searches every picture. Raises DataError for an empty split."""
     rows = dataset.rows(split=split, form="long")
     if not len(rows):
         raise DataError(f"{dataset.folder}: no caption in the split {split!r}; choose another with --split")
@@ -53,10 +49,9 @@ def split_retrieval(encoder: DualEncoder, dataset: PersonDataset, split: str = "
 def cross_domain(
     models: Mapping[str, Path], datasets: Mapping[str, Path], *, split: str = "test", device: torch.device | str = "cpu"
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """model -> dataset -> metrics in percent. One model at a time is in memory.
+    """Evaluate every model on every dataset: model -> dataset -> metrics in percent. One model is in memory at a time.
 
-    Raises:
-        DataError: a folder that holds no model, or no dataset, or no caption in `split`.
+    Raises DataError for a folder without a model, without a dataset, or without a caption in `split`.
     """
     opened = {name: PersonDataset.open(folder) for name, folder in datasets.items()}
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -67,7 +62,7 @@ def cross_domain(
 
 
 def published_transfers(path: Path = PUBLISHED) -> list[Transfer]:
-    """Every published result. Raises DataError for an entry that is not what the file says it is."""
+    """Read every published result. Raises DataError for a malformed entry."""
     try:
         entries: list[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
         return [

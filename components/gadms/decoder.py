@@ -1,4 +1,4 @@
-"""The masked-token decoder of IRRA and GA-DMS (section 4.3): text tokens ask the picture what they were."""
+"""The masked-token decoder of IRRA and GA-DMS (section 4.3): masked text tokens are predicted from the picture."""
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,10 @@ class QuickGELU(nn.Module):
 
 
 class CrossModalDecoder(nn.Module):
-    """Cross-attention (text queries, image keys and values), `depth` bidirectional blocks, and a head over the
-    vocabulary.
+    """Cross-attention (text queries, image keys and values), `depth` bidirectional blocks, and a head over the vocabulary.
 
-    The paper's figure 3 draws the image as the query, but one prediction per text token needs the text there, as in
-    the released code and in IRRA. Padding is never attended to, so that a caption's predictions do not depend on its
-    batch.
+    The paper's figure 3 draws the image as the query, but a prediction per text token needs text queries, as in the released code
+    and in IRRA. Padding is never attended to, so that a caption's predictions do not depend on its batch.
     """
 
     def __init__(self, width: int, vocab_size: int, *, depth: int = 4, heads: int | None = None) -> None:
@@ -56,10 +54,9 @@ class CrossModalDecoder(nn.Module):
                 nn.init.normal_(parameter, std=matching[0] if matching else stream)
 
     def forward(self, text: Tensor, image: Tensor, padding: Tensor, masked: Tensor) -> Tensor:
-        """Logits at the masked positions only, which is the same loss at a fraction of the memory.
+        """Compute logits at the masked positions only: the same loss with a fraction of the memory.
 
-        text (B, L, D), image (B, P, D), padding (B, L) True behind the end token, masked (B, L) bool -> (N masked,
-        vocabulary).
+        text (B, L, D), image (B, P, D), padding (B, L) True after the end token, masked (B, L) bool -> (N masked, vocabulary).
         """
         keys = self.image_norm(image)
         hidden = self.cross_attention(self.text_norm(text), keys, keys, need_weights=False)[0]
@@ -69,5 +66,5 @@ class CrossModalDecoder(nn.Module):
 
 
 def padding_mask(ids: Tensor, length: int) -> Tensor:
-    """True behind the end token: ids (B, T) -> bool (B, length)."""
+    """True after the end token: ids (B, T) -> bool (B, length)."""
     return torch.arange(length, device=ids.device) > ids.argmax(dim=-1, keepdim=True)

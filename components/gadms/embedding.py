@@ -1,4 +1,4 @@
-"""Embeddings of many captions or pictures, in batches, without gradients."""
+"""Embeddings of captions and pictures, in batches, without gradients."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,10 +11,7 @@ from components.gadms.model import DualEncoder
 
 @torch.no_grad()
 def embed_captions(encoder: DualEncoder, captions: Sequence[str], *, batch_size: int = 256) -> Tensor:
-    """Unit vectors float32 (N, D) on the CPU, in the order given.
-
-    Captions are encoded in order of length, so that a batch is cut to what it needs.
-    """
+    """Embed captions as unit vectors, float32 (N, D) on the CPU. Batches are sorted by length, to cut their padding."""
     ids = encoder.tokenizer(captions)
     order = ids.argmax(dim=-1).argsort(stable=True)
     result = torch.empty(len(captions), encoder.embed_dim)
@@ -35,9 +32,7 @@ def embed_images(
     *,
     batch_size: int = 256,
 ) -> Tensor:
-    """Unit vectors float32 (N, D) on the CPU. `pixels(image_ids)` gives uint8 (n, 3, H, W) at the encoder's image
-    size.
-    """
+    """Embed pictures as unit vectors, float32 (N, D) on the CPU. `pixels(image_ids)` returns uint8 (n, 3, H, W)."""
     training = encoder.training
     encoder.eval()
     parts = []

@@ -11,8 +11,8 @@ another rule, which hits its rate by construction:
 
     p_noise(s)      = clip(rate + (1 - s) - mean of (1 - s) over the caption, 0, 1)
 
-Draws are for the global batch as a
-function of (seed, step), then cut to this rank's rows, so they do not depend on the number of workers.
+Masks are drawn for the global batch as a function of (seed, step), and each rank takes its rows, so they do not depend on the
+number of workers.
 """
 
 from dataclasses import dataclass
@@ -26,25 +26,23 @@ from components.training.randomness import generator, rank_part
 
 @dataclass(frozen=True)
 class DualMask:
-    """Both copies. Ids int64 (B, T); `labels` int64 (B, T) holds the original id at predicted positions and 0
-    elsewhere.
-    """
+    """Both copies. Ids int64 (B, T); `labels` int64 (B, T) holds the original id at predicted positions, 0 elsewhere."""
 
     noise_ids: Tensor
     prediction_ids: Tensor
     labels: Tensor
     noise_chosen: Tensor  # bool (B, T)
     prediction_chosen: Tensor  # bool (B, T)
-    noise_rate: Tensor  # share of the tokens that can be masked, scalar
+    noise_rate: Tensor  # fraction of the maskable tokens, scalar
     prediction_rate: Tensor
 
 
 def masking_probabilities(
     scores: Tensor, config: MaskingConfig, valid: Tensor | None = None, threshold: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(noise, prediction) probabilities, like `scores` (B, T); a negative score is unknown and gets the random rates.
+    """Return (noise, prediction) probabilities like `scores` (B, T); a negative score is unknown and has the random rates.
 
-    `valid` bool (B, T): the tokens that can be masked, all without. `threshold` in place of the one of `config`.
+    `valid` bool (B, T): the maskable tokens, by default all. `threshold` replaces that of `config`.
     """
     valid = torch.ones_like(scores, dtype=torch.bool) if valid is None else valid
     unknown = scores < 0
@@ -63,9 +61,9 @@ def masking_probabilities(
 
 
 def calibrated_threshold(scores: Tensor, valid: Tensor, config: MaskingConfig) -> Tensor:
-    """The threshold at which the mean noise probability of the known tokens is the target rate; scalar, by bisection.
+    """Find the threshold at which the mean noise probability of known tokens is the target rate; scalar, by bisection.
 
-    scores, valid (B, T), of the whole batch when ranks share one. Without a target, or known token, that of `config`.
+    scores, valid (B, T) of the global batch. Without a target rate or a known token it is the threshold of `config`.
     """
     known = scores[valid & (scores >= 0)].double()
     plain = torch.tensor(config.threshold, dtype=torch.float64, device=scores.device)
@@ -84,7 +82,7 @@ def calibrated_threshold(scores: Tensor, valid: Tensor, config: MaskingConfig) -
 
 
 def maskable(ids: Tensor, mask_id: int) -> Tensor:
-    """Tokens between start and end; never these two, nor padding. bool (B, T)."""
+    """Return the tokens between start and end, without padding: bool (B, T)."""
     before_end = torch.arange(ids.shape[1], device=ids.device) < ids.argmax(dim=-1, keepdim=True)
     return before_end & (ids > 0) & (ids < mask_id)
 
@@ -103,9 +101,9 @@ def dual_mask(
 ) -> DualMask:
     """Draw the noise copy and the prediction copy of raw captions.
 
-    ids int64 (B, T), not changed; scores (B, T) in [0, 1], negative for "unknown". With several ranks each passes its
-    own rows, all the same number. `threshold`: what `calibrated_threshold` gives for the rows of all ranks; without,
-    it is found for these.
+    ids int64 (B, T), not changed; scores (B, T) in [0, 1], negative for unknown: with unknown scores alone, masking is random. With
+    several ranks each passes its own rows, all the same number. `threshold`: that of `calibrated_threshold` for the rows of all
+    ranks, by default for these rows.
     """
     config = config or MaskingConfig()
     scores, valid = scores.float(), maskable(ids, mask_id)
@@ -149,7 +147,7 @@ def _draw(
 
 
 def _replace(ids: Tensor, chosen: Tensor, how: Tensor, which: Tensor, mask_id: int, rule: Replacement) -> Tensor:
-    """A new tensor; random tokens are ordinary ones (1 to mask_id - 1), so the end token stays where it is."""
+    """Replace chosen tokens; random ones are from 1 to mask_id - 1, so that the end token keeps its position."""
     if rule == "mask":
         return torch.where(chosen, mask_id, ids)
     random = 1 + (which * (mask_id - 1)).long().clamp_max(mask_id - 2)

@@ -1,16 +1,16 @@
-"""The methods that are compared, each as one line of a table.
+"""The compared methods, one per line of a table.
 
-| method      | matching loss | on which caption | what is masked in it             | beside it        | from |
+| method      | matching loss | on which caption | what is masked in it             | other losses     | from |
 |-------------|---------------|------------------|----------------------------------|------------------|------|
-| gadms       | SDM           | noise copy       | what the score takes for noise   | MTP 0.4          | GA-DMS, arXiv 2509.09118 |
+| gadms       | SDM           | noise copy       | tokens the score takes for noise | MTP 0.4          | GA-DMS, arXiv 2509.09118 |
 | random      | SDM           | noise copy       | anything, 15 %                   | MTP 0.4          | the control of gadms |
-| nam         | SDM           | noise copy       | what no patch resembles, 15 %    |                  | NAM, CVPR 2024 |
+| nam         | SDM           | noise copy       | tokens unlike any patch, 15 %    |                  | NAM, CVPR 2024 |
 | irra        | SDM           | the caption      | nothing; MTP masks 15 % at random | MTP 1, ID 1     | IRRA, CVPR 2023 |
 | contrastive | InfoNCE       | the caption      | nothing                          |                  | CLIP |
 | tal         | TAL           | the caption      | nothing                          |                  | RDE, CVPR 2024 |
 
-The weights are those of the publications; a configuration that states its own has them in every method that masks. What is never
-masked has nothing to predict: `contrastive` and `tal` have their one loss.
+The weights are the published ones; weights of the configuration replace them in every method that masks. Without masking there is
+nothing to predict: `contrastive` and `tal` have one loss.
 """
 
 from dataclasses import dataclass, replace
@@ -27,15 +27,15 @@ Masking = Literal["scores", "random", "none"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a method trains on.
+    """The losses and the masking of a method.
 
     Attributes:
         matching: the loss between pictures and captions.
-        masking: how tokens are chosen; "none" leaves captions alone.
-        match_noise_copy: whether the matching loss sees the noise copy; otherwise the caption as it is.
+        masking: how masked tokens are chosen.
+        match_noise_copy: whether the matching loss reads the noise copy, or else the caption.
         mtp_weight, id_weight: of masked-token prediction and of identity classification, as published.
-        score, rule: the token score and the masking rule that are part of the method; None leaves both to the configuration.
-        bert: whether predicted tokens are replaced as in BERT (80 % mask, 10 % another token, 10 % left) as part of the method.
+        score, rule: the token score and the masking rule of the method; None takes those of the configuration.
+        bert: whether the method replaces predicted tokens as BERT does (80 % mask, 10 % another token, 10 % unchanged).
     """
 
     matching: Matching
@@ -98,7 +98,7 @@ class RetrievalConfig:
 
     @property
     def recipe(self) -> Recipe:
-        """The method's line of the table, with the weights that are set here."""
+        """The method's recipe, with the weights of this configuration."""
         recipe = METHODS[self.name or "gadms"]
         if recipe.masking == "none":
             return recipe

@@ -1,8 +1,7 @@
-"""The dual encoder: an open_clip model that gives every token, and a folder open_clip itself can read.
+"""The dual encoder: an open_clip model that returns every token, saved in a folder that open_clip can read.
 
-Inference is plain CLIP: cosine of the image's class token with the text's end token. Training also needs all
-projected tokens (the masked-token decoder reads them) and non-square pictures, which open_clip's own `encode_*` do
-not give.
+Inference is plain CLIP: the cosine of the image's class token with the text's end token. Training also needs all projected tokens
+(for the masked-token decoder) and pictures that are not square, which open_clip's own `encode_*` do not support.
 """
 
 import json
@@ -25,10 +24,10 @@ PositionResize = Literal["bilinear", "bicubic"]
 
 
 class DualEncoder(nn.Module):
-    """Two towers and one space.
+    """An image tower and a text tower with a common embedding space.
 
     `config` is an open_clip model config (embed_dim, vision_cfg with image_size [H, W], text_cfg, quick_gelu).
-    Weights are whatever the global generator gives: use `create`, `from_pretrained` or `load`.
+    The constructor draws weights from the global generator: use `create`, `from_pretrained` or `load`.
     """
 
     def __init__(self, config: Mapping[str, Any], tokenizer: CaptionTokenizer | None = None) -> None:
@@ -51,10 +50,10 @@ class DualEncoder(nn.Module):
         tokenizer: CaptionTokenizer | None = None,
         seed: int = 0,
     ) -> "DualEncoder":
-        """A model from scratch. `config` is a dict, a JSON file, or the name of an open_clip architecture; `image_size` is
-        (height, width).
+        """Create a model with random weights. `config` is a dict, a JSON file, or the name of an open_clip architecture.
 
-        With a compact `tokenizer` the vocabulary size of the config follows it. Leaves the global generator as it was.
+        `image_size` is (height, width). With a compact `tokenizer` the config takes its vocabulary size. The state of the global
+        generator is restored.
         """
         config = _architecture(config, image_size)
         if tokenizer is not None:
@@ -72,11 +71,11 @@ class DualEncoder(nn.Module):
         image_size: tuple[int, int] | None = None,
         position_resize: PositionResize = "bilinear",
     ) -> "DualEncoder":
-        """An open_clip architecture with published weights: a tag such as "openai" (downloaded) or a file of open_clip.
+        """Create an open_clip architecture with published weights: a tag such as "openai" (downloaded) or a file of open_clip.
 
-        A model trained on square pictures fits another `image_size` (height, width): its position embedding is resized
-        as IRRA does, or "bicubic" as open_clip does. Raises ParameterError where the tag's activation is not the
-        architecture's: OpenAI's weights need a "-quickgelu" one, and are some points worse, without a word, in another.
+        For another `image_size` (height, width) the position embedding is resized, "bilinear" as IRRA does or "bicubic" as
+        open_clip does. Raises ParameterError where the tag was trained with another activation: OpenAI's weights need a
+        "-quickgelu" architecture, and silently lose some points in another.
         """
         import open_clip
 
@@ -100,9 +99,7 @@ class DualEncoder(nn.Module):
         image_size: tuple[int, int] | None = None,
         position_resize: PositionResize = "bilinear",
     ) -> "DualEncoder":
-        """Read a folder written by `save`, or any open_clip folder of a plain CLIP. Raises DataError when it is not
-        one.
-        """
+        """Read a folder written by `save`, or any open_clip folder of a plain CLIP. Raises DataError for another folder."""
         from safetensors.torch import load_file
 
         folder = Path(folder)
@@ -123,8 +120,7 @@ class DualEncoder(nn.Module):
         return model
 
     def save(self, folder: str | Path) -> None:
-        """Write the config, the weights (fp32 as trained) and a compact vocabulary; the same model gives the same
-        bytes.
+        """Write the config, the weights (fp32 as trained) and a compact vocabulary; the same model gives the same bytes.
 
         `open_clip.create_model("local-dir:<folder>")` reads it.
         """
@@ -154,7 +150,7 @@ class DualEncoder(nn.Module):
         return self.clip.logit_scale.device
 
     def checkpoint_activations(self, enable: bool = True) -> None:
-        """Keep each block's input only, and compute the block again for its gradient: both towers, memory for time."""
+        """Checkpoint activations in both towers: recompute each block in the backward pass, to save memory."""
         self.clip.set_grad_checkpointing(enable)
 
     def normalize_pixels(self, pixels: Tensor) -> Tensor:
@@ -162,20 +158,17 @@ class DualEncoder(nn.Module):
         return normalise(pixels.to(self.device))
 
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised pixels (B, 3, H, W) -> pooled (B, D) and all projected tokens (B, 1 + P, D), the class token
-        first.
-        """
+        """Normalised pixels (B, 3, H, W) -> pooled (B, D) and all projected tokens (B, 1 + P, D), the class token first."""
         visual = self.clip.visual
         hidden = visual.transformer(visual._embeds(pixels))
         tokens = visual.ln_post(hidden) @ visual.proj
         return tokens[:, 0], tokens
 
     def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids (B, T) -> pooled (B, D) and all projected tokens (B, L, D), L the length of the longest caption of the
-        batch.
+        """Ids (B, T) -> pooled (B, D) and all projected tokens (B, L, D), with L the longest caption of the batch.
 
-        Cutting the padding is exact: attention is causal, so nothing at or before the end token sees what follows it.
-        Neither output is normalised.
+        Cutting the padding is exact: attention is causal, so tokens up to the end token do not see what follows it. Neither output
+        is normalised.
         """
         end = ids.argmax(dim=-1)  # (B,) the end token has the largest id
         hidden = self.embed_tokens(ids[:, : int(end.max()) + 1])
@@ -196,7 +189,7 @@ class DualEncoder(nn.Module):
 
 
 def _architecture(config: Mapping[str, Any] | str, image_size: tuple[int, int] | None) -> dict[str, Any]:
-    """A copy of an open_clip config (inline, by name, or in a JSON file) with the image size as [height, width]."""
+    """Copy an open_clip config (inline, by name, or in a JSON file), with the image size as [height, width]."""
     if isinstance(config, str) and config.endswith(".json"):
         found = _config_file(Path(config))
     elif isinstance(config, str):
@@ -224,7 +217,7 @@ def _architecture(config: Mapping[str, Any] | str, image_size: tuple[int, int] |
 
 
 def _config_file(file: Path) -> dict[str, Any]:
-    """A model config, or the `model_cfg` of an open_clip_config.json."""
+    """Read a model config, or the `model_cfg` of an open_clip_config.json."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -243,10 +236,10 @@ def _grid(config: Mapping[str, Any]) -> tuple[int, int]:
 def resize_positions(
     state: dict[str, Tensor], old: tuple[int, int], new: tuple[int, int], how: PositionResize = "bilinear"
 ) -> None:
-    """Fit the image position embedding (1 + P, W) of a state, in place, to another grid of (rows, columns).
+    """Resize the image position embedding (1 + P, W) of a state, in place, to another grid of (rows, columns).
 
-    bilinear: without antialiasing, as IRRA does. bicubic: with it, as open_clip does, which moves zero-shot results by
-    points; open_clip also takes the old grid for square.
+    bilinear: without antialiasing, as IRRA. bicubic: with antialiasing, as open_clip (which assumes that the old grid is square);
+    it changes zero-shot results by points.
     """
     if how not in ("bilinear", "bicubic"):
         raise ParameterError(f"position_resize = {how!r}: allowed are bilinear, bicubic")
@@ -260,7 +253,7 @@ def resize_positions(
 
 
 def _check_activation(name: str, config: Mapping[str, Any], tag: str) -> None:
-    """Refuse a published tag whose activation is not the architecture's (nothing is known of files)."""
+    """Refuse a published tag whose activation is not the architecture's. (The activation of a file is unknown.)"""
     import open_clip
 
     published = open_clip.get_pretrained_cfg(name, tag)
@@ -273,7 +266,7 @@ def _check_activation(name: str, config: Mapping[str, Any], tag: str) -> None:
 
 
 def _check(clip: Any, tokenizer: CaptionTokenizer) -> None:
-    """Refuse what the method is not defined for: no class token, no causal text tower, another vocabulary."""
+    """Refuse models without a class token or a causal text tower, or with another vocabulary."""
     visual = clip.visual
     if not hasattr(visual, "_embeds") or visual.attn_pool is not None or visual.pool_type != "tok":
         raise ParameterError(

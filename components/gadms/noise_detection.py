@@ -1,4 +1,4 @@
-"""Does a score find the wrong words of a caption? Word by word, for looking at and for a number."""
+"""Detection of wrong words by token scores: scores of words, and the AUC."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -15,9 +15,10 @@ from components.gadms.tokenizer import token_word_alignment
 
 
 class PixelSource(Protocol):
-    """Where pixels come from: uint8 (N, 3, H, W) by image_id."""
+    """A source of pixels by image_id, such as `PersonDataset`."""
 
-    def pixels(self, image_ids: Sequence[int], height: int, width: int) -> Tensor: ...
+    def pixels(self, image_ids: Sequence[int], height: int, width: int) -> Tensor:
+        """Return uint8 (N, 3, height, width)."""
 
 
 @torch.no_grad()
@@ -29,11 +30,11 @@ def word_scores(
     *,
     batch_size: int = 64,
 ) -> tuple[dict[str, list[Any]], float]:
-    """Score every word of captions with known wrong words; `config` is the paper's score where it is None.
+    """Score every word of captions with known wrong words; the default `config` is the paper's score.
 
-    rows hold caption, image_id, caption_id and wrong_words. A word's score is the mean over its tokens. Returns columns
-    (caption_id, position, word, score, wrong), one entry a word, and the AUC of `word_auc`. Scores that compare with the
-    rest of their batch ("quantile", "batch", a temperature) do so `batch_size` captions at a time, in the order of rows.
+    rows hold caption, image_id, caption_id and wrong_words. A word's score is the mean over its tokens. Returns the columns
+    (caption_id, position, word, score, wrong), one entry per word, and `word_auc`. Scores that depend on the batch ("quantile",
+    "batch", a temperature) see `batch_size` captions at a time, in the order of rows.
     """
     encoder.eval()
     columns: dict[str, list[Any]] = {key: [] for key in ("caption_id", "position", "word", "score", "wrong")}
@@ -57,21 +58,20 @@ def word_scores(
 
 
 def word_auc(scores: Sequence[float], wrong: Sequence[bool]) -> float:
-    """The probability that a right word scores above a wrong one of any caption, ties one half.
+    """Return the probability that a right word scores above a wrong one of any caption, ties one half.
 
-    0.5 says nothing, and stands for captions without a wrong word, or without a right one.
+    0.5 is chance, and the value for captions without a wrong or without a right word.
     """
     values, flags = torch.tensor(scores, dtype=torch.float64), torch.tensor(wrong, dtype=torch.bool)
     return float(area_under_curve(values[~flags], values[flags]))
 
 
 def noise_diagnostics(scores: Tensor | None, copies: DualMask, wrong: Tensor, allowed: Tensor) -> dict[str, Tensor]:
-    """How well scores and masks find the wrong tokens, scalars to log: all of scores, wrong, allowed (B, T).
+    """Measure how well scores and masks find the wrong tokens: scalars to log. scores, wrong, allowed (B, T).
 
-    noise_auc: probability that a right token scores above a wrong one (ties one half; 0.5 if a class is empty), over
-    tokens with a known score (not negative); left out without scores.
-    noise_precision: share of wrong ones among the tokens masked in the noise copy, to be held against wrong_share;
-    noise_recall: share of the wrong ones that are masked there.
+    noise_auc: AUC over tokens with a known score (not negative); left out without scores. noise_precision: fraction of wrong tokens
+    among those masked in the noise copy, to compare with wrong_share, the fraction among all; noise_recall: fraction of the wrong
+    tokens that is masked there.
     """
     wrong = wrong & allowed
     hit = (copies.noise_chosen & wrong).sum()

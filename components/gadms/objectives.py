@@ -1,6 +1,6 @@
-"""The losses, on features of the whole batch, and how several ranks see the whole batch.
+"""Losses on features of the global batch, and the gathering of features from all ranks.
 
-A loss over pairs (matching, contrastive) needs every rank's features. `gather_features` gives them with exact
+A loss over pairs (matching, contrastive) needs the features of every rank. `gather_features` returns them with exact
 gradients, so that W ranks of b rows train exactly as one rank of W b rows. Proof: every rank computes the same global
 loss L; the gather's backward sums the ranks' gradients, so rank r's rows get W dL/dx_r; DDP then averages over ranks:
 (1/W) sum_r W dL/dx_r dx_r/dtheta = dL/dtheta.
@@ -18,9 +18,7 @@ def world_size() -> int:
 
 
 def gather_features(features: Tensor) -> Tensor:
-    """(b, ...) of every rank -> (W b, ...) in rank order, differentiable. Tensors without gradient may be of any
-    type.
-    """
+    """Gather (b, ...) of every rank to (W b, ...) in rank order, differentiably. Tensors without gradient may have any type."""
     if world_size() == 1:
         return features
     from torch.distributed.nn.functional import all_gather
@@ -35,9 +33,8 @@ def similarity_distribution_matching(image: Tensor, text: Tensor, identities: Te
     weights: at equal features it sits on the plateau 2 [(1 - 1/B) ln 1e8 - ln B]; begin with `contrastive`.
     """
     matches = (identities[:, None] == identities[None, :]).float()
-    target = torch.log(
-        matches / matches.sum(dim=1, keepdim=True) + 1e-8
-    )  # the 1e-8 is part of the loss: it sets its scale
+    # The 1e-8 is part of the loss: it sets its scale.
+    target = torch.log(matches / matches.sum(dim=1, keepdim=True) + 1e-8)
     logits = (F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T) / tau
     return _reverse_kl(logits, target) + _reverse_kl(logits.T, target)
 
@@ -82,7 +79,7 @@ def _hinge(similarity: Tensor, matches: Tensor, tau: float, margin: float) -> Te
     weights = (similarity.detach() / tau).masked_fill(~matches, -torch.inf).softmax(dim=1)
     positive = (weights * similarity).sum(dim=1)
     lonely = matches.all(dim=1)
-    # A row of -inf has no gradient but NaN: rows without a negative are computed as if all were, and left out.
+    # A row of -inf would have NaN gradients: rows without a negative are computed with all as negatives, then left out.
     negative = tau * (similarity / tau).masked_fill(matches & ~lonely[:, None], -torch.inf).logsumexp(dim=1)
     return (margin - positive + negative).clamp_min(0).masked_fill(lonely, 0).sum()
 

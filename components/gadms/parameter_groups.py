@@ -1,4 +1,4 @@
-"""Which learning rate a parameter of the retrieval task has."""
+"""Learning rates of the retrieval task's parameters."""
 
 import re
 from typing import Any
@@ -13,11 +13,11 @@ _EMBEDDINGS = ("class_embedding", "positional_embedding", "token_embedding.weigh
 def grouped(
     task: nn.Module, learning_rate: float, *, head_factor: float, bias_factor: float, layer_decay: float
 ) -> list[dict[str, Any]]:
-    """Optimiser groups of all trainable parameters of `task`, which holds `encoder` (a DualEncoder), and heads beside it.
+    """Return optimiser groups of all trainable parameters of `task`, which has an `encoder` (a DualEncoder) and heads.
 
-    Heads learn at `head_factor`, biases and norms at `bias_factor` and without weight decay. Inside the towers the rate is
-    multiplied by `layer_decay` once for each block between the parameter and the tower's output, and once more for embeddings.
-    (IRRA's factor for biases leaves the gains of norms at the plain rate, and does not multiply with that of the heads.)
+    The learning rate is multiplied by `head_factor` for heads, by `bias_factor` for biases and norms (which have no weight decay),
+    and in the towers by `layer_decay` for each block between the parameter and the tower's output, once more for embeddings.
+    (IRRA's factor for biases excludes the gains of norms, and is not multiplied with that of the heads.)
     """
     blocks = {visual: _blocks(task, visual) for visual in (True, False)}
     groups: dict[tuple[bool, bool, int], list[nn.Parameter]] = {}
@@ -41,7 +41,7 @@ def _blocks(task: nn.Module, visual: bool) -> int:
 
 
 def _distance(name: str, blocks: dict[bool, int]) -> int:
-    """Blocks from here to the output, 0 for what follows the last; one more than the first block's for embeddings."""
+    """Number of blocks to the output: 0 after the last block, one more than the first block for embeddings."""
     match = _BLOCK.search(name)
     if match:
         return blocks[bool(match[1])] - int(match[2])

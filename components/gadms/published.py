@@ -1,9 +1,9 @@
-"""Weights that others have published, on our model, with every key of their files accounted for.
+"""Load published weights into our model, accounting for every key of their files.
 
-Three forms are read: checkpoints as IRRA writes them and GA-DMS with it (`{"model": ...}`: `base_model.*` is CLIP under OpenAI's
-names, which are open_clip's; beside it `cross_attn`, `cross_modal_transformer`, `ln_pre_t`, `ln_pre_i`, `ln_post` and `mlm_head`,
-the masked-token decoder, and `classifier`), a CLIP's plain state dict, and folders that `DualEncoder.save` wrote. Files are read
-as tensors only, never as code; half precision becomes float32.
+Three forms are read: checkpoints of IRRA and GA-DMS (`{"model": ...}`: `base_model.*` is CLIP under OpenAI's names, which are
+open_clip's; beside it `cross_attn`, `cross_modal_transformer`, `ln_pre_t`, `ln_pre_i`, `ln_post` and `mlm_head`, the masked-token
+decoder, and `classifier`), a plain state dict of a CLIP, and folders written by `DualEncoder.save`. Files are read as tensors only,
+never as code; half precision becomes float32.
 """
 
 import pickle
@@ -36,18 +36,18 @@ _DECODER = {
 _BLOCK = re.compile(r"cross_modal_transformer\.resblocks\.(\d+)\.(attn|ln_1|ln_2|mlp\.c_fc|mlp\.c_proj)\.(.+)")
 _IN_BLOCK = {"attn": "self_attn", "ln_1": "norm1", "ln_2": "norm2", "mlp.c_fc": "linear1", "mlp.c_proj": "linear2"}
 _DROPPED = {
-    "classifier.weight": "one row an identity of the set it was trained on",
-    "classifier.bias": "one number an identity of the set it was trained on",
-    "input_resolution": "a number that OpenAI's files carry",
-    "context_length": "a number that OpenAI's files carry",
-    "vocab_size": "a number that OpenAI's files carry",
+    "classifier.weight": "one row per identity of its training set",
+    "classifier.bias": "one number per identity of its training set",
+    "input_resolution": "a number in OpenAI's files",
+    "context_length": "a number in OpenAI's files",
+    "vocab_size": "a number in OpenAI's files",
 }
-_NOT_PUBLISHED = {"logit_scale"}  # IRRA's temperature is a constant; ours is not trained either
+_NOT_PUBLISHED = {"logit_scale"}  # a constant in IRRA, and not trained here
 
 
 @dataclass(frozen=True)
 class Published:
-    """A file's tensors by the names that our modules give them; `dropped` are the file's other keys, each with why."""
+    """A file's tensors under the names of our modules; `dropped`: its other keys, each with the reason."""
 
     file: Path
     towers: Mapping[str, Tensor]
@@ -61,7 +61,7 @@ class Published:
         image_size: tuple[int, int] | None = None,
         position_resize: PositionResize = "bilinear",
     ) -> DualEncoder:
-        """The towers, on a model of `architecture`. Raises DataError when they are those of another one."""
+        """Load the towers into a model of `architecture`. Raises DataError where they do not fit."""
         model = DualEncoder.create(architecture, image_size=image_size)
         state = dict(self.towers)
         if _POSITIONS in state:
@@ -71,7 +71,7 @@ class Published:
         return model
 
     def masked_token_decoder(self) -> CrossModalDecoder | None:
-        """The decoder, of the depth and vocabulary that the file has; None for a file without one."""
+        """Load the decoder, with the depth and vocabulary of the file; None for a file without one."""
         if not self.decoder:
             return None
         depth = len({name.split(".")[1] for name in self.decoder if name.startswith("blocks.")})
@@ -82,11 +82,11 @@ class Published:
 
     def _of_decoder(self, name: str) -> Tensor:
         if name not in self.decoder:
-            raise DataError(f"{self.file}: its decoder has no {name}; the file is not whole")
+            raise DataError(f"{self.file}: its decoder has no {name}; the file is incomplete")
         return self.decoder[name]
 
     def _grid(self, patches: int, ours: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of the position embedding: ours, a square, or the 3:1 of person retrieval (384 x 128)."""
+        """Rows and columns of the position embedding: the model's, a square, or 3:1 as in person retrieval (384 x 128)."""
         if patches == ours[0] * ours[1]:
             return ours
         if isqrt(patches) ** 2 == patches:
@@ -103,7 +103,7 @@ class Published:
         whose: str,
         optional: frozenset[str] | set[str] = frozenset(),
     ) -> None:
-        """Load `state`; one line names what does not fit."""
+        """Load `state`. Raises DataError naming what does not fit."""
         own = module.state_dict()
         wrong = [f"{name} is missing" for name in own if name not in state and name not in optional]
         wrong += [f"{name} is not a part of it" for name in state if name not in own]
@@ -118,12 +118,12 @@ class Published:
 
 
 def read_published(file: Path) -> Published:
-    """Read a file of weights. Raises DataError for one that is not of a form above, or that has a key we do not know."""
-    return account_for(_tensors(file), file)
+    """Read a file of weights. Raises DataError for a file of another form, or with an unknown key."""
+    return sort_keys(_tensors(file), file)
 
 
-def account_for(state: Mapping[str, Tensor], file: Path) -> Published:
-    """Sort the keys of a state dict, which came from `file`, into used and dropped. Raises DataError for one of neither."""
+def sort_keys(state: Mapping[str, Tensor], file: Path) -> Published:
+    """Sort the keys of a state dict into used and dropped ones. Raises DataError, naming `file`, for any other key."""
     towers: dict[str, Tensor] = {}
     decoder: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
@@ -141,12 +141,12 @@ def account_for(state: Mapping[str, Tensor], file: Path) -> Published:
             unknown.append(name)
     if unknown:
         shown = ", ".join(unknown[:5])
-        raise DataError(f"{file}: {len(unknown)} keys are of no model that is known here: {shown}")
+        raise DataError(f"{file}: {len(unknown)} keys are of no known model: {shown}")
     return Published(file, towers, decoder, dropped)
 
 
 def _decoder_name(name: str) -> str | None:
-    """Our name of a decoder's key, None for another."""
+    """Our name of a key of the decoder; None for other keys."""
     block = _BLOCK.fullmatch(name)
     if block:
         return f"blocks.{block[1]}.{_IN_BLOCK[block[2]]}.{block[3]}"
@@ -156,7 +156,7 @@ def _decoder_name(name: str) -> str | None:
 
 
 def _tensors(file: Path) -> Mapping[str, Tensor]:
-    """The state dict in a file, without the wrapping of a checkpoint or of DistributedDataParallel."""
+    """The state dict of a file, unwrapped from a checkpoint and from DistributedDataParallel."""
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -174,7 +174,7 @@ def _tensors(file: Path) -> Mapping[str, Tensor]:
         or not content
         or not all(isinstance(value, Tensor) for value in content.values())
     ):
-        raise DataError(f'{file}: holds no state dict, neither as it is nor under "model" or "state_dict"')
+        raise DataError(f'{file}: holds no state dict, neither at the top nor under "model" or "state_dict"')
     wrapped = all(name.startswith("module.") for name in content)
     return {name.removeprefix("module.") if wrapped else name: value for name, value in content.items()}
 
@@ -188,10 +188,10 @@ def pretrained_encoder(
     image_size: tuple[int, int],
     position_resize: PositionResize = "bilinear",
 ) -> DualEncoder:
-    """The encoder that `pretrained` names: a tag of open_clip for `architecture`, or a file or model folder below `root`.
+    """Load the encoder named `pretrained`: an open_clip tag of `architecture`, or a file or model folder below `root`.
 
-    A folder brings its own architecture. What is not a tag is pinned: its digest must be `sha256`, as a result could not say
-    otherwise what it depended on. Raises ParameterError or DataError with what to do.
+    A folder has its own architecture. Files and folders are pinned by `sha256`, so that a result states what it depends on. Raises
+    ParameterError or DataError with what to do.
     """
     import open_clip
 
@@ -209,7 +209,7 @@ def pretrained_encoder(
         return published.encoder(architecture, image_size=image_size, position_resize=position_resize)
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) if isinstance(architecture, str) else ""
     raise DataError(
-        f"pretrained = {pretrained}: no file or folder, nor a tag of the architecture ({tags or 'it has none'})"
+        f"pretrained = {pretrained}: no such file or folder, and not a tag of the architecture ({tags or 'it has none'})"
     )
 
 
@@ -220,4 +220,4 @@ def _require_pinned(file: Path, pretrained: str, sha256: str | None) -> None:
     if sha256 is None:
         raise ParameterError(f"pretrained_sha256 is null: set it to {found}, the digest of {pretrained}")
     if sha256 != found:
-        raise DataError(f"{pretrained}: its SHA-256 is {found}, and pretrained_sha256 says {sha256}")
+        raise DataError(f"{pretrained}: its SHA-256 is {found}; expected is pretrained_sha256 = {sha256}")

@@ -1,9 +1,8 @@
-"""What is remembered about every caption token between visits: its newest score, or how well it was predicted so far.
+"""Tables of caption tokens kept between visits: the latest score, or the likelihood of the token so far.
 
-Scores of a caption are computed when it is in a batch and used when it comes again. The released code keeps them in
-each rank's own list: with eight ranks one visit in eight finds them, and a resumed run starts from nothing. Here they
-are buffers of the task, the same on all ranks and part of the checkpoint. Everything is counted in integers, so that
-the order in which ranks report changes nothing.
+Scores of a caption are computed when it is in a batch and used at its next visit. The released code keeps them in a list per rank:
+with eight ranks one visit in eight finds them, and a resumed run has none. Here they are buffers of the task, the same on all ranks
+and part of the checkpoint. Everything is counted in integers, so that the order of the ranks changes nothing.
 """
 
 import torch
@@ -16,9 +15,7 @@ WORST = 16  # and no lower than -16
 
 
 class ScoreTable(nn.Module):
-    """uint8 (captions, T): a score s as round(254 s), 255 for unknown. One byte a token, 77 a caption; the sigmoid of
-    masking needs no more.
-    """
+    """The latest score s of every token as uint8 (captions, T): round(254 s), 255 for unknown. 77 bytes per caption."""
 
     table: Tensor
 
@@ -27,27 +24,27 @@ class ScoreTable(nn.Module):
         self.register_buffer("table", torch.full((captions, context_length), UNKNOWN, dtype=torch.uint8))
 
     def lookup(self, index: Tensor) -> Tensor:
-        """Scores fp32 (B, T) of the captions `index` (B,); -1 where there is none yet."""
+        """Return scores fp32 (B, T) of the captions `index` (B,); -1 where unknown."""
         stored = self.table[index]
         return torch.where(stored == UNKNOWN, -1.0, stored.float() / 254)
 
     @torch.no_grad()
     def update(self, index: Tensor, scores: Tensor) -> None:
-        """Store scores (B, T) in [0, 1] of the captions `index` (B,), and those that the other ranks bring.
+        """Store scores (B, T) in [0, 1] of the captions `index` (B,) of all ranks.
 
-        All ranks must call it together with the same B; afterwards all hold the same table.
+        Collective: all ranks call it with the same B and then hold the same table.
         """
         coded = (scores.clamp(0, 1) * 254).round().to(torch.uint8)
         self.table[gather_rows(index)] = gather_rows(coded)
 
 
 class LikelihoodTable(nn.Module):
-    """How much better than usual each caption token was predicted when it was masked, as a running mean.
+    """Running mean, per caption token, of how much better than usual it was predicted when masked.
 
-    *Usual* is the running mean log-likelihood of that token over all captions, at that time: without it the value
-    would follow word frequency and the progress of training. Per caption token an int16 sum and a uint8 count, 3 bytes
-    a token, 231 a caption (2.3 GB for ten million); per vocabulary entry 16 bytes. After `window` observations sum and
-    count are halved, so what was seen long ago, by a weaker decoder, fades.
+    *Usual* is the running mean log-likelihood of that token over all captions at that time; without it the value would follow word
+    frequency and the progress of training. An int16 sum and a uint8 count take 3 bytes per token, 231 per caption (2.3 GB for ten
+    million); a vocabulary entry takes 16 bytes. After `window` observations sum and count are halved, so that old observations, of
+    a weaker decoder, fade.
     """
 
     total: Tensor
@@ -64,24 +61,24 @@ class LikelihoodTable(nn.Module):
         self.register_buffer("usual_count", torch.zeros(vocab_size, dtype=torch.float64))
 
     def lookup(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean gain in nats, how often observed), fp32 and int64 (B, T); the gain is 0 where nothing was observed."""
+        """Return (mean gain in nats, observations), fp32 and int64 (B, T); the gain is 0 without observations."""
         count = self.count[index].long()
         return self.total[index].float() / NATS / count.clamp_min(1), count
 
     @torch.no_grad()
     def observe(self, index: Tensor, ids: Tensor, likelihood: Tensor) -> None:
-        """Add log-likelihoods (B, T) of the tokens ids (B, T) of the captions `index` (B,); NaN where not predicted.
+        """Add log-likelihoods (B, T) of the tokens ids (B, T) of the captions `index` (B,) of all ranks; NaN where not predicted.
 
-        All ranks must call it together with the same B; afterwards all hold the same table.
+        Collective: all ranks call it with the same B and then hold the same table.
         """
         index, ids, likelihood = gather_rows(index), gather_rows(ids), gather_rows(likelihood)
         seen = ~likelihood.isnan()
         coded = (likelihood.clamp(-WORST, 0).nan_to_num() * NATS).round().long()  # (B, T) -256 to 0
         coded = coded.masked_fill(~seen, 0)
-        self._learn_usual(ids[seen], coded[seen])
+        self._update_usual(ids[seen], coded[seen])
         usual = (self.usual_total / self.usual_count.clamp_min(1e-9)).round().long()[ids]
         gain = (coded - usual).masked_fill(~seen, 0)
-        # A caption may be in a batch twice, where two epochs meet: add its rows up first.
+        # A caption may be in a batch twice, at the border of two epochs: its rows are added first.
         rows, place = index.unique(return_inverse=True)
         gains = torch.zeros(len(rows), ids.shape[1], dtype=torch.long, device=ids.device).index_add_(0, place, gain)
         times = torch.zeros_like(gains).index_add_(0, place, seen.long())
@@ -90,8 +87,8 @@ class LikelihoodTable(nn.Module):
         self.total[rows] = torch.where(full, total.div(2, rounding_mode="trunc"), total).to(torch.int16)
         self.count[rows] = torch.where(full, count // 2, count).to(torch.uint8)
 
-    def _learn_usual(self, tokens: Tensor, coded: Tensor) -> None:
-        """Every token's own last 100 or so observations, by halving as above; sums of whole numbers, hence exact."""
+    def _update_usual(self, tokens: Tensor, coded: Tensor) -> None:
+        """Update the mean of each token over about its last 100 observations, by halving as above; sums of integers are exact."""
         total = torch.zeros(len(self.usual_total), dtype=torch.long, device=tokens.device)
         times = torch.zeros_like(total)
         total.index_add_(0, tokens, coded)
@@ -104,7 +101,7 @@ class LikelihoodTable(nn.Module):
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, without gradient; all must bring as many. Itself without a process group."""
+    """Gather rows of all ranks in rank order, without gradient; every rank has the same number. No-op without a process group."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]

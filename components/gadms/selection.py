@@ -1,6 +1,6 @@
-"""Which weights of a training run are kept: those that found most on the validation split, never on the test split.
+"""Selection of the best weights of a training run, by periodic validation.
 
-Published code keeps the epoch that is best on the test set. Here a run looks at validation pictures every so often, and remembers.
+Published code keeps the epoch that is best on the test split; here the validation split decides.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,7 @@ from components.gadms.model import DualEncoder
 class BestWeights(nn.Module):
     """A copy of the encoder's weights at its best validation so far.
 
-    They are buffers: as a part of the task they are in its checkpoints, so that a run that was killed keeps the same ones. They
-    take as much memory as the encoder.
+    They are buffers of the task and so in its checkpoints: a killed run resumes with them. They take as much memory as the encoder.
     """
 
     score: Tensor
@@ -33,8 +32,8 @@ class BestWeights(nn.Module):
             self.register_buffer(self.names[name], tensor.detach().clone())
 
     @torch.no_grad()
-    def offer(self, encoder: DualEncoder, score: float, step: int) -> None:
-        """Remember the weights if `score` is above all before; the earlier of two equal ones stays."""
+    def update_if_better(self, encoder: DualEncoder, score: float, step: int) -> None:
+        """Copy the weights if `score` is above all before; the earlier of equal ones stays."""
         if score <= self.score.item():
             return
         self.score.fill_(score)
@@ -43,17 +42,17 @@ class BestWeights(nn.Module):
             self.get_buffer(self.names[name]).copy_(tensor)
 
     def restore(self, encoder: DualEncoder) -> None:
-        """Give the encoder the best weights. Raises ParameterError when nothing was offered."""
+        """Load the best weights into the encoder. Raises ParameterError where none was validated."""
         if not self.step:
             raise ParameterError("no weights were validated: validate_every must not be above steps")
         encoder.clip.load_state_dict({name: self.get_buffer(flat) for name, flat in self.names.items()})
 
 
 class PeriodicValidation:
-    """Called after reported steps (`fit`'s on_report): every `every` steps and after the last, gives `val/R@1` and `val/mAP`.
+    """Validate after reported steps (`fit`'s on_report): every `every` steps and after the last, return `val/R@1` and `val/mAP`.
 
-    Captions search pictures: captions, image_ids and identities have one entry a caption. Every rank computes all of it: the others
-    would have to wait for one that did it alone.
+    Captions search pictures; captions, image_ids and identities have one entry per caption. Every rank computes all of it, because
+    the others would wait for it anyway.
     """
 
     def __init__(
@@ -83,5 +82,5 @@ class PeriodicValidation:
         pictures = embed_images(self.encoder, self.gallery, self.pixels)
         texts = embed_captions(self.encoder, self.captions)
         found = retrieval_metrics(texts, pictures, self.query_ids, self.gallery_ids)
-        self.best.offer(self.encoder, found["R@1"], step)
+        self.best.update_if_better(self.encoder, found["R@1"], step)
         return {"val/R@1": found["R@1"], "val/mAP": found["mAP"]}

@@ -1,4 +1,4 @@
-"""What GA-DMS brings to the training loop: the model, the losses, and the form of a batch.
+"""GA-DMS's training task: the model, the losses, and the form of a batch.
 
     L = sdm_weight * SDM(image, noise copy) + mtp_weight * MTP(prediction copy, image) + id_weight * ID
     (equation 11)
@@ -32,7 +32,7 @@ from components.gadms.parameter_groups import grouped
 from components.gadms.selection import BestWeights
 from components.training.task import TrainingTask
 
-_OF_THE_NOISE_COPY = ("noise_rate", "noise_precision", "noise_recall")
+_NOISE_COPY_SCALARS = ("noise_rate", "noise_precision", "noise_recall")
 
 
 class RetrievalBatch(TypedDict, total=False):
@@ -46,9 +46,7 @@ class RetrievalBatch(TypedDict, total=False):
 
 
 class RetrievalTask(TrainingTask):
-    """Model, losses and batch contract. `captions` is the number of training captions, `identities` of training
-    identities. `keep_best` makes room for the best weights that validation found (`best`).
-    """
+    """Model, losses and batch contract. captions, identities: numbers of both. keep_best: keep the best validated weights."""
 
     def __init__(
         self,
@@ -81,7 +79,7 @@ class RetrievalTask(TrainingTask):
         self.best = BestWeights(encoder) if keep_best else None
 
     def _scorer(self, captions: int) -> CaptionScorer | None:
-        """Scores and masks as the method wants them, where it leaves the choice as the configuration does."""
+        """The scorer with the method's score and masking rule, or else those of the configuration."""
         config, recipe = self.config, self.recipe
         if recipe.masking == "none":
             return None
@@ -107,7 +105,7 @@ class RetrievalTask(TrainingTask):
     def _caption_step(
         self, batch: RetrievalBatch, image: Tensor, matching: Literal["contrastive", "tal"]
     ) -> dict[str, Tensor]:
-        """One loss between pictures and captions as they are."""
+        """One loss between pictures and unmasked captions."""
         config = self.config
         text, _ = self.encoder.encode_text(batch["ids"])
         image, text, identities = map(gather_features, (image, text, batch["identities"]))
@@ -115,14 +113,14 @@ class RetrievalTask(TrainingTask):
             loss = triplet_alignment(image, text, identities, config.tal_temperature, config.tal_margin)
         else:
             loss = contrastive(image, text, identities, config.contrastive_temperature)
-        return {"loss": loss + self._unused(self.decoder, self.classifier), matching: loss}
+        return {"loss": loss + self._zero_term(self.decoder, self.classifier), matching: loss}
 
     def _masked_step(self, batch: RetrievalBatch, step: int, image: Tensor, image_tokens: Tensor) -> dict[str, Tensor]:
         config, recipe = self.config, self.recipe
         assert self.scorer is not None
         copies, scalars = self.scorer.mask(self.encoder, self.decoder, batch, image, image_tokens, step)
-        if config.caption_aliasing or not recipe.match_noise_copy:  # nobody reads the noise copy
-            scalars = {name: value for name, value in scalars.items() if name not in _OF_THE_NOISE_COPY}
+        if config.caption_aliasing or not recipe.match_noise_copy:  # the noise copy is not used
+            scalars = {name: value for name, value in scalars.items() if name not in _NOISE_COPY_SCALARS}
         text, prediction_tokens = self._encode_copies(batch["ids"], copies)
         all_image, all_text, all_identities = map(gather_features, (image, text, batch["identities"]))
         sdm = similarity_distribution_matching(all_image, all_text, all_identities, config.sdm_temperature)
@@ -151,8 +149,8 @@ class RetrievalTask(TrainingTask):
         rows = len(matching)
         return pooled[:rows], tokens[rows:]
 
-    def _unused(self, *modules: nn.Module | None) -> Tensor:
-        """Zero that depends on every parameter of `modules`: DDP wants each one in every step's graph."""
+    def _zero_term(self, *modules: nn.Module | None) -> Tensor:
+        """Return 0 with a gradient path to every parameter of `modules`, because DDP needs each one in every step's graph."""
         zero = torch.zeros((), device=self.encoder.device)
         for module in modules:
             if module is not None:

@@ -1,14 +1,13 @@
-"""Captions to token ids: CLIP's byte-pair encoding, with an optional smaller vocabulary kept beside the model.
+"""CLIP's byte-pair tokenizer, with an optional smaller vocabulary stored beside the model.
 
-CLIP's 49,408-row vocabulary costs a small model most of its time (embedding, AdamW state, the masked-token head),
-while a person data set uses a few hundred of the rows. A *compact* vocabulary keeps the 512 byte symbols and the
-tokens a corpus uses; any other token is spelled with byte symbols, so that every text still has an encoding and none
-becomes "unknown".
+CLIP's vocabulary of 49,408 rows takes most of a small model's time (embedding, AdamW state, masked-token head), while a person
+dataset uses a few hundred rows. A *compact* vocabulary keeps the 512 byte symbols and the tokens of a corpus; any other token is
+spelled with byte symbols, so that every text has an encoding without an unknown token.
 
-Both vocabularies share one rule, hence one model code: id 0 is padding, and the last three ids are mask, start of
+Both vocabularies follow one rule, so the model code is the same: id 0 is padding, and the last three ids are mask, start of
 text and end of text. In CLIP's own vocabulary that is 49405 (the rarest word, "jekyll", given up by IRRA for the
-mask), 49406 and 49407. End of text is the largest id, so `ids.argmax(-1)` finds the position whose feature stands for
-the caption.
+mask), 49406 and 49407. End of text is the largest id, so `ids.argmax(-1)` is the position
+whose feature represents the caption.
 """
 
 import json
@@ -30,7 +29,7 @@ _RESERVED = frozenset({0, CLIP_VOCABULARY_SIZE - 3})  # padding and mask: never 
 
 @lru_cache(maxsize=1)
 def _byte_pair_encoder() -> Any:
-    """open_clip's tokenizer; it reads a file of the installed package, no network."""
+    """open_clip's tokenizer, from a file of the installed package."""
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer()
@@ -39,8 +38,8 @@ def _byte_pair_encoder() -> Any:
 class CaptionTokenizer:
     """CLIP's tokenizer over a vocabulary of `vocab_size` ids.
 
-    `kept` are the ids of CLIP's vocabulary this one keeps, ascending, without the three special ones; None keeps all
-    of them (then encodings equal open_clip's, but for texts that contain the mask's word or an isolated "!" piece).
+    `kept` are the ids of CLIP's vocabulary in this one, ascending, without the three special ids. None keeps all: encodings then
+    equal open_clip's, except for texts that contain the mask's word or an isolated "!" piece.
     """
 
     def __init__(self, kept: Sequence[int] | None = None, context_length: int = CONTEXT_LENGTH) -> None:
@@ -55,7 +54,7 @@ class CaptionTokenizer:
 
     @classmethod
     def from_corpus(cls, captions: Iterable[str], context_length: int = CONTEXT_LENGTH) -> "CaptionTokenizer":
-        """The compact vocabulary of `captions`: the byte symbols and every token that occurs."""
+        """Create the compact vocabulary of `captions`: the byte symbols and every token that occurs."""
         bpe = _byte_pair_encoder()
         words = {word for caption in captions for word in caption.split()}
         seen = {token for word in words for token in bpe.encode(word)} - _RESERVED
@@ -74,7 +73,7 @@ class CaptionTokenizer:
         return self.vocab_size - 1
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without start and end."""
+        """Return the token ids of `text`, without start and end."""
         bpe = _byte_pair_encoder()
         ids: list[int] = []
         for full in bpe.encode(text):
@@ -87,7 +86,7 @@ class CaptionTokenizer:
         return ids
 
     def __call__(self, texts: str | Sequence[str]) -> torch.Tensor:
-        """Padded ids, int64 (N, context_length): start, tokens, end, zeros. Longer texts are cut, keeping the end."""
+        """Return padded ids, int64 (N, context_length): start, tokens, end, zeros. Longer texts are cut, keeping the end token."""
         texts = [texts] if isinstance(texts, str) else texts
         result = torch.zeros(len(texts), self.context_length, dtype=torch.long)
         for row, text in enumerate(texts):
@@ -96,7 +95,7 @@ class CaptionTokenizer:
         return result
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; mask shows as "[mask]", start, end and padding are left out."""
+        """Return the text of token ids; a mask is "[mask]"; start, end and padding are left out."""
         bpe = _byte_pair_encoder()
         pieces: list[str] = []
         for token in ids:
@@ -114,9 +113,9 @@ class CaptionTokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "CaptionTokenizer":
-        """The tokenizer of a model folder: its `vocabulary.json`, or CLIP's own vocabulary where there is none.
+        """Read the tokenizer of a model folder: `vocabulary.json`, or CLIP's vocabulary where there is none.
 
-        Raises DataError when the file is not a vocabulary.
+        Raises DataError where the file is not a vocabulary.
         """
         file = Path(folder) / VOCABULARY_FILE
         if not file.exists():
@@ -129,7 +128,7 @@ class CaptionTokenizer:
 
 
 def _spell(piece: str, encoder: dict[str, int]) -> list[int]:
-    """A token as byte symbols: "red</w>" -> r, e, d</w>. Id 0 (the symbol "!" inside a word) becomes "!</w>" (256)."""
+    """Spell a token in byte symbols: "red</w>" -> r, e, d</w>. Id 0 (the symbol "!" inside a word) becomes "!</w>" (256)."""
     ended = piece.endswith("</w>")
     symbols = list(piece.removesuffix("</w>"))
     if ended:
@@ -138,10 +137,10 @@ def _spell(piece: str, encoder: dict[str, int]) -> list[int]:
 
 
 def token_word_alignment(caption: str, tokenizer: CaptionTokenizer) -> torch.Tensor:
-    """For each position of `tokenizer(caption)`, the index into `caption.split()` of its word; int64 (context_length,).
+    """Return for each position of `tokenizer(caption)` the index of its word in `caption.split()`; int64 (context_length,).
 
-    -1 at start, end and padding, and from the first token on at which encoding word by word differs from encoding the
-    caption (only where text repair joins words).
+    -1 at start, end and padding, and from the first token on where encoding word by word differs from encoding the caption (only
+    where text repair joins words).
     """
     words = [(token, index) for index, word in enumerate(caption.split()) for token in tokenizer.encode(word)]
     alignment = torch.full((tokenizer.context_length,), -1, dtype=torch.long)

@@ -1,10 +1,10 @@
-"""A gallery as a folder: unit vectors, what they show, and which model made them.
+"""A gallery index in a folder: unit vectors, metadata, and a reference to the model that made them.
 
-Exact search by matrix product: on one thread 10 ms for 40,000 pictures of 512 numbers, a quarter of a second for a
-million. So no approximate index, and nothing to tune.
+Search is exact, by matrix product: on one thread it takes 10 ms for 40,000 pictures of 512 numbers, a quarter of a second for a
+million.
 
     embeddings.safetensors   "embeddings" float32 (N, D), "image_ids" int64 (N,)
-    metadata.parquet         one row per picture, in the same order: image_id and whatever the caller keeps
+    metadata.parquet         one row per picture, in the same order: image_id and the caller's columns
     index.json               format version, size, and the model's reference (a name, a digest: the caller's choice)
 """
 
@@ -26,9 +26,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Hits:
-    """The k best of each query, best first: rows int64 (Q, k) of the index, image_ids int64 (Q, k), scores float32
-    (Q, k).
-    """
+    """The k best of each query, best first: rows int64 (Q, k) of the index, image_ids int64 (Q, k), scores float32 (Q, k)."""
 
     rows: Tensor
     image_ids: Tensor
@@ -36,9 +34,7 @@ class Hits:
 
 
 class GalleryIndex:
-    """Embeddings (N, D), normalised here; `image_ids` (N,); `metadata` columns of N values; `model` says what made
-    them.
-    """
+    """Embeddings (N, D), normalised here; image_ids (N,); metadata: columns of N values; model: a reference to the model."""
 
     def __init__(
         self,
@@ -104,9 +100,9 @@ class GalleryIndex:
 
     @torch.no_grad()
     def search(self, queries: Tensor, k: int = 10, *, chunk: int = 65536) -> Hits:
-        """Exact top k by cosine for query vectors (Q, D) or (D,); equal scores in the order of the index.
+        """Find the exact top k by cosine for query vectors (Q, D) or (D,), equal scores in the order of the index.
 
-        The gallery is read in chunks, so memory is Q x chunk. k is cut to the size of the gallery.
+        The gallery is read in chunks, so memory is Q x chunk. k is limited to the size of the gallery.
         """
         if k < 1:
             raise ParameterError(f"k = {k}: must be at least 1")
@@ -120,21 +116,20 @@ class GalleryIndex:
         for begin in range(0, len(self), chunk):
             found = queries @ self.embeddings[begin : begin + chunk].T
             places = torch.arange(begin, begin + found.shape[1]).expand_as(found)
-            found, places = _above_the_kth(found, places, k)
-            # What is kept stands in index order before the newcomers, so a stable sort keeps equal scores in index
-            # order.
+            found, places = _top_columns(found, places, k)
+            # Kept rows precede new ones in index order, so a stable sort keeps equal scores in index order.
             scores, order = torch.cat([scores, found], dim=1).sort(dim=1, descending=True, stable=True)
             rows = torch.cat([rows, places], dim=1).gather(1, order)[:, :k]
             scores = scores[:, :k]
         return Hits(rows, self.image_ids[rows], scores)
 
 
-def _above_the_kth(scores: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best columns of each row, equal scores by lowest column, in column order; sorts no whole chunk."""
+def _top_columns(scores: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best columns of each row in column order, the lowest of equals, without sorting the chunk."""
     if scores.shape[1] <= k:
         return scores, rows
-    least = scores.topk(k, dim=1).values[:, -1:]
-    higher, equal = scores > least, scores == least
+    lowest = scores.topk(k, dim=1).values[:, -1:]
+    higher, equal = scores > lowest, scores == lowest
     room = k - higher.sum(1, keepdim=True)
     chosen = higher | (equal & (equal.cumsum(1) <= room))
     return scores[chosen].view(-1, k), rows[chosen].view(-1, k)

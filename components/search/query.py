@@ -1,4 +1,4 @@
-"""A sentence in, pictures out: the text tower of the model that made a gallery index, and the index."""
+"""Text search in a gallery, with the text tower of the model that made the index."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Match:
 
 
 class TextSearch:
-    """Answer sentences from a gallery. Raises DataError when model and index do not belong together."""
+    """Searches a gallery by text. Raises DataError where model and index do not belong together."""
 
     def __init__(self, encoder: DualEncoder, index: GalleryIndex) -> None:
         dimension = index.embeddings.shape[1]
@@ -35,11 +35,11 @@ class TextSearch:
         return cls(DualEncoder.load(model_folder), GalleryIndex.open(index_folder))
 
     def __call__(self, query: str, k: int = 10) -> list[Match]:
-        """The k best pictures for one sentence, best first."""
+        """Return the k best pictures for a query, best first."""
         return self.many([query], k)[0]
 
     def many(self, queries: Sequence[str], k: int = 10) -> list[list[Match]]:
-        """The same for several sentences, encoded together."""
+        """Return the k best pictures for each of several queries, which are encoded together."""
         hits = self.index.search(embed_captions(self.encoder, queries), k)
         columns = self.index.metadata
         return [

@@ -243,14 +243,17 @@ def _write_published(scores: "Sequence[CategoryScores]", folder: Path) -> None:
 
 def _write_grid(category: Category, path: Path, rows: int) -> None:
     """The first picture of up to `rows` prompts, spread over the file: neighbours in it are variations of each other."""
-    from components.evaluation.grids import save_grid, side_by_side
+    import numpy as np
+
+    from components.evaluation.figures import save_png
+    from components.evaluation.grids import side_by_side
 
     firsts = [_first_pictures(arm.matched.pictures) for arm in category.arms]
     drawn = [prompt for prompt in category.prompts if any(prompt in first for first in firsts)]
     rows = min(rows, len(drawn))
     chosen = [drawn[place * len(drawn) // rows] for place in range(rows)]
     pictures = [[open_picture(first[prompt]) if prompt in first else None for first in firsts] for prompt in chosen]
-    save_grid(side_by_side(chosen, [arm.name for arm in category.arms], pictures), path)
+    save_png(np.array(side_by_side(chosen, [arm.name for arm in category.arms], pictures)), path)
 
 
 def _first_pictures(pictures: Iterable[PromptPicture]) -> dict[str, PromptPicture]:

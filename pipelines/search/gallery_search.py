@@ -69,9 +69,9 @@ def _draw(image_ids: list[int], workspace: Workspace, path: Path) -> None:
 
     from PIL import Image
 
-    from components.evaluation.figures import plate, save_png
+    from components.evaluation.figures import contact_sheet, save_png
     from components.persons.shards import PersonDataset
 
     people = PersonDataset.open(workspace.path(PEOPLE))
     width, height = Image.open(io.BytesIO(people.image_bytes(image_ids[0]))).size
-    save_png(plate([list(people.pixels(image_ids, height, width))]), path)
+    save_png(contact_sheet([list(people.pixels(image_ids, height, width))]), path)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from components.evaluation.figures import plate, save_png
+from components.evaluation.figures import contact_sheet, save_png
 from components.persons.pixels import encode_png
 from components.persons.prompts import Prompt, prompts
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
@@ -57,7 +57,7 @@ def run(
                         attributes=prompt.attributes,
                     )
             rows = [shown[i : i + SHOWN_IN_A_ROW] for i in range(0, len(shown), SHOWN_IN_A_ROW)]
-            save_png(plate(rows), context.figures / f"{source}.png")
+            save_png(contact_sheet(rows), context.figures / f"{source}.png")
     return {
         "pictures": sum(len(asked) for *_, asked in wanted),
         "active_steps": active_steps(pipe, schedule, steps=settings.steps, **size) if arm.schedule else 0,

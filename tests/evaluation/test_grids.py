@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from components.errors import DataError
-from components.evaluation.grids import GAP, LABEL, LINE, save_grid, side_by_side
+from components.evaluation.figures import save_png
+from components.evaluation.grids import GAP, LABEL, LINE, side_by_side
 
 CELL = 60
 RED, GREEN, BLUE, GREY, WHITE = (200, 0, 0), (0, 200, 0), (0, 0, 200), (235, 235, 235), (255, 255, 255)
@@ -54,7 +55,7 @@ def test_prompts_and_arms_are_written_beside_their_pictures_and_never_over_them(
 
 def test_the_same_grid_gives_the_same_bytes(tmp_path):
     for name in ("a.png", "b.png"):
-        save_grid(side_by_side(["a red bench"], ["base"], [[filled(RED)]], CELL), tmp_path / "new" / name)
+        save_png(np.array(side_by_side(["a red bench"], ["base"], [[filled(RED)]], CELL)), tmp_path / "new" / name)
     assert (tmp_path / "new/a.png").read_bytes() == (tmp_path / "new/b.png").read_bytes()
 
 

@@ -113,7 +113,7 @@ def test_a_crossed_mean_leaves_out_missing_values():
 
 
 @pytest.mark.parametrize(
-    ("values", "message"), [([1.0, 2.0], "repetitions x things"), ([[math.nan]], "no values"), ([[]], "no values")]
+    ("values", "message"), [([1.0, 2.0], "repetitions x items"), ([[math.nan]], "no values"), ([[]], "no values")]
 )
 def test_a_crossed_mean_of_nothing_or_of_another_shape_is_refused(values, message):
     with pytest.raises(ParameterError, match=message):

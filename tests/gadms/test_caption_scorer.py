@@ -152,7 +152,7 @@ def test_gains_over_the_usual_are_kept_per_caption_token_as_a_plain_account_of_t
 
 def test_what_was_observed_long_ago_fades():
     table, ids = LikelihoodTable(1, 10, 1, window=4), torch.tensor([[3]])
-    table._learn_usual = lambda tokens, coded: None  # the usual stays at 0
+    table._update_usual = lambda tokens, coded: None  # the usual stays at 0
     for value in [-8.0] * 20 + [0.0] * 20:
         table.observe(torch.tensor([0]), ids, torch.tensor([[value]]))
     mean, count = table.lookup(torch.tensor([0]))

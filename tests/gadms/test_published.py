@@ -14,7 +14,7 @@ import torch
 from components.errors import DataError, ParameterError
 from components.gadms.decoder import padding_mask
 from components.gadms.model import DualEncoder
-from components.gadms.published import account_for, pretrained_encoder, read_published
+from components.gadms.published import pretrained_encoder, read_published, sort_keys
 
 VOCABULARY, CONTEXT = 49408, 77
 SMALL = {"vision": 128, "text": 128, "embed": 128, "layers": (2, 2, 2), "patch": 16, "grid": (6, 2), "identities": 11}
@@ -222,7 +222,7 @@ def test_the_published_size_has_exactly_the_shapes_of_our_model_and_its_paramete
     )  # published of IRRA on CUHK-PEDES
     with torch.device("meta"):
         state = {name: torch.empty(shape) for name, shape in shapes.items()}
-        published = account_for(state, Path("best.pth"))
+        published = sort_keys(state, Path("best.pth"))
         encoder = published.encoder("ViT-B-16-quickgelu", image_size=(384, 128))
         decoder = published.masked_token_decoder()
     ours = {name: tuple(tensor.shape) for name, tensor in encoder.clip.state_dict().items()}
@@ -261,7 +261,7 @@ def test_a_plain_clip_file_is_read_too_and_a_square_grid_is_fitted(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"visul_emb_layer.fc.weight": (4, 4)}, "1 keys are of no model that is known here: visul_emb_layer.fc.weight"),
+        ({"visul_emb_layer.fc.weight": (4, 4)}, "1 keys are of no known model: visul_emb_layer.fc.weight"),
         ({"base_model.visual.proj": None}, r"visual.proj is missing \(1 in all\)"),
         ({"base_model.visual.proj": (128, 64)}, r"visual.proj is \[128, 64\], not \[128, 128\]"),
         ({"base_model.visual.positional_embedding": (11, 128)}, "10 patches are neither a square nor 3:1"),
@@ -272,7 +272,7 @@ def test_a_key_without_a_place_or_of_another_size_is_named_in_one_line(checkpoin
     state = {**checkpoint[1], **{name: torch.zeros(shape or ()) for name, shape in change.items()}}
     state = {name: value for name, value in state.items() if change.get(name, ()) is not None}
     with pytest.raises(DataError, match=message) as caught:
-        account_for(state, Path("w.pth")).encoder(CONFIG)
+        sort_keys(state, Path("w.pth")).encoder(CONFIG)
     assert "\n" not in str(caught.value)
 
 
@@ -310,7 +310,7 @@ def test_weights_that_are_no_tag_are_pinned_by_their_digest(checkpoint, encoder,
     weights = hashlib.sha256((tmp_path / "model/open_clip_model.safetensors").read_bytes()).hexdigest()
     loaded = pretrained_encoder(CONFIG, "model", root=tmp_path, sha256=weights, image_size=encoder.image_size)
     assert torch.equal(loaded.clip.text_projection, encoder.clip.text_projection)
-    with pytest.raises(DataError, match="no file or folder, nor a tag"):
+    with pytest.raises(DataError, match="no such file or folder, and not a tag"):
         ask("nothing.pth", None)
 
 

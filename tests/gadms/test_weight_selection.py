@@ -48,7 +48,7 @@ def test_the_first_of_the_best_weights_is_kept(encoder):
     for step, score in ((1, 10.0), (2, 30.0), (3, 30.0), (4, 20.0)):
         with torch.no_grad():
             encoder.clip.text_projection.fill_(step)
-        best.offer(encoder, score, step)
+        best.update_if_better(encoder, score, step)
         first[step] = score
     best.restore(encoder)
     assert (best.step, best.score) == (2, 30)
@@ -79,7 +79,7 @@ def test_a_killed_run_keeps_the_same_best_weights_as_an_undisturbed_one(config, 
             return batches(step)
 
         def look(step):
-            task.best.offer(task.encoder, scripted[step], step)
+            task.best.update_if_better(task.encoder, scripted[step], step)
             return {}
 
         loop = LoopConfig(steps=8, learning_rate=1e-3, report_every=2, checkpoint_every=3)

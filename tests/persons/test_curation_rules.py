@@ -151,7 +151,7 @@ def test_weights_that_are_not_the_detectors_are_refused_in_one_line(weights, tmp
     (tmp_path / "y.pth").write_bytes(b"no weights")
     torch.save({"code": print}, tmp_path / "z.pth")
     for path, sha256, says in (
-        (tmp_path / "nowhere.pth", None, "no weights of a detector"),
+        (tmp_path / "nowhere.pth", None, "no detector weights"),
         (tmp_path / "x.safetensors", None, "holds other weights"),
         (tmp_path / "y.pth", None, "not a readable file of weights"),
         (tmp_path / "z.pth", None, "not a readable file of weights"),

@@ -1,7 +1,8 @@
-"""BLIP-VQA, T2I-CompBench's metric of attributes: ask BLIP about each noun phrase of the prompt and multiply the answers.
+"""BLIP-VQA, T2I-CompBench's metric of attributes: BLIP is asked about each noun phrase of the prompt, and the answers are
+multiplied.
 
-As BLIPvqa_eval computes it (models/blip_vqa.py `vqa_prob`): the question starts with BLIP's [ENC] token, the decoder is given
-its start token alone, and of its logits l over the next token
+As in BLIPvqa_eval (models/blip_vqa.py `vqa_prob`): the question starts with BLIP's [ENC] token, the decoder gets its start token
+alone, and with its logits l over the next token
 
     P(yes) = p(yes) / (p(yes) + p(no)) = sigmoid(l[yes] - l[no]).
 
@@ -31,7 +32,7 @@ BATCH = 16  # pictures
 
 
 class BlipVqa:
-    """A BlipForQuestionAnswering that gives P(yes). `image_size` in pixels; the model's own unless given."""
+    """A BlipForQuestionAnswering that computes P(yes). `image_size` in pixels, by default the model's."""
 
     def __init__(self, model: Any, tokenizer: Any, image_size: int | None = None) -> None:
         self.model = model.eval()
@@ -48,9 +49,9 @@ class BlipVqa:
 
     @classmethod
     def open(cls, folder: Path, *, image_size: int | None = None, device: str = "cpu") -> "BlipVqa":
-        """Read a folder as transformers saves it (`save_pretrained`); the network is not touched.
+        """Read a folder written by `save_pretrained`, without network access.
 
-        Raises DataError when it is not there, or not a whole BLIP for questions: weights that a file lacks would be random.
+        Raises DataError when it is missing, or not a complete BLIP for questions: missing weights would be random.
         """
         from transformers import AutoTokenizer, BlipForQuestionAnswering
         from transformers.utils import logging
@@ -75,10 +76,7 @@ class BlipVqa:
     def probabilities(
         self, pictures: Sequence[Image.Image], asked: Sequence[Sequence[str]]
     ) -> list[NDArray[np.float32]]:
-        """P(yes) of each picture's questions: for every picture an array (its number of questions,), perhaps empty.
-
-        A picture is looked at once, whatever the number of its questions.
-        """
+        """Compute P(yes) of each picture's questions: one array (questions,) per picture, encoding each picture once."""
         owners = [place for place, own in enumerate(asked) for _ in own]
         texts = [question for own in asked for question in own]
         if not texts:
@@ -121,9 +119,9 @@ class BlipVqa:
 
 
 def vqa_score(probabilities: Iterable[float]) -> float:
-    """The score of a picture: the product of its P(yes), 1 when nothing is asked.
+    """Return the score of a picture: the product of its P(yes), 1 without questions.
 
-    Each factor and the product have four decimals and are multiplied in float32, because the scripts pass them as text.
+    Factors and product are rounded to four decimals and multiplied in float32, because the scripts pass them as text.
     """
     product = np.float32(1)
     for probability in probabilities:
@@ -139,7 +137,7 @@ def score_pictures(
     batch: int = BATCH,
     progress: Progress = iter,
 ) -> NDArray[np.float64]:
-    """The BLIP-VQA score of every picture, (N,), given the noun phrases of its prompt."""
+    """Return the BLIP-VQA score of every picture, (N,), given the noun phrases of each prompt."""
     asked = {prompt: questions(phrases[prompt]) for prompt in {picture.prompt for picture in pictures}}
     scores: list[float] = []
     for begin in progress(range(0, len(pictures), batch)):

@@ -1,6 +1,6 @@
-"""CLIPScore as T2I-CompBench takes it: the plain cosine of picture and prompt by OpenAI's ViT-B/32 (CLIP_similarity.py).
+"""CLIPScore as in T2I-CompBench: the plain cosine of picture and prompt by OpenAI's ViT-B/32 (CLIP_similarity.py).
 
-Not scaled by 2.5, not cut at 0, no "A photo depicts" before the text. The script runs in float16 on a GPU; this is float32.
+Not scaled by 2.5, not cut at 0, without "A photo depicts" before the text. The script runs in float16 on a GPU; this is float32.
 """
 
 import json
@@ -25,7 +25,7 @@ BATCH = 32  # pictures
 
 
 class ClipScore:
-    """An open_clip model with CLIP's own tokenizer, in evaluation mode. `architecture` is what results call it."""
+    """An open_clip model with CLIP's own tokenizer, in evaluation mode. `architecture`: its name in results."""
 
     def __init__(self, model: Any, architecture: str = ARCHITECTURE) -> None:
         from open_clip import image_transform
@@ -43,10 +43,10 @@ class ClipScore:
 
     @classmethod
     def open(cls, file: Path, *, device: str = "cpu") -> "ClipScore":
-        """Read a weight file (.safetensors, or a state dict in .pt or .bin). `open_clip_config.json` beside it, if there,
-        says the architecture, else it is OpenAI's ViT-B/32.
+        """Read a weight file (.safetensors, or a state dict in .pt or .bin). The architecture is that of `open_clip_config.json`
+        beside it, or else OpenAI's ViT-B/32.
 
-        Raises DataError when the file is not there or does not fit.
+        Raises DataError where the file is missing or does not fit.
         """
         from open_clip.factory import load_checkpoint
         from open_clip.model import CLIP
@@ -65,7 +65,7 @@ class ClipScore:
 
     @torch.no_grad()
     def cosines(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> NDArray[np.float64]:
-        """The cosine of each picture with its text, (N,). Raises DataError for a text that CLIP cannot read whole."""
+        """Return the cosine of each picture with its text, (N,). Raises DataError for a text longer than CLIP's context."""
         for text in texts:
             # Two places are the start and end tokens. The script stops at a longer text too; open_clip alone would cut it.
             length, room = len(self.tokenizer.encode(text)) + 2, self.model.context_length
@@ -87,7 +87,7 @@ def score_pictures(
     batch: int = BATCH,
     progress: Progress = iter,
 ) -> NDArray[np.float64]:
-    """The cosine of every picture with `texts[its prompt]`, (N,)."""
+    """Return the cosine of every picture with `texts[its prompt]`, (N,)."""
     parts = [
         clip.cosines([open_picture(one) for one in part], [texts[one.prompt] for one in part])
         for part in progress([pictures[begin : begin + batch] for begin in range(0, len(pictures), batch)])

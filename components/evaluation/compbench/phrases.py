@@ -1,7 +1,6 @@
-"""What a prompt is asked about: its noun phrases, and for the action part of complex prompts its words less the adjectives.
+"""The questions about a prompt: its noun phrases, and for the action part of complex prompts its text without adjectives.
 
-Both come from spaCy's `en_core_web_sm` as in the published scripts, or from a file that somebody made with it. Which phrases
-are asked, and how, is decided here.
+Both come from spaCy's `en_core_web_sm`, as in the published scripts, or from a file made with it.
 """
 
 import json
@@ -22,31 +21,32 @@ _WORDS = 50
 
 @dataclass(frozen=True)
 class Reading:
-    """How a prompt was read: its noun phrases in order, and its text without adjectives where known."""
+    """The noun phrases of a prompt, in order, and its text without adjectives where known."""
 
     phrases: tuple[str, ...]
     without_adjectives: str | None = None
 
 
 def questions(phrases: Iterable[str]) -> list[str]:
-    """The questions BLIP is asked for a prompt with these noun phrases: "a green bench" becomes "a green bench?".
+    """Return BLIP's questions for the noun phrases of a prompt: "a green bench" becomes "a green bench?".
 
-    Four phrases are dropped, exactly as written, and of what is left the first eight are asked (BLIP_vqa.py).
+    Four phrases are dropped, exactly as written, and the first eight of the rest are asked (BLIP_vqa.py).
     """
     kept = [phrase for phrase in phrases if phrase not in DROPPED]
     return [cleaned(f"{phrase}?") for phrase in kept[:LIMIT]]
 
 
 def cleaned(question: str) -> str:
-    """Lower case, without .!"()*#:;~ and trailing spaces, at most 50 words (BLIP's `pre_question`)."""
+    """Return the question in lower case, without .!"()*#:;~ and trailing spaces, at most 50 words (BLIP's `pre_question`)."""
     text = _REMOVED.sub("", question.lower()).rstrip(" ")
     return " ".join(text.split(" ")[:_WORDS])
 
 
 def read_phrases(path: Path, prompts: Sequence[str]) -> dict[str, Reading]:
-    """The readings of `prompts` from a JSON file: prompt -> [phrase, ...], or -> {"phrases": [...], "without_adjectives": "..."}.
+    """Read the readings of `prompts` from a JSON file: prompt -> [phrase, ...], or -> {"phrases": [...], "without_adjectives":
+    "..."}.
 
-    Raises DataError when the file is not that, or a prompt is not in it.
+    Raises DataError for another file, or a missing prompt.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -63,7 +63,7 @@ def read_phrases(path: Path, prompts: Sequence[str]) -> dict[str, Reading]:
 
 
 def parse_prompts(prompts: Sequence[str]) -> dict[str, Reading]:
-    """The readings of `prompts` by spaCy, as the published scripts take them.
+    """Parse `prompts` with spaCy, as the published scripts do.
 
     Raises ParameterError when spaCy or its model is not installed.
     """
@@ -77,14 +77,14 @@ def parse_prompts(prompts: Sequence[str]) -> dict[str, Reading]:
 
 
 def spacy_version() -> str:
-    """Which spaCy and model read the prompts: another version may find other phrases."""
+    """Return the versions of spaCy and its model, on which the phrases depend."""
     import spacy
 
     return f"spaCy {spacy.__version__}, {SPACY_MODEL} {_spacy().meta.get('version', 'of unknown version')}"
 
 
 def to_json(readings: Mapping[str, Reading]) -> dict[str, Any]:
-    """What `read_phrases` reads."""
+    """Return the content of a file for `read_phrases`."""
     return {
         prompt: {"phrases": list(reading.phrases), "without_adjectives": reading.without_adjectives}
         for prompt, reading in readings.items()

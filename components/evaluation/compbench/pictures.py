@@ -1,6 +1,6 @@
-"""Pictures named as T2I-CompBench names them, `<prompt>_<6-digit number>.png`, and which prompt each belongs to.
+"""Picture files named as in T2I-CompBench, `<prompt>_<6-digit number>.png`, matched with their prompts.
 
-The number counts all pictures of a category from 0, ten of a prompt in a row; the published scripts sort by it.
+The number counts all pictures of a category from 0, ten per prompt in a row; the published scripts sort by it.
 """
 
 import re
@@ -14,13 +14,13 @@ from PIL import Image
 from components.errors import DataError
 
 PER_PROMPT = 10
-Progress = Callable[[Iterable[Any]], Iterable[Any]]  # wraps the batches of a long loop, to show how far it is
+Progress = Callable[[Iterable[Any]], Iterable[Any]]  # wraps the batches of a long loop to show progress
 _NAME = re.compile(r"(?P<prompt>.+)_(?P<number>\d{6,})\.png", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class PromptPicture:
-    """A picture file: the prompt it was drawn for, and its number in its name."""
+    """A picture file with its prompt and its number, both from the name."""
 
     prompt: str
     number: int
@@ -29,9 +29,9 @@ class PromptPicture:
 
 @dataclass(frozen=True)
 class Matched:
-    """The pictures of some prompts, by number, and what does not fit.
+    """The pictures of some prompts, by number, and mismatches.
 
-    missing: prompt -> how many of its pictures are not there. extra: names of files that are no picture of any prompt.
+    missing: prompt -> number of its missing pictures. extra: names of files that belong to no prompt.
     """
 
     pictures: tuple[PromptPicture, ...]
@@ -40,9 +40,9 @@ class Matched:
 
 
 def match_pictures(prompts: Sequence[str], folder: Path, per_prompt: int = PER_PROMPT) -> Matched:
-    """The pictures in `folder` of each prompt, sorted by number. More than `per_prompt` of a prompt are taken all the same.
+    """Find the pictures of each prompt in `folder`, sorted by number, also more than `per_prompt` of a prompt.
 
-    Raises DataError when the folder is not there, or holds no picture of any of the prompts.
+    Raises DataError where the folder is missing, or holds no picture of any of the prompts.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of pictures")
@@ -68,7 +68,7 @@ def match_pictures(prompts: Sequence[str], folder: Path, per_prompt: int = PER_P
 
 
 def open_picture(picture: PromptPicture) -> Image.Image:
-    """The decoded picture. Raises DataError when it is not a whole one."""
+    """Decode a picture. Raises DataError where it is broken."""
     try:
         with Image.open(picture.path) as image:
             image.load()

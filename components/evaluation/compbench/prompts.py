@@ -1,4 +1,4 @@
-"""The validation prompts: one file a category, and which relation each complex prompt names.
+"""The validation prompts, one file per category, and the relation in each complex prompt.
 
 category      file                  metric in the paper
 color         color_val.txt         BLIP-VQA
@@ -30,7 +30,7 @@ Relation = Literal["spatial", "action", "both"]
 
 
 def prompt_files(path: Path) -> dict[str, Path]:
-    """category -> its file, for one `<category>_val.txt` or a folder of them.
+    """Return category -> file, for one `<category>_val.txt` or a folder of them.
 
     Raises DataError when there is none, ParameterError for a file of another name: the category decides the metric.
     """
@@ -52,9 +52,9 @@ def prompt_files(path: Path) -> dict[str, Path]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file, one a line, in its order; what follows a tab is not part of a prompt (inference_eval.py).
+    """Read the prompts of a file, one per line; text after a tab is not part of a prompt (inference_eval.py).
 
-    Raises DataError when the file cannot be read, is empty, or holds a prompt twice: pictures are found by prompt.
+    Raises DataError where the file cannot be read, is empty, or repeats a prompt (pictures are found by prompt).
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -69,19 +69,19 @@ def read_prompts(path: Path) -> list[str]:
             raise DataError(f"{path}: line {number} repeats line {prompts[prompt]} ({prompt!r}); remove one")
         prompts[prompt] = number
     if not prompts:
-        raise DataError(f"{path}: holds no prompt; write one a line")
+        raise DataError(f"{path}: holds no prompt; write one per line")
     return list(prompts)
 
 
 def relations(prompts: Sequence[str], folder: Path) -> dict[str, Relation]:
-    """Which relation each complex prompt names, from the two lists beside `complex_val.txt`, as 3_in_1.py decides it:
+    """Return the relation in each complex prompt, from the two lists beside `complex_val.txt`, as 3_in_1.py does.
 
-    in the spatial list, else in the action list, else both. Prompts are compared up to their first full stop, in lower case.
-    Raises DataError when a list is missing.
+    Spatial where in the spatial list, else action where in the action list, else both. Prompts are compared up to the first full
+    stop, in lower case. Raises DataError where a list is missing.
     """
     for name in (SPATIAL_LIST, ACTION_LIST):
         if not (folder / name).is_file():
-            raise DataError(f"{folder / name}: not there; it says which complex prompts name which relation")
+            raise DataError(f"{folder / name}: missing; it lists the complex prompts with one relation")
     spatial, action = ({_key(line) for line in read_prompts(folder / name)} for name in (SPATIAL_LIST, ACTION_LIST))
     found: dict[str, Relation] = {}
     for prompt in prompts:

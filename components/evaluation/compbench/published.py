@@ -1,4 +1,4 @@
-"""The result files of the published scripts: read where we do not measure (UniDet), written where we do.
+"""Result files of the published scripts: read for UniDet, which is not measured here, and written for the other metrics.
 
     <category's folder>/samples/<prompt>_<number>.png
     <category's folder>/annotation_blip/vqa_result.json, blip_vqa_score.txt
@@ -6,8 +6,8 @@
     <category's folder>/annotation_3_in_1/vqa_result.json, vqa_score.txt
     <category's folder>/labels/annotation_obj_detection_2d/vqa_result.json     UniDet
 
-Each vqa_result.json is a list of {"question_id", "answer"}. The id is the picture's place among all, by number; in UniDet's it is
-the number itself.
+Each vqa_result.json is a list of {"question_id", "answer"}. The id is the position of the picture in the order of
+numbers; in UniDet's files it is the number.
 """
 
 import json
@@ -34,9 +34,9 @@ _WRITTEN = {
 
 
 def read_unidet(file: Path, pictures: Sequence[PromptPicture]) -> NDArray[np.float64]:
-    """UniDet's score of every picture, (N,), from a file that UniDet_eval/2D_spatial_eval.py wrote.
+    """Read UniDet's score of every picture, (N,), from a file of UniDet_eval/2D_spatial_eval.py.
 
-    Raises DataError when the file is not one, a picture has no score in it, or two pictures share a number.
+    Raises DataError for another file, a picture without a score, or two pictures with one number.
     """
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def read_unidet(file: Path, pictures: Sequence[PromptPicture]) -> NDArray[np.flo
 def write_result(folder: Path, metric: str, scores: NDArray[np.float64]) -> None:
     """Write one metric's scores (N,) of a category's pictures, in order of their numbers, and their mean.
 
-    The answers of BLIP-VQA are text with four decimals there, the others numbers.
+    Answers of BLIP-VQA are text with four decimals, others are numbers.
     """
     name, mean_file, words = _WRITTEN[metric]
     answers: list[str | float] = [f"{score:.4f}" if metric == BLIP_VQA else float(score) for score in scores]

@@ -1,6 +1,6 @@
-"""What scores amount to: means with intervals, prompt by prompt, and two folders of pictures compared.
+"""Results of scores: means with intervals, scores per prompt, and differences of two folders of pictures.
 
-Pictures of one prompt are not independent, so intervals resample prompts. Means are over pictures, as in the paper.
+Intervals resample prompts, because pictures of one prompt are not independent. Means are over pictures, as in the paper.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from components.evaluation.intervals import Interval, bootstrap_difference, boot
 
 
 def mean_score(scores: NDArray[np.float64], pictures: Sequence[PromptPicture], *, seed: int = 0) -> Interval:
-    """The mean over pictures with its bootstrap interval over prompts."""
+    """Return the mean over pictures with its bootstrap interval over prompts."""
     return bootstrap_mean(scores, units=[picture.prompt for picture in pictures], seed=seed)
 
 
 def per_prompt(scores: NDArray[np.float64], pictures: Sequence[PromptPicture]) -> dict[str, float]:
-    """prompt -> the mean of its pictures' scores, for the prompts that have one, in the order of the pictures."""
+    """Return prompt -> mean score of its pictures, for prompts with a score, in the order of the pictures."""
     gathered: dict[str, list[float]] = {}
     for picture, score in zip(pictures, scores, strict=True):
         if not np.isnan(score):
@@ -29,10 +29,7 @@ def per_prompt(scores: NDArray[np.float64], pictures: Sequence[PromptPicture]) -
 
 
 def difference(first: Mapping[str, float], second: Mapping[str, float], *, seed: int = 0) -> Interval | None:
-    """The mean over prompts of `first` minus `second` (`per_prompt` of two folders), paired, with its interval.
-
-    Over the prompts that both have; None when there is none.
-    """
+    """Return the mean over common prompts of `first` minus `second` (`per_prompt` of two folders), with its interval, or None."""
     shared = [prompt for prompt in first if prompt in second]
     if not shared:
         return None
@@ -40,7 +37,7 @@ def difference(first: Mapping[str, float], second: Mapping[str, float], *, seed:
 
 
 def arm_results(matched: Matched, found: CategoryScores) -> dict[str, Any]:
-    """What a results file says about one folder of a category's pictures."""
+    """Return the entry of a results file for one folder of a category's pictures."""
     metrics = {
         metric: {**mean_score(scores, found.pictures).as_dict(), "prompts": per_prompt(scores, found.pictures)}
         for metric, scores in found.scores.items()
@@ -55,7 +52,7 @@ def arm_results(matched: Matched, found: CategoryScores) -> dict[str, Any]:
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """metric -> `first` minus `second` with its interval, of two `arm_results`, for the metrics and prompts that both have."""
+    """Return metric -> `first` minus `second` with its interval, for common metrics and prompts of two `arm_results`."""
     found = {}
     for metric in first["metrics"]:
         if metric in second["metrics"]:

@@ -1,6 +1,6 @@
-"""One category's pictures through the metrics that apply to it and can be had.
+"""Score the pictures of a category with every metric that applies and is available.
 
-A metric that cannot be had is left out with its reason, never replaced by another.
+A metric that is not available is left out with its reason, never replaced by another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ NO_BLIP, NO_CLIP = "no BLIP folder is given", "no CLIP weights are given"
 
 @dataclass(frozen=True)
 class Instruments:
-    """What measures: models, where given, and how each prompt reads."""
+    """The models, where available, and the reading of each prompt."""
 
     blip: BlipVqa | None = None
     clip: ClipScore | None = None
@@ -32,7 +32,7 @@ class Instruments:
 
 @dataclass
 class CategoryScores:
-    """metric -> the score of every picture, (N,), NaN where it does not apply; and metric -> why it was left out."""
+    """metric -> score of every picture (N,), NaN where it does not apply; and metric -> reason why it was left out."""
 
     pictures: Sequence[PromptPicture]
     scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
@@ -48,13 +48,13 @@ def score_category(
     relations: Mapping[str, Relation] | None = None,
     progress: Progress = iter,
 ) -> CategoryScores:
-    """Score a category's pictures. `unidet` is the file of UniDet's result, if any; `relations` of complex prompts."""
+    """Score a category's pictures. unidet: path of UniDet's result, if any; relations: of complex prompts."""
     found = CategoryScores(pictures)
     metric = METRIC[category]
     if metric in (BLIP_VQA, THREE_IN_ONE):
-        _ask(found, instruments, progress)
+        _score_questions(found, instruments, progress)
     if metric in (CLIP_SCORE, THREE_IN_ONE):
-        _match(found, instruments, metric == THREE_IN_ONE, progress)
+        _score_match(found, instruments, metric == THREE_IN_ONE, progress)
     if metric in (UNIDET, THREE_IN_ONE):
         if unidet.is_file():
             found.scores[UNIDET] = published.read_unidet(unidet, pictures)
@@ -71,9 +71,9 @@ def three_in_one(
     spatial: NDArray[np.float64],
     action: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """The mean of the parts that a picture's prompt names, (N,): attributes always, and its relations (3_in_1.py).
+    """Return the mean of the parts of a picture's prompt, (N,): attributes, and its relations (3_in_1.py).
 
-    relation: (N,). A part that is needed and NaN makes the result NaN.
+    relation: (N,). A required part that is NaN makes the result NaN.
     """
     kind = np.array(relation)
     choices = [(spatial + attribute) * 0.5, (action + attribute) * 0.5, (attribute + spatial + action) / 3]
@@ -81,7 +81,7 @@ def three_in_one(
     return scores
 
 
-def _ask(found: CategoryScores, instruments: Instruments, progress: Progress) -> None:
+def _score_questions(found: CategoryScores, instruments: Instruments, progress: Progress) -> None:
     if instruments.blip is None:
         found.skipped[BLIP_VQA] = NO_BLIP
         return
@@ -89,8 +89,8 @@ def _ask(found: CategoryScores, instruments: Instruments, progress: Progress) ->
     found.scores[BLIP_VQA] = blip_vqa.score_pictures(instruments.blip, found.pictures, phrases, progress=progress)
 
 
-def _match(found: CategoryScores, instruments: Instruments, plain: bool, progress: Progress) -> None:
-    """CLIPScore; `plain` without the prompt's adjectives, as the action part of 3-in-1 takes it."""
+def _score_match(found: CategoryScores, instruments: Instruments, plain: bool, progress: Progress) -> None:
+    """CLIPScore; `plain`: without the prompt's adjectives, as in the action part of 3-in-1."""
     if instruments.clip is None:
         found.skipped[CLIP_SCORE] = NO_CLIP
         return
@@ -106,7 +106,7 @@ def _match(found: CategoryScores, instruments: Instruments, plain: bool, progres
 
 
 def _combine(found: CategoryScores, relations: Mapping[str, Relation]) -> None:
-    """3-in-1 where all three parts are there; else only over the prompts whose parts are, under a name that says so."""
+    """3-in-1 where all three parts are available; otherwise for the prompts without UniDet, under another name."""
     nothing = np.full(len(found.pictures), np.nan)
     parts = [found.scores.get(metric, nothing) for metric in (BLIP_VQA, UNIDET, CLIP_SCORE)]
     scores = three_in_one([relations[picture.prompt] for picture in found.pictures], *parts)

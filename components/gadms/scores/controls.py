@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from components.gadms.model import DualEncoder
-from components.gadms.scores.gradient import EndTokenMaps, attention_share, scores_of
+from components.gadms.scores.gradient import EndTokenMaps, attention_fractions, scores_of
 from components.training.randomness import generator
 
 
@@ -23,7 +23,7 @@ def grad_eclip(maps: EndTokenMaps) -> Tensor:
 @torch.no_grad()
 def attention_only(maps: EndTokenMaps) -> Tensor:
     """The end token's attention as fractions over the caption, mean over layers. Independent of the picture."""
-    return torch.stack([attention_share(attention, maps.valid) for attention in maps.attentions]).mean(0)
+    return torch.stack([attention_fractions(attention, maps.valid) for attention in maps.attentions]).mean(0)
 
 
 @torch.no_grad()

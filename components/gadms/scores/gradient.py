@@ -1,5 +1,4 @@
-"""Gradient-attention similarity scores (GA-DMS section 4.1): how much each caption token serves the match with its
-picture.
+"""Gradient-attention similarity scores (GA-DMS section 4.1): how much each caption token serves the match with its picture.
 
 For each of the last n text layers, with q, k, v that layer's projections, o = softmax(q k) v its attention output
 before the output projection, and e the end token:
@@ -34,13 +33,13 @@ from components.gadms.model import DualEncoder
 
 
 def default_scoring_layers(encoder: DualEncoder) -> int:
-    """The last two thirds of the text tower, rounded up: 8 of 12 layers in the paper (figure 7), both of two."""
+    """Return the number of scored layers: two thirds of the text tower, rounded up (8 of 12 in the paper, figure 7)."""
     return math.ceil(len(encoder.clip.transformer.resblocks) * 2 / 3)
 
 
 @dataclass(frozen=True)
 class EndTokenMaps:
-    """What the end token asked of each of the last n text layers, and what it got; lists of n tensors, no graph."""
+    """Gradients, attention and projections of the end token in each of the last n text layers; lists of n tensors, no graph."""
 
     gradients: list[Tensor]  # (B, W) of the cosine at the attention output
     attentions: list[Tensor]  # (B, L) of the end token, mean over heads; 0 from there on
@@ -60,7 +59,7 @@ def end_token_maps(
     heads: Heads = "model",
     padding: bool = False,
 ) -> EndTokenMaps:
-    """One pass without gradients over all tokens, then one with gradients over the end tokens alone.
+    """Run one pass without gradients over all tokens, then one with gradients over the end tokens alone.
 
     ids (B, T) raw captions; image (B, D) pooled image features, taken as constants. L is the length of the longest
     caption, or T with `padding` (nothing but the keys and values there differs).
@@ -84,7 +83,7 @@ def end_token_maps(
 
 @torch.no_grad()
 def scores_of(maps: EndTokenMaps, scales: Sequence[int] = (1, 2), use_attention: bool = True) -> Tensor:
-    """Mean over layers of S_g S_a before ReLU and division, signed, (B, L); 0 outside the caption's tokens."""
+    """Compute the mean over layers of S_g S_a before ReLU and division, signed (B, L); 0 outside the caption's tokens."""
     total = torch.zeros_like(maps.attentions[0])
     batch = torch.arange(len(maps.end), device=maps.end.device)
     for gradient, attention, query, key, value in zip(
@@ -92,14 +91,14 @@ def scores_of(maps: EndTokenMaps, scales: Sequence[int] = (1, 2), use_attention:
     ):
         weight = _key_weight(query[batch, maps.end], key, maps.valid, scales)
         importance = torch.einsum("bd,bld->bl", gradient, value) * weight
-        total += importance * attention_share(attention, maps.valid) if use_attention else importance
+        total += importance * attention_fractions(attention, maps.valid) if use_attention else importance
     return (total / len(maps.keys)).masked_fill(~maps.valid, 0)
 
 
-def attention_share(attention: Tensor, valid: Tensor) -> Tensor:
-    """S_a: the end token's attention (B, L) as shares over the caption's tokens."""
-    share = attention.masked_fill(~valid, 0)
-    return share / share.sum(-1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
+def attention_fractions(attention: Tensor, valid: Tensor) -> Tensor:
+    """S_a: the end token's attention (B, L) as fractions over the caption's tokens."""
+    inside = attention.masked_fill(~valid, 0)
+    return inside / inside.sum(-1, keepdim=True).clamp_min(torch.finfo(inside.dtype).tiny)
 
 
 def project_tokens(
@@ -119,7 +118,7 @@ def project_tokens(
         keys.append(key)
         values.append(value)
         if len(keys) == layers:
-            break  # what the last layer makes of them concerns the end token alone, which comes again
+            break  # the output of the last layer matters for the end token alone, which is computed with gradients
         count = _heads(block, heads)
         query, key, value = (part.unflatten(-1, (count, -1)).transpose(1, 2) for part in (query, key, value))
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
@@ -148,13 +147,13 @@ def end_token_gradients(
         query, own_key, own_value = projected
         past = [part.unflatten(-1, (count, -1)).transpose(1, 2) for part in (key, value)]  # (B, H, L, d)
         scale = query.shape[-1] ** -0.5
-        # The end token's own key and value carry the gradient of its stream; those of the past are constants.
+        # The end token's own key and value carry the gradient of its stream; those of earlier tokens are constants.
         logits = (query @ past[0].mT * scale).masked_fill(places >= end[:, None, None, None], -torch.inf)
         own = (query * own_key).sum(-1, keepdim=True) * scale  # (B, H, 1, 1)
         attention = torch.cat([logits, own], dim=-1).softmax(dim=-1)
         output = attention[..., :-1] @ past[1] + attention[..., -1:] * own_value
         output = output.flatten(1)
-        # The first output starts the graph: nothing before it is asked for.
+        # The graph starts at the first output: no gradient before it is needed.
         output = output if outputs else output.detach().requires_grad_()
         outputs.append(output)
         attentions.append(attention.detach()[:, :, 0, :-1].mean(dim=1))
@@ -180,25 +179,22 @@ def _heads(block: Any, heads: str) -> int:
 
 
 def _key_weight(query: Tensor, key: Tensor, valid: Tensor, scales: Sequence[int]) -> Tensor:
-    """w of every token, in [0, 1]: min-max over the caption of the cosine of the end's query with the pooled keys;
-    (B, L).
-    """
+    """w of every token, in [0, 1], (B, L): min-max over the caption of the cosine of the end's query with the pooled keys."""
     count = valid.sum(-1)  # (B,) tokens of each caption; they are positions 1..count
     # The query is one vector; pooling over neighbours leaves it as it is.
     pooled = torch.stack([multi_scale_pool(key[:, 1:], count, scale) for scale in scales]).mean(0)
     cosine = F.cosine_similarity(query[:, None], F.pad(pooled, (0, 0, 1, 0)), dim=-1)
     low = cosine.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)
     high = cosine.masked_fill(~valid, -torch.inf).amax(-1, keepdim=True)
-    # A caption of one token (or of equal ones) has nothing to compare: weight 1.
+    # A caption of one token, or of equal ones, has weight 1.
     return torch.where(high > low, (cosine - low) / (high - low), 1.0).masked_fill(~valid, 0)
 
 
 def multi_scale_pool(tokens: Tensor, count: Tensor, scale: int) -> Tensor:
-    """Mean over groups of `scale` neighbours among the first `count` tokens, linearly spread back; (B, L, D) -> (B,
-    L, D).
+    """Average groups of `scale` neighbours among the first `count` tokens and interpolate back: (B, L, D) -> (B, L, D).
 
-    The last group may be smaller. Spreading is `F.interpolate(mode="linear", align_corners=False)`, per caption. Zero
-    behind `count`.
+    The last group may be smaller. Interpolation is `F.interpolate(mode="linear", align_corners=False)` per caption; 0 after
+    `count`.
     """
     if scale == 1:
         return tokens

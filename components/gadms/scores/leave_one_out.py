@@ -1,11 +1,11 @@
-"""What a caption's match with its picture loses when one token is replaced by the mask: measured, and to first order.
+"""The loss in match of a caption with its picture when one token is masked: exactly, and to first order.
 
     exact          d_j = cos(text, image) - cos(text with token j masked, image)
     along a path   d_j ~ mean over points a in (0, 1) of  <d cos / d e_j at e + a (m - e),  e_j - m>
 
-e are the token embeddings and m the mask's. Exact takes a text pass a token; the path moves all tokens at once from
-themselves towards the mask and takes a forward and backward pass a point (integrated gradients, arXiv 1703.01365, with
-the masked caption as baseline). One point at the caption itself is a poor guide: cosines saturate.
+e are the token embeddings and m the mask's. Exact takes a text pass per token. The path moves all tokens at once towards the mask
+and takes a forward and backward pass per point (integrated gradients, arXiv 1703.01365, with the masked caption as baseline). One
+point at the caption itself is misleading, because cosines saturate.
 """
 
 import torch
@@ -20,10 +20,10 @@ from components.gadms.model import DualEncoder
 def leave_one_out(
     encoder: DualEncoder, ids: Tensor, image: Tensor, *, rows_at_once: int = 512, temperature: float | None = None
 ) -> Tensor:
-    """Exact drops (B, T), signed; 0 outside the caption's tokens. ids (B, T), image (B, D).
+    """Compute exact drops (B, T), signed; 0 outside the caption's tokens. ids (B, T), image (B, D).
 
-    Cost: as many text passes as there are tokens, `rows_at_once` captions at a time. With a `temperature` the match is
-    not the cosine but the log-probability of the caption's own picture among those of the batch.
+    Takes one text pass per token, `rows_at_once` captions at a time. With a `temperature` the match is the log-probability of the
+    caption's own picture among those of the batch, instead of the cosine.
     """
     mask_id = encoder.tokenizer.mask_id
     rows, places = maskable(ids, mask_id).nonzero(as_tuple=True)
@@ -43,7 +43,7 @@ def leave_one_out(
 def path(
     encoder: DualEncoder, ids: Tensor, image: Tensor, *, points: int = 4, temperature: float | None = None
 ) -> Tensor:
-    """First-order drops along the path (B, T), signed; 0 outside the caption's tokens. No gradient is left behind.
+    """Compute first-order drops along the path (B, T), signed; 0 outside the caption's tokens. Leaves no gradient behind.
 
     Their sum tends to cos(text) - cos(all tokens masked) as `points` grows. `temperature` as in `leave_one_out`.
     """
@@ -72,7 +72,7 @@ def _pooled(encoder: DualEncoder, embedded: Tensor, end: Tensor) -> Tensor:
 
 
 def _match(text: Tensor, image: Tensor, own: Tensor, temperature: float | None) -> Tensor:
-    """(N,): text (N, D) with row `own` of the normalised pictures (B, D)."""
+    """Match (N,) of text (N, D) with rows `own` of the normalised pictures (B, D)."""
     text = F.normalize(text, dim=-1)
     if temperature is None:
         return (text * image[own]).sum(-1)

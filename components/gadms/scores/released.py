@@ -1,9 +1,9 @@
 """The score as the released code computes it, deviations from the paper included, for comparison and parity.
 
-Against `scores.py`: one head, sum over layers; keys and the end's query pooled over all positions with start, end and
-padding, and min-max over these too; attention divided by the *signed sum of the importances* in place of its own. Then
-(normalisation "batch") one min-max over the whole batch, so that a caption's score depends on the captions beside it
-and one outlier pushes all others towards 0. In fp32: the released code's half precision turns its guards into zeros.
+Unlike `gradient.py`: one head, sum over layers; keys and the end's query pooled over all positions with start, end and
+padding, and min-max over these too; attention divided by the *signed sum of the importances* instead of its own. Then
+(normalisation "batch") one min-max over the whole batch, so that a caption's score depends on the rest of the batch and an outlier
+moves all others towards 0. In fp32: in the half precision of the released code its guards are zeros.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ GUARD = 1e-8
 
 @torch.no_grad()
 def released_scores(maps: EndTokenMaps, scales: Sequence[int] = (1, 2)) -> Tensor:
-    """Before the batch-wide min-max, (B, T), not negative. `maps` of one head, with padding."""
+    """Compute the score before the min-max over the batch, (B, T), not negative. `maps` of one head, with padding."""
     total = torch.zeros_like(maps.attentions[0])
     batch = torch.arange(len(maps.end), device=maps.end.device)
     everything = torch.full_like(maps.end, maps.valid.shape[1])  # pooled over all positions

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from components.evaluation.figures import GREEN, RED, framed, plate, save_png
+from components.evaluation.figures import GREEN, RED, contact_sheet, framed, save_png
 from components.persons.curation.selection import KEPT
 from components.persons.prompts import prompt_form
 from components.persons.shards import PersonDataset
@@ -20,7 +20,7 @@ GALLERY = 8
 EXAMPLES = 8
 """Pictures shown for a reason of curation."""
 SEEN = 192
-"""Pixels of height that a picture on a plate should have."""
+"""Pixels of height that a picture on a contact_sheet should have."""
 GOLDEN = 0.6180339887498949
 Item = TypeVar("Item")
 
@@ -47,7 +47,7 @@ class Album:
             factor = max(1, SEEN // self.size[0])
             rows = [[p.repeat_interleave(factor, 1).repeat_interleave(factor, 2) for p in row] for row in rows]
             for folder in (self.folder, self.shown):
-                save_png(plate(rows), folder / f"{name}.png")
+                save_png(contact_sheet(rows), folder / f"{name}.png")
 
 
 def people(
