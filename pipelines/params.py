@@ -88,8 +88,13 @@ def load(path: Path) -> Parameters:
     document = read_yaml(path)
     if not isinstance(document, dict):
         raise ParameterError(f"{path}: must hold a mapping of sections")
-    document["compute"] = {**(document.get("compute") or {}), **_from_environment()}
-    return checked(document, Parameters, path.name)
+    return from_document(document, path.name)
+
+
+def from_document(document: Mapping[str, Any], name: str) -> Parameters:
+    """Validate the plain values of a params.yaml; `name` is used in messages. Raises ParameterError with one line."""
+    compute = {**(document.get("compute") or {}), **_from_environment()}
+    return checked({**document, "compute": compute}, Parameters, name)
 
 
 def _from_environment() -> dict[str, Any]:

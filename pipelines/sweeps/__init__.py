@@ -1,14 +1,16 @@
-"""Sweeps: many configurations of the same stages, tried by Ray Tune, each trial a workspace in which stages are run as always.
+"""Sweeps: many configurations of the same stages, run as trials by Ray Tune. Nothing that a single run of the pipeline needs.
 
-spaces.py       what may be tried: pipelines/sweeps/<name>.yaml, and its schema
-validation.py   is every value of a space one that params.yaml may hold? asked before anything starts
-suggesting.py   the next configuration, a function of (space, seed, number, results so far)
-journal.py      what is known of a sweep's trials, on disk: what a killed sweep goes on from
-plan.py         which stages a trial runs, and which are the same for all
-trial.py        one trial, in a process of its own
-tuning.py       Ray Tune: when trials start, and which are stopped early
-tracked.py      runs in MLflow: one a sweep, one a trial
-results.py      the summary: best, Pareto front, what it cost
-options.py      the options, checked
-sweep.py        the whole of a sweep
+spaces.py       search spaces, pipelines/sweeps/<name>.yaml; constraints.py and documents.py evaluate and edit paths of params.yaml
+validation.py   checks of a space before anything starts
+suggesting.py   the next configuration, a function of (space, seed, number, results so far); population.py for a population
+journal.py      the journal of trials on disk, from which a killed sweep resumes
+plan.py         the stages that all trials share, and those that each runs
+driver.py       chooses the next trial and records outcomes
+trial.py        one trial, in a process of its own; rounds.py trains one round of a population
+tuning.py       Ray Tune: starts trials, stops some early
+sweep_runs.py   runs in MLflow: one per sweep, one per trial
+results.py      the summary: best trial, Pareto front, cost; page.py draws it
+options.py      the checked options
+sweep.py        the command, from start to end
+promotion.py    `promote`: a trial's parameters into params.yaml
 """

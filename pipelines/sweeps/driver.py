@@ -1,6 +1,6 @@
-"""What the driver of a sweep decides and writes down, apart from Ray: which trial is next, and what became of each.
+"""The driver of a sweep, apart from Ray: chooses the next trial and records the outcome of each.
 
-The journal is written first, MLflow after it. Whatever is asked of this class may be the last thing that happens.
+The journal is written before MLflow, so that the sweep can be killed after any call.
 """
 
 import shutil
@@ -12,28 +12,29 @@ from typing import Any
 
 from pipelines.errors import OTHER, StageFailedError
 from pipelines.params import Parameters
+from pipelines.sweeps.documents import value_at, with_values
 from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Journal, Trial
 from pipelines.sweeps.plan import Plan
 from pipelines.sweeps.population import end_of_round, next_round
-from pipelines.sweeps.progress import Board
+from pipelines.sweeps.progress import SweepProgress
 from pipelines.sweeps.rounds import KEPT
-from pipelines.sweeps.spaces import Space, filled, value_at
+from pipelines.sweeps.spaces import Space
 from pipelines.sweeps.suggesting import suggest
-from pipelines.sweeps.tracked import SweepRuns
-from pipelines.sweeps.trial import Order
+from pipelines.sweeps.sweep_runs import SweepRuns
+from pipelines.sweeps.trial import TrialTask
 from pipelines.workspace import Workspace
 
-HOPELESS = 3
-"""Failed trials in a row, from the first on, after which a sweep gives up: the mistake is in what they share."""
+MAX_FIRST_FAILURES = 3
+"""The sweep ends when its first trials all failed, and are this many: the mistake is in what they share."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a sweep ends: after `samples` configurations in all, or earlier."""
+    """The limits of a sweep: `samples` configurations in all, or less."""
 
     samples: int
     minutes: float | None = None
-    """Wall time of this call. What runs then is paused, and goes on with the next call."""
+    """Wall time of this call. Running trials are then paused, and resume with the next call."""
     gpu_hours: float | None = None
     """Of all trials that have ended."""
 
@@ -46,7 +47,7 @@ class Sweep:
     identity: str
     space: Space
     document: dict[str, Any]
-    """params.yaml with the space's base laid over it, every default filled in."""
+    """params.yaml with the space's base and every default."""
     params: Parameters
     """The document, as parameters."""
     plan: Plan
@@ -60,12 +61,12 @@ class Sweep:
 
     @property
     def shared(self) -> Workspace:
-        """Where the stages run that all trials share."""
+        """The workspace of the stages that all trials share."""
         return Workspace(self.journal.root / "shared", self.workspace.home)
 
     @property
     def members(self) -> Path:
-        """The scratch root of a population's rounds."""
+        """The scratch root for rounds of a population."""
         return self.journal.root / "members"
 
     def folder(self, number: int) -> Path:
@@ -76,14 +77,19 @@ class Driver:
     """One call of the sweep command."""
 
     def __init__(
-        self, sweep: Sweep, runs: SweepRuns, board: Board, limits: Limits, clock: Callable[[], float] = time.monotonic
+        self,
+        sweep: Sweep,
+        runs: SweepRuns,
+        progress: SweepProgress,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.sweep = sweep
         self.runs = runs
-        self.board = board
+        self.progress = progress
         self.limits = limits
         self.closing = False
-        """Set when time is up: trials that stop from now on are paused, not judged."""
+        """Set when time is up: a trial that stops from now on is paused, and was not stopped by the scheduler."""
         self.failure: BaseException | None = None
         self.trials = sweep.journal.trials()
         self._clock = clock
@@ -91,29 +97,29 @@ class Driver:
         self._started: dict[int, float] = {}
         self._queue = [number for number, trial in self.trials.items() if trial.state == WAITING]
 
-    def more(self) -> bool:
-        """Whether there may be something to do: else neither Ray nor a shared stage is started."""
+    def has_work(self) -> bool:
+        """Return whether there may be a trial to run; else neither Ray nor a shared stage is started."""
         return bool(self._queue) or len(self.trials) < self.limits.samples
 
-    def next(self) -> Trial | None:
-        """The trial to start now: one that was begun before, else a new one; None when the sweep has what it asked for."""
-        if self.closing or self.failure or self._hopeless() or self._spent():
+    def next_trial(self) -> Trial | None:
+        """Return the trial to start now: one that was begun before, else a new one; None when there is none."""
+        if self.closing or self.failure or self._keeps_failing() or self._budget_is_spent():
             return None
         trial = self.trials[self._queue.pop(0)] if self._queue else self._suggested()
         if trial is None:
             return None
         try:
             trial.run = self.runs.trial(trial)
-        except Exception as error:  # without a run no stage can be tracked: the sweep ends as any command does
+        except Exception as error:  # without a run no stage can be tracked: the sweep ends with this error
             self.failure = error
             return None
         self._started[trial.number] = self._clock()
-        self.board.started(trial)
+        self.progress.started(trial)
         return trial
 
     @property
-    def waits(self) -> bool:
-        """Whether there is no next trial only because a round of the population has members that still train."""
+    def waits_for_round(self) -> bool:
+        """Whether the only reason for no next trial is that members of this round of the population still train."""
         size, number = self.sweep.size, len(self.trials)
         if not size or number % size or number >= self.limits.samples or self.closing or self.failure:
             return False
@@ -121,11 +127,11 @@ class Driver:
 
     def _suggested(self) -> Trial | None:
         number = len(self.trials)
-        if number >= self.limits.samples or self.waits:
+        if number >= self.limits.samples or self.waits_for_round:
             return None
         suggested = self._new_values(number)
         if suggested is None:
-            self.board.say(f"the space holds nothing new after {number} trials")
+            self.progress.print(f"the space has no new configuration after {number} trials")
             return None
         values, origin = suggested
         self.sweep.journal.write("suggested", number, values=values, origin=origin)
@@ -133,33 +139,33 @@ class Driver:
         return self.trials[number]
 
     def _new_values(self, number: int) -> tuple[dict[str, Any], int | None] | None:
-        """Values of a trial, and the one whose checkpoint it goes on from, if any; None when the space holds nothing new."""
+        """Return the values of a new trial and the trial whose checkpoint it resumes from, if any; None without a new one."""
         space, document, size = self.sweep.space, self.sweep.document, self.sweep.size
         seed = value_at(document, "seed")
         known = [self.trials[n] for n in sorted(self.trials)]
         if space.population and number >= size:
-            self._forget_rounds_before(number // size - 1)
+            self._delete_rounds_before(number // size - 1)
             return next_round(space, seed, number, size, known)
         values = suggest(space, document, seed, number, known, self.sweep.earlier)
         if values is None:
             return None
         return (values | {space.population.changes: []} if space.population else values), None
 
-    def _forget_rounds_before(self, number: int) -> None:
-        """Only the last whole round's checkpoints are gone on from."""
+    def _delete_rounds_before(self, number: int) -> None:
+        """Delete checkpoints that no member will resume from: all but those of the last whole round."""
         for member in range(max(0, number - 1) * self.sweep.size, number * self.sweep.size):
             shutil.rmtree(self.sweep.folder(member) / KEPT, ignore_errors=True)
 
-    def order(self, trial: Trial) -> Order:
-        """What the trial's process is told."""
+    def task(self, trial: Trial) -> TrialTask:
+        """Return the task for the trial's process."""
         sweep, watch = self.sweep, self.sweep.space.scheduler
         full = value_at(sweep.document, watch.full) if watch else 0
         population = sweep.space.population
         until = end_of_round(population, sweep.size, trial.number, sweep.document) if population else None
-        return Order(
+        return TrialTask(
             folder=str(sweep.folder(trial.number)),
             home=str(sweep.workspace.home),
-            document=filled(sweep.document, trial.values),
+            document=with_values(sweep.document, trial.values),
             seeds=sweep.seeds if until is None else sweep.seeds[:1],
             upstream=[run.address for run in sweep.plan.upstream],
             repeated=[run.address for run in sweep.plan.repeated],
@@ -174,15 +180,15 @@ class Driver:
         )
 
     def reported(self, number: int, step: int, value: float, seconds: float) -> None:
-        """The watched metric at a step, `seconds` after the trial's process began."""
+        """Record the watched metric at a step, `seconds` after the trial's process began."""
         trial = self.trials[number]
         self._started[number] = min(self._started[number] if trial.reports else float("inf"), self._clock() - seconds)
         trial.reports[step] = value
         self.sweep.journal.write("report", number, step=step, value=value)
-        self.board.reported(trial, step, value)
+        self.progress.reported(trial, step, value)
 
     def finished(self, number: int, facts: dict[str, Any]) -> None:
-        """`facts` as `trial.run_trial` returns them. One without objectives has come to the end of its round, and no further."""
+        """Record a trial's end, with `facts` as `trial.run_trial` returns them. Without objectives it ended with its round."""
         for step, value in facts["reports"]:
             if step not in self.trials[number].reports:
                 self.sweep.journal.write("report", number, step=step, value=value)
@@ -190,17 +196,18 @@ class Driver:
         self._end(number, state, objectives=facts["objectives"], stages=facts["stages"], seconds=facts["seconds"])
 
     def failed(self, number: int, reason: str) -> None:
+        """Record a trial that failed."""
         self._end(number, BROKEN, error=reason, seconds=self._elapsed(number))
 
     def stopped(self, number: int) -> None:
-        """The scheduler has ended the trial early; when time is up, it is only paused."""
+        """Record a trial that the scheduler has stopped early, or that is paused because time is up."""
         if self.closing:
-            self.board.paused(self.trials[number])
+            self.progress.paused(self.trials[number])
             return
         self._end(number, STOPPED, seconds=self._elapsed(number))
 
     def time_is_up(self) -> bool:
-        """Whether this call has used its minutes. Remembered, as what stops after it is paused."""
+        """Return whether this call has used its minutes, and remember it: trials that stop afterwards are paused."""
         minutes = self.limits.minutes
         if minutes is not None and self._clock() - self._begun > 60 * minutes:
             self.closing = True
@@ -210,22 +217,22 @@ class Driver:
         self.sweep.journal.write("ended", number, state=state, run=self.trials[number].run, **facts)
         self.trials[number] = self.sweep.journal.trials()[number]
         self.runs.end(str(self.trials[number].run), self.trials[number])
-        self.board.ended(self.trials[number])
+        self.progress.ended(self.trials[number])
 
     def _elapsed(self, number: int) -> float:
         return self._clock() - self._started[number]
 
-    def _hopeless(self) -> bool:
+    def _keeps_failing(self) -> bool:
         ended = [trial for trial in self.trials.values() if trial.state != WAITING]
-        if len(ended) < HOPELESS or any(trial.state != BROKEN for trial in ended):
+        if len(ended) < MAX_FIRST_FAILURES or any(trial.state != BROKEN for trial in ended):
             return False
         self.failure = StageFailedError(
             f"sweep {self.sweep.identity}: its first {len(ended)} trials failed, the last with: {ended[-1].error}",
             OTHER,
         )
-        self.board.say(str(self.failure))
+        self.progress.print(str(self.failure))
         return True
 
-    def _spent(self) -> bool:
+    def _budget_is_spent(self) -> bool:
         hours = sum(trial.seconds for trial in self.trials.values()) * self.sweep.space.resources.gpus / 3600
         return self.limits.gpu_hours is not None and hours >= self.limits.gpu_hours

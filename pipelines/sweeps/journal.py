@@ -1,15 +1,15 @@
-"""What is known of a sweep's trials, on disk: one line an event, in the order of their happening, flushed before anything follows.
+"""The journal of a sweep's trials on disk: one line per event, flushed before anything else happens.
 
 <home>/sweeps/<name>-<digest>/
     lock            held by the one driver
     journal.jsonl   the events
     results.json    the summary (results.py)
-    shared/         workspace of what all trials share
+    shared/         workspace of the stages that all trials share
     trials/<number>/seed-<seed>/   workspace of a trial with one seed; log.txt beside it
 
 Events: {"event": "suggested", "number", "values", "origin"}, {"event": "report", "number", "step", "value"}, and {"event": "ended",
-"number", "state", ...}. A trial that was suggested and has not ended is tried again, with the same values: its stages go on from
-their checkpoints. So nothing that was finished is computed twice, and nothing that was suggested is lost.
+"number", "state", ...}. A trial that was suggested and has not ended is started again with the same values, and its stages resume
+from their checkpoints. So nothing that was finished is computed twice, and no suggestion is lost.
 """
 
 import json
@@ -22,14 +22,14 @@ from typing import Any
 
 from components.errors import DataError
 from pipelines.locks.file_lock import file_lock
-from pipelines.sweeps.spaces import key_of
+from pipelines.sweeps.spaces import configuration_key
 
 WAITING, COMPLETE, STOPPED, BROKEN = "waiting", "finished", "stopped", "failed"
 
 
 @dataclass
 class Trial:
-    """One configuration and what became of it."""
+    """One configuration and its outcome."""
 
     number: int
     values: dict[str, Any]
@@ -37,30 +37,33 @@ class Trial:
     reports: dict[int, float] = field(default_factory=dict)
     """Step -> the scheduler's metric."""
     objectives: list[list[float]] = field(default_factory=list)
-    """One list an objective, with a value a seed."""
+    """One list per objective, with one value per seed."""
     stages: list[dict[str, Any]] = field(default_factory=list)
     """{"stage", "seed", "fingerprint", "run", "restored", "seconds"} of each stage that ran or was found finished."""
     seconds: float = 0.0
-    """Wall time, over all attempts that this journal saw end."""
-    steps: int = 0
-    """Steps of the watched stage that were reported."""
+    """Wall time, over all attempts whose end is in the journal."""
     error: str | None = None
     run: str | None = None
     """Its run in MLflow."""
     origin: int | None = None
-    """The trial whose checkpoint it goes on from, in a population."""
+    """In a population, the trial whose checkpoint it resumes from."""
 
     @property
     def key(self) -> str:
-        return key_of(self.values)
+        return configuration_key(self.values)
+
+    @property
+    def steps(self) -> int:
+        """The last reported step of the watched stage."""
+        return max(self.reports, default=0)
 
     def means(self) -> list[float]:
-        """Each objective's mean over seeds."""
+        """Return each objective's mean over seeds."""
         return [sum(values) / len(values) for values in self.objectives]
 
 
 class Journal:
-    """The events of one sweep. One process writes."""
+    """The events of one sweep, written by one process."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -68,7 +71,7 @@ class Journal:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the sweep. Raises InfrastructureError when another driver does."""
+        """Lock the sweep. Raises InfrastructureError when another process has locked it."""
         refusal = f"{self.root}: another process runs this sweep; run again when it has ended"
         with file_lock(self.root / "lock", refusal):
             self._mend()
@@ -82,7 +85,7 @@ class Journal:
             os.fsync(file.fileno())
 
     def events(self) -> list[dict[str, Any]]:
-        """Every whole line; a last one torn by a kill is left out. Raises DataError for a damaged one before it."""
+        """Return all events; a last line torn by a kill is skipped. Raises DataError for a damaged line before it."""
         if not self.path.exists():
             return []
         lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
@@ -92,7 +95,7 @@ class Journal:
             raise DataError(f"{self.path}: a line is damaged ({error}); restore it, or move the folder away") from error
 
     def trials(self) -> dict[int, Trial]:
-        """number -> trial, in the order of suggestion."""
+        """Return the trials by number, in the order of suggestion."""
         return replay(self.events())
 
     def _mend(self) -> None:
@@ -105,7 +108,7 @@ class Journal:
 
 
 def replay(events: list[dict[str, Any]]) -> dict[int, Trial]:
-    """What `events` say of each trial. A report that came again, after a kill, counts once."""
+    """Return the trials by number after `events`. A report that came again after a kill counts once."""
     trials: dict[int, Trial] = {}
     for event in events:
         number = event["number"]
@@ -128,4 +131,3 @@ def _end(trial: Trial, event: Mapping[str, Any]) -> None:
     trial.stages = event.get("stages", [])
     trial.run = event.get("run")
     trial.seconds += event.get("seconds", 0.0)
-    trial.steps = max(trial.reports, default=0)

@@ -1,4 +1,4 @@
-"""The page of a sweep, drawn from its `results.json` (schema in docs/sweeps.md): what was tried, what came of it, what mattered."""
+"""The page of a sweep, made from its `results.json` (schema in docs/sweeps.md): trials, results, importance of parameters."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PAGE = "index.html"
 Drawing = tuple[str, str, Callable[[], Any]]
-"""Title, note, and what draws it: a matplotlib figure, or None."""
+"""Title, note, and a function that returns a matplotlib figure, or None."""
 
 
 def write_sweep_page(results: Path) -> Path:
@@ -48,7 +48,7 @@ def write_sweep_page(results: Path) -> Path:
 
 
 def figures(document: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Drawings with a title and a note, those that this sweep has enough trials for."""
+    """Return the figures that this sweep has enough trials for, each with a title and a note."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -77,7 +77,7 @@ def _drawings(document: Mapping[str, Any]) -> list[Drawing]:
         )
     ]
     if document["scheduler"] and document["scheduler"]["kind"] == "pbt":
-        note = "Members are compared at the dotted lines; the worst go on from one of the best, with other rates. Bold: the best."
+        note = "Members are compared at the dotted lines; the worst resume from one of the best, with other rates. Bold: the best."
         found.insert(0, ("The population", note, partial(draw_population, document)))
     if len(names) == 2 and finished:
         note = "No other trial is better in both objectives than those on the front."
@@ -100,7 +100,7 @@ def _figure(draw: Callable[[], Any]) -> Any:
 
 
 def as_study(document: Mapping[str, Any]) -> "optuna.Study":
-    """The sweep as Optuna knows one: finished trials with their mean objectives, stopped ones with what they reported."""
+    """Return the sweep as an Optuna study: finished trials with their mean objectives, stopped ones with their reports."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -133,9 +133,9 @@ def as_study(document: Mapping[str, Any]) -> "optuna.Study":
 
 
 def _last_of_lineages(document: Mapping[str, Any]) -> set[int]:
-    """Numbers of the trials that no other goes on from: what a population went on with counts once, with its whole curve."""
-    gone_on_from = {trial.get("origin") for trial in document["trials"]}
-    return {trial["number"] for trial in document["trials"]} - gone_on_from
+    """Return the numbers of trials that no other resumed from: each member of a population counts once, with its whole curve."""
+    resumed = {trial.get("origin") for trial in document["trials"]}
+    return {trial["number"] for trial in document["trials"]} - resumed
 
 
 def _distribution(parameter: Mapping[str, Any]) -> Any:
@@ -151,7 +151,7 @@ def _distribution(parameter: Mapping[str, Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A choice as Optuna can hold it: lists and mappings as JSON text."""
+    """Return a choice as Optuna accepts it: lists and mappings as JSON text."""
     return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
 
 
@@ -172,7 +172,7 @@ def _importance(study: "optuna.Study", place: int, name: str) -> Any:
 
 
 def _cost_to_reach(document: Mapping[str, Any]) -> "Figure | None":
-    """Best value against seconds spent, for the first objective."""
+    """Draw the best value against seconds spent, for the first objective."""
     from matplotlib.figure import Figure
 
     objective = document["objectives"][0]
@@ -213,7 +213,7 @@ def _close(figure: "Figure") -> None:
 
 
 def interval_text(objective: Mapping[str, Any]) -> str:
-    """`46.1 [44.0, 48.2]`, or the value alone with one seed."""
+    """Return `46.1 [44.0, 48.2]`, or only the value with one seed."""
     if "mean" not in objective:
         return "–"
     ends: Sequence[str] = [f"{objective[key]:.4g}" for key in ("low", "high") if key in objective]

@@ -1,4 +1,4 @@
-"""Which stages a trial runs itself, and which are the same for all trials: the graph, seen from a search space."""
+"""The plan of a search space: which stages all trials share, and which a trial runs itself."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from pipelines.graph import StageRun
 class Plan:
     """Stages in the order in which they run.
 
-    shared    no searched parameter reaches them: done once, before the trials
-    upstream  reached by a searched parameter: trials with the same values share them, through the runner's fingerprints
-    repeated  those that the space names, and what lies between them: run again for every seed
+    shared    independent of the searched parameters: run once, before the trials
+    upstream  dependent on them: trials with the same values share a result, through the runner's fingerprints
+    repeated  those that the space names, and those between them: run again for every seed
     """
 
     shared: tuple[StageRun, ...]
@@ -23,23 +23,24 @@ class Plan:
 
     @property
     def own(self) -> tuple[StageRun, ...]:
-        """What a trial runs itself."""
+        """Stages that a trial runs itself."""
         return (*self.upstream, *self.repeated)
 
     @property
     def linked(self) -> list[str]:
-        """Paths that a trial reads and that shared stages wrote."""
+        """Outputs of shared stages that a trial reads."""
         wanted = {path for run in self.own for path in run.inputs.values()}
         return sorted(path for run in self.shared for path in run.outputs.values() if path in wanted)
 
     @property
     def given(self) -> list[str]:
-        """Paths that no stage writes, such as data/raw."""
-        return sorted(set(_sources((*self.shared, *self.own))))
+        """Inputs that no stage writes, such as data/raw."""
+        makers = _makers()
+        return sorted({path for run in (*self.shared, *self.own) for path in run.inputs.values() if path not in makers})
 
 
 def make_plan(stages: Iterable[str], searched: Iterable[str]) -> Plan:
-    """The plan for a space that names `stages` and searches over `searched` (paths in params.yaml)."""
+    """Make the plan for a space that names `stages` and searches over `searched` (paths in params.yaml)."""
     named = {graph.find(stage).address for stage in stages}
     sections = {path.split(".")[0] for path in searched}
     makers = _makers()
@@ -58,7 +59,7 @@ def make_plan(stages: Iterable[str], searched: Iterable[str]) -> Plan:
 
 
 def ordered(stages: Iterable[str]) -> list[StageRun]:
-    """`stages` and all that they need, each after what it reads."""
+    """Return `stages` and all that they need, each after the stages it reads from."""
     makers = _makers()
     found: dict[str, StageRun] = {}
 
@@ -76,15 +77,10 @@ def ordered(stages: Iterable[str]) -> list[StageRun]:
 
 
 def sections_read(runs: Iterable[StageRun], document: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of params.yaml that any of `runs` depends on."""
+    """Return the sections of params.yaml that any of `runs` depends on."""
     return {key: document[key] for key in sorted({key for run in runs for key in run.stage.reads})}
 
 
 def _makers() -> dict[str, StageRun]:
-    """Output path -> the stage run that writes it. Metrics and curves count: the report reads them."""
+    """Return the stage run that writes each output path, metrics and curves included: the report reads them."""
     return {path: run for stage in graph.all_stages() for run in graph.runs_of(stage) for path in run.all_outputs}
-
-
-def _sources(runs: Iterable[StageRun]) -> list[str]:
-    makers = _makers()
-    return [path for run in runs for path in run.inputs.values() if path not in makers]

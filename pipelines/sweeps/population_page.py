@@ -1,4 +1,4 @@
-"""What became of a population: each member's curve, and its rates over the steps."""
+"""The figure of a population: each member's curve, and its rates over the steps."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def draw_population(document: Mapping[str, Any]) -> "Figure | None":
-    """The watched metric above, a panel a rate below, one line a finished member over steps. None before any has finished."""
+    """Draw the watched metric and one panel per rate over steps, with one line per finished member. None without any."""
     from matplotlib.figure import Figure
 
     members = [trial for trial in document["trials"] if trial["state"] == COMPLETE]
@@ -38,7 +38,7 @@ def draw_population(document: Mapping[str, Any]) -> "Figure | None":
 
 
 def _over_steps(values: Mapping[str, Any], path: str, training: str, steps: int) -> tuple[list[int], list[float]]:
-    """A rate at the steps where it is changed, and at both ends."""
+    """Return the steps at which a rate changes, with both ends, and its value from each on."""
     at, rates = [0], [values[path]]
     for change in values[f"{training}.changes"]:
         new = change.get(path.rpartition(".")[2])

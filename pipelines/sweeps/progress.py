@@ -1,4 +1,4 @@
-"""What a person sees of a running sweep: a table on a terminal, elsewhere a line when a trial starts and when it ends."""
+"""Progress of a running sweep: a table on a terminal, otherwise a line when a trial starts and when it ends."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,14 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.sweeps.journal import COMPLETE, WAITING, Trial
-from pipelines.sweeps.results import best_of, front_of
+from pipelines.sweeps.results import best_trial, pareto_front
 from pipelines.sweeps.spaces import Space
 
 REFRESH = 1.0
 
 
-class Board:
-    """Tells of a sweep's trials; a context manager."""
+class SweepProgress:
+    """Displays the trials of a sweep; a context manager."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Board:
         self._clock = clock
         self._live = Live(get_renderable=self.render, console=self._console, refresh_per_second=REFRESH, transient=True)
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "SweepProgress":
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -59,59 +59,59 @@ class Board:
     def ended(self, trial: Trial) -> None:
         self._trials[trial.number] = trial
         self._running.pop(trial.number, None)
-        self._line(f"trial {trial.number}: {self.outcome(trial)} ({trial.seconds:.1f} s); {self.standing()}")
+        self._line(f"trial {trial.number}: {self.outcome(trial)} ({trial.seconds:.1f} s); {self.summary()}")
 
     def paused(self, trial: Trial) -> None:
         self._running.pop(trial.number, None)
-        self._line(f"trial {trial.number}: paused; the same command goes on with it")
+        self._line(f"trial {trial.number}: paused; the same command resumes it")
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         self._console.print(line, markup=False)
 
     def outcome(self, trial: Trial) -> str:
-        """A trial's state in words: its values, the step at which it was stopped, or its error."""
+        """Return a trial's outcome in words: its objectives, the step at which it was stopped, or its error."""
         if trial.state == COMPLETE:
             pairs = zip(self._space.objectives, trial.means(), strict=True)
             return ", ".join(f"{objective.metric} {value:.4g}" for objective, value in pairs)
         return f"{trial.state}: {trial.error}" if trial.error else f"{trial.state} at step {trial.steps}"
 
-    def standing(self) -> str:
-        """How far the sweep is, the best so far, and when it may be done."""
+    def summary(self) -> str:
+        """Return in words how many trials have ended, the best so far, and the time left."""
         ended = [trial for trial in self._trials.values() if trial.state != WAITING]
         parts = [f"{len(ended)}/{self._samples}"]
-        best = best_of(ended, self._space.objectives)
+        best = best_trial(ended, self._space.objectives)
         if best and len(self._space.objectives) == 1:
             parts.append(f"best {best.means()[0]:.4g} (trial {best.number})")
         elif best:
-            front = front_of(ended, self._space.objectives)
+            front = pareto_front(ended, self._space.objectives)
             parts.append(f"Pareto front {', '.join(str(trial.number) for trial in front)}")
         left = self._samples - len(ended)
         if ended and left > 0:
             mean = sum(trial.seconds for trial in ended) / len(ended)
-            parts.append(f"about {_clock_time(mean * left / self._workers)} left")
+            parts.append(f"about {_duration(mean * left / self._workers)} left")
         return ", ".join(parts)
 
     def render(self) -> Group:
-        """The table of running trials below the standing."""
+        """Return the table of running trials below the summary."""
         table = Table(box=None, padding=(0, 2, 0, 0))
         for heading in ("trial", "for", "at", "values"):
             table.add_column(heading, style="dim" if heading == "values" else "")
         for number, (begun, at) in sorted(self._running.items()):
-            seconds = _clock_time(self._clock() - begun)
+            seconds = _duration(self._clock() - begun)
             table.add_row(str(number), seconds, at, Text(_words(self._trials[number].values)))
-        return Group(Text(self.standing(), style="bold"), table)
+        return Group(Text(self.summary(), style="bold"), table)
 
     def _line(self, text: str) -> None:
-        """On a terminal the table says it, but for how a trial ended."""
+        """Print a line; on a terminal only how a trial ended, which the table does not show."""
         if not self._console.is_terminal or "; " in text:
-            self.say(text)
+            self.print(text)
 
 
-def shown(trials: Sequence[Trial], space: Space, console: Console) -> None:
-    """Print the table that a sweep ends with, the best first."""
+def print_results(trials: Sequence[Trial], space: Space, console: Console) -> None:
+    """Print the table of finished trials, the best first."""
     sign = 1 if space.objectives[0].mode == "max" else -1
     done = sorted((t for t in trials if t.state == COMPLETE), key=lambda t: (-sign * t.means()[0], t.number))
-    front = {trial.number for trial in front_of(trials, space.objectives)}
+    front = {trial.number for trial in pareto_front(trials, space.objectives)}
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("trial", *(objective.metric for objective in space.objectives), "run", "values"):
         table.add_column(heading, no_wrap=heading != "values")
@@ -126,7 +126,7 @@ def _words(values: Mapping[str, object]) -> str:
     return ", ".join(f"{path.split('.')[-1]} {value}" for path, value in values.items())
 
 
-def _clock_time(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

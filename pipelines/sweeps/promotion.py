@@ -1,7 +1,7 @@
-"""`python -m pipelines promote`: a trial's parameters become those of params.yaml, with where they came from.
+"""`python -m pipelines promote`: write a trial's parameters into params.yaml.
 
-Only the searched parameters are written: what a sweep's space had laid over params.yaml (smaller sizes, say) was for the sweep, and
-is named. Then `dvc repro` finds the trial's stages finished in the scratch root, as their fingerprints are the same.
+Only the searched parameters are written; the base of the sweep's space (smaller sizes, say) is only printed. Then `dvc repro` finds
+the trial's stages finished in the scratch root, because their fingerprints are the same.
 """
 
 import difflib
@@ -16,19 +16,19 @@ from typing import Any
 from components.errors import DataError, ParameterError
 from pipelines import params, presets
 from pipelines.errors import InfrastructureError
-from pipelines.sweeps.spaces import value_at
-from pipelines.sweeps.tracked import BASE, BEST, ROLE, SWEEP, TRIAL, VALUES
+from pipelines.sweeps.documents import nested, value_at
+from pipelines.sweeps.sweep_runs import BASE, BEST, ROLE, SWEEP, TRIAL, VALUES
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.runs import Tracker, flatten
 from pipelines.workspace import Workspace, git_output, run_git
 
 PROMOTED = "pipelines.promoted"
-"""Tag of a trial's run: where its parameters went."""
+"""Tag of a trial's run: where its parameters were written."""
 
 
 @dataclass(frozen=True)
 class Winner:
-    """A trial as MLflow knows it."""
+    """A trial, read from its MLflow run."""
 
     run_id: str
     sweep: str
@@ -41,7 +41,7 @@ class Winner:
 
     @property
     def origin(self) -> str:
-        """In one line, for people."""
+        """The trial, its sweep, run and objectives in one line."""
         means = {name: value for name, value in self.objectives.items() if not name.endswith((".low", ".high"))}
         found = ", ".join(f"{name} {value:.6g}" for name, value in sorted(means.items()))
         return f"trial {self.number} of sweep {self.sweep}, MLflow run {self.run_id}: {found}"
@@ -70,12 +70,12 @@ def promote(
     print(f"from {winner.origin}")
     if elsewhere and not whole:
         print(f"the sweep also had {', '.join(f'{k} = {v}' for k, v in elsewhere.items())}; --whole writes these too")
-    place = _keep(workspace, winner, commit and bool(changed), branch)
-    tracker.client.set_tag(winner.run_id, PROMOTED, place)
+    location = _commit(workspace, winner, commit and bool(changed), branch)
+    tracker.client.set_tag(winner.run_id, PROMOTED, location)
 
 
 def find_winner(tracker: Tracker, run_id: str) -> Winner:
-    """The trial of this run, or the best one of a sweep's run. Raises ParameterError when it is neither."""
+    """Return the trial of this run, or the best one of a sweep's run. Raises ParameterError when it is neither."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -102,20 +102,8 @@ def find_winner(tracker: Tracker, run_id: str) -> Winner:
     )
 
 
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted paths as sections within sections."""
-    whole: dict[str, Any] = {}
-    for path, value in values.items():
-        *sections, last = path.split(".")
-        here = whole
-        for section in sections:
-            here = here.setdefault(section, {})
-        here[last] = value
-    return whole
-
-
-def _keep(workspace: Workspace, winner: Winner, commit: bool, branch: str | None) -> str:
-    """Commit or branch, as asked. Returns where the parameters are now."""
+def _commit(workspace: Workspace, winner: Winner, commit: bool, branch: str | None) -> str:
+    """Commit or branch, as requested. Returns where the parameters are now."""
     message = f"Promote {winner.origin}"
     if commit:
         command = ("commit", "--quiet", "--message", message, "--", "params.yaml")

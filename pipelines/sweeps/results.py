@@ -1,4 +1,4 @@
-"""What a sweep found, as one JSON: docs/sweeps.md has its schema."""
+"""The results of a sweep as one JSON document; docs/sweeps.md has its schema."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from components.files import write_atomically
+from pipelines.sweeps.documents import value_at
 from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Trial
-from pipelines.sweeps.spaces import Objective, Space, value_at
+from pipelines.sweeps.spaces import Objective, Space
 
 SCHEMA = 1
 LEVEL = 0.95
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """{"mean"}, and from two values on "low" and "high": the Student t interval of the mean over seeds, at 95 %."""
+def mean_with_interval(values: Sequence[float]) -> dict[str, float]:
+    """Return {"mean"}, with "low" and "high" from two values on: the Student t interval of the mean over seeds, at 95 %."""
     if not values:
         return {}
     mean = sum(values) / len(values)
@@ -27,23 +28,23 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def best_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Trial | None:
-    """The finished trial with the best mean of the first objective, the earliest of equals."""
+def best_trial(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Trial | None:
+    """Return the finished trial with the best mean of the first objective, the earliest of equals."""
     finished = [trial for trial in trials if trial.state == COMPLETE]
     sign = 1 if objectives[0].mode == "max" else -1
     return max(finished, key=lambda trial: (sign * trial.means()[0], -trial.number), default=None)
 
 
-def front_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
-    """The finished trials that no other one beats: at least as good in every objective's mean, and better in one."""
+def pareto_front(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
+    """Return the finished trials that no other dominates: none is as good in every objective's mean and better in one."""
     signs = [1 if objective.mode == "max" else -1 for objective in objectives]
     finished = [trial for trial in trials if trial.state == COMPLETE]
     scores = {trial.number: [s * v for s, v in zip(signs, trial.means(), strict=True)] for trial in finished}
 
-    def beaten(mine: list[float]) -> bool:
+    def dominated(mine: list[float]) -> bool:
         return any(other != mine and all(o >= m for o, m in zip(other, mine, strict=True)) for other in scores.values())
 
-    return [trial for trial in finished if not beaten(scores[trial.number])]
+    return [trial for trial in finished if not dominated(scores[trial.number])]
 
 
 def summary(
@@ -54,8 +55,8 @@ def summary(
     trials: Sequence[Trial],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything a page or a person asks of a sweep, as JSON values."""
-    best = best_of(trials, space.objectives)
+    """Return the document, as JSON values."""
+    best = best_trial(trials, space.objectives)
     return {
         "schema": SCHEMA,
         "sweep": identity,
@@ -78,7 +79,7 @@ def summary(
         "counts": {state: sum(t.state == state for t in trials) for state in (COMPLETE, STOPPED, BROKEN, WAITING)},
         "seconds": sum(trial.seconds for trial in trials),
         "best": best.number if best else None,
-        "pareto": [trial.number for trial in front_of(trials, space.objectives)],
+        "pareto": [trial.number for trial in pareto_front(trials, space.objectives)],
         "trials": [_trial(trial, space) for trial in sorted(trials, key=lambda trial: trial.number)],
     }
 
@@ -90,7 +91,7 @@ def _trial(trial: Trial, space: Space) -> dict[str, Any]:
         "key": trial.key,
         "state": trial.state,
         "values": trial.values,
-        "objectives": {objective.name: {"values": values, **spread(values)} for objective, values in pairs},
+        "objectives": {objective.name: {"values": values, **mean_with_interval(values)} for objective, values in pairs},
         "reports": sorted(trial.reports.items()),
         "seconds": trial.seconds,
         "stages": trial.stages,
@@ -101,4 +102,5 @@ def _trial(trial: Trial, space: Space) -> dict[str, Any]:
 
 
 def write_results(path: Path, document: Mapping[str, Any]) -> None:
+    """Write the document to `path`."""
     write_atomically(path, json.dumps(document, indent=1, sort_keys=True) + "\n")

@@ -1,8 +1,7 @@
-"""A round of a population's member: train to a step, and keep what whoever goes on from there needs.
+"""One round of a member of a population: train to a step, and keep its checkpoints for members that resume from there.
 
-Rounds have a scratch root of their own: they leave their stage unfinished, and a finished training of the same values, which the
-shared root may hold, has no checkpoint at the end of a round any more. The last round is a stage like any other, in the shared
-root.
+Rounds have their own scratch root: they leave their stage unfinished, and a finished training with the same values, which may be in
+the shared root, no longer has a checkpoint at the end of a round. The last round is a normal stage in the shared root.
 """
 
 import shutil
@@ -20,11 +19,12 @@ KEPT = "round"
 def train_round(
     address: str, workspace: Workspace, metric: str, step: int, origin: Path | None, kept: Path, parent_run: str
 ) -> Scratch:
-    """Train a stage until it has reported `metric` at `step`, from what `origin` has kept if it is given, and keep the state there.
+    """Train a stage until it has reported `metric` at `step`, and copy its checkpoints to `kept`.
 
-    Returns the scratch folder. Raises what the stage raises, and DataError when it reports no such metric at that step.
+    `origin` holds the checkpoints to resume from. Returns the scratch folder. Raises what the stage raises, and DataError when it
+    does not report the metric at that step.
     """
-    go_on_from(origin, scratch_for(address, workspace))
+    resume_from_round(origin, scratch_for(address, workspace))
     scratch = train_until(address, workspace, metric, step, parent_run)
     checkpoint = scratch.checkpoint_at(metric, step)
     if checkpoint is None:
@@ -37,10 +37,10 @@ def train_round(
     return scratch
 
 
-def go_on_from(kept: Path | None, scratch: Scratch) -> None:
-    """Give a scratch folder without checkpoints those that a round has kept. Its own go on further, and are as good.
+def resume_from_round(kept: Path | None, scratch: Scratch) -> None:
+    """Copy the checkpoints that a round has kept into a scratch folder without any; its own are further on.
 
-    What is no longer kept is computed again from the start, with the same result: it only takes longer.
+    If they are no longer kept, training starts from step 0, with the same result.
     """
     if kept is None or not kept.is_dir():
         return

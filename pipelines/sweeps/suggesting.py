@@ -1,24 +1,25 @@
-"""The next configuration: a function of the space, the seed, its number and what is known so far.
+"""The next configuration, as a function of the space, the seed, its number and the results so far.
 
-A search library's sampler has a state of its own, which a killed process takes along. Here each suggestion is made by a new
-sampler, seeded by the suggestion's number and told all results again. That costs milliseconds, and a sweep that was killed goes on
-as if it had not been.
+The sampler of a search library has state that is lost when its process is killed. Here each suggestion comes from a new Optuna
+sampler, seeded by the suggestion's number and given all results again. That costs milliseconds, and a killed sweep resumes with the
+same suggestions.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.training.randomness import stream_seed
+from pipelines.sweeps.documents import value_at
 from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Trial
-from pipelines.sweeps.spaces import Distribution, Space, key_of, value_at
+from pipelines.sweeps.spaces import Distribution, Space, configuration_key
 
 if TYPE_CHECKING:
     import optuna
 
 STARTUP = 8
-"""Trials drawn at random before TPE has something to go by."""
+"""Random trials before TPE is used."""
 TRIES = 200
-"""Draws for one suggestion, when those before are known already or break a constraint."""
+"""Draws for one suggestion, when earlier ones are known already or violate a constraint."""
 
 
 def suggest(
@@ -29,31 +30,30 @@ def suggest(
     known: Sequence[Trial],
     earlier: Sequence[Trial] = (),
 ) -> dict[str, Any] | None:
-    """Values for trial `number` (0-based), or None when the space holds nothing new.
+    """Return the values of trial `number` (0-based), or None when the space has no new configuration.
 
     `known` are all trials suggested before, by number; those without a result count as running. `earlier` are trials of other
-    sweeps, to learn from; what they tried may be suggested again. Random and grid do not look at results, so their suggestions
-    are the same however the trials went.
+    sweeps to learn from; their configurations may be suggested again. Random and grid search ignore results.
     """
-    taken = {key_of(space.searched(trial.values)) for trial in known}
+    taken = {configuration_key(space.searched(trial.values)) for trial in known}
     for point in space.points:
         whole = _whole_point(space, document, point)
-        if key_of(whole) not in taken:
+        if configuration_key(whole) not in taken:
             return whole
     if space.searcher == "grid":
-        return next((values for values in space.grid(document) if key_of(values) not in taken), None)
+        return next((values for values in space.grid(document) if configuration_key(values) not in taken), None)
     study = _study(space, seed, number, [*earlier, *known])
     for _ in range(TRIES):
         trial = study.ask()
         values = _draw(space, document, trial)
-        if key_of(values) not in taken and space.allowed(values, document):
+        if configuration_key(values) not in taken and space.allowed(values, document):
             return values
         study.tell(trial, state=_states().FAIL)
     return None
 
 
 def _whole_point(space: Space, document: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
-    """A point with what it leaves out taken from params.yaml, where that matters."""
+    """Complete a point with the values of params.yaml for the active parameters that it leaves out."""
     values: dict[str, Any] = {}
     for path in space.parameters:
         if space.active(path, values, document):
@@ -79,19 +79,19 @@ def _study(space: Space, seed: int, number: int, known: Sequence[Trial]) -> "opt
         for trial in known:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # a point may lie outside of the distributions
-                study.add_trial(_told(space, trial))
+                study.add_trial(_frozen_trial(space, trial))
     return study
 
 
-def _told(space: Space, trial: Trial) -> "optuna.trial.FrozenTrial":
-    """A trial as Optuna knows it."""
+def _frozen_trial(space: Space, trial: Trial) -> "optuna.trial.FrozenTrial":
+    """Return the trial for Optuna."""
     import optuna
 
     states = _states()
     values = space.searched(trial.values)
     distributions = {path: _distribution(space.parameters[path]) for path in values}
-    inner = {path: _inner(space.parameters[path], value) for path, value in values.items()}
-    fitting = {path: value for path, value in inner.items() if value is not None}
+    converted = {path: _optuna_value(space.parameters[path], value) for path, value in values.items()}
+    fitting = {path: value for path, value in converted.items() if value is not None}
     facts: dict[str, Any] = {
         "params": {path: value for path, value in fitting.items() if distributions[path]._contains(value)},
     }
@@ -107,7 +107,7 @@ def _told(space: Space, trial: Trial) -> "optuna.trial.FrozenTrial":
 
 
 def _watches_its_objective(space: Space) -> bool:
-    """Whether what the scheduler saw of a stopped trial is an early value of the one objective."""
+    """Return whether the scheduler watches the only objective, so that a stopped trial's reports are early values of it."""
     if len(space.objectives) != 1 or space.scheduler is None:
         return False
     objective, watched = space.objectives[0], space.scheduler
@@ -128,7 +128,7 @@ def _draw(space: Space, document: Mapping[str, Any], trial: "optuna.trial.Trial"
             low, high = distribution.bounds or [0.0, 0.0]
             log = distribution.loguniform is not None
             drawn = trial.suggest_float(path, low, high, step=distribution.step, log=log)
-            values[path] = float(f"{drawn:.6g}")  # as a person would write it in params.yaml
+            values[path] = float(f"{drawn:.6g}")  # as one would write it in params.yaml
     return values
 
 
@@ -143,8 +143,8 @@ def _distribution(of: Distribution) -> "optuna.distributions.BaseDistribution":
     return FloatDistribution(low, high, step=of.step, log=of.loguniform is not None)
 
 
-def _inner(of: Distribution, value: Any) -> Any:
-    """A value as the sampler knows it: a choice is its place; None for one that is no choice."""
+def _optuna_value(of: Distribution, value: Any) -> Any:
+    """Return the value that Optuna uses: for a choice its index, or None for a value that is not among them."""
     if of.choice is None:
         return value
     return of.choice.index(value) if value in of.choice else None

@@ -1,6 +1,6 @@
-"""`python -m pipelines sweep`: read and check the space, bring up to date what all trials share, run the trials, sum them up.
+"""`python -m pipelines sweep`: read and check the space, run the shared stages, run the trials, write the summary.
 
-Killed at any moment, the same command goes on: with the trials that had begun, then with new ones up to `--samples`.
+After a kill the same command resumes: first the trials that had begun, then new ones up to `--samples`.
 """
 
 import json
@@ -24,10 +24,10 @@ from pipelines.sweeps.journal import BROKEN, Journal, Trial
 from pipelines.sweeps.options import SweepOptions
 from pipelines.sweeps.plan import make_plan, sections_read
 from pipelines.sweeps.population import rounds
-from pipelines.sweeps.progress import Board, shown
-from pipelines.sweeps.results import best_of, summary, write_results
+from pipelines.sweeps.progress import SweepProgress, print_results
+from pipelines.sweeps.results import best_trial, summary, write_results
 from pipelines.sweeps.spaces import read_space
-from pipelines.sweeps.tracked import SweepRuns, earlier_trials
+from pipelines.sweeps.sweep_runs import SweepRuns, earlier_trials
 from pipelines.sweeps.validation import base_document, validate, validated
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.runs import FAILED, FINISHED, KILLED
@@ -51,15 +51,15 @@ def sweep(options: SweepOptions, workspace: Workspace) -> None:
         population = opened.space.population
         samples = options.samples * (rounds(population, opened.document) if population else 1)
         limits = Limits(samples, options.budget_minutes, options.budget_gpu_hours)
-        board = Board(opened.space, samples, options.workers, opened.journal.trials())
-        _run(opened, runs, Driver(opened, runs, board, limits), board, options.workers)
+        progress = SweepProgress(opened.space, samples, options.workers, opened.journal.trials())
+        _run(opened, runs, Driver(opened, runs, progress, limits), progress, options.workers)
 
 
 def open_sweep(options: SweepOptions, workspace: Workspace) -> Sweep:
     """Read and check everything; starts and writes nothing.
 
-    The identity counts what a trial's result depends on: the space, the parameters and the code of its stages, the seeds. Not how
-    many trials, how many at once, or for how long; so these may change from call to call. A population's size does count.
+    The identity covers what a trial's result depends on: the space, the parameters and code of its stages, the seeds, and the size
+    of a population. The number of trials, how many run at once, and the budgets may change from call to call.
     """
     space = read_space(options.space, options.folder)
     if options.no_scheduler:
@@ -102,18 +102,18 @@ def open_sweep(options: SweepOptions, workspace: Workspace) -> Sweep:
 
 
 def seeds_of(seed: int, count: int) -> list[int]:
-    """The seed of params.yaml first, so that one repetition is what `dvc repro` would compute; then others, drawn from it."""
+    """Return the seed of params.yaml, which gives the results of `dvc repro`, and further seeds drawn from it."""
     return [seed, *(stream_seed(seed, "repetition", number) % 2**31 for number in range(1, count))]
 
 
-def _run(opened: Sweep, runs: SweepRuns, driver: Driver, board: Board, workers: int) -> None:
+def _run(opened: Sweep, runs: SweepRuns, driver: Driver, progress: SweepProgress, workers: int) -> None:
     status = FAILED
-    board.say(f"sweep {opened.identity}: {len(driver.trials)} trials known, {driver.limits.samples} asked")
+    progress.print(f"sweep {opened.identity}: {len(driver.trials)} trials known, {driver.limits.samples} asked")
     try:
-        with board:
-            if driver.more():
+        with progress:
+            if driver.has_work():
                 with warm_process(opened.params.compute.threads):
-                    bring_up_to_date(opened, runs)
+                    run_shared_stages(opened, runs)
                     tuning.run(driver, workers)
         status = KILLED if driver.closing else FINISHED
     except KeyboardInterrupt:
@@ -121,29 +121,29 @@ def _run(opened: Sweep, runs: SweepRuns, driver: Driver, board: Board, workers: 
         raise
     finally:
         trials = list(opened.journal.trials().values())
-        best = best_of(trials, opened.space.objectives)
+        best = best_trial(trials, opened.space.objectives)
         runs.close(status, trials, best if len(opened.space.objectives) == 1 else None)
-        _sum_up(opened, runs, trials)
+        _write_summary(opened, runs, trials)
 
 
-def bring_up_to_date(opened: Sweep, runs: SweepRuns) -> None:
-    """Run, or find finished, the stages that all trials share, in a workspace of the sweep's own."""
+def run_shared_stages(opened: Sweep, runs: SweepRuns) -> None:
+    """Run the stages that all trials share, in the sweep's own workspace."""
     from pipelines.engine.runner import run_stage
 
     if not opened.plan.shared:
         return
-    place = opened.shared
+    workspace = opened.shared
     for path in opened.plan.given:
-        link = place.path(path)
+        link = workspace.path(path)
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():
             link.symlink_to(opened.workspace.path(path))
-    write_atomically(place.path("params.yaml"), yaml.safe_dump(opened.document, sort_keys=False))
+    write_atomically(workspace.path("params.yaml"), yaml.safe_dump(opened.document, sort_keys=False))
     os.environ["MLFLOW_TRACKING_URI"] = tracking.tracking_uri(opened.workspace)
     parent, status = runs.shared(), FAILED
     try:
         for run in opened.plan.shared:
-            run_stage(run.address, place, parent)
+            run_stage(run.address, workspace, parent)
         status = FINISHED
     except KeyboardInterrupt:
         status = KILLED
@@ -152,7 +152,7 @@ def bring_up_to_date(opened: Sweep, runs: SweepRuns) -> None:
         runs.close_shared(parent, status)
 
 
-def _sum_up(opened: Sweep, runs: SweepRuns, trials: list[Trial]) -> None:
+def _write_summary(opened: Sweep, runs: SweepRuns, trials: list[Trial]) -> None:
     from pipelines.sweeps.page import write_sweep_page
 
     settings: dict[str, Any] = {
@@ -165,7 +165,7 @@ def _sum_up(opened: Sweep, runs: SweepRuns, trials: list[Trial]) -> None:
     write_results(opened.journal.root / "results.json", document)
     write_results(opened.workspace.path(f"{RESULTS}/{opened.name}.json"), document)
     console = Console(highlight=False, soft_wrap=True)
-    shown(trials, opened.space, console)
+    print_results(trials, opened.space, console)
     counts = ", ".join(f"{count} {state}" for state, count in document["counts"].items() if count)
     console.print(f"wrote {RESULTS}/{opened.name}.json: {counts or 'no trials'}", markup=False)
     if document["best"] is not None:

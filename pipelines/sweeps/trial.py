@@ -1,10 +1,10 @@
-"""One trial, in a process of its own: `python -m pipelines.sweeps.trial`, started by the function that Ray Tune calls.
+"""The process of one trial: `python -m pipelines.sweeps.trial`, started by the function that Ray Tune calls.
 
-It reads one JSON line, the `Order`, and runs the trial's stages as `dvc repro` would, in a workspace of the trial's own that shares
-the scratch root: what has this fingerprint already is put in place, what another trial computes at this moment is waited for. It
-writes JSON lines to its standard output: {"step", "value", "seconds"} while the watched stage trains, and at the end {"ended":
-{...}} or {"failed": reason}; what stages print goes to `log.txt`. When the pipe to it closes (the trial was stopped early, or the
-sweep was killed) it ends its stage as Ctrl-C does: paused, to go on from its checkpoint another time.
+It reads one JSON line, the `TrialTask`, and runs the trial's stages as `dvc repro` would, in its own workspace with the shared
+scratch root: a stage that is finished is put in place, one that another trial computes now is waited for. It writes JSON lines to
+its standard output: {"step", "value", "seconds"} while the watched stage trains, and at the end {"ended": {...}} or {"failed":
+reason}; stages print to `log.txt`. When its standard input closes (the trial was stopped early, or the sweep was killed) it
+interrupts its stage as Ctrl-C does, and the trial can be resumed from the checkpoint.
 """
 
 import json
@@ -31,17 +31,17 @@ from pipelines.records.manifests import find_by_fingerprint
 from pipelines.scratch.folder import Scratch, folder_name, put_in_place
 from pipelines.scratch.manifest import Manifest
 from pipelines.scratch.metric_log import MetricLog
-from pipelines.sweeps.rounds import KEPT, go_on_from, train_round
+from pipelines.sweeps.rounds import KEPT, resume_from_round, train_round
 from pipelines.tracking.runs import flatten
 from pipelines.workspace import Workspace
 
 LOOK_SECONDS = 0.3
-"""Between two looks at what the watched stage has reported."""
+"""Between two reads of the watched stage's metrics."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a trial is to do, as JSON values."""
+class TrialTask:
+    """The task of a trial's process, as JSON values."""
 
     folder: str
     home: str
@@ -50,17 +50,17 @@ class Order:
     seeds: list[int]
     upstream: list[str]
     repeated: list[str]
-    """Stages; the repeated ones run once for each seed, the others with the document's."""
+    """Stages; the repeated ones run once per seed, the others with the document's seed."""
     shared: str
-    """The workspace of what all trials share, and the paths to take from it."""
+    """The workspace of the shared stages, and the outputs to take from it."""
     linked: list[str]
     given: dict[str, str]
-    """Path that no stage writes -> where it is."""
+    """Input that no stage writes -> its location."""
     objectives: list[dict[str, Any]]
     watch: dict[str, Any] | None
-    """{"stage", "metric", "full", "until"}: what the scheduler looks at, and the step at which a population's round ends."""
+    """{"stage", "metric", "full", "until"}: the metric that the scheduler watches, and the step at which the round ends."""
     origin: str | None
-    """What the trial that it goes on from has kept, in a population; and the scratch root of rounds."""
+    """In a population, the checkpoints to resume from, and the scratch root of rounds."""
     members: str
     run: str
     """The trial's run in MLflow."""
@@ -70,77 +70,77 @@ class Order:
 
 
 def main() -> int:
-    order = Order(**json.loads(sys.stdin.readline()))
-    say = _own_voice(Path(order.folder) / "log.txt")
+    task = TrialTask(**json.loads(sys.stdin.readline()))
+    write_event = _redirect_output(Path(task.folder) / "log.txt")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     begun = time.monotonic()
 
     def report(step: int, value: float) -> None:
-        say({"step": step, "value": value, "seconds": time.monotonic() - begun})
+        write_event({"step": step, "value": value, "seconds": time.monotonic() - begun})
 
     try:
-        say({"ended": run_trial(order, report)})
+        write_event({"ended": run_trial(task, report)})
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             return exit_code(error)
         if not is_expected(error):
             traceback.print_exc()
         reason = str(error) or type(error).__name__
-        say({"failed": _with_cause(" ".join(reason.split()), Path(order.folder) / "log.txt")})
+        write_event({"failed": _with_cause(" ".join(reason.split()), Path(task.folder) / "log.txt")})
         return exit_code(error)
     return 0
 
 
-def run_trial(order: Order, report: Callable[[int, float], None]) -> dict[str, Any]:
-    """Run every stage for every seed. Returns {"objectives": [[value a seed] an objective], "stages", "reports", "seconds"}.
+def run_trial(task: TrialTask, report: Callable[[int, float], None]) -> dict[str, Any]:
+    """Run every stage for every seed. Returns {"objectives": one list per objective, "stages", "reports", "seconds"}.
 
-    `report` is told the watched metric of the first seed, without its last step: that one comes with the end, in "reports". A trial
-    that ends with a round of its population has no objectives.
+    `report` is called with the watched metric of the first seed, but not for its last step, which is in the returned "reports". A
+    trial that ends with a round of its population has no objectives.
     """
     begun = time.monotonic()
     reports: list[tuple[int, float]] = []
     stages: list[dict[str, Any]] = []
-    objectives: list[list[float]] = [[] for _ in order.objectives]
-    for place, seed in enumerate(order.seeds):
-        workspace = _workspace(order, seed)
+    objectives: list[list[float]] = [[] for _ in task.objectives]
+    for place, seed in enumerate(task.seeds):
+        workspace = _workspace(task, seed)
         outcomes: dict[str, Outcome] = {}
-        for address in (*order.upstream, *order.repeated):
-            _write_params(order, workspace, seed if address in order.repeated else None)
-            watch = order.watch if order.watch and place == 0 and order.watch["stage"] == address else None
+        for address in (*task.upstream, *task.repeated):
+            _write_params(task, workspace, seed if address in task.repeated else None)
+            watch = task.watch if task.watch and place == 0 and task.watch["stage"] == address else None
             started = time.monotonic()
             if watch and watch["until"]:
-                reports = _round(order, watch, workspace, report)
+                reports = _round(task, watch, workspace, report)
                 return {"objectives": [], "stages": stages, "reports": reports, "seconds": time.monotonic() - begun}
-            if watch and order.origin:
-                go_on_from(Path(order.origin), scratch_for(address, workspace))
+            if watch and task.origin:
+                resume_from_round(Path(task.origin), scratch_for(address, workspace))
             with _watching(watch, address, workspace, report):
-                outcomes[address] = run_stage(address, workspace, order.run)
+                outcomes[address] = run_stage(address, workspace, task.run)
             if watch:
                 scratch = scratch_of(address, outcomes[address].fingerprint, workspace)
                 reports = _reported(MetricLog(scratch.reported), watch["metric"])
             stages.append(_stage_facts(address, seed, outcomes[address], workspace, time.monotonic() - started))
-        for values, objective in zip(objectives, order.objectives, strict=True):
+        for values, objective in zip(objectives, task.objectives, strict=True):
             values.append(measured(objective, outcomes, workspace))
     return {"objectives": objectives, "stages": stages, "reports": reports, "seconds": time.monotonic() - begun}
 
 
 def _round(
-    order: Order, watch: Mapping[str, Any], workspace: Workspace, report: Callable[[int, float], None]
+    task: TrialTask, watch: Mapping[str, Any], workspace: Workspace, report: Callable[[int, float], None]
 ) -> list[tuple[int, float]]:
     """Train the watched stage to the end of its population's round. Returns what it reported until then."""
-    apart = Workspace(workspace.root, Path(order.members))
-    origin, kept = Path(order.origin) if order.origin else None, Path(order.folder) / KEPT
+    apart = Workspace(workspace.root, Path(task.members))
+    origin, kept = Path(task.origin) if task.origin else None, Path(task.folder) / KEPT
     with _watching(watch, watch["stage"], apart, report):
-        scratch = train_round(watch["stage"], apart, watch["metric"], watch["until"], origin, kept, order.run)
+        scratch = train_round(watch["stage"], apart, watch["metric"], watch["until"], origin, kept, task.run)
     reported = _reported(MetricLog(scratch.reported), watch["metric"])
     return [(step, value) for step, value in reported if step <= watch["until"]]
 
 
 def measured(objective: Mapping[str, Any], outcomes: Mapping[str, Outcome], workspace: Workspace) -> float:
-    """The value of an objective: a metric of the stage's result, else of its curve, else of its cost.
+    """Return the value of an objective: a metric of the stage's result, else of its curve, else of its cost.
 
-    Raises DataError naming some that there are.
+    Raises DataError, naming existing metrics, when there is no such metric.
     """
     address, metric = objective["stage"], objective["metric"]
     final = flatten(outcomes[address].metrics)
@@ -159,25 +159,25 @@ def measured(objective: Mapping[str, Any], outcomes: Mapping[str, Outcome], work
 
 
 def scratch_of(address: str, identity: str, workspace: Workspace) -> Scratch:
-    """The scratch folder of a stage with this fingerprint."""
+    """Return the scratch folder of a stage with this fingerprint."""
     return Scratch(workspace.home / folder_name(address, identity))
 
 
-def _workspace(order: Order, seed: int) -> Workspace:
-    """The trial's folder for one seed, with what the trial does not make itself in place."""
-    root = Path(order.folder) / f"seed-{seed}"
-    for path, source in order.given.items():
+def _workspace(task: TrialTask, seed: int) -> Workspace:
+    """Make the trial's workspace for one seed, with the inputs that the trial does not make itself."""
+    root = Path(task.folder) / f"seed-{seed}"
+    for path, source in task.given.items():
         link = root / path
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():
             link.symlink_to(source, target_is_directory=Path(source).is_dir())
-    for path in order.linked:
-        put_in_place(Path(order.shared) / path, root / path)
-    return Workspace(root, Path(order.home))
+    for path in task.linked:
+        put_in_place(Path(task.shared) / path, root / path)
+    return Workspace(root, Path(task.home))
 
 
-def _write_params(order: Order, workspace: Workspace, seed: int | None) -> None:
-    document = order.document if seed is None else {**order.document, "seed": seed}
+def _write_params(task: TrialTask, workspace: Workspace, seed: int | None) -> None:
+    document = task.document if seed is None else {**task.document, "seed": seed}
     write_atomically(workspace.path("params.yaml"), yaml.safe_dump(document, sort_keys=False))
 
 
@@ -200,7 +200,7 @@ def _manifest(address: str, outcome: Outcome, workspace: Workspace) -> Manifest:
 
 
 def _reported(log: MetricLog, metric: str) -> list[tuple[int, float]]:
-    """(step, value) of a metric, as a stage reported it."""
+    """Return (step, value) of each report of a metric."""
     return [(line["step"], float(line["metrics"][metric])) for line in log.read() if metric in line["metrics"]]
 
 
@@ -208,7 +208,7 @@ def _reported(log: MetricLog, metric: str) -> list[tuple[int, float]]:
 def _watching(
     watch: Mapping[str, Any] | None, address: str, workspace: Workspace, report: Callable[[int, float], None]
 ) -> Iterator[None]:
-    """Tell of the watched metric while the stage runs. Steps that were told before a kill are told again."""
+    """Call `report` with the watched metric while the stage runs. Steps reported before a kill are reported again."""
     if watch is None:
         yield
         return
@@ -217,12 +217,12 @@ def _watching(
     over = threading.Event()
 
     def look() -> None:
-        told = 0
+        reported = 0
         while True:
             last = over.wait(LOOK_SECONDS)
             for step, value in _reported(log, watch["metric"]):
-                if told < step < end:
-                    told = step
+                if reported < step < end:
+                    reported = step
                     report(step, value)
             if last:
                 return
@@ -236,25 +236,25 @@ def _watching(
         thread.join()
 
 
-def _own_voice(log: Path) -> Callable[[dict[str, Any]], None]:
-    """What this process says goes to its standard output; what it and its stages print, to `log`."""
+def _redirect_output(log: Path) -> Callable[[dict[str, Any]], None]:
+    """Redirect everything that this process and its stages print to `log`; return a function that writes events to stdout."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    voice = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     lock = threading.Lock()
 
-    def say(event: dict[str, Any]) -> None:
+    def write_event(event: dict[str, Any]) -> None:
         with lock:
-            voice.write(json.dumps(event) + "\n")
-            voice.flush()
+            stdout.write(json.dumps(event) + "\n")
+            stdout.flush()
 
-    return say
+    return write_event
 
 
 def _with_cause(reason: str, log: Path) -> str:
-    """`reason` with the last error that a stage's process has said."""
+    """Return `reason` with the last error line in the log of the stages."""
     lines = [
         line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "error:" in line.lower()
     ]

@@ -1,10 +1,10 @@
-"""Ray Tune: starts trials, several at once where they fit, and ends those that its scheduler gives up on.
+"""Ray Tune: starts trials, several at once where they fit, and stops those that its scheduler rejects.
 
-The search and all memory are ours (suggesting.py, journal.py). Tune's own snapshots are written now and then and hold pickles, so a
-sweep does not resume from them: after a kill Tune begins anew, is given the trials that had not ended, and its scheduler is told
-what those that had ended reported, in the same order. A trial's work is done by a process that the trial function starts: it is
-ended as Ctrl-C ends a stage, and with compute.workers above 0 it is a Ray driver of its own, whose placement groups Ray takes back
-when it is gone. So an early stop cannot leak them, whether or not a dashboard runs.
+The search and the journal are ours (suggesting.py, journal.py). Tune's own snapshots are written now and then and hold pickles, so
+a sweep does not resume from them: after a kill Tune starts again with the trials that had not ended, and the reports of those that
+had are replayed to its scheduler in the same order. The trial function starts a process for the trial: it is ended as Ctrl-C ends a
+stage, and with compute.workers above 0 it is a separate Ray driver, whose placement groups Ray removes when it has ended. So an
+early stop cannot leak them, whether or not a dashboard runs.
 """
 
 import json
@@ -18,30 +18,31 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from components.errors import ParameterError
-from pipelines.engine.ray_cluster import set_ray_defaults, start_ray
+from pipelines.engine.ray_cluster import ray_session, set_ray_defaults
 from pipelines.errors import InfrastructureError
 from pipelines.identity.closure import ROOT
 from pipelines.params import Compute
+from pipelines.sweeps.documents import value_at
 from pipelines.sweeps.driver import Driver
 from pipelines.sweeps.journal import WAITING, replay
-from pipelines.sweeps.spaces import Population, Resources, Scheduler, value_at
+from pipelines.sweeps.spaces import Population, Resources, Scheduler
 from pipelines.tracking.runs import tracking_uri
 
-WAITS = {"node:__internal_head__": 0.001}
-"""What the trial function takes where Ray Train's workers do the work. A share of a core would be one that they cannot have."""
+WAITING_RESOURCES = {"node:__internal_head__": 0.001}
+"""Resources of a trial function that only waits for Ray Train's workers, which need all the cores."""
 
 CLUSTER = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-"""Where stages that are jobs are submitted."""
+"""Environment variables with the address to which stages are submitted as jobs."""
 
 
-def settings() -> None:
-    """Tune's settings, before its import. Each may be overridden from outside."""
+def set_tune_defaults() -> None:
+    """Set Tune's environment variables, before its import. Values that are set already are kept."""
     set_ray_defaults()
     defaults = {
         "RAY_kill_child_processes_on_worker_exit": "0",  # a trial's process ends by itself, saving a checkpoint
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last report of a failed trial has no metric
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, and the journal has all
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command; the journal is complete
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # snapshots that nobody reads
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -51,21 +52,27 @@ def settings() -> None:
 
 
 def run(driver: Driver, workers: int) -> None:
-    """Run trials until the driver has no next one. `workers` trials at once, at most.
+    """Run trials, at most `workers` at once, until the driver has no next one.
 
     Raises ParameterError when not even one fits, InfrastructureError when the cluster cannot be used.
     """
-    settings()
+    set_tune_defaults()
     sweep, compute = driver.sweep, driver.sweep.params.compute
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri(sweep.workspace)  # trials on this machine inherit it
-    import ray
-
     cluster = {name: os.environ[name] for name in CLUSTER if name in os.environ}
     if compute.backend == "job":  # stages go to that cluster; the trials that wait for them stay here
         os.environ.pop("RAY_ADDRESS", None)
-    started = not ray.is_initialized()
-    if started:
-        start_ray(compute)
+    with ray_session(compute):
+        _run_trials(driver, workers, cluster)
+    if driver.failure:
+        raise driver.failure
+
+
+def _run_trials(driver: Driver, workers: int, cluster: Mapping[str, str]) -> None:
+    """Run trials on the Ray that has been started; `cluster` are the variables for stages that run as jobs."""
+    import ray
+
+    sweep, compute = driver.sweep, driver.sweep.params.compute
     if compute.backend == "local":
         cluster = {"RAY_ADDRESS": str(ray.get_runtime_context().gcs_address)} if compute.workers else {}
     for name in ("ray", "ray.tune"):
@@ -76,19 +83,15 @@ def run(driver: Driver, workers: int) -> None:
         need = needs(compute, sweep.space.resources, _on_gpu(compute))
         fitting = slots(need, ray.cluster_resources(), workers)
         if fitting < workers:
-            driver.board.say(f"{workers} trials at once asked, {fitting} fit: the others wait")
-        own = WAITS if compute.workers or compute.backend == "job" else need
+            driver.progress.print(f"{workers} trials at once asked, {fitting} fit: the others wait")
+        own = WAITING_RESOURCES if compute.workers or compute.backend == "job" else need
         _tuner(driver, own, cluster, fitting, str(storage)).fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
-        if started:
-            ray.shutdown()
-    if driver.failure:
-        raise driver.failure
 
 
 def needs(compute: Compute, resources: Resources, on_gpu: bool) -> dict[str, float]:
-    """What one trial takes of the cluster: for its own process, or for Ray Train's workers. Nothing where stages are jobs."""
+    """Return the resources of one trial: of its own process, or of Ray Train's workers. None where stages are jobs."""
     if compute.backend == "job":
         return {}
     if compute.workers:
@@ -98,13 +101,13 @@ def needs(compute: Compute, resources: Resources, on_gpu: bool) -> dict[str, flo
     return {name: amount for name, amount in found.items() if amount}
 
 
-def slots(need: Mapping[str, float], there: Mapping[str, float], asked: int) -> int:
-    """How many trials may run at once: `asked`, or as many as fit. Raises ParameterError, naming the resource, when none does.
+def slots(need: Mapping[str, float], available: Mapping[str, float], asked: int) -> int:
+    """Return how many trials may run at once: `asked`, or as many as fit. Raises ParameterError, naming the resource, for none.
 
-    More than fit would wait for each other's workers for ever: Tune does not know what a trial's own driver will ask for.
+    More would wait forever for each other's workers: Tune does not know the resources that a trial's own driver requests.
     """
     for name, amount in need.items():
-        if amount > (have := there.get(name, 0.0)):
+        if amount > (have := available.get(name, 0.0)):
             raise ParameterError(
                 f"a trial needs {amount:g} {name}, the cluster has {have:g}: "
                 "lower compute.workers, compute.threads or the space's resources"
@@ -119,8 +122,8 @@ def _on_gpu(compute: Compute) -> bool:
     return compute.device == "cuda" or (compute.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
 
 
-def follow(order: str, environment: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Run a trial's process and give what it says, as `trial.py` describes it. The process ends with whoever reads."""
+def trial_events(task: str, environment: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Run a trial's process and yield its events (see trial.py). Closing the iterator ends the process."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.sweeps.trial"],
         stdin=subprocess.PIPE,
@@ -134,7 +137,7 @@ def follow(order: str, environment: Mapping[str, str]) -> Iterator[dict[str, Any
     assert process.stdout
     over = False
     try:
-        process.stdin.write(order + "\n")
+        process.stdin.write(task + "\n")
         process.stdin.flush()
         for line in process.stdout:
             event = json.loads(line)
@@ -148,10 +151,10 @@ def follow(order: str, environment: Mapping[str, str]) -> Iterator[dict[str, Any
 
 
 def trial_function(config: dict[str, Any]) -> None:
-    """What Tune calls, in a process of Ray's."""
+    """The function that Tune calls, in a process of Ray."""
     from ray import tune
 
-    for event in follow(config["order"], trial_environment(config["cluster"])):
+    for event in trial_events(config["task"], trial_environment(config["cluster"])):
         if "ended" in event:
             reports = event["ended"]["reports"]
             last = {"step": reports[-1][0], "value": reports[-1][1]} if reports else {}
@@ -161,27 +164,27 @@ def trial_function(config: dict[str, Any]) -> None:
 
 
 def trial_environment(cluster: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without what Ray tells its workers about themselves: a trial's driver is none of them."""
+    """Return this process's environment without Ray's variables for its workers: a trial's driver is not one of them."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k.startswith(("RAY_AUTH", "RAY_TMPDIR"))}
     return {**kept, **cluster}
 
 
 def scheduler_of(space_scheduler: Scheduler | Population | None, full: int) -> Any:
-    """Tune's scheduler. A population has none: its trials end by themselves with their round."""
+    """Return Tune's scheduler. For a population it stops nothing: trials end by themselves with their round."""
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 
     if not isinstance(space_scheduler, Scheduler):
         return FIFOScheduler()
-    told = {"time_attr": "step", "metric": "value", "mode": space_scheduler.mode}
+    watched = {"time_attr": "step", "metric": "value", "mode": space_scheduler.mode}
     if space_scheduler.kind == "median":
-        return MedianStoppingRule(grace_period=space_scheduler.grace, **told)
+        return MedianStoppingRule(grace_period=space_scheduler.grace, **watched)
     return AsyncHyperBandScheduler(
-        max_t=full, grace_period=space_scheduler.grace, reduction_factor=space_scheduler.reduction, **told
+        max_t=full, grace_period=space_scheduler.grace, reduction_factor=space_scheduler.reduction, **watched
     )
 
 
-class _Before:
-    """A trial that ended before this call, as a scheduler knows trials."""
+class _EndedTrial:
+    """A trial that ended before this call, with what a scheduler reads of a trial."""
 
     def __init__(self, number: int) -> None:
         self.trial_id = f"before-{number}"
@@ -190,10 +193,10 @@ class _Before:
         return []
 
 
-def refeed(scheduler: Any, events: list[dict[str, Any]]) -> None:
-    """Tell a new scheduler what trials that have ended reported, in the order in which it was reported."""
+def replay_reports(scheduler: Any, events: list[dict[str, Any]]) -> None:
+    """Replay the reports of trials that have ended to a new scheduler, in their order."""
     trials = replay(events)
-    known = {number: _Before(number) for number, trial in trials.items() if trial.state != WAITING}
+    known = {number: _EndedTrial(number) for number, trial in trials.items() if trial.state != WAITING}
     seen: set[tuple[int, int]] = set()
     added: set[int] = set()
     for event in events:
@@ -208,32 +211,32 @@ def refeed(scheduler: Any, events: list[dict[str, Any]]) -> None:
         scheduler.on_trial_result(trial, trial, {"step": event["step"], "value": event["value"]})
 
 
-class _Here:
-    """The driver, for Tune's objects in this process. Tune pickles them for snapshots that nobody reads: without it, then."""
+class _DriverReference:
+    """The driver, for Tune's objects in this process. Tune pickles them into snapshots that nobody reads, without the driver."""
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
 
     def __reduce__(self) -> Any:
-        return _Here, (None,)
+        return _DriverReference, (None,)
 
 
 def _tuner(driver: Driver, own: Mapping[str, float], cluster: Mapping[str, str], workers: int, storage: str) -> Any:
-    """Tune, with the driver's memory in place of its own."""
+    """Return the tuner, which takes its trials from the driver and reports to it."""
     from ray import tune
     from ray.tune import Callback, Stopper
     from ray.tune.search import Searcher
 
     sweep = driver.sweep
 
-    here = _Here(driver)
+    reference = _DriverReference(driver)
 
     class Suggestions(Searcher):
         def suggest(self, trial_id: str) -> Any:
-            trial = here.driver.next()
+            trial = reference.driver.next_trial()
             if trial is None:
-                return None if here.driver.waits else Searcher.FINISHED
-            return {"number": trial.number, "order": here.driver.order(trial).to_json(), "cluster": dict(cluster)}
+                return None if reference.driver.waits_for_round else Searcher.FINISHED
+            return {"number": trial.number, "task": reference.driver.task(trial).to_json(), "cluster": dict(cluster)}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             pass
@@ -242,33 +245,33 @@ def _tuner(driver: Driver, own: Mapping[str, float], cluster: Mapping[str, str],
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
             number = trial.config["number"]
             if "ended" in result:
-                here.driver.finished(number, json.loads(result["ended"]))
+                reference.driver.finished(number, json.loads(result["ended"]))
             elif "failed" in result:
-                here.driver.failed(number, result["failed"])
+                reference.driver.failed(number, result["failed"])
             elif "value" in result:
-                here.driver.reported(number, result["step"], result["value"], result["seconds"])
+                reference.driver.reported(number, result["step"], result["value"], result["seconds"])
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             number = trial.config["number"]
-            if here.driver.trials[number].state == WAITING:
-                here.driver.stopped(number)
+            if reference.driver.trials[number].state == WAITING:
+                reference.driver.stopped(number)
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             number = trial.config["number"]
-            if here.driver.trials[number].state == WAITING:
-                here.driver.failed(number, "Ray lost its process (out of memory, or its node is gone)")
+            if reference.driver.trials[number].state == WAITING:
+                reference.driver.failed(number, "Ray lost its process (out of memory, or its node is gone)")
 
     class Deadline(Stopper):
         def __call__(self, trial_id: str, result: Any) -> bool:
             return False
 
         def stop_all(self) -> bool:
-            return here.driver.time_is_up()
+            return reference.driver.time_is_up()
 
     full = value_at(sweep.document, sweep.space.scheduler.full) if sweep.space.scheduler else 0
     scheduler = scheduler_of(sweep.space.scheduler, full)
     if isinstance(sweep.space.scheduler, Scheduler):
-        refeed(scheduler, sweep.journal.events())
+        replay_reports(scheduler, sweep.journal.events())
     return tune.Tuner(
         tune.with_resources(trial_function, dict(own)),
         tune_config=tune.TuneConfig(
@@ -289,7 +292,7 @@ def _tuner(driver: Driver, own: Mapping[str, float], cluster: Mapping[str, str],
 
 
 def _require_reachable(uri: str) -> None:
-    """A SQLite file is one machine's: trials on other nodes could not write their runs."""
+    """Refuse a SQLite file on a cluster of several nodes: trials on the others could not write their runs."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]

@@ -1,45 +1,39 @@
-"""Is a space one that can run? Asked before anything starts, so that a typing error costs a second and not a night."""
+"""Checks of a search space before anything starts, so that a typing error costs a second and not a night."""
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from components.errors import ParameterError
 from pipelines import graph
-from pipelines.params import Parameters, load
+from pipelines.params import Parameters, from_document
+from pipelines.sweeps.documents import value_at, with_overrides, with_values
 from pipelines.sweeps.plan import ordered
 from pipelines.sweeps.population import rates
-from pipelines.sweeps.spaces import Distribution, Population, Space, filled, merged, value_at
+from pipelines.sweeps.spaces import Distribution, Population, Space
 
 
 def base_document(space: Space, name: str, params: Parameters) -> dict[str, Any]:
-    """params.yaml with every default filled in and the space's `base` laid over it, as plain values. Raises ParameterError."""
-    with _of(f"{name}.yaml: base"):
-        document = merged(params.model_dump(mode="json"), space.base)
+    """Return params.yaml with every default and the space's `base`, as plain values. Raises ParameterError."""
+    with _mistakes_in(f"{name}.yaml: base"):
+        document = with_overrides(params.model_dump(mode="json"), space.base)
         return validated(document).model_dump(mode="json")
 
 
 def validated(document: Mapping[str, Any]) -> Parameters:
-    """The document as parameters. Raises ParameterError as for a params.yaml."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "params.yaml")
-        file.write_text(yaml.safe_dump(dict(document)), encoding="utf-8")
-        try:
-            return load(file)
-        except ParameterError as error:
-            raise ParameterError(str(error).removeprefix("params.yaml: ")) from error
+    """Return the document as parameters. Raises ParameterError as for a params.yaml."""
+    try:
+        return from_document(document, "params.yaml")
+    except ParameterError as error:
+        raise ParameterError(str(error).removeprefix("params.yaml: ")) from error
 
 
 def validate(space: Space, name: str, document: Mapping[str, Any]) -> None:
     """Check stages, paths, types, ranges, conditions and constraints. Raises ParameterError with one line.
 
-    Every choice and every bound is tried in params.yaml's schema, one parameter at a time, and every point that the space names.
+    Every choice, every bound and every point of the space is checked against the schema of params.yaml.
     """
-    with _of(f"{name}.yaml"):
+    with _mistakes_in(f"{name}.yaml"):
         runs = ordered([graph.find(stage).address for stage in space.stages])
         for stage in [*(o.stage for o in space.objectives), *([space.scheduler.stage] if space.scheduler else [])]:
             if graph.find(stage) not in runs:
@@ -48,8 +42,8 @@ def validate(space: Space, name: str, document: Mapping[str, Any]) -> None:
         for path, distribution in space.parameters.items():
             _check_parameter(path, distribution, space, sections, document)
         for place, point in enumerate(space.points):
-            with _of(f"points[{place}]"):
-                validated(filled(document, point))
+            with _mistakes_in(f"points[{place}]"):
+                validated(with_values(document, point))
                 if not space.allowed(point, document):
                     raise ParameterError("a constraint does not hold")
         space.allowed({}, document)
@@ -75,10 +69,10 @@ def _check_parameter(
         if known is not None and not any(value in known for value in allowed):
             raise ParameterError(f"{path}: when: {other} is never one of {allowed}")
     if space.searcher == "grid":
-        with _of(path):
+        with _mistakes_in(path):
             distribution.grid()
     for value in distribution.corners():
-        validated(filled(document, {path: value}))
+        validated(with_values(document, {path: value}))
 
 
 def _check_scheduler(space: Space, document: Mapping[str, Any]) -> None:
@@ -97,7 +91,7 @@ def _check_scheduler(space: Space, document: Mapping[str, Any]) -> None:
 
 
 def _check_population(space: Space, population: Population, document: Mapping[str, Any]) -> None:
-    """A round must end at a report with a checkpoint, and there must be something that changes."""
+    """A round must end at a report with a checkpoint, and at least one rate must be searched."""
     value_at(document, population.changes)
     if not rates(space, population):
         allowed = " and ".join(f"{population.training}.{name}" for name in population.changeable)
@@ -116,8 +110,8 @@ def _check_population(space: Space, population: Population, document: Mapping[st
 
 
 @contextmanager
-def _of(place: str) -> Iterator[None]:
-    """Mistakes in here are mistakes of `place`."""
+def _mistakes_in(place: str) -> Iterator[None]:
+    """Prefix every ParameterError inside the block with `place`."""
     try:
         yield
     except ParameterError as error:

@@ -19,8 +19,8 @@ from pipelines.sweeps import tuning
 from pipelines.sweeps.driver import Driver, Limits, Sweep
 from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Journal, Trial
 from pipelines.sweeps.plan import make_plan
-from pipelines.sweeps.progress import Board
-from pipelines.sweeps.results import best_of, front_of, spread, summary
+from pipelines.sweeps.progress import SweepProgress
+from pipelines.sweeps.results import best_trial, mean_with_interval, pareto_front, summary
 from pipelines.sweeps.spaces import Resources, Space
 from pipelines.workspace import Workspace
 
@@ -86,8 +86,8 @@ def sweep_in(folder, **changes):
 
 def driver_of(sweep, samples=8, clock=None, **limits):
     clock = clock or Clock()
-    board = Board(sweep.space, samples, 1, {}, quiet(), clock)
-    return Driver(sweep, Runs(), board, Limits(samples, **limits), clock)
+    progress = SweepProgress(sweep.space, samples, 1, {}, quiet(), clock)
+    return Driver(sweep, Runs(), progress, Limits(samples, **limits), clock)
 
 
 def loss(values, step):
@@ -105,8 +105,8 @@ def play(driver, killed_after=None):
 def _play(driver):
     scheduler = tuning.scheduler_of(driver.sweep.space.scheduler, STEPS)
     if driver.sweep.space.scheduler:
-        tuning.refeed(scheduler, driver.sweep.journal.events())
-    while (trial := driver.next()) is not None:
+        tuning.replay_reports(scheduler, driver.sweep.journal.events())
+    while (trial := driver.next_trial()) is not None:
         tuned = Tuned(f"tune-{trial.number}")
         scheduler.on_trial_add(tuned, tuned)
         for step in range(1, STEPS + 1):
@@ -126,7 +126,7 @@ def _play(driver):
 
 def outcome(sweep):
     trials = sweep.journal.trials()
-    best = best_of(list(trials.values()), sweep.space.objectives)
+    best = best_trial(list(trials.values()), sweep.space.objectives)
     return {n: (t.values, t.state, t.reports, t.objectives) for n, t in trials.items()}, best.number
 
 
@@ -162,7 +162,7 @@ def test_more_samples_go_on_from_those_that_are_done(undisturbed, tmp_path):
         play(driver_of(sweep, samples))
     assert outcome(sweep) == (found, best)
     before = sweep.journal.path.read_bytes()
-    assert not driver_of(sweep).more()
+    assert not driver_of(sweep).has_work()
     play(driver_of(sweep))
     assert sweep.journal.path.read_bytes() == before
 
@@ -170,26 +170,26 @@ def test_more_samples_go_on_from_those_that_are_done(undisturbed, tmp_path):
 def test_what_is_stopped_when_time_is_up_is_paused_and_goes_on(tmp_path):
     sweep, clock = sweep_in(tmp_path, scheduler=None), Clock()
     driver = driver_of(sweep, clock=clock, minutes=1)
-    trial = driver.next()
+    trial = driver.next_trial()
     assert not driver.time_is_up()
     clock.now = 61.0
     assert driver.time_is_up()
     driver.stopped(trial.number)
-    assert driver.next() is None
+    assert driver.next_trial() is None
     assert sweep.journal.trials()[0].state == WAITING
-    again = driver_of(sweep).next()
+    again = driver_of(sweep).next_trial()
     assert (again.number, again.values) == (trial.number, trial.values)
 
 
 def test_a_trial_that_fails_is_kept_with_its_error_and_the_next_one_comes(tmp_path):
     sweep = sweep_in(tmp_path, scheduler=None)
     driver = driver_of(sweep, 3)
-    driver.failed(driver.next().number, "the loss became NaN")
-    second = driver.next()
+    driver.failed(driver.next_trial().number, "the loss became NaN")
+    second = driver.next_trial()
     driver.finished(second.number, {"objectives": [[0.5]], "stages": [], "reports": [], "seconds": 2.0})
-    third = driver.next()
+    third = driver.next_trial()
     driver.failed(third.number, "no memory")
-    assert driver.next() is None
+    assert driver.next_trial() is None
     assert driver.failure is None
     trials = sweep.journal.trials()
     assert [t.state for t in trials.values()] == [BROKEN, COMPLETE, BROKEN]
@@ -201,8 +201,8 @@ def test_a_trial_that_fails_is_kept_with_its_error_and_the_next_one_comes(tmp_pa
 def test_a_sweep_whose_first_trials_all_fail_gives_up_and_says_why(tmp_path):
     driver = driver_of(sweep_in(tmp_path, scheduler=None))
     for _ in range(3):
-        driver.failed(driver.next().number, "no such metric")
-    assert driver.next() is None
+        driver.failed(driver.next_trial().number, "no such metric")
+    assert driver.next_trial() is None
     assert isinstance(driver.failure, StageFailedError)
     assert "first 3 trials failed" in str(driver.failure)
     assert "no such metric" in str(driver.failure)
@@ -210,9 +210,9 @@ def test_a_sweep_whose_first_trials_all_fail_gives_up_and_says_why(tmp_path):
 
 def test_gpu_hours_end_a_sweep(tmp_path):
     driver = driver_of(sweep_in(tmp_path, scheduler=None, resources={"gpus": 0.5}), gpu_hours=0.5)
-    driver.finished(driver.next().number, {"objectives": [[1.0]], "stages": [], "reports": [], "seconds": 3500.0})
-    driver.finished(driver.next().number, {"objectives": [[1.0]], "stages": [], "reports": [], "seconds": 200.0})
-    assert driver.next() is None
+    driver.finished(driver.next_trial().number, {"objectives": [[1.0]], "stages": [], "reports": [], "seconds": 3500.0})
+    driver.finished(driver.next_trial().number, {"objectives": [[1.0]], "stages": [], "reports": [], "seconds": 200.0})
+    assert driver.next_trial() is None
 
 
 def test_one_sweep_has_one_driver(tmp_path):
@@ -246,9 +246,9 @@ def test_a_schedulers_memory_of_a_median_is_restored(tmp_path):
 def test_a_mean_over_seeds_has_students_interval():
     values = [1.0, 2.0, 4.0, 3.5]
     low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
-    assert spread(values) == pytest.approx({"mean": 2.625, "low": low, "high": high})
-    assert spread([2.0]) == {"mean": 2.0}
-    assert spread([]) == {}
+    assert mean_with_interval(values) == pytest.approx({"mean": 2.625, "low": low, "high": high})
+    assert mean_with_interval([2.0]) == {"mean": 2.0}
+    assert mean_with_interval([]) == {}
 
 
 def test_the_mean_over_seeds_picks_the_winner_and_not_the_luckiest_seed():
@@ -258,8 +258,8 @@ def test_the_mean_over_seeds_picks_the_winner_and_not_the_luckiest_seed():
     lucky = Trial(0, {"a": 0}, state=COMPLETE, objectives=[[9.0, 1.0, 1.0]])
     steady = Trial(1, {"a": 1}, state=COMPLETE, objectives=[[5.0, 5.0, 5.0]])
     stopped = Trial(2, {"a": 2}, state=STOPPED, reports={1: 99.0})
-    assert best_of([lucky, steady, stopped], objectives) is steady
-    assert best_of([stopped], objectives) is None
+    assert best_trial([lucky, steady, stopped], objectives) is steady
+    assert best_trial([stopped], objectives) is None
 
 
 def test_the_pareto_front_is_what_nothing_beats():
@@ -270,7 +270,7 @@ def test_the_pareto_front_is_what_nothing_beats():
     brute = [
         n for n, (a, b) in enumerate(points) if not any((c >= a and d <= b) and (c > a or d < b) for c, d in points)
     ]
-    assert [trial.number for trial in front_of(trials, objectives)] == brute
+    assert [trial.number for trial in pareto_front(trials, objectives)] == brute
 
 
 def test_a_trial_that_can_never_fit_is_refused_and_no_more_run_than_fit():
@@ -291,12 +291,12 @@ def test_a_trial_that_can_never_fit_is_refused_and_no_more_run_than_fit():
 
 def test_without_a_terminal_a_sweep_says_a_line_a_trial(tmp_path):
     sweep, console, clock = sweep_in(tmp_path, scheduler=None), quiet(), Clock()
-    board = Board(sweep.space, 2, 1, {}, console, clock)
-    driver = Driver(sweep, Runs(), board, Limits(2), clock)
-    with board:
-        driver.reported(driver.next().number, 4, 0.75, 1.0)
+    progress = SweepProgress(sweep.space, 2, 1, {}, console, clock)
+    driver = Driver(sweep, Runs(), progress, Limits(2), clock)
+    with progress:
+        driver.reported(driver.next_trial().number, 4, 0.75, 1.0)
         driver.finished(0, {"objectives": [[0.5]], "stages": [], "reports": [], "seconds": 20.0})
-        driver.next()
+        driver.next_trial()
     first, second, third = console.file.getvalue().splitlines()
     assert first.startswith("trial 0: learning_rate ")
     assert second == "trial 0: probe/loss 0.5 (20.0 s); 1/2, best 0.5 (trial 0), about 0:20 left"
@@ -306,11 +306,11 @@ def test_without_a_terminal_a_sweep_says_a_line_a_trial(tmp_path):
 def test_on_a_terminal_a_table_shows_what_runs_and_how_far_it_is(tmp_path):
     console, clock = Console(file=io.StringIO(), force_terminal=True, width=100), Clock()
     sweep = sweep_in(tmp_path, scheduler=None)
-    board = Board(sweep.space, 2, 1, {}, console, clock)
-    driver = Driver(sweep, Runs(), board, Limits(2), clock)
-    driver.reported(driver.next().number, 4, 0.75, 1.0)
+    progress = SweepProgress(sweep.space, 2, 1, {}, console, clock)
+    driver = Driver(sweep, Runs(), progress, Limits(2), clock)
+    driver.reported(driver.next_trial().number, 4, 0.75, 1.0)
     clock.now = 65.0
-    console.print(board.render())
+    console.print(progress.render())
     shown = console.file.getvalue()
     assert "0/2" in shown
     assert "step 4: 0.75" in shown
@@ -320,8 +320,8 @@ def test_on_a_terminal_a_table_shows_what_runs_and_how_far_it_is(tmp_path):
 def test_an_order_says_all_that_a_trial_needs(tmp_path):
     sweep = sweep_in(tmp_path)
     driver = driver_of(sweep)
-    trial = driver.next()
-    order = json.loads(driver.order(trial).to_json())
+    trial = driver.next_trial()
+    order = json.loads(driver.task(trial).to_json())
     assert order["document"]["probe"]["training"]["learning_rate"] == trial.values[RATE]
     assert order["document"]["compute"] == sweep.document["compute"]
     assert (order["upstream"], order["repeated"], order["linked"]) == ([], ["probe"], ["data/people"])

@@ -16,8 +16,8 @@ from pipelines.sweeps.journal import COMPLETE, STOPPED, Journal
 from pipelines.sweeps.page import as_study, write_sweep_page
 from pipelines.sweeps.plan import make_plan
 from pipelines.sweeps.population import end_of_round, rounds
-from pipelines.sweeps.progress import Board
-from pipelines.sweeps.results import best_of, summary
+from pipelines.sweeps.progress import SweepProgress
+from pipelines.sweeps.results import best_trial, summary
 from pipelines.sweeps.rounds import KEPT
 from pipelines.sweeps.spaces import Space, read_space
 from pipelines.sweeps.validation import base_document, validate
@@ -61,7 +61,7 @@ def sweep_in(folder):
 def driver_of(sweep):
     count = SIZE * rounds(sweep.space.population, sweep.document)
     console = Console(file=io.StringIO(), force_terminal=False)
-    return Driver(sweep, Runs(), Board(sweep.space, count, 1, {}, console), Limits(count))
+    return Driver(sweep, Runs(), SweepProgress(sweep.space, count, 1, {}, console), Limits(count))
 
 
 def loss(values, step):
@@ -87,9 +87,9 @@ def play(sweep, killed_after=None):
     """One trial at a time, to the end or until so many lines of the journal are written."""
     with dying(sweep.journal, killed_after):
         driver = driver_of(sweep)
-        while (trial := driver.next()) is not None:
+        while (trial := driver.next_trial()) is not None:
             end(driver, trial)
-        assert not driver.waits
+        assert not driver.waits_for_round
 
 
 def outcome(sweep):
@@ -142,7 +142,7 @@ def test_most_changes_multiply_by_a_factor(undisturbed, tmp_path):
 
 def test_what_a_population_finds_is_better_than_its_best_member_without_changes(undisturbed):
     trials = list(undisturbed.journal.trials().values())
-    best = best_of(trials, undisturbed.space.objectives)
+    best = best_trial(trials, undisturbed.space.objectives)
     assert best.values[CHANGES]
     assert best.means()[0] < min(loss(trial.values, STEPS) for trial in trials[:SIZE])
 
@@ -159,18 +159,18 @@ def test_killed_after_a_line_of_its_journal_a_population_ends_as_if_it_had_not_b
 def test_a_round_begins_when_the_one_before_has_ended_in_whatever_order(undisturbed, tmp_path):
     sweep = sweep_in(tmp_path)
     driver = driver_of(sweep)
-    assert driver.order(driver.next()).seeds == [0]
-    running = [driver.trials[0], *(driver.next() for _ in range(SIZE - 1))]
-    assert driver.next() is None
-    assert driver.waits
+    assert driver.task(driver.next_trial()).seeds == [0]
+    running = [driver.trials[0], *(driver.next_trial() for _ in range(SIZE - 1))]
+    assert driver.next_trial() is None
+    assert driver.waits_for_round
     for trial in reversed(running[1:]):
         end(driver, trial)
-    assert driver.next() is None
-    assert driver.waits
+    assert driver.next_trial() is None
+    assert driver.waits_for_round
     end(driver, running[0])
-    trial = driver.next()
+    trial = driver.next_trial()
     assert (trial.number, trial.values) == (SIZE, undisturbed.journal.trials()[SIZE].values)
-    order = json.loads(driver.order(trial).to_json())
+    order = json.loads(driver.task(trial).to_json())
     assert order["watch"]["until"] == 2 * EVERY
     assert order["origin"] == str(sweep.folder(trial.origin) / KEPT)
     assert order["document"]["probe"]["training"]["changes"] == trial.values[CHANGES]
@@ -184,11 +184,11 @@ def test_a_member_that_fails_is_the_worst_and_gets_a_checkpoint_of_the_best(tmp_
     sweep = sweep_in(tmp_path)
     driver = driver_of(sweep)
     for number in range(SIZE):
-        trial = driver.next()
+        trial = driver.next_trial()
         driver.failed(number, "no memory") if number == 3 else end(driver, trial)
     order = sorted((n for n in range(SIZE) if n != 3), key=lambda n: driver.trials[n].reports[EVERY])
     for _ in range(SIZE):
-        trial = driver.next()
+        trial = driver.next_trial()
         end(driver, trial)
     assert driver.trials[SIZE + 3].origin in order[:2]
     moved = [n for n in range(SIZE) if driver.trials[SIZE + n].origin != n]

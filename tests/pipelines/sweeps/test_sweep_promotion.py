@@ -56,7 +56,7 @@ def git(root, *command):
 @pytest.fixture
 def swept(workspace):
     """A sweep of four trials as its driver writes it; returns (runs, trials)."""
-    from pipelines.sweeps.tracked import SweepRuns
+    from pipelines.sweeps.sweep_runs import SweepRuns
     from pipelines.tracking import runs as tracking
 
     runs = SweepRuns(tracking.connect(workspace), "gadms-1", SPACE)
@@ -154,7 +154,7 @@ def test_runs_of_a_sweep_say_how_each_trial_ended(swept):
 
 
 def test_a_sweep_that_goes_on_goes_on_in_its_runs(workspace, swept):
-    from pipelines.sweeps.tracked import SweepRuns
+    from pipelines.sweeps.sweep_runs import SweepRuns
     from pipelines.tracking import runs as tracking
 
     runs, trials = swept
@@ -165,7 +165,7 @@ def test_a_sweep_that_goes_on_goes_on_in_its_runs(workspace, swept):
 
 
 def test_what_a_kill_left_open_is_closed_when_the_sweep_ends(workspace, swept):
-    from pipelines.sweeps.tracked import SweepRuns
+    from pipelines.sweeps.sweep_runs import SweepRuns
     from pipelines.tracking import runs as tracking
 
     _, trials = swept
@@ -180,7 +180,7 @@ def test_what_a_kill_left_open_is_closed_when_the_sweep_ends(workspace, swept):
 
 
 def test_a_sweep_can_learn_from_the_finished_trials_of_another(workspace, swept):
-    from pipelines.sweeps.tracked import earlier_trials
+    from pipelines.sweeps.sweep_runs import earlier_trials
     from pipelines.tracking import runs as tracking
 
     runs, trials = swept
@@ -204,7 +204,7 @@ def test_a_server_that_goes_away_costs_a_warning_and_is_told_later(swept, monkey
     with monkeypatch.context() as patch:
         patch.setattr(runs.client, "log_batch", away)
         runs.end(trials[2].run, trials[2])
-    assert "the sweep goes on" in capsys.readouterr().err
+    assert "the sweep continues" in capsys.readouterr().err
     runs.close("FINISHED", trials, trials[2])
     run = runs.client.get_run(trials[2].run)
     assert (run.info.status, run.data.metrics["objective/gadms_finetune_gadms/val/R_1"]) == ("FINISHED", 50.0)

@@ -8,8 +8,10 @@ import yaml
 from components.errors import ParameterError
 from pipelines import params
 from pipelines.identity.closure import ROOT
+from pipelines.sweeps.constraints import constraint_holds
+from pipelines.sweeps.documents import with_values
 from pipelines.sweeps.plan import make_plan
-from pipelines.sweeps.spaces import Space, filled, holds, key_of, read_space
+from pipelines.sweeps.spaces import Space, configuration_key, read_space
 from pipelines.sweeps.validation import base_document, validate
 
 RATE, DECAY = "probe.training.learning_rate", "probe.training.weight_decay"
@@ -146,18 +148,22 @@ def test_a_grid_holds_every_combination_that_the_constraints_allow(own):
     ],
 )
 def test_a_constraint_compares_parameters(constraint, expected):
-    assert holds(constraint, {"a": {"b": 2, "c": "x"}}) is expected
+    assert constraint_holds(constraint, {"a": {"b": 2, "c": "x"}}) is expected
 
 
 def test_values_are_set_without_touching_the_document(own):
     document = own.model_dump(mode="json")
-    whole = filled(document, {RATE: 0.5})
+    whole = with_values(document, {RATE: 0.5})
     assert whole["probe"]["training"]["learning_rate"] == 0.5
     assert document == own.model_dump(mode="json")
 
 
 def test_a_configuration_is_known_by_its_values_and_not_by_their_order():
-    assert key_of({"a": 1, "b": [2]}) == key_of({"b": [2], "a": 1}) != key_of({"a": 1, "b": [3]})
+    assert (
+        configuration_key({"a": 1, "b": [2]})
+        == configuration_key({"b": [2], "a": 1})
+        != configuration_key({"a": 1, "b": [3]})
+    )
 
 
 def names(runs):

@@ -1,7 +1,7 @@
-"""A sweep in MLflow: one run for it, one below that for each trial, and below that the runs of stages, which the runner makes.
+"""The MLflow runs of a sweep: one for the sweep, below it one per trial, and below that the runs of stages, made by the runner.
 
-Runs are found again by tags, so that a sweep that goes on after a kill goes on in the runs it began. What is written here is in the
-journal too: a server that is away costs a warning, and what it missed is written when the sweep ends or goes on.
+Runs are found by tags, so that a resumed sweep continues the runs it began. The journal holds the same facts: when the server is
+away, a warning is printed, and the missing facts are written when the sweep ends or resumes.
 """
 
 import json
@@ -13,14 +13,14 @@ from typing import Any
 from components.errors import ParameterError
 from pipelines.errors import one_line
 from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Trial
-from pipelines.sweeps.results import spread
+from pipelines.sweeps.results import mean_with_interval
 from pipelines.sweeps.spaces import Space
 from pipelines.tracking.delivery import BATCH, metric_name
 from pipelines.tracking.runs import FAILED, FINISHED, KILLED, Tracker, owner
 
 SWEEP, TRIAL, ROLE = "pipelines.sweep", "pipelines.trial", "pipelines.role"
 VALUES, STATE, BASE, BEST = "pipelines.values", "pipelines.state", "pipelines.base", "pipelines.best"
-"""Tags: which sweep, which of its trials, what kind of run; a trial's values and how it ended, the sweep's base and best trial."""
+"""Tags: the sweep, the trial's number, the kind of run; a trial's values and state, the sweep's base and best trial."""
 STATUS = {COMPLETE: FINISHED, STOPPED: KILLED, BROKEN: FAILED, WAITING: KILLED}
 
 
@@ -39,19 +39,20 @@ class SweepRuns:
         self.parent = self._open("sweep", f"sweep {identity}", {BASE: json.dumps(space.base, sort_keys=True)})
 
     def trial(self, trial: Trial) -> str:
-        """The run of a trial, new or opened again. Raises what the client raises: without it no stage can be tracked."""
+        """Create or reopen the run of a trial. Raises what the client raises: without it no stage can be tracked."""
         tags = {TRIAL: str(trial.number), VALUES: json.dumps(trial.values, sort_keys=True)}
         return self._open("trial", f"trial {trial.number}", {**tags, "mlflow.parentRunId": self.parent}, trial.values)
 
     def shared(self) -> str:
-        """The run below which stages go that all trials share."""
+        """Create or reopen the run that is the parent of the shared stages."""
         return self._open("shared", "shared stages", {"mlflow.parentRunId": self.parent})
 
     def close_shared(self, run: str, status: str) -> None:
+        """Set the final status of the shared stages' parent run."""
         self._try(lambda: self.client.set_terminated(run, status))
 
     def end(self, run: str, trial: Trial) -> None:
-        """How a trial ended: what it reported, its objectives with intervals, the runs of its stages, its status. Written once."""
+        """Write a trial's end, once: its reports, objectives with intervals, the runs of its stages, its status."""
 
         def write() -> None:
             known = self.client.get_run(run).data.tags.get(STATE)
@@ -67,7 +68,7 @@ class SweepRuns:
         now = int(time.time() * 1000)
         numbers: dict[str, float] = {"trial/seconds": trial.seconds}
         for objective, values in zip(self.space.objectives, trial.objectives, strict=False):
-            found = spread(values)
+            found = mean_with_interval(values)
             numbers |= {f"objective/{objective.name}{'' if k == 'mean' else '.' + k}": v for k, v in found.items()}
         metrics = [Metric(metric_name(key), value, now, 0) for key, value in numbers.items()]
         if self.space.scheduler:
@@ -81,7 +82,7 @@ class SweepRuns:
         self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def close(self, status: str, trials: Iterable[Trial], best: Trial | None) -> None:
-        """The sweep's end, and whatever a server that was away, or a kill, has left out."""
+        """Write the sweep's end, and whatever is missing because the server was away or the sweep was killed."""
 
         def write() -> None:
             found = {run.data.tags[TRIAL]: run for run in self._search("trial")}
@@ -122,21 +123,21 @@ class SweepRuns:
         return list(self.client.search_runs([self.experiment], wanted, max_results=5000))
 
     def _try(self, write: Callable[[], object]) -> None:
-        """A server that is away now must not end a sweep: the journal has it all, and `close` tells it again."""
+        """Call `write`; an error is only a warning, because the journal has everything and `close` writes it again."""
         try:
             write()
-        except Exception as error:  # clients raise many types; each means that the server has not been told
+        except Exception as error:  # clients raise many types
             if not self._warned:
                 self._warned = True
                 print(
-                    f"warning: MLflow was not told, the sweep goes on ({one_line(error, 120)})",
+                    f"warning: MLflow could not be updated, the sweep continues ({one_line(error, 120)})",
                     file=sys.stderr,
                     flush=True,
                 )
 
 
 def earlier_trials(tracker: Tracker, run_id: str, space: Space) -> list[Trial]:
-    """The finished trials of another sweep's run that had the same objectives: what this one can learn from.
+    """Return the finished trials of another sweep with the same objectives, for this one to learn from.
 
     Raises ParameterError when the run is no sweep, or none of its trials can be used.
     """
