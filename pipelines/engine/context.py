@@ -50,11 +50,11 @@ class StageContext(Context):
         self._quiet = quiet
         self._on_save = on_save
         self._store = CheckpointStore(scratch.checkpoints / phase)
-        self._log = MetricLog(scratch.reported)
+        self._log = MetricLog(scratch.metrics_file)
         self._last: dict[str, float] = {}
         self._was_there = scratch.folder.is_dir()
         self._looked = 0.0
-        self._until = json.loads(scratch.until.read_text()) if scratch.until.is_file() else None
+        self._until = json.loads(scratch.stop_after_file.read_text()) if scratch.stop_after_file.is_file() else None
         self._reached = False
 
     @property
@@ -110,7 +110,7 @@ class StageContext(Context):
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return False
         self._looked = time.monotonic()
-        return self.scratch.leave.exists()
+        return self.scratch.stop_file.exists()
 
     def _when_back(self, write: Callable[[], None]) -> None:
         """Write once the storage is there: else the folder would be made again and hide what is in it."""

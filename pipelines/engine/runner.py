@@ -98,7 +98,7 @@ def _run(attempt: Attempt, lock: FolderLock, parent_run: str | None, until: tupl
     run, scratch, compute = attempt.run, attempt.scratch, attempt.params.compute
     scratch.begin()
     if until:
-        scratch.until.write_text(json.dumps({"metric": until[0], "step": until[1]}))
+        scratch.stop_after_file.write_text(json.dumps({"metric": until[0], "step": until[1]}))
     meter = Meter()
     with catch_sigterm() as stop, stage_process(run, attempt.params, scratch, attempt.workspace, lock) as process:
         tracker = tracking.connect(attempt.workspace)
@@ -113,7 +113,7 @@ def _run(attempt: Attempt, lock: FolderLock, parent_run: str | None, until: tupl
                 raise InfrastructureError(f"{run.address}: its process was ended by {name}: run again to resume")
             if code > 0:
                 raise StageFailedError(f"{run.address} failed", code)
-            metrics = json.loads(scratch.result.read_text())
+            metrics = json.loads(scratch.result_file.read_text())
             _write_tables(run, scratch, metrics)
             remote = scratch.remote_execution()
             cost = (
@@ -131,7 +131,7 @@ def _run(attempt: Attempt, lock: FolderLock, parent_run: str | None, until: tupl
                     stage=run.address,
                     metrics=metrics,
                     run=tracked.run_id,
-                    cost={**cost, **throughput(MetricLog(scratch.reported), attempt.own, run.stage.name)},
+                    cost={**cost, **throughput(MetricLog(scratch.metrics_file), attempt.own, run.stage.name)},
                     provenance=record,
                     md5={path: dvc_md5(scratch.writing / path, CHEAP_BYTES) for path in run.all_outputs},
                 ),
@@ -173,7 +173,7 @@ def _write_tables(run: StageRun, scratch: Scratch, metrics: dict[str, Any]) -> N
     """Write metrics and curves as files, which are outputs like any other."""
     tables = {run.metrics: json.dumps(metrics, indent=1, sort_keys=True) + "\n"}
     if run.curves:
-        tables[run.curves] = MetricLog(scratch.reported).table()
+        tables[run.curves] = MetricLog(scratch.metrics_file).table()
     for path, text in tables.items():
         file = scratch.writing / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +201,7 @@ def _watch(
             lock.require()
         if stop.received and requested is None:
             requested = time.monotonic()
-            scratch.leave.touch()
+            scratch.stop_file.touch()
         if requested is not None and time.monotonic() - requested > grace_period():
             raise KeyboardInterrupt
         if time.monotonic() - delivered > DELIVERY_SECONDS:

@@ -56,7 +56,7 @@ def main() -> int:
         end_with_parent()
         folders = SharedFolders(RankFolders(Path(request.root), scratch))
         metrics = execute(run, folders, Parameters.partial(request.parameters), compute, scratch.folder)
-        write_atomically(scratch.result, json.dumps(metrics, sort_keys=True))
+        write_atomically(scratch.result_file, json.dumps(metrics, sort_keys=True))
     except BaseException as raised:
         return report_error(_full_disk(raised) or raised, request.address)
     return 0
@@ -70,7 +70,7 @@ def _stop_handler(scratch: Scratch) -> Callable[[int, FrameType | None], None]:
         received.append(number)
         if len(received) > 1:
             os._exit(INTERRUPTED)
-        scratch.leave.touch()  # the runner may have done so already: signals come to every process, in any order
+        scratch.stop_file.touch()  # the runner may have done so already: signals come to every process, in any order
         timer = threading.Timer(grace_period(), os._exit, [INTERRUPTED])
         timer.daemon = True
         timer.start()

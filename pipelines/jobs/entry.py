@@ -69,11 +69,11 @@ def _leave_when_stopped(storage: Storage, work: JobTask) -> None:
     """`ray job stop` gives 30 s: training saves a checkpoint at its next step and goes, as it does for the runner's SIGTERM."""
     if storage.folder is None or not graph.find(work.address).stage.trains:
         return
-    leave = Scratch(storage.folder / run_folder(work.key)).leave
+    stop_file = Scratch(storage.folder / run_folder(work.key)).stop_file
 
     def stopped(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a second one does not wait
-        leave.touch()
+        stop_file.touch()
 
     signal.signal(signal.SIGTERM, stopped)
 

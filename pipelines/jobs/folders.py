@@ -45,8 +45,8 @@ class JobFolders:
                 scratch = bucket.scratch
             if rank == 0:
                 written = {**_named("writing", scratch.writing), **_named("figures", scratch.figures)}
-                if scratch.reported.exists():
-                    written[METRICS] = scratch.reported
+                if scratch.metrics_file.exists():
+                    written[METRICS] = scratch.metrics_file
                 self.storage.publish(written, output_folder(self.work.key))
 
     def lay_inputs(self, root: Path) -> None:
@@ -103,7 +103,7 @@ class _BucketRun:
 
     def send_metrics(self) -> None:
         with self._sending:
-            text = self.scratch.reported.read_text(encoding="utf-8") if self.scratch.reported.exists() else ""
+            text = self.scratch.metrics_file.read_text(encoding="utf-8") if self.scratch.metrics_file.exists() else ""
             if text != self._sent:
                 self.storage.write(f"{self.remote}/{METRICS}", text)
                 self._sent = text

@@ -68,7 +68,7 @@ def _get_done(work: StageTask, compute: Compute) -> None:
                 if time.monotonic() - looked > METRICS_SECONDS:
                     _copy_metrics(storage, key, scratch)
                     looked = time.monotonic()
-                if scratch.leave.exists():  # the runner was told to end
+                if scratch.stop_file.exists():  # the runner was told to end
                     raise KeyboardInterrupt
 
             try:
@@ -135,8 +135,10 @@ def _upload(run: StageRun, work: StageTask, compute: Compute, storage: Storage, 
 def _copy_metrics(storage: Storage, key: str, scratch: Scratch) -> None:
     """Let the runner, which delivers from the scratch folder, see what the job has reported."""
     text = storage.read(f"{run_folder(key)}/{METRICS}")
-    if text is not None and (not scratch.reported.exists() or scratch.reported.read_text(encoding="utf-8") != text):
-        write_atomically(scratch.reported, text)
+    if text is not None and (
+        not scratch.metrics_file.exists() or scratch.metrics_file.read_text(encoding="utf-8") != text
+    ):
+        write_atomically(scratch.metrics_file, text)
 
 
 def _bring_back(storage: Storage, key: str, scratch: Scratch) -> None:
@@ -153,10 +155,10 @@ def _bring_back(storage: Storage, key: str, scratch: Scratch) -> None:
                 target.rmdir()  # the runner made it, empty
                 os.rename(Path(folder) / name, target)
         if (Path(folder) / METRICS).is_file():
-            os.replace(Path(folder) / METRICS, scratch.reported)
+            os.replace(Path(folder) / METRICS, scratch.metrics_file)
     if done.ran:
         write_atomically(scratch.remote_file, done.ran.to_json())
-    write_atomically(scratch.result, json.dumps(done.metrics, sort_keys=True))
+    write_atomically(scratch.result_file, json.dumps(done.metrics, sort_keys=True))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

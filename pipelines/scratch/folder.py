@@ -57,7 +57,7 @@ class Scratch:
         return self.folder / "checkpoints"
 
     @property
-    def reported(self) -> Path:
+    def metrics_file(self) -> Path:
         return self.folder / "metrics.jsonl"
 
     @property
@@ -73,7 +73,7 @@ class Scratch:
         return self.folder / "outputs"
 
     @property
-    def result(self) -> Path:
+    def result_file(self) -> Path:
         """The metrics that the stage function returned, as JSON."""
         return self.folder / "result.json"
 
@@ -90,18 +90,18 @@ class Scratch:
         return self.folder / MANIFEST_FILE
 
     @property
-    def leave(self) -> Path:
+    def stop_file(self) -> Path:
         """A file that asks the worker, on any machine, to save a checkpoint at its next step and exit."""
         return self.folder / "leave"
 
     @property
-    def until(self) -> Path:
+    def stop_after_file(self) -> Path:
         """{"metric", "step"}: once the metric is reported at the step, the worker saves a checkpoint at its next step and exits."""
         return self.folder / "until.json"
 
     def checkpoint_at(self, metric: str, step: int) -> Path | None:
         """Return the checkpoint after `step` of the phase that has reported `metric` at that step; None without both."""
-        for line in MetricLog(self.reported).read():
+        for line in MetricLog(self.metrics_file).read():
             if line["step"] == step and metric in line["metrics"]:
                 checkpoint = self.checkpoints / line["phase"] / f"step-{step:08d}"
                 return checkpoint if checkpoint.is_dir() else None
@@ -142,7 +142,7 @@ class Scratch:
         """Prepare for an attempt: remove partial outputs of an earlier one, keep checkpoints and metrics."""
         for folder in (self.writing, self.outputs, self.figures):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.result, self.leave, self.until, self.remote_file, self.manifest_file):
+        for file in (self.result_file, self.stop_file, self.stop_after_file, self.remote_file, self.manifest_file):
             file.unlink(missing_ok=True)
         self.writing.mkdir(parents=True)
         self.figures.mkdir()

@@ -127,7 +127,7 @@ def _search(encoder: DualEncoder, people: PersonDataset) -> dict[str, Any]:
 
 
 def _watched(context: StageContext) -> dict[str, float]:
-    lines = [line["metrics"] for line in MetricLog(context.scratch.reported).read()]
+    lines = [line["metrics"] for line in MetricLog(context.scratch.metrics_file).read()]
     later = lines[len(lines) // 2 :]
     found = {}
     for name in WATCHED:

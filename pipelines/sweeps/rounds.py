@@ -29,7 +29,7 @@ def train_round(
     checkpoint = scratch.checkpoint_at(metric, step)
     if checkpoint is None:
         raise DataError(f"{address} has no {metric} and checkpoint at step {step}: see the space's scheduler")
-    put_in_place(scratch.reported, kept / scratch.reported.name)
+    put_in_place(scratch.metrics_file, kept / scratch.metrics_file.name)
     put_in_place(scratch.checkpoints, kept / scratch.checkpoints.name)
     for other in (kept / scratch.checkpoints.name / checkpoint.parent.name).glob("step-*"):
         if other.name > checkpoint.name:
@@ -46,5 +46,5 @@ def resume_from_round(kept: Path | None, scratch: Scratch) -> None:
         return
     with scratch.lock():
         if not scratch.checkpoints.exists() and scratch.done() is None:
-            put_in_place(kept / scratch.reported.name, scratch.reported)
+            put_in_place(kept / scratch.metrics_file.name, scratch.metrics_file)
             put_in_place(kept / scratch.checkpoints.name, scratch.checkpoints)

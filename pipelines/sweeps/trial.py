@@ -118,7 +118,7 @@ def run_trial(task: TrialTask, report: Callable[[int, float], None]) -> dict[str
                 outcomes[address] = run_stage(address, workspace, task.run)
             if watch:
                 scratch = scratch_of(address, outcomes[address].fingerprint, workspace)
-                reports = _reported(MetricLog(scratch.reported), watch["metric"])
+                reports = _reported(MetricLog(scratch.metrics_file), watch["metric"])
             stages.append(_stage_facts(address, seed, outcomes[address], workspace, time.monotonic() - started))
         for values, objective in zip(objectives, task.objectives, strict=True):
             values.append(measured(objective, outcomes, workspace))
@@ -133,7 +133,7 @@ def _round(
     origin, kept = Path(task.origin) if task.origin else None, Path(task.folder) / KEPT
     with _watching(watch, watch["stage"], apart, report):
         scratch = train_round(watch["stage"], apart, watch["metric"], watch["until"], origin, kept, task.run)
-    reported = _reported(MetricLog(scratch.reported), watch["metric"])
+    reported = _reported(MetricLog(scratch.metrics_file), watch["metric"])
     return [(step, value) for step, value in reported if step <= watch["until"]]
 
 
@@ -147,7 +147,7 @@ def measured(objective: Mapping[str, Any], outcomes: Mapping[str, Outcome], work
     if isinstance(final.get(metric), int | float):
         return float(final[metric])
     scratch = scratch_of(address, outcomes[address].fingerprint, workspace)
-    curve = [value for _, value in _reported(MetricLog(scratch.reported), metric)]
+    curve = [value for _, value in _reported(MetricLog(scratch.metrics_file), metric)]
     if curve:
         best = max if objective["mode"] == "max" else min
         return best(curve) if objective["pick"] == "best" else curve[-1]
@@ -212,7 +212,7 @@ def _watching(
     if watch is None:
         yield
         return
-    log = MetricLog(scratch_for(address, workspace).reported)
+    log = MetricLog(scratch_for(address, workspace).metrics_file)
     end = watch["until"] or watch["full"]
     over = threading.Event()
 

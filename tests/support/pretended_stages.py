@@ -48,8 +48,8 @@ def _pretend(run: Any, params: Any, scratch: Any, workspace: Workspace, held: An
         file.write_text(json.dumps({"of": path, "from": text}))
     if run.curves:
         for step in (1, 2, 3):
-            MetricLog(scratch.reported).append("main", step, {"train/loss": 1 / step})
-    scratch.result.write_text(json.dumps(METRICS))
+            MetricLog(scratch.metrics_file).append("main", step, {"train/loss": 1 / step})
+    scratch.result_file.write_text(json.dumps(METRICS))
     yield Finished()
 
 

@@ -46,7 +46,7 @@ def losses_of(
 
         kind: Any = device.type
         under_ray_train(on_rank, Compute(workers=workers, threads=1, device=kind, max_failures=0), scratch.folder)
-        lines = MetricLog(scratch.reported).read()
+        lines = MetricLog(scratch.metrics_file).read()
     return {line["step"]: value for line in lines for key, value in line["metrics"].items() if key.endswith("/loss")}
 
 

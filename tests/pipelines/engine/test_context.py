@@ -53,7 +53,7 @@ def train(context, at_step=lambda step: None):
 def curve(scratch):
     from pipelines.scratch.metric_log import MetricLog
 
-    return MetricLog(scratch.reported).table()
+    return MetricLog(scratch.metrics_file).table()
 
 
 @pytest.fixture
@@ -66,14 +66,14 @@ def calm(tmp_path):
 def test_a_stop_request_saves_a_checkpoint_and_training_resumes_to_the_same_weights(scratch, calm):
     def ask(step):
         if step == 5:
-            scratch.leave.touch()
+            scratch.stop_file.touch()
 
     with pytest.raises(StopRequested, match="stopped after step 6"):
         train(context_of(scratch), ask)
     context = context_of(scratch)
     assert context._store.steps() == [4, 6]  # neither 4, which was due, nor 8
     scratch.begin()
-    assert not scratch.leave.exists()
+    assert not scratch.stop_file.exists()
     started = []
     weight = train(context, started.append)
     assert started == [6, 7, 8]
@@ -82,7 +82,7 @@ def test_a_stop_request_saves_a_checkpoint_and_training_resumes_to_the_same_weig
 
 
 def test_training_stops_one_step_after_the_report_it_should_reach(scratch, calm):
-    scratch.until.write_text('{"metric": "train/loss", "step": 4}')
+    scratch.stop_after_file.write_text('{"metric": "train/loss", "step": 4}')
     other = context_of(scratch).phase("other")
     other.report({"validation/loss": 1.0}, 8)
     assert not other.stop_requested()
@@ -96,7 +96,7 @@ def test_training_stops_one_step_after_the_report_it_should_reach(scratch, calm)
 
 
 def test_a_stop_requested_in_the_last_step_changes_nothing(scratch, calm):
-    weight = train(context_of(scratch), lambda step: step == 8 and scratch.leave.touch())
+    weight = train(context_of(scratch), lambda step: step == 8 and scratch.stop_file.touch())
     assert torch.equal(weight, calm[0])
 
 

@@ -70,7 +70,7 @@ def run(stage, root, folder, inputs, *, arm="gadms", **values):
     context = StageContext(scratch, seed=settings.seed, arm=arm, device=torch.device("cpu"))
     paths = {name: root / path for name, path in inputs.items()}
     metrics = stage.run(settings, paths, {"model": folder / "model"}, context)
-    lines = MetricLog(scratch.reported).read() if scratch.reported.exists() else []
+    lines = MetricLog(scratch.metrics_file).read() if scratch.metrics_file.exists() else []
     return metrics, DualEncoder.load(folder / "model"), lines
 
 
@@ -85,7 +85,9 @@ def test_fine_tuning_reports_validation_and_leaves_the_best_weights(root, tmp_pa
     scratch.begin()
     context = StageContext(scratch, seed=0, arm="nam", device=torch.device("cpu"))
     metrics = gadms_finetune.run(chosen(tmp_path), paths, {"model": tmp_path / "fine/model"}, context)
-    seen = {x["step"]: x["metrics"]["val/R@1"] for x in MetricLog(scratch.reported).read() if "val/R@1" in x["metrics"]}
+    seen = {
+        x["step"]: x["metrics"]["val/R@1"] for x in MetricLog(scratch.metrics_file).read() if "val/R@1" in x["metrics"]
+    }
     assert set(seen) == {2, 4, 6}
     best = max(seen.values())
     first = min(step for step, value in seen.items() if value == best)
