@@ -184,7 +184,8 @@ def _small_transformer() -> tuple[Any, str]:
     folder = ROOT / "models/base/transformer"
     if folder.is_dir():
         return FluxTransformer2DModel.from_pretrained(folder, local_files_only=True), "small model, batch 16"
-    from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline
+    from components.taca.toy.config import TinyConfig
+    from components.taca.toy.pipeline import build_tiny_pipeline
 
     return build_tiny_pipeline(TinyConfig(), ("word",), 0).transformer, "small model (random), batch 16"
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from timing import describe, save
 
+from components.settings import to_json
 from pipelines import params
 from pipelines.engine.ray_cluster import set_ray_defaults, start_ray
 from pipelines.generating.painter import Drawing
@@ -85,7 +86,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     chosen = params.load(ROOT / "params.yaml")
-    taca = chosen.taca.model_dump()
+    taca = to_json(chosen.taca)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     set_ray_defaults()

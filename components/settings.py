@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
@@ -22,6 +22,7 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 AboveZero = Annotated[float, Field(gt=0)]
 FromList = Strict(False)
 """For a tuple, which YAML and JSON write as a list."""
@@ -36,6 +37,12 @@ def settings(cls: type[Settings]) -> type[Settings]:
     made: Any = dataclass(config=STRICT, frozen=True)(cls)
     made.__init__ = _refusing(made, made.__init__)
     return made
+
+
+def to_json(values: Any) -> dict[str, Any]:
+    """Settings as a JSON mapping, by field name."""
+    mapping: dict[str, Any] = TypeAdapter(type(values)).dump_python(values, mode="json")
+    return mapping
 
 
 def _from_mapping(cls: type, source: Any, handler: Any) -> Any:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, model_validator
 
 from components.errors import ParameterError
 from components.settings import Count
+from components.taca.config import TacaConfig
 from pipelines.schema.gadms import (
     GadmsEvaluate,
     GadmsFinetune,
@@ -28,7 +29,6 @@ from pipelines.schema.section import Section
 from pipelines.schema.taca import (
     BaseModelSection,
     Probe,
-    Taca,
     TacaAttention,
     TacaCache,
     TacaEvaluate,
@@ -47,7 +47,7 @@ class Parameters(Section):
     prepare: Prepare
     probe: Probe
     base_model: BaseModelSection
-    taca: Taca
+    taca: TacaConfig
     taca_cache: TacaCache
     taca_train: TacaTrain
     taca_generate: TacaGenerate

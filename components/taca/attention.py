@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from components.errors import ParameterError
-from components.taca.schedule import Effect, Queries
+from components.taca.config import Effect, Queries
 
 
 def temperature_adjusted_attention(

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from components.errors import ParameterError
+from components.taca.config import Effect
 from components.taca.families import Family, family_of, forward_parameters, named_arguments
 from components.taca.generation import generate
 from components.taca.install import taca_handle
 from components.taca.observation import observe_attention
-from components.taca.schedule import Effect, TemperatureSchedule
+from components.taca.schedule import TemperatureSchedule
 
 
 @torch.no_grad()

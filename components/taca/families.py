@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from components.errors import ParameterError
+from components.taca.config import Stream
 from components.taca.processors import (
     AuraFlowTemperatureProcessor,
     FluxTemperatureProcessor,
@@ -20,7 +21,6 @@ from components.taca.processors import (
     SD3TemperatureProcessor,
     TemperatureProcessor,
 )
-from components.taca.schedule import Stream
 
 # The suffixes carry "attn." so that they match neither SD3's image-only attn2 nor any feed-forward layer.
 JOINT_ATTENTION_LINEARS = tuple(

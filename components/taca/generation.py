@@ -1,6 +1,6 @@
 """Pictures from prompts, and the arms that are compared: the base as it is, with TACA, with its LoRA, with both."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from components.taca.conventions import (
 from components.training.randomness import generator
 
 if TYPE_CHECKING:
+    from components.taca.config import TacaConfig
     from components.taca.schedule import TemperatureSchedule
 
 ADAPTER = "taca"
@@ -98,11 +99,11 @@ def initial_noise(pipe: Any, seeds: Sequence[int], height: int, width: int) -> T
     return as_transformer_input(pipe, noise)
 
 
-def schedule_of(pipe: Any, settings: Mapping[str, Any], *, height: int, width: int) -> "TemperatureSchedule":
+def schedule_of(pipe: Any, config: "TacaConfig", *, height: int, width: int) -> "TemperatureSchedule":
     """The schedule that settings (the section `taca` of params.yaml) mean for pictures of this size from `pipe`."""
-    from components.taca.transfer import schedule_for
+    from components.taca.schedule import schedule_for
 
-    return schedule_for(settings, scheduler=pipe.scheduler, tokens=image_tokens(pipe, height, width))
+    return schedule_for(config, scheduler=pipe.scheduler, tokens=image_tokens(pipe, height, width))
 
 
 def active_steps(pipe: Any, schedule: "TemperatureSchedule", *, height: int, width: int, steps: int) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from components.taca.attention import temperature_adjusted_attention
-from components.taca.schedule import Effect, Queries
+from components.taca.config import Effect, Queries
 
 Part = Literal["text", "image", "joint"]
 Rotation = Callable[[Tensor, Part], Tensor]

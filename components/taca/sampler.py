@@ -1,11 +1,12 @@
 """Noise levels of flow-matching samplers: the timestep shift, fixed or by resolution."""
 
 import math
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Level = TypeVar("Level", float, Tensor)
+Level = TypeVar("Level", float, "Tensor")
 
 
 def shift_sigma(sigma: Level, shift: float) -> Level:

@@ -6,23 +6,20 @@ transformer receives it; an SD3 timestep divided by 1000).
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import fields
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from components.errors import ParameterError
-
-Form = Literal["piecewise", "constant", "linear", "cosine"]
-Effect = Literal["temperature", "bias"]
-Queries = Literal["image", "text"]
-Stream = Literal["double", "single"]
-STREAMS: tuple[Stream, ...] = get_args(Stream)
+from components.settings import Fraction, settings, to_json
+from components.taca.config import Resolvable, TacaConfig
+from components.taca.sampler import sampler_shift
+from components.taca.transfer import resolve_threshold
 
 
-@dataclass(frozen=True)
-class TemperatureSchedule:
+@settings
+class TemperatureSchedule(TacaConfig):
     """TACA's temperature (arXiv 2506.07986, Eq. 11), with the variations that research compares it to.
 
     How strong, by noise level:
@@ -54,41 +51,8 @@ class TemperatureSchedule:
     Raises `ParameterError` for a value out of its range, naming the field.
     """
 
-    gamma: float = 1.2
-    threshold: float = 0.97
-    tolerance: float = 5e-4
-    form: Form = "piecewise"
-    streams: tuple[Stream, ...] = STREAMS
-    layers: tuple[int, ...] | None = None
-    padding: bool = True
-    unconditional: bool = True
-    effect: Effect = "temperature"
-    queries: Queries = "image"
-
-    def __post_init__(self) -> None:
-        for name in ("gamma", "threshold", "tolerance"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise _wrong(name, value, "must be a number")
-        if not (math.isfinite(self.gamma) and self.gamma > 0):
-            raise _wrong("gamma", self.gamma, "must be positive and finite (1 = off)")
-        if not 0 <= self.threshold <= 1:
-            timestep = f"; for timestep {self.threshold:g} of 0..1000 give {self.threshold / 1000:g}"
-            raise _wrong(
-                "threshold", self.threshold, f"must be a sigma in [0, 1]{timestep if self.threshold > 1 else ''}"
-            )
-        if not 0 <= self.tolerance <= 1:
-            raise _wrong("tolerance", self.tolerance, "must lie in [0, 1]")
-        for name, allowed in (("form", Form), ("effect", Effect), ("queries", Queries)):
-            if getattr(self, name) not in get_args(allowed):
-                raise _wrong(name, getattr(self, name), f"must be one of {', '.join(get_args(allowed))}")
-        # A mapping from YAML or JSON brings lists.
-        object.__setattr__(self, "streams", tuple(self.streams))
-        object.__setattr__(self, "layers", None if self.layers is None else tuple(self.layers))
-        if not self.streams or not set(self.streams) <= set(STREAMS):
-            raise _wrong("streams", list(self.streams), f"must be one or both of {', '.join(STREAMS)}")
-        if self.layers is not None and (not self.layers or min(self.layers) < 0):
-            raise _wrong("layers", list(self.layers), "must be null for all, or indices from 0 up")
+    threshold: Annotated[float, Resolvable] = 0.97
+    tolerance: Fraction = 5e-4
 
     @property
     def active_from(self) -> float:
@@ -126,23 +90,23 @@ class TemperatureSchedule:
 
     def to_mapping(self) -> dict[str, Any]:
         """JSON values by field name, for params and LoRA metadata: gamma, threshold, tolerance, and what is not default."""
-        always = ("gamma", "threshold", "tolerance")
-        values: dict[str, Any] = {name: float(getattr(self, name)) for name in always}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name not in always and value != field.default:
-                values[field.name] = list(value) if isinstance(value, tuple) else value
-        return values
+        values, always = to_json(self), ("gamma", "threshold", "tolerance")
+        changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        return {name: values[name] for name in (*always, *changed)}
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "TemperatureSchedule":
         """The inverse of `to_mapping`; missing fields take their default, an unknown key is a `ParameterError`."""
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(mapping) - set(known))
-        if unknown:
-            raise ParameterError(f"TemperatureSchedule: unknown key {unknown[0]!r}; known keys are {', '.join(known)}")
         return cls(**mapping)
 
 
-def _wrong(name: str, value: Any, allowed: str) -> ParameterError:
-    return ParameterError(f"TemperatureSchedule {name} = {value!r}: {allowed}")
+def schedule_for(config: TacaConfig, *, scheduler: Any, tokens: int) -> TemperatureSchedule:
+    """The schedule that settings (the section `taca` of params.yaml) mean for one model.
+
+    scheduler: the model's; tokens: image tokens of its pictures. Raises `ParameterError`.
+    """
+    shift = sampler_shift(scheduler, tokens)
+    values = {field.name: getattr(config, field.name) for field in fields(TacaConfig)}
+    return TemperatureSchedule(
+        **values | {"threshold": resolve_threshold(config.threshold, shift=shift, tokens=tokens)}
+    )

@@ -6,14 +6,13 @@ The same number at another resolution or shift means something else: with shift 
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from components.errors import ParameterError
-from components.taca.sampler import sampler_shift, shift_sigma
-from components.taca.schedule import TemperatureSchedule
+from components.taca.sampler import shift_sigma
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def transfer_threshold(
@@ -33,7 +32,8 @@ def transfer_threshold(
     does.
     """
     if not 0 <= threshold <= 1:
-        raise ParameterError(f"threshold = {threshold}: must be a sigma in [0, 1]")
+        hint = f"; for timestep {threshold:g} of 0..1000 give {threshold / 1000:g}" if threshold > 1 else ""
+        raise ParameterError(f"threshold = {threshold}: must be a sigma in [0, 1]{hint}")
     for name, value in (("from_shift", from_shift), ("to_shift", to_shift)):
         if not value > 0:
             raise ParameterError(f"{name} = {value}: must be above 0")
@@ -52,12 +52,12 @@ def threshold_for_fraction(fraction: float, shift: float) -> float:
     return shift_sigma(1 - fraction, shift)
 
 
-def threshold_for_steps(sigmas: Sequence[float] | Tensor, active: int) -> float:
+def threshold_for_steps(sigmas: "Sequence[float] | Tensor", active: int) -> float:
     """The threshold half-way between the last of a sampler's first `active` steps and the next: safe from rounding.
 
     sigmas: the noise level of each step, descending, with or without the terminal 0.
     """
-    levels = [value for value in torch.as_tensor(sigmas, dtype=torch.float64).tolist() if value > 0]
+    levels = [float(value) for value in sigmas if value > 0]
     if not 0 <= active <= len(levels):
         raise ParameterError(f"active = {active}: the sampler has {len(levels)} steps")
     if active == 0:
@@ -86,13 +86,3 @@ def resolve_threshold(rule: float | Mapping[str, Any], *, shift: float, tokens: 
         case ["fraction"]:
             return threshold_for_fraction(rule["fraction"], shift)
     raise ParameterError(f"threshold = {dict(rule)}: {allowed}")
-
-
-def schedule_for(settings: Mapping[str, Any], *, scheduler: Any, tokens: int) -> TemperatureSchedule:
-    """The schedule that a mapping (the section `taca` of params.yaml) means for one model.
-
-    settings: fields of `TemperatureSchedule`, the threshold a sigma or a rule of `resolve_threshold`. scheduler: the
-    model's; tokens: image tokens of its pictures. Raises `ParameterError`.
-    """
-    threshold = resolve_threshold(settings["threshold"], shift=sampler_shift(scheduler, tokens), tokens=tokens)
-    return TemperatureSchedule.from_mapping({**settings, "threshold": threshold})

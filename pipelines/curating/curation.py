@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError, ParameterError
 from components.files import file_digest
-from components.persons.curation.rules import Rules
+from components.persons.curation.limits import Rules
 from components.persons.curation.selection import KEPT, final_reasons
 from pipelines.curating.folder import CurationFolder, require_same
 from pipelines.curating.options import CurateOptions

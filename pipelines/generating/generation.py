@@ -8,9 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from components.errors import ParameterError
+from components.settings import to_json
 from pipelines import graph
 from pipelines.generating.options import GenerateOptions
 from pipelines.params import Compute, Parameters, load
@@ -70,7 +72,6 @@ def generate(options: GenerateOptions, workspace: Workspace) -> None:
 
 
 def _drawing(options: GenerateOptions, params: Parameters, workspace: Workspace) -> "Drawing":
-    from components.taca.schedule import TemperatureSchedule
     from pipelines.generating.painter import Drawing
 
     def chosen(value: Any, default: Any) -> Any:
@@ -80,14 +81,8 @@ def _drawing(options: GenerateOptions, params: Parameters, workspace: Workspace)
         raise ParameterError("--threshold says from where up --gamma or --adapter is on: give one of them")
     taca = None
     if options.gamma is not None:
-        taca = {
-            **params.taca.model_dump(),
-            "gamma": options.gamma,
-            "threshold": chosen(options.threshold, params.taca.threshold),
-        }
-        # Mistakes are told before anything is loaded. A rule for the threshold was checked with params.yaml.
-        rule = isinstance(taca["threshold"], dict)
-        TemperatureSchedule.from_mapping({**taca, **({"threshold": 1.0} if rule else {})})
+        threshold = chosen(options.threshold, params.taca.threshold)
+        taca = to_json(replace(params.taca, gamma=options.gamma, threshold=threshold))
     return Drawing(
         model=(options.model or workspace.path(graph.BASE["base"])).absolute(),
         adapter=options.adapter and options.adapter.absolute(),  # a worker's folder is another

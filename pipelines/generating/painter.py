@@ -14,6 +14,7 @@ import torch
 from components.errors import DataError
 from components.files import file_digest
 from components.persons.pixels import encode_png
+from components.taca.config import TacaConfig
 from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_of
 from components.taca.reference import DTYPES, load_base, read_reference
 from components.taca.schedule import TemperatureSchedule
@@ -145,7 +146,7 @@ class Painter:
         drawing = self._drawing
         pipe = load_base(drawing.model, dtype=DTYPES[drawing.dtype]).to(device_of(self._compute))
         if drawing.taca is not None:
-            self._schedule = schedule_of(pipe, drawing.taca, height=drawing.height, width=drawing.width)
+            self._schedule = schedule_of(pipe, TacaConfig(**drawing.taca), height=drawing.height, width=drawing.width)
         self._arm.enter_context(apply_arm(pipe, Arm(drawing.adapter, self._schedule, drawing.adapter_threshold)))
         self._pipe = pipe
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,10 @@ def read(file: Path) -> Architecture:
 
 def _tiny(params: Parameters) -> Architecture:
     """The small model, built: it is cheaper to make than to describe twice."""
-    from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline
+    from components.taca.toy.config import TinyConfig
+    from components.taca.toy.pipeline import build_tiny_pipeline
 
-    config = TinyConfig(**params.base_model.tiny.model_dump())
+    config = TinyConfig(**asdict(params.base_model.tiny))
     pipe = build_tiny_pipeline(config, ("word",), params.seed)
     return Architecture("base_model.tiny", json.loads(pipe.transformer.to_json_string()), pipe, config.text_tokens)
 

@@ -81,12 +81,12 @@ def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = N
     from components.taca.install import enable_taca
     from components.taca.lora import add_lora
     from components.taca.reference import DTYPES
-    from components.taca.transfer import schedule_for
+    from components.taca.schedule import schedule_for
 
     size = chosen.pictures
     model = architectures.find(chosen, workspace.root, architecture)
     tokens = model.image_tokens(size.height, size.width)
-    schedule = schedule_for(chosen.taca.model_dump(), scheduler=model.pipe.scheduler, tokens=tokens)
+    schedule = schedule_for(chosen.taca, scheduler=model.pipe.scheduler, tokens=tokens)
     transformer = nn.Module.to(model.pipe.transformer, DTYPES[chosen.taca_train.base_dtype])
     handle = enable_taca(model.pipe, schedule)
     parameters = sum(parameter.numel() for parameter in transformer.parameters())

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from components.gadms.methods import RetrievalConfig
-from components.settings import Count, Positive
+from components.settings import Count, Positive, Sha256
 from components.training.config import ValidatedTrainingConfig
 from pipelines.schema.section import Section
 
@@ -20,7 +20,7 @@ class Retrieval(Section):
 
     architecture: dict[str, Any] | str
     pretrained: str | None
-    pretrained_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    pretrained_sha256: Sha256 | None = None
     image_size: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
     position_resize: Literal["bilinear", "bicubic"] = "bilinear"
     gradient_checkpointing: bool = False

@@ -1,15 +1,14 @@
 """Sections on people: where they come from, and which generated ones are kept."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import KW_ONLY
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from components.settings import Count, Fraction, Positive, Rate
+from components.persons.curation.limits import Aspect, PersonLimits
+from components.settings import Count, Fraction, Positive, Rate, Sha256, settings
 from components.training.config import TrainingConfig
 from pipelines.schema.section import Section
-
-if TYPE_CHECKING:
-    from components.persons.curation.rules import Rules
 
 
 class Pictures(Section):
@@ -38,15 +37,13 @@ class Prepare(Section):
         return identities
 
 
-class PersonDetector(Section):
-    """Weights of torchvision's keypoint R-CNN, and what a person it finds must show. The limits are WebPerson's."""
+@settings
+class PersonDetector(PersonLimits):
+    """Weights of torchvision's keypoint R-CNN, and what a person it finds must show."""
 
+    _: KW_ONLY
     weights: str
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.85
-    keypoints: Annotated[int, Field(ge=0, le=17)] = 8
-    hips: Annotated[int, Field(ge=0, le=2)] = 1
-    head: Annotated[int, Field(ge=0, le=5)] = 2
+    sha256: Sha256
 
 
 class Curate(Section):
@@ -58,22 +55,7 @@ class Curate(Section):
     quality_share: Fraction
     keep_fraction: Rate
     short_side: Count = 0
-    aspect: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    aspect: Aspect | None = None
     detector: PersonDetector | None = None
     near_duplicates: Annotated[int, Field(ge=0, le=15)] | None = None
     matcher: TrainingConfig
-
-    @field_validator("aspect")
-    @classmethod
-    def _rising(cls, aspect: list[float] | None) -> list[float] | None:
-        if aspect is not None and not 0 < aspect[0] <= aspect[1]:
-            raise ValueError("must be two rising numbers above 0, width by height")
-        return aspect
-
-    def rules(self) -> "Rules":
-        """As the rules of curation take them."""
-        from components.persons.curation.rules import Rules
-
-        aspect = (self.aspect[0], self.aspect[1]) if self.aspect else None
-        limits = self.detector.model_dump(exclude={"weights", "sha256"}) if self.detector else {}
-        return Rules(short_side=self.short_side, aspect=aspect, **limits)

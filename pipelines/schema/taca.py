@@ -1,11 +1,12 @@
 """Sections on drawing people: the model, TACA, its LoRA, and what judges them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from components.errors import ParameterError
-from components.settings import Count, Fraction, Positive
+from components.settings import Fraction, Positive
+from components.taca.toy.config import TinyShape
 from components.training.config import TrainingConfig
 from pipelines.schema.section import Section
 
@@ -16,22 +17,12 @@ class Probe(Section):
     training: TrainingConfig
 
 
-class Tiny(Section):
-    """The shape of the small text-to-image model."""
-
-    width: Positive
-    heads: Positive
-    double_blocks: Positive
-    single_blocks: Count
-    latent_channels: Positive
-
-
 class BaseModelSection(Section):
     """The text-to-image model that TACA adapts: `tiny` trains a small one here, anything else names a published one."""
 
     source: str
     revision: str | None
-    tiny: Tiny
+    tiny: TinyShape
     caption_dropout: Fraction
     autoencoder: TrainingConfig
     training: TrainingConfig
@@ -41,36 +32,6 @@ class BaseModelSection(Section):
         if self.revision is None:
             raise ParameterError(f"base_model.revision is null: set it to the full commit of {self.source}")
         return self.revision
-
-
-class Taca(Section):
-    """Temperature-adjusted attention: when it is on, how strong, and where. See components/taca/schedule.py.
-
-    `threshold` is a sigma, or a rule that follows the model: {sigma, tokens}, {sigma, shift} or {fraction}.
-    """
-
-    gamma: Annotated[float, Field(gt=0)]
-    threshold: float | dict[str, float]
-    form: Literal["piecewise", "constant", "linear", "cosine"]
-    streams: Annotated[list[Literal["double", "single"]], Field(min_length=1)]
-    layers: Annotated[list[Count], Field(min_length=1)] | None
-    padding: bool
-    unconditional: bool
-    effect: Literal["temperature", "bias"]
-    queries: Literal["image", "text"]
-
-    @field_validator("threshold", mode="before")
-    @classmethod
-    def _rule(cls, threshold: Any) -> Any:
-        if isinstance(threshold, float) and 0 <= threshold <= 1:
-            return threshold  # a sigma as it is. The import below brings torch: seconds, for the runner of every stage
-        from components.taca.transfer import resolve_threshold
-
-        try:
-            resolve_threshold(threshold, shift=1.0, tokens=1)
-        except ParameterError as error:
-            raise ValueError(str(error).rsplit(": ", 1)[-1]) from error
-        return threshold
 
 
 class TacaCache(Section):

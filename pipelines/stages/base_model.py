@@ -1,6 +1,7 @@
 """Give the rest a text-to-image model to adapt: train a small FLUX pipeline, or pin a published one."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from components.persons.shards import PersonDataset
 from components.taca.conventions import encode_pictures
 from components.taca.reference import write_reference
 from components.taca.toy.autoencoder import AutoencoderTask, pixel_batches, psnr, reconstruct, set_latent_scale
-from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline, word_vocabulary
+from components.taca.toy.config import TinyConfig
+from components.taca.toy.pipeline import build_tiny_pipeline, word_vocabulary
 from components.taca.toy.training import TextToImageTask, base_batches
 from components.training.loop import fit
 from pipelines.engine.context import StageContext
@@ -32,7 +34,7 @@ def run(
     rows = people.rows(split="train", form="short")
     captions = rows.column("caption")
     pixels = people.pixels(rows.column("image_id"), size.height, size.width)
-    config = TinyConfig(**settings.tiny.model_dump())
+    config = TinyConfig(**asdict(settings.tiny))
     pipe = build_tiny_pipeline(config, word_vocabulary(captions), params.seed)
     ranks = {"seed": params.seed, "rank": context.rank, "world_size": context.world_size}
 

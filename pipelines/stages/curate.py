@@ -5,6 +5,7 @@ dropped is in `curated/decisions.parquet`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from components.gadms.methods import RetrievalConfig
 from components.gadms.tasks import RetrievalTask
 from components.persons.curation.candidates import rule_reasons
 from components.persons.curation.keypoints import KeypointRCNN
+from components.persons.curation.limits import PersonLimits, Rules
 from components.persons.curation.selection import Thresholds, decide, quality
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.training.loop import fit
@@ -47,7 +49,9 @@ def run(
     thresholds = Thresholds.from_real(real, settings.quality_share)
     found = settings.detector
     detector = KeypointRCNN(root / found.weights, sha256=found.sha256, device=context.device) if found else None
-    refused, hashes = rule_reasons((generated.picture(i) for i in drawn), settings.rules(), detector)
+    limits = {field.name: getattr(found, field.name) for field in fields(PersonLimits)} if found else {}
+    rules = Rules(short_side=settings.short_side, aspect=settings.aspect, **limits)
+    refused, hashes = rule_reasons((generated.picture(i) for i in drawn), rules, detector)
     decisions = decide(
         quality(_blocks(generated, drawn, size)),
         [matches[i] for i in drawn],

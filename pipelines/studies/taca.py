@@ -8,7 +8,7 @@ A seed is that of the LoRA's start, data order and noise, and of the noise that 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Annotated, Any, Self, TypeVar
 
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
 from components.evaluation.intervals import bootstrap_crossed
-from components.settings import Count, Fraction, Positive
+from components.settings import Count, Fraction, Positive, to_json
+from components.taca.config import TacaConfig
 from pipelines.graph import ADAPTERS, BASE, PEOPLE, TACA_ARMS
 from pipelines.params import Parameters
 from pipelines.schema.reading import checked
 from pipelines.schema.section import Section
-from pipelines.schema.taca import Taca
 from pipelines.studies.cells import Cell, Result, Study
 
 REFERENCE, TEMPERATURE = "base", "taca"
@@ -105,7 +105,7 @@ def cells(plan: Plan, params: Parameters) -> list[Cell]:
 
 def summarise(plan: Plan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:
     """Means, paired differences to the base, intervals over seeds and prompts, by guidance; what is not done yet is left out."""
-    summary: dict[str, Any] = {"default": params.taca.model_dump(mode="json"), "arms": {}, "map": {}, "variants": {}}
+    summary: dict[str, Any] = {"default": to_json(params.taca), "arms": {}, "map": {}, "variants": {}}
     for guidance in plan.guidance:
         compare = _Comparison(results, guidance, {"resamples": params.taca_evaluate.resamples, "seed": params.seed})
         name = f"guidance {guidance:g}"
@@ -184,30 +184,30 @@ def _draw(
     prompts: int,
     guidance: float,
     seed: int,
-    schedule: Taca | None,
+    schedule: TacaConfig | None,
     needs: tuple[str, ...] = (),
 ) -> Cell:
     settings = {
         "seed": seed,
         "guidance": guidance,
         "prompts": prompts,
-        **(schedule.model_dump(mode="json") if schedule else {}),
+        **(to_json(schedule) if schedule else {}),
     }
     inputs = {**PEOPLE, **BASE, "probe": "models/probe"}
     return Cell(draw_key(line, guidance, seed), "draw", settings, ("pictures", "taca_generate"), inputs, needs)
 
 
-def _map_schedules(plan: Plan, default: Taca) -> dict[tuple[float, float], Taca]:
+def _map_schedules(plan: Plan, default: TacaConfig) -> dict[tuple[float, float], TacaConfig]:
     return {
-        (gamma, threshold): default.model_copy(update={"gamma": gamma, "threshold": threshold})
+        (gamma, threshold): replace(default, gamma=gamma, threshold=threshold)
         for gamma, threshold in product(plan.map.gammas, plan.map.thresholds)
     }
 
 
-def _variant_schedules(plan: Plan, default: Taca) -> dict[str, Taca]:
-    every = default.model_dump(mode="json")
+def _variant_schedules(plan: Plan, default: TacaConfig) -> dict[str, TacaConfig]:
+    every = to_json(default)
     return {
-        name: checked({**every, **changes}, Taca, f"studies/taca.yaml: variants.schedules.{name}")
+        name: checked({**every, **changes}, TacaConfig, f"studies/taca.yaml: variants.schedules.{name}")
         for name, changes in plan.variants.schedules.items()
     }
 

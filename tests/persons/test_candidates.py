@@ -16,7 +16,8 @@ from components.persons.curation.candidates import (
     rule_reasons,
 )
 from components.persons.curation.keypoints import KEYPOINTS, Detection
-from components.persons.curation.rules import FEW_KEYPOINTS, NOBODY, SHAPE, SMALL, UNSURE, Rules
+from components.persons.curation.limits import Rules
+from components.persons.curation.rules import FEW_KEYPOINTS, NOBODY, SHAPE, SMALL, UNSURE
 from components.persons.curation.selection import (
     DUPLICATE,
     KEPT,

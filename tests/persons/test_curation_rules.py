@@ -9,6 +9,7 @@ from PIL import Image
 
 from components.errors import DataError, ParameterError
 from components.persons.curation.keypoints import HEAD, HIPS, KEYPOINTS, Detection, KeypointRCNN
+from components.persons.curation.limits import Rules
 from components.persons.curation.rules import (
     FEW_KEYPOINTS,
     NO_HEAD,
@@ -18,7 +19,6 @@ from components.persons.curation.rules import (
     SHAPE,
     SMALL,
     UNSURE,
-    Rules,
     person_reason,
     size_reason,
 )

@@ -8,7 +8,8 @@ from components.errors import DataError
 from components.taca.batches import cache_batches
 from components.taca.cache import CaptionRow, LatentCache, write_cache
 from components.taca.conventions import encode_captions, encode_pictures
-from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline
+from components.taca.toy.config import TinyConfig
+from components.taca.toy.pipeline import build_tiny_pipeline
 
 SMALL = TinyConfig(width=32, heads=2, double_blocks=1, single_blocks=1, text_width=16, text_layers=1, text_tokens=6)
 PIXELS = torch.randint(0, 256, (5, 3, 16, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

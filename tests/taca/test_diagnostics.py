@@ -10,7 +10,8 @@ from components.taca.attention import temperature_adjusted_attention
 from components.taca.diagnostics import measure_text_mass, text_attention_mass
 from components.taca.generation import Arm, apply_arm, generate
 from components.taca.schedule import TemperatureSchedule
-from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline
+from components.taca.toy.config import TinyConfig
+from components.taca.toy.pipeline import build_tiny_pipeline
 
 B, T, IMAGE, H, D = 2, 5, 23, 3, 8
 S = T + IMAGE

@@ -12,7 +12,8 @@ from components.taca.install import enable_taca, taca_handle
 from components.taca.lora import add_lora, save_lora, unload_lora
 from components.taca.reference import TEXT, load_base, write_reference
 from components.taca.schedule import TemperatureSchedule
-from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline
+from components.taca.toy.config import TinyConfig
+from components.taca.toy.pipeline import build_tiny_pipeline
 from components.taca.velocity import VelocityTask
 
 SMALL = TinyConfig(width=32, heads=2, double_blocks=1, single_blocks=1, text_width=16, text_layers=1, text_tokens=6)

@@ -9,7 +9,8 @@ from components.errors import DataError, ParameterError
 from components.files import file_digest
 from components.taca.conventions import encode_captions
 from components.taca.reference import TEXT, load_base, write_reference
-from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline
+from components.taca.toy.config import TinyConfig
+from components.taca.toy.pipeline import build_tiny_pipeline
 
 SMALL = TinyConfig(width=32, heads=2, double_blocks=1, single_blocks=1, text_width=16, text_layers=1, text_tokens=6)
 

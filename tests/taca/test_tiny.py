@@ -7,7 +7,8 @@ import torch
 from components.errors import ParameterError
 from components.taca.conventions import encode_pictures, signed_pixels
 from components.taca.toy.autoencoder import AutoencoderTask, pixel_batches, psnr, reconstruct, set_latent_scale
-from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline, word_vocabulary
+from components.taca.toy.config import TinyConfig
+from components.taca.toy.pipeline import build_tiny_pipeline, word_vocabulary
 from components.taca.toy.training import TextToImageTask, base_batches, token_ids
 from components.training.config import LoopConfig
 from components.training.context import LocalContext

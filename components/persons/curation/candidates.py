@@ -15,8 +15,9 @@ from PIL import Image
 from components.errors import DataError, ParameterError
 from components.persons.curation.captioners import Captioner
 from components.persons.curation.keypoints import Detection, Detector
+from components.persons.curation.limits import Rules
 from components.persons.curation.near_duplicates import difference_hash
-from components.persons.curation.rules import NOBODY, Rules, person_reason, size_reason
+from components.persons.curation.rules import NOBODY, person_reason, size_reason
 from components.persons.curation.templates import is_unfilled
 from components.persons.pictures import PictureReader, split_address
 from components.persons.pixels import decode_rgb

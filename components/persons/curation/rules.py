@@ -4,10 +4,8 @@ Pure functions that return the reason why a picture is dropped, or None. The tex
 where its figure prints "more than": here it is "at least", and "above" for the confidence, on which both agree.
 """
 
-from dataclasses import dataclass
-
-from components.errors import ParameterError
-from components.persons.curation.keypoints import HEAD, HIPS, KEYPOINTS, Detection
+from components.persons.curation.keypoints import HEAD, HIPS, Detection
+from components.persons.curation.limits import Rules
 
 SMALL, SHAPE = "too small", "not the shape of a person"
 NOBODY, UNSURE = "no person found", "person not sure enough"
@@ -22,27 +20,6 @@ REASONS = {
     NO_HEAD: "too few of nose, eyes and ears are visible",
 }
 """Every reason of a rule, with its explanation."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """The limits; the defaults are WebPerson's. An `aspect` of None lets every shape pass, a `short_side` of 0 every size."""
-
-    short_side: int = 90  # pixels, at least
-    aspect: tuple[float, float] | None = (0.25, 0.5)  # width / height, both ends allowed
-    confidence: float = 0.85  # above
-    keypoints: int = 8  # visible, at least
-    hips: int = 1
-    head: int = 2  # of nose, eyes, ears
-
-    def __post_init__(self) -> None:
-        if self.aspect is not None and not 0 < self.aspect[0] <= self.aspect[1]:
-            raise ParameterError(f"aspect = {list(self.aspect)}: must be two rising numbers above 0, width by height")
-        for name, most in (("keypoints", len(KEYPOINTS)), ("hips", len(HIPS)), ("head", len(HEAD))):
-            if not 0 <= getattr(self, name) <= most:
-                raise ParameterError(f"{name} = {getattr(self, name)}: must lie between 0 and {most}")
-        if not 0 <= self.confidence < 1:
-            raise ParameterError(f"confidence = {self.confidence}: must lie in [0, 1)")
 
 
 def size_reason(width: int, height: int, rules: Rules) -> str | None:

@@ -10,13 +10,13 @@ text token, so that there is an imbalance for TACA to correct (FLUX has 8).
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from components.errors import ParameterError
+from components.taca.toy.config import TinyConfig
 from components.training.randomness import stream_seed
 
 if TYPE_CHECKING:
@@ -24,40 +24,6 @@ if TYPE_CHECKING:
     from transformers import CLIPTextConfig, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "</s>"
-
-
-@dataclass(frozen=True)
-class TinyConfig:
-    """The shape of the small model. Widths are per token; the picture size is free (a multiple of 4)."""
-
-    width: int = 128  # of the transformer: heads x head width
-    heads: int = 4
-    double_blocks: int = 1  # text and image with their own weights, joint attention
-    single_blocks: int = 2  # text and image concatenated, shared weights
-    text_width: int = 64
-    text_layers: int = 2
-    text_heads: int = 4
-    text_tokens: int = 24  # the T5 sequence, padded; CLIP has two more for begin and end
-    latent_channels: int = 8
-    vae_channels: tuple[int, ...] = (16, 16)  # one downsampling between two stages: scale 2
-    shift: float = 3.0  # of the sampler's noise levels, as for FLUX at 1024x1024
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads or (self.width // self.heads) % 4:
-            raise ParameterError(
-                f"tiny model: width {self.width} over {self.heads} heads must give a head width that is a multiple of 4"
-            )
-        if self.text_width % self.text_heads:
-            raise ParameterError(
-                f"tiny model: text_width {self.text_width} must divide by text_heads {self.text_heads}"
-            )
-
-    @property
-    def rope_axes(self) -> tuple[int, int, int]:
-        """Rotary width of the (unused, row, column) axes: even, and summing to the head width."""
-        head = self.width // self.heads
-        spatial = 2 * (3 * head // 16)
-        return head - 2 * spatial, spatial, spatial
 
 
 def word_vocabulary(captions: Iterable[str]) -> tuple[str, ...]:

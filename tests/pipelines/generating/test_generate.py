@@ -22,7 +22,8 @@ from components.taca.generation import Arm, apply_arm, generate
 from components.taca.lora import add_lora, save_lora
 from components.taca.reference import load_base, write_reference
 from components.taca.schedule import TemperatureSchedule
-from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline
+from components.taca.toy.config import TinyConfig
+from components.taca.toy.pipeline import build_tiny_pipeline
 from components.training.randomness import stream_seed
 from pipelines import presets
 from pipelines.__main__ import main

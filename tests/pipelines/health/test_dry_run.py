@@ -128,7 +128,8 @@ def test_active_steps_follow_step_count_and_resolution_as_real_samplers_do(
 
 
 def test_the_sampler_of_the_small_model_is_that_of_its_pipeline() -> None:
-    from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline
+    from components.taca.toy.config import TinyConfig
+    from components.taca.toy.pipeline import build_tiny_pipeline
 
     model = architectures.find(presets.resolve(ROOT, None), ROOT)
     pipe: Any = build_tiny_pipeline(TinyConfig(), ("red",), 0)

@@ -11,7 +11,8 @@ from torchvision.io import encode_png
 
 from components.persons.shards import CaptionRow, DatasetWriter
 from components.taca.reference import write_reference
-from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline
+from components.taca.toy.config import TinyConfig
+from components.taca.toy.pipeline import build_tiny_pipeline
 from pipelines import presets
 from pipelines.engine.context import StageContext
 from pipelines.graph import find

@@ -20,7 +20,8 @@ from components.evaluation.intervals import bootstrap_crossed
 from components.persons.drawn.attributes import ATTRIBUTES
 from components.persons.shards import PersonDataset
 from components.taca.reference import write_reference
-from components.taca.toy.pipeline import TinyConfig, build_tiny_pipeline, word_vocabulary
+from components.taca.toy.config import TinyConfig
+from components.taca.toy.pipeline import build_tiny_pipeline, word_vocabulary
 from pipelines.engine.context import StageContext
 from pipelines.graph import TACA_ARMS, find
 from pipelines.identity.closure import ROOT
