@@ -1,11 +1,11 @@
-# The few commands a person types. Each makes what it needs first; a second `make setup` does no work.
+# Commands for people. Each first makes what it needs; a second `make setup` does nothing.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
 BASE_PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3 2>/dev/null))
 UV = $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
-# Everything below runs with the environment's programs first, as after `source .venv/bin/activate`.
+# Put the environment's programs first on PATH, as `source .venv/bin/activate` does.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SMOKE = .runs/smoke-clone
 
@@ -17,10 +17,10 @@ FAULTS =
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: .venv/ready ## make .venv from the lock
+setup: .venv/ready ## create .venv from requirements.lock
 
-# uv is installed into .venv where the machine has none. Bytecode is compiled once, here: the pipeline starts some
-# thirty processes, and the first to import torch would compile it.
+# uv is installed into .venv if the machine has none. Bytecode is compiled here, once: otherwise the first of the
+# pipeline's some thirty processes to import torch would compile it.
 .venv/ready: requirements.lock pyproject.toml
 	@test -x .venv/bin/python || $(BASE_PYTHON) -m venv .venv
 	@command -v uv >/dev/null 2>&1 || test -x .venv/bin/uv || .venv/bin/python -m pip install --quiet uv
@@ -28,11 +28,11 @@ setup: .venv/ready ## make .venv from the lock
 	$(UV) pip install --python .venv/bin/python --no-deps --editable .
 	@touch $@
 
-repro: setup ## run the whole chain (only what changed), then render the report
+repro: setup ## run the stages that changed, then render the report
 	python -m pipelines repro
 	python -m pipelines report
 
-report: setup ## render reports/index.html from the last results
+report: setup ## render reports/index.html from the latest results
 	python -m pipelines report
 
 ui: setup ## compare runs in MLflow's web interface (http://127.0.0.1:5000)
@@ -41,10 +41,10 @@ ui: setup ## compare runs in MLflow's web interface (http://127.0.0.1:5000)
 test: lint ## lint, types and tests
 	OMP_NUM_THREADS=1 pytest -n 2 -m "not faults and not heavy"
 
-test-faults: setup ## kill, stop, starve and cut off stages, and compare with the undisturbed run (slow)
+test-faults: setup ## slow tests: stages that are killed, stopped, or lose disk or network, against undisturbed runs
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "faults or heavy" $(FAULTS)
 
-chaos: setup ## kill a random process of the smoke pipeline, 50 times, and compare with the undisturbed run
+chaos: setup ## kill random processes of the smoke pipeline 50 times, and compare with an undisturbed run
 	python tests/faults/chaos.py $(CHAOS)
 
 lint: setup
@@ -52,7 +52,7 @@ lint: setup
 	ruff format --check .
 	mypy
 
-smoke: setup ## the whole chain at smoke sizes, in a clone of its own
+smoke: setup ## run all stages at smoke sizes, in a separate clone
 	rm -rf $(SMOKE) && git clone --quiet --no-hardlinks . $(SMOKE)
 	git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -T - -cf - | tar -xf - -C $(SMOKE)
 	cd $(SMOKE) && python -m pipelines preset smoke && python -m pipelines repro --force && python -m pipelines report && dvc status --quiet dvc.yaml
@@ -60,9 +60,9 @@ smoke: setup ## the whole chain at smoke sizes, in a clone of its own
 dag: setup ## write dvc.yaml from pipelines/graph.py
 	python -m pipelines dag
 
-rooms: setup ## draw the rooms of the code into docs/architecture.md
+rooms: setup ## draw the packages and their imports into docs/architecture.md
 	python tests/support/rooms.py
 
-lock: ## write the exact versions of everything, for all platforms
+lock: ## write requirements.lock: exact versions of all packages, for all platforms
 	$(UV) pip compile --universal --no-emit-index-url --no-annotate --python-version 3.11 \
 		--extra cluster --extra dev --quiet pyproject.toml --output-file requirements.lock
