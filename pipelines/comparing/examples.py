@@ -1,4 +1,4 @@
-"""Where a difference shows: pictures drawn for the same prompts, and queries that one run answers and another does not."""
+"""Examples of differences: pictures for the same prompts, and queries that one run answers and another does not."""
 
 import io
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from typing import Any
 from components.evaluation.grids import side_by_side
 from components.persons.shards import PersonDataset
 from pipelines.comparing.differences import common_stages
-from pipelines.comparing.sides import Side
+from pipelines.comparing.runs import ComparedRun
 from pipelines.stages.parts.report_pictures import spread
 
 
-def drawn_grid(sides: Sequence[Side], prompts: int) -> Any:
-    """A sheet (PIL) of what every run drew for a few prompts that all of them share, a column a run; None without such."""
+def picture_grid(runs: Sequence[ComparedRun], prompts: int) -> Any:
+    """A PIL image of the runs' pictures for a few common prompts, one column per run; None without common prompts."""
     from PIL import Image
 
-    for key in common_stages(sides):
-        folders = [side.stages[key].output("generated") for side in sides]
+    for key in common_stages(runs):
+        folders = [run.stages[key].output("generated") for run in runs]
         if not all(folders):
             continue
         sets = [PersonDataset.open(folder) for folder in folders if folder]
@@ -32,26 +32,26 @@ def drawn_grid(sides: Sequence[Side], prompts: int) -> Any:
             ]
             for prompt in common
         ]
-        return side_by_side([drawn[0][prompt]["caption"] for prompt in common], [side.name for side in sides], pictures)
+        return side_by_side([drawn[0][prompt]["caption"] for prompt in common], [run.name for run in runs], pictures)
     return None
 
 
 def _evaluation_pictures(dataset: PersonDataset) -> dict[int, dict[str, Any]]:
-    """prompt -> row of its picture, at the first guidance that was evaluated."""
+    """prompt -> row of its picture, at the first of the evaluated guidance scales."""
     rows = list(dataset.rows(split="val"))
     sources = sorted({row["source"] for row in rows})
     return {row["identity"]: row for row in rows if row["source"] == sources[0]}
 
 
-def disputed_queries(sides: Sequence[Side], people: Path | None, number: int) -> list[dict[str, Any]]:
-    """Queries whose person one run finds first and another does not, the most disputed first.
+def disputed_queries(runs: Sequence[ComparedRun], people: Path | None, number: int) -> list[dict[str, Any]]:
+    """Queries whose person one run finds first and another does not, the largest rank first.
 
-    Each has "caption_id", "image_id", "ranks" (of the first right picture, in each run), and "caption" where `people` knows it.
+    Each has "caption_id", "image_id", "ranks" (of the first right picture, in each run), and "caption", None without `people`.
     """
     import pyarrow.parquet as pq
 
-    for key in common_stages(sides):
-        files = [side.stages[key].output("ranks") for side in sides]
+    for key in common_stages(runs):
+        files = [run.stages[key].output("ranks") for run in runs]
         if not all(files):
             continue
         tables = [pq.read_table(file).to_pydict() for file in files if file]

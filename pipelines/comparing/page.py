@@ -1,6 +1,5 @@
-"""`reports/compare.html`: one file for one comparison, in the look of the report."""
+"""`reports/compare.html`: one comparison in one file, in the style of the report."""
 
-import base64
 import csv
 import io
 from collections.abc import Mapping, Sequence
@@ -8,64 +7,48 @@ from pathlib import Path
 from typing import Any
 
 from components.files import write_atomically
-from pipelines.comparing.differences import Paired, common_stages
-from pipelines.comparing.sides import Side
+from pipelines.comparing.differences import Comparison, common_stages
+from pipelines.comparing.runs import ComparedRun
 from pipelines.reporting import charts
 from pipelines.reporting.charts import axis, centred, ends
-from pipelines.reporting.formats import environment
+from pipelines.reporting.formats import data_uri, environment
 
 COLOURS = 4
 """Runs beyond these share a colour."""
 
 
 def write_page(
-    path: Path,
-    sides: Sequence[Side],
-    *,
-    parameters: Sequence[tuple[str, list[str | None]]],
-    metrics: Sequence[tuple[str, str, list[float | None]]],
-    cost: Sequence[tuple[str, str, list[float | None]]],
-    paired: Sequence[Paired],
-    trouble: Sequence[str],
-    grid: Any,
-    disputed: Sequence[Mapping[str, Any]],
-    people: Path | None,
+    path: Path, comparison: Comparison, grid: Any, disputed: Sequence[Mapping[str, Any]], people: Path | None
 ) -> Path:
-    """Write the page; `grid` is a PIL picture or None."""
-    intervals = [difference.as_dict() for row in paired for difference in row.differences if difference is not None]
-    right = _people(people, [query["image_id"] for query in disputed])
-    page = (
-        environment(path.parent)
-        .get_template("compare.html")
-        .render(
-            sides=sides,
-            colour=[f"side{place % COLOURS}" for place in range(len(sides))],
-            parameters=parameters,
-            metrics=metrics,
-            cost=cost,
-            paired=paired,
-            difference_axis=centred(axis(ends(intervals), 5)),
-            trouble=trouble,
-            curves=curve_panels(sides),
-            grid=_uri(grid) if grid is not None else None,
-            disputed=[{**query, "picture": picture} for query, picture in zip(disputed, right, strict=True)],
-        )
+    """Write the page. grid, disputed: as `pipelines.comparing.examples` makes them; people: the data set that was searched."""
+    runs = comparison.runs
+    intervals = [change.as_dict() for test in comparison.paired for change in test.differences if change is not None]
+    pictures = _pictures(people, [query["image_id"] for query in disputed])
+    template = environment(path.parent).get_template("compare.html")
+    page = template.render(
+        comparison=comparison,
+        runs=runs,
+        colour=[f"run{place % COLOURS}" for place in range(len(runs))],
+        difference_axis=centred(axis(ends(intervals), 5)),
+        curves=curve_panels(runs),
+        grid=_uri(grid) if grid is not None else None,
+        disputed=[{**query, "picture": picture} for query, picture in zip(disputed, pictures, strict=True)],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page)
     return path
 
 
-def curve_panels(sides: Sequence[Side]) -> list[dict[str, Any]]:
-    """For each common stage its curves, those of all runs over each other."""
+def curve_panels(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
+    """The charts of each common stage, one curve per run."""
     panels = []
-    for key in common_stages(sides):
-        tables = [_curves(side.stages[key].curves) for side in sides]
+    for key in common_stages(runs):
+        tables = [_curves(run.stages[key].curves) for run in runs]
         columns = sorted({column for table in tables for column in table} - {"step"})
         drawn = []
         for column in columns:
             series = {
-                f"side{place % COLOURS}": ([int(step or 0) for step in table["step"]], table[column])
+                f"run{place % COLOURS}": ([int(step or 0) for step in table["step"]], table[column])
                 for place, table in enumerate(tables)
                 if column in table
             }
@@ -85,18 +68,14 @@ def _curves(file: Path | None) -> dict[str, list[float | None]]:
 def _uri(picture: Any) -> str:
     stream = io.BytesIO()
     picture.save(stream, "PNG")
-    return _data(stream.getvalue())
+    return data_uri(stream.getvalue())
 
 
-def _people(people: Path | None, image_ids: Sequence[int]) -> list[str | None]:
-    """Their pictures, where the data set is there."""
+def _pictures(people: Path | None, image_ids: Sequence[int]) -> list[str | None]:
+    """Their data URIs, or None for each when the data set does not exist."""
     if people is None or not people.is_dir():
         return [None] * len(image_ids)
     from components.persons.shards import PersonDataset
 
-    known = PersonDataset.open(people)
-    return [_data(known.image_bytes(image_id)) for image_id in image_ids]
-
-
-def _data(picture: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture).decode()
+    dataset = PersonDataset.open(people)
+    return [data_uri(dataset.image_bytes(image_id)) for image_id in image_ids]

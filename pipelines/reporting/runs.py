@@ -12,6 +12,7 @@ from pipelines.identity.fingerprint import fingerprint
 from pipelines.params import Parameters
 from pipelines.records.manifests import find_by_fingerprint
 from pipelines.tracking.runs import FINISHED, Tracker, connect, pipeline_identity, public_uri, tracking_uri
+from pipelines.tracking.stage_tags import stage_tag
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -110,6 +111,6 @@ def _name_on_pipeline(tracker: Tracker, workspace: Workspace, runs: Mapping[str,
     found = tracker.find_pipeline_run(pipeline_identity(workspace))
     parent = found.info.run_id if found else tracker.pipeline_run()
     for address, run in runs.items():
-        tracker.client.set_tag(parent, f"stage.{address.replace('@', '.')}", run.run_id)  # MLflow allows no @ in a key
+        tracker.client.set_tag(parent, stage_tag(address), run.run_id)
     if not found:
         tracker.client.set_terminated(parent, FINISHED)

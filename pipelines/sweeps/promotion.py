@@ -20,6 +20,7 @@ from pipelines.sweeps.documents import nested, value_at
 from pipelines.sweeps.sweep_runs import BASE, BEST, ROLE, SWEEP, TRIAL, VALUES
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.runs import Tracker, flatten
+from pipelines.tracking.stage_tags import stage_runs
 from pipelines.workspace import Workspace, git_output, run_git
 
 PROMOTED = "pipelines.promoted"
@@ -98,7 +99,7 @@ def find_winner(tracker: Tracker, run_id: str) -> Winner:
         values=json.loads(tags[VALUES]),
         base=flatten(json.loads(parent.get(BASE, "{}"))),
         objectives={k.removeprefix(prefix): v for k, v in run.data.metrics.items() if k.startswith(prefix)},
-        stages=tuple(sorted(key.removeprefix("stage.").replace(".", "@") for key in tags if key.startswith("stage."))),
+        stages=tuple(sorted(stage_runs(tags))),
     )
 
 

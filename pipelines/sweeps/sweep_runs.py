@@ -17,6 +17,7 @@ from pipelines.sweeps.results import mean_with_interval
 from pipelines.sweeps.spaces import Space
 from pipelines.tracking.delivery import BATCH, metric_name
 from pipelines.tracking.runs import FAILED, FINISHED, KILLED, Tracker, owner
+from pipelines.tracking.stage_tags import stage_tag
 
 SWEEP, TRIAL, ROLE = "pipelines.sweep", "pipelines.trial", "pipelines.role"
 VALUES, STATE, BASE, BEST = "pipelines.values", "pipelines.state", "pipelines.base", "pipelines.best"
@@ -74,8 +75,8 @@ class SweepRuns:
         if self.space.scheduler:
             watched = metric_name(self.space.scheduler.metric)
             metrics += [Metric(watched, value, now, step) for step, value in sorted(trial.reports.items())]
-        # Of several seeds, the run of params.yaml's own. MLflow allows no @ in a key.
-        tags = {f"stage.{known['stage'].replace('@', '.')}": str(known["run"]) for known in reversed(trial.stages)}
+        # Of several seeds, the run with the seed of params.yaml.
+        tags = {stage_tag(known["stage"]): str(known["run"]) for known in reversed(trial.stages)}
         tags |= {STATE: trial.state, **({"pipelines.error": trial.error[:500]} if trial.error else {})}
         for start in range(0, len(metrics), BATCH):
             self.client.log_batch(run, metrics=metrics[start : start + BATCH])

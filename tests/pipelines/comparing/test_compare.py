@@ -11,7 +11,7 @@ from components.errors import DataError, ParameterError
 from pipelines.comparing.comparison import compare
 from pipelines.comparing.differences import metric_table, paired_tests, parameter_differences
 from pipelines.comparing.examples import disputed_queries
-from pipelines.comparing.sides import read_sides
+from pipelines.comparing.runs import read_runs
 from pipelines.scratch.folder import Scratch
 from pipelines.tracking.runs import connect
 from pipelines.workspace import Workspace
@@ -68,15 +68,15 @@ def store(tmp_path_factory):
 
 def test_only_what_differs_is_listed(store):
     workspace, runs = store
-    sides = read_sides(workspace, [runs["gadms"], runs["random"]])
-    assert parameter_differences(sides) == [("gadms_evaluate.resamples", ["2000", "1000"])]
-    assert metric_table(sides, cost=False) == [("gadms_evaluate", "R_1", [400 / 6, 300 / 6])]
-    assert metric_table(sides, cost=True) == [("gadms_evaluate", "cost/seconds", [8.0, 9.0])]
+    found = read_runs(workspace, [runs["gadms"], runs["random"]])
+    assert parameter_differences(found) == [("gadms_evaluate.resamples", ["2000", "1000"])]
+    assert metric_table(found, cost=False) == [("gadms_evaluate", "R_1", [400 / 6, 300 / 6])]
+    assert metric_table(found, cost=True) == [("gadms_evaluate", "cost/seconds", [8.0, 9.0])]
 
 
 def test_paired_differences_are_those_of_the_single_queries(store):
     workspace, runs = store
-    found, trouble = paired_tests(read_sides(workspace, [runs["gadms"], runs["random"]]), None)
+    found, not_paired = paired_tests(read_runs(workspace, [runs["gadms"], runs["random"]]), None)
     by_measure = {row.measure: row for row in found}
     gadms, random = (np.array(RANKS[arm]) for arm in RANKS)
     for k in (1, 5, 10):
@@ -85,14 +85,14 @@ def test_paired_differences_are_those_of_the_single_queries(store):
         assert row.differences[0] is None
         assert row.differences[1].mean == pytest.approx(row.means[1] - row.means[0])
         assert row.differences[1].low <= row.differences[1].mean <= row.differences[1].high
-        assert (row.things, row.unit) == (6, "picture")
+        assert (row.items, row.unit) == (6, "picture")
     assert by_measure["mAP"].differences[1].mean == pytest.approx(100 * (1 / random - 1 / gadms).mean())
-    assert trouble == []
+    assert not_paired == []
 
 
 def test_queries_that_one_answers_and_the_other_does_not_come_worst_first(store):
     workspace, runs = store
-    found = disputed_queries(read_sides(workspace, [runs["gadms"], runs["random"]]), None, 10)
+    found = disputed_queries(read_runs(workspace, [runs["gadms"], runs["random"]]), None, 10)
     assert [(query["caption_id"], query["ranks"]) for query in found] == [(14, [1, 4]), (11, [1, 3]), (12, [2, 1])]
 
 
@@ -112,32 +112,32 @@ def test_the_page_and_the_terminal_say_it(store, capsys):
 def test_pipelines_are_compared_stage_by_stage(store):
     workspace, runs = store
     with pytest.raises(ParameterError, match="no stage in common"):  # their arms differ
-        read_sides(workspace, [runs["gadms pipeline"], runs["probe"]])
-    (side, other) = read_sides(workspace, [runs["gadms pipeline"], runs["random pipeline"]])
-    assert list(side.stages) == list(other.stages) == ["gadms_evaluate"]
-    assert side.stages["gadms_evaluate"].run_id == runs["gadms"]
+        read_runs(workspace, [runs["gadms pipeline"], runs["probe"]])
+    (run, other) = read_runs(workspace, [runs["gadms pipeline"], runs["random pipeline"]])
+    assert list(run.stages) == list(other.stages) == ["gadms_evaluate"]
+    assert run.stages["gadms_evaluate"].run_id == runs["gadms"]
 
 
 def test_outputs_that_are_gone_cost_a_line(store):
     workspace, runs = store
-    sides = read_sides(workspace, [runs["gadms"], runs["random"]])
+    before = read_runs(workspace, [runs["gadms"], runs["random"]])
     done = workspace.home / f"gadms_evaluate-random-{('random' * 64)[:16]}" / "DONE.json"
     done.rename(done.with_suffix(".away"))
     try:
-        found, trouble = paired_tests(read_sides(workspace, [runs["gadms"], runs["random"]]), None)
+        found, not_paired = paired_tests(read_runs(workspace, [runs["gadms"], runs["random"]]), None)
     finally:
         done.with_suffix(".away").rename(done)
     assert found == []
-    assert "no longer in the scratch root" in trouble[0]
-    assert len(sides) == 2
+    assert "no longer in the scratch root" in not_paired[0]
+    assert len(before) == 2
 
 
 @pytest.mark.parametrize(("ids", "said"), [(["one"], "at least two"), (["one", "one"], "given twice")])
 def test_too_few_runs_are_refused(store, ids, said):
     with pytest.raises(ParameterError, match=said):
-        read_sides(store[0], ids)
+        read_runs(store[0], ids)
 
 
 def test_an_unknown_run_is_named(store):
     with pytest.raises(DataError, match="no run 'nothing'"):
-        read_sides(store[0], [store[1]["gadms"], "nothing"])
+        read_runs(store[0], [store[1]["gadms"], "nothing"])

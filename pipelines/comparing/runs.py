@@ -1,10 +1,10 @@
-"""The runs to compare, as the tracking server knows them, with the outputs that are still in the scratch root.
+"""The runs to compare: their parameters and metrics in MLflow, and their outputs that are still in the scratch root.
 
-A run may be that of one stage, or one with stage runs below it: a whole pipeline execution, or a trial of a sweep.
+A run is that of a stage, or has runs of stages below it: the run of a pipeline, or of a trial.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +13,16 @@ from pipelines import graph
 from pipelines.graph import StageRun
 from pipelines.scratch.folder import Scratch, folder_name
 from pipelines.tracking.runs import Tracker, connect
+from pipelines.tracking.stage_tags import stage_runs
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-NAMED = "stage."
-"""Tags of a pipeline's run that name its stages' runs, those that were restored and so logged none among them."""
-
 
 @dataclass(frozen=True)
 class StageResult:
-    """One stage's run. `outputs` is its finished outputs, at the paths of the workspace; None when scratch has let them go."""
+    """The run of a stage. `outputs` is the folder of its finished outputs in scratch, or None when they were removed."""
 
     stage: StageRun
     run_id: str
@@ -33,7 +31,7 @@ class StageResult:
     outputs: Path | None
 
     def output(self, name: str) -> Path | None:
-        """An output by its name in the graph, if the stage has one and it is still there."""
+        """The path of an output by its name in the graph, or None when it does not exist."""
         path = self.stage.outputs.get(name)
         found = self.outputs / path if self.outputs and path else None
         return found if found and found.exists() else None
@@ -45,20 +43,19 @@ class StageResult:
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the compared runs."""
+class ComparedRun:
+    """One of the compared runs. Parameters and metrics are empty for the run of a single stage, which has its own."""
 
     run_id: str
     name: str
     stages: Mapping[str, StageResult]
-    """By address, or by the stage's name alone where single stages with different arms are compared."""
+    """By address, or by the name of the stage where arms of one stage are compared."""
     params: Mapping[str, str]
     metrics: Mapping[str, float]
-    """Of the run itself, where it is a pipeline's or a trial's."""
 
 
-def read_sides(workspace: Workspace, run_ids: Sequence[str]) -> list[Side]:
-    """The runs with these ids, ready to be compared: the first is the baseline.
+def read_runs(workspace: Workspace, run_ids: Sequence[str]) -> list[ComparedRun]:
+    """The runs with these ids; the first is the baseline.
 
     Raises ParameterError for fewer than two ids, an id twice, or runs without a stage in common; DataError for an unknown id.
     """
@@ -67,34 +64,31 @@ def read_sides(workspace: Workspace, run_ids: Sequence[str]) -> list[Side]:
     if len(set(run_ids)) < len(run_ids):
         raise ParameterError("compare: a run id is given twice")
     tracker = connect(workspace)
-    sides = [_side(tracker, run_id) for run_id in run_ids]
-    if all(len(side.stages) == 1 and not side.metrics for side in sides):  # arms of a stage, most likely
-        sides = [_by_stage_name(side) for side in sides]
-    if not set.intersection(*(set(side.stages) for side in sides)):
-        raise ParameterError(
-            "compare: the runs have no stage in common ("
-            + "; ".join(f"{side.name}: {', '.join(sorted(side.stages)) or 'none'}" for side in sides)
-            + ")"
-        )
-    return sides
+    runs = [_read(tracker, run_id) for run_id in run_ids]
+    if all(len(run.stages) == 1 and not run.metrics for run in runs):  # arms of a stage, most likely
+        runs = [_by_stage_name(run) for run in runs]
+    if not set.intersection(*(set(run.stages) for run in runs)):
+        stages = "; ".join(f"{run.name}: {', '.join(sorted(run.stages)) or 'none'}" for run in runs)
+        raise ParameterError(f"compare: the runs have no stage in common ({stages})")
+    return runs
 
 
-def _side(tracker: Tracker, run_id: str) -> Side:
+def _read(tracker: Tracker, run_id: str) -> ComparedRun:
     run = _get(tracker, run_id)
     name = run.info.run_name or run_id[:8]
     if "pipelines.stage" in run.data.tags:
         result = _stage_result(tracker.workspace, run)
-        return Side(run_id, name, {result.stage.address: result}, {}, {})
-    below = [_get(tracker, value) for key, value in run.data.tags.items() if key.startswith(NAMED)]
+        return ComparedRun(run_id, name, {result.stage.address: result}, {}, {})
+    below = [_get(tracker, stage_run) for stage_run in stage_runs(run.data.tags).values()]
     below += tracker.client.search_runs(
         [tracker.experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", order_by=["attributes.start_time ASC"]
     )
     stages: dict[str, StageResult] = {}
-    for each in below:  # of a stage that ran several times, the last
+    for each in below:  # the last run wins where a stage has several
         if "pipelines.stage" in each.data.tags:
             result = _stage_result(tracker.workspace, each)
             stages[result.stage.address] = result
-    return Side(run_id, name, stages, run.data.params, run.data.metrics)
+    return ComparedRun(run_id, name, stages, run.data.params, run.data.metrics)
 
 
 def _get(tracker: Tracker, run_id: str) -> "Run":
@@ -115,6 +109,6 @@ def _stage_result(workspace: Workspace, run: "Run") -> StageResult:
     return StageResult(stage, run.info.run_id, run.data.params, run.data.metrics, outputs)
 
 
-def _by_stage_name(side: Side) -> Side:
-    (result,) = side.stages.values()
-    return Side(side.run_id, side.name, {result.stage.stage.name: result}, side.params, side.metrics)
+def _by_stage_name(run: ComparedRun) -> ComparedRun:
+    (result,) = run.stages.values()
+    return replace(run, stages={result.stage.stage.name: result})
