@@ -21,6 +21,8 @@ class Stage:
     """What a stage reads and writes. Its code is `pipelines/stages/<name>.py`, a function `run`."""
 
     name: str
+    about: str
+    """One sentence for the report."""
     reads: tuple[str, ...]
     """Top-level keys of params.yaml that its result depends on."""
     inputs: Mapping[str, str]
@@ -88,17 +90,41 @@ PEOPLE = {"people": "data/people"}
 BASE = {"base": "models/base.json", "base_weights": "models/base"}
 
 STAGES: tuple[Stage, ...] = (
-    Stage("prepare", ("seed", "pictures", "prepare"), {"raw": "data/raw"}, PEOPLE),
-    Stage("probe", ("seed", "pictures", "probe"), PEOPLE, {"probe": "models/probe"}, curves=True, trains=True),
-    Stage("base_model", ("seed", "pictures", "base_model"), PEOPLE, BASE, curves=True, trains=True),
+    Stage(
+        "prepare",
+        "Draws people and captions or reads a published set, checks every record, and splits by identity.",
+        ("seed", "pictures", "prepare"),
+        {"raw": "data/raw"},
+        PEOPLE,
+    ),
+    Stage(
+        "probe",
+        "Trains the attribute classifier that judges generated people, on real pictures only.",
+        ("seed", "pictures", "probe"),
+        PEOPLE,
+        {"probe": "models/probe"},
+        curves=True,
+        trains=True,
+    ),
+    Stage(
+        "base_model",
+        "Trains the small FLUX text-to-image pipeline, or pins a published one.",
+        ("seed", "pictures", "base_model"),
+        PEOPLE,
+        BASE,
+        curves=True,
+        trains=True,
+    ),
     Stage(
         "taca_cache",
+        "Encodes training pictures and captions once.",
         ("pictures", "taca_cache"),
         {**PEOPLE, **BASE},
         {"cache": "data/taca_cache"},
     ),
     Stage(
         "taca_train",
+        "Trains a LoRA above the threshold: under the temperature schedule, and at γ = 1 as a control.",
         ("seed", "taca", "taca_train"),
         {**BASE, "cache": "data/taca_cache"},
         {"adapter": "models/adapters/{arm}"},
@@ -108,6 +134,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "taca_generate",
+        "Draws people for prompts with every arm, from the same noise, and a corpus for retrieval.",
         ("seed", "pictures", "taca", "taca_generate"),
         {**PEOPLE, **BASE},
         {"generated": "data/generated/{arm}"},
@@ -120,6 +147,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "taca_evaluate",
+        "Asks the probe whether generated people show what their prompts state.",
         ("seed", "taca_evaluate"),
         {"probe": "models/probe", "generated": "data/generated/{arm}"},
         {"alignment": "results/alignment/{arm}.parquet"},
@@ -127,12 +155,14 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "taca_attention",
+        "Measures how much of the image's attention goes to the text, with and without TACA.",
         ("seed", "pictures", "taca", "taca_generate", "taca_attention"),
         {**PEOPLE, **BASE},
         {"attention": "results/attention.parquet"},
     ),
     Stage(
         "curate",
+        "Keeps the generated people that are sharp enough and match their captions.",
         ("seed", "pictures", "retrieval", "curate"),
         {**PEOPLE, "generated": "data/generated/taca_lora"},
         {"curated": "data/curated"},
@@ -141,6 +171,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "gadms_pretrain",
+        "Pre-trains the dual encoder on generated people, one arm per masking method.",
         ("seed", "pictures", "retrieval", "gadms_pretrain"),
         {**PEOPLE, "curated": "data/curated"},
         {"model": "models/pretrained/{arm}"},
@@ -150,6 +181,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "gadms_finetune",
+        "Fine-tunes it on real people by the same method.",
         ("seed", "pictures", "retrieval", "gadms_finetune"),
         {**PEOPLE, "pretrained": "models/pretrained/{arm}"},
         {"model": "models/retrieval/{arm}"},
@@ -159,6 +191,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "gadms_evaluate",
+        "Finds people of the test split by their captions; scores words of noisy captions.",
         ("seed", "pictures", "gadms_evaluate"),
         {**PEOPLE, "model": "models/retrieval/{arm}"},
         {"ranks": "results/retrieval/{arm}.parquet", "scores": "results/scores/{arm}.parquet"},
@@ -166,12 +199,14 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "index",
+        "Embeds the gallery for text search.",
         ("pictures", "index"),
         {**PEOPLE, "model": "models/retrieval/gadms"},
         {"index": "data/index"},
     ),
     Stage(
         "train_parity",
+        "Trains the same steps in one process and with Ray Train workers.",
         ("seed", "pictures", "taca", "taca_train", "retrieval", "gadms_pretrain", "train_parity"),
         {},
         {"parity": "results/parity/{arm}.csv"},
@@ -205,6 +240,7 @@ def report_stage() -> Stage:
     pictures = {f"generated/{arm}": f"data/generated/{arm}" for arm in TACA_ARMS}
     return Stage(
         "report",
+        "Collects every result.",
         ("seed", "pictures", "report"),
         {
             **_all_results(),

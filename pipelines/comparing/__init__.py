@@ -1,1 +1,1 @@
-"""Runs side by side: what differs in their parameters, by how much in their results, and where it shows."""
+"""Compares runs: their parameters, their results with paired tests, and examples. Runs are only read, never started."""

@@ -27,23 +27,6 @@ from pipelines.workspace import Workspace
 REPORT, FIGURES, PAGE = "reports/report.json", "reports/figures", "reports/index.html"
 CURVES = ("loss", "psnr", "accuracy", "contrastive", "sdm", "mtp", "noise_auc", "R@1")
 """The curves that are drawn, by the last part of their name."""
-ABOUT = {
-    "prepare": "Draws people and captions (or reads a published set), checks every record, splits by identity.",
-    "probe": "Trains the attribute classifier that judges generated people, on real pictures only.",
-    "base_model": "Trains the small FLUX text-to-image pipeline, or pins a published one.",
-    "taca_cache": "Encodes training pictures and captions once.",
-    "taca_train": "Trains a LoRA above the threshold: under the temperature schedule, and at γ = 1 as a control.",
-    "taca_generate": "Draws people for prompts with every arm, from the same noise, and a corpus for retrieval.",
-    "taca_evaluate": "Asks the probe whether generated people show what their prompts asked for.",
-    "taca_attention": "Measures how much of the image's attention goes to the text, with TACA and without.",
-    "curate": "Keeps the generated people that are sharp enough and match their captions.",
-    "gadms_pretrain": "Pre-trains the dual encoder on generated people, one arm per masking method.",
-    "gadms_finetune": "Fine-tunes it on real people by the same method.",
-    "gadms_evaluate": "Finds people of the test split by their captions; scores words of noisy captions.",
-    "index": "Embeds the gallery, so that sentences can search it.",
-    "train_parity": "Trains the same steps in one process and with Ray Train workers.",
-    "report": "Collects all of it.",
-}
 
 
 def render(workspace: Workspace) -> Path:
@@ -104,7 +87,7 @@ def stage_view(
     names = sorted({name for row in metrics.values() for name in row})
     return {
         "name": stage.name,
-        "about": ABOUT.get(stage.name, ""),
+        "about": stage.about,
         "rows": [
             {
                 "arm": run.arm,

@@ -126,7 +126,7 @@ def test_the_closure_finds_lazy_imports_and_leaves_out_what_is_not_imported(tmp_
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert stage_sources(Stage("probe", (), {}, {}), tmp_path) == [
+    assert stage_sources(Stage("probe", "", (), {}, {}), tmp_path) == [
         "components/__init__.py",
         "components/a/__init__.py",
         "components/a/b.py",
