@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pipelines.errors import InfrastructureError, StageFailedError, one_line
 from pipelines.health.findings import Finding, State
 from pipelines.identity.closure import ROOT
-from pipelines.jobs.dashboard import Cluster, JobRequest, Node, dashboard_address, need_of, require_fits
+from pipelines.jobs.dashboard import Cluster, JobRequest, Node, dashboard_address, require_fits, resources_for
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.inspection import report_in
 from pipelines.jobs.snapshot import freeze
@@ -86,7 +86,7 @@ def _resources(compute: Compute, cluster: Cluster, nodes: list[Node], asked: boo
     total = {name: sum(node.resources.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     facts = f"{total['CPU']:g} CPUs, {total['GPU']:g} GPUs for {compute.workers} workers of {compute.threads} threads"
     try:
-        require_fits(need_of(True, compute, nodes), nodes, cluster.address)
+        require_fits(resources_for(True, compute, nodes), nodes, cluster.address)
     except InfrastructureError as error:
         if cluster.grows():
             return Finding("resources", State.DIFFERENT, asked, f"{facts}; an autoscaler may add nodes", (str(error),))

@@ -22,12 +22,12 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
 class ClusterAwayError(InfrastructureError):
-    """The cluster does not answer now."""
+    """The cluster does not answer at the moment."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A living node: what it has in all, not what is free."""
+    """A living node and its total resources, free or not."""
 
     node_id: str
     address: str
@@ -35,13 +35,13 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Need:
-    """What a job asks of a cluster: `bundles` times (`cpus`, `gpus`), each on one node; `least` of them will do."""
+class ResourceRequest:
+    """Resources of a job: `bundles` times (`cpus`, `gpus`), each on one node; at least `minimum` of them."""
 
     cpus: int
     gpus: int
     bundles: int
-    least: int
+    minimum: int
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class JobRequest:
 
 
 def dashboard_address(compute: Compute) -> str:
-    """compute.address, or what the environment says, or Ray's default."""
+    """Return compute.address, or the address in the environment, or Ray's default."""
     address = compute.address or os.environ.get("RAY_API_SERVER_ADDRESS")
     if address:
         return address if "://" in address else f"http://{address}"
-    other = os.environ.get("RAY_ADDRESS", "")  # "auto" and host:port are for those inside the cluster
+    other = os.environ.get("RAY_ADDRESS", "")  # "auto" and host:port are for processes inside the cluster
     return other if other.startswith("http") else DEFAULT_ADDRESS
 
 
@@ -78,22 +78,22 @@ class Cluster:
         self.address = address
         from ray.job_submission import JobSubmissionClient
 
-        # They say at length how they upload the package.
+        # They log the upload of the package at length.
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
             logging.getLogger(name).setLevel(logging.WARNING)
 
         class Client(JobSubmissionClient):
-            """With a timeout on every request: Ray's own waits for ever."""
+            """A client with a timeout on every request: Ray's own waits forever."""
 
             def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
                 return super()._do_request(method, endpoint, timeout=REQUEST_SECONDS, **options)
 
-        with self._asked():
+        with self._translate_errors():
             self.client = Client(address)
 
     @property
     def ray_version(self) -> str:
-        with self._asked():
+        with self._translate_errors():
             return str(self.client._do_request("GET", "/api/version").json()["ray_version"])
 
     def require_same_ray(self) -> None:
@@ -105,8 +105,8 @@ class Cluster:
             )
 
     def nodes(self) -> list[Node]:
-        """Living nodes, as the State API tells."""
-        with self._asked():
+        """Return the living nodes, from the State API."""
+        with self._translate_errors():
             answer = self.client._do_request("GET", "/api/v0/nodes?detail=1&limit=10000").json()
         if not answer.get("result"):
             raise ClusterAwayError(
@@ -119,15 +119,15 @@ class Cluster:
         ]
 
     def grows(self) -> bool:
-        """Whether an autoscaler may add nodes."""
-        with self._asked():
+        """Return whether an autoscaler may add nodes."""
+        with self._translate_errors():
             answer = self.client._do_request("GET", "/api/cluster_status").json()
         return adds_nodes(((answer.get("data") or {}).get("clusterStatus") or {}).get("autoscalerReport"))
 
     def info(self, submission: str) -> Any:
-        """Ray's JobDetails, or None for a job that the cluster does not know."""
+        """Return Ray's JobDetails, or None for a job that the cluster does not know."""
         try:
-            with self._asked():
+            with self._translate_errors():
                 return self.client.get_job_info(submission)
         except RuntimeError as error:
             if "status code 404" in str(error):
@@ -135,14 +135,14 @@ class Cluster:
             raise
 
     def logs(self, submission: str) -> str:
-        with self._asked():
+        with self._translate_errors():
             return str(self.client.get_job_logs(submission))
 
     def submit(self, request: JobRequest, attempt: int) -> None:
-        """Start the job, or find that it was started already under this id."""
+        """Start the job, unless it was already started under this id."""
         submission = request.submission(attempt)
         try:
-            with self._asked():
+            with self._translate_errors():
                 self.client.submit_job(
                     entrypoint=request.entrypoint,
                     submission_id=submission,
@@ -159,16 +159,16 @@ class Cluster:
                 ) from error
 
     def stop(self, submission: str) -> None:
-        """Ask the job to end; one that has ended, or never was, is left alone."""
+        """Request the job's end; does nothing for a job that has ended or is unknown."""
         try:
-            with self._asked():
+            with self._translate_errors():
                 self.client.stop_job(submission)
         except RuntimeError as error:
             if "status code 404" not in str(error):
                 raise
 
     @contextmanager
-    def _asked(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         import ray.exceptions
         import requests
 
@@ -192,15 +192,15 @@ class Cluster:
             raise
 
 
-def need_of(trains: bool, compute: Compute, nodes: list[Node]) -> Need:
-    """What a stage asks for: a bundle for each training worker, or one for the job's own process."""
+def resources_for(trains: bool, compute: Compute, nodes: list[Node]) -> ResourceRequest:
+    """Return the resources of a stage: a bundle for each training worker, or one for the job's own process."""
     has_gpus = any(node.resources.get("GPU") for node in nodes)
     gpus = 1 if compute.device == "cuda" or (compute.device == "auto" and has_gpus) else 0
     bundles = compute.workers if trains and compute.workers else 1
-    return Need(compute.threads, gpus, bundles, min(compute.min_workers or bundles, bundles))
+    return ResourceRequest(compute.threads, gpus, bundles, min(compute.min_workers or bundles, bundles))
 
 
-def require_fits(need: Need, nodes: list[Node], address: str) -> None:
-    """Raise InfrastructureError, naming the resource, when the cluster can never give what is asked, busy or not."""
+def require_fits(need: ResourceRequest, nodes: list[Node], address: str) -> None:
+    """Raise InfrastructureError, naming the resource, when the cluster could not run the job even if it were idle."""
     resources = [node.resources for node in nodes]
-    require_bundles(need.least, need.cpus, need.gpus, resources, f"the cluster at {address}")
+    require_bundles(need.minimum, need.cpus, need.gpus, resources, f"the cluster at {address}")

@@ -1,8 +1,8 @@
-"""Where a rank of a job finds its inputs, keeps its checkpoints and leaves its outputs.
+"""The folders of a job's ranks: inputs, checkpoints and outputs.
 
-On a shared folder that is the storage itself: every node sees one scratch folder, `runs/<key>`. On a bucket each rank works in a
-folder of its own that it throws away; the checkpoints are downloaded when it begins, and those of rank 0 uploaded at each save. All
-ranks therefore begin with the same checkpoints, on whatever nodes they are.
+With a shared folder they are in the storage itself: every node sees one scratch folder, `runs/<key>`. With a bucket each rank has
+its own temporary folder; the checkpoints are downloaded when it begins, and those of rank 0 uploaded at each save. So all ranks
+begin with the same checkpoints, on any node.
 """
 
 import os
@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from pipelines.engine.execution import RankFolders
@@ -22,36 +22,36 @@ FOLLOW_SECONDS = 2.0
 
 
 class JobFolders:
-    """The places of one job's ranks."""
+    """Opens the folders of one job's ranks (a `FolderSource`)."""
 
-    def __init__(self, storage: Storage, work: JobTask) -> None:
+    def __init__(self, storage: Storage, task: JobTask) -> None:
         self.storage = storage
-        self.work = work
+        self.task = task
 
     @contextmanager
     def open(self, rank: int) -> Iterator[RankFolders]:
-        """A rank's place; when it is left without an error, what rank 0 wrote is published."""
+        """Open a rank's folders; when the block ends without an error, publish what rank 0 wrote."""
         shared = self.storage.folder
         with tempfile.TemporaryDirectory(prefix="job-rank-", ignore_cleanup_errors=True) as folder:
             if shared:
-                scratch = Scratch(shared / run_folder(self.work.key))
+                scratch = Scratch(shared / run_folder(self.task.key))
                 yield RankFolders(scratch.folder / "root", scratch)
             else:
-                bucket = _BucketRun(self.storage, self.work.key, Scratch(Path(folder)))
-                self.lay_inputs(Path(folder) / "root")
+                bucket = _BucketRun(self.storage, self.task.key, Scratch(Path(folder)))
+                self.place_inputs(Path(folder) / "root")
                 bucket.download()
-                with bucket.followed() if rank == 0 else _nothing():
+                with bucket.metrics_sent() if rank == 0 else nullcontext():
                     yield RankFolders(Path(folder) / "root", bucket.scratch, bucket.upload_checkpoints)
                 scratch = bucket.scratch
             if rank == 0:
                 written = {**_named("writing", scratch.writing), **_named("figures", scratch.figures)}
                 if scratch.metrics_file.exists():
                     written[METRICS] = scratch.metrics_file
-                self.storage.publish(written, output_folder(self.work.key))
+                self.storage.publish(written, output_folder(self.task.key))
 
-    def lay_inputs(self, root: Path) -> None:
-        """Put the inputs below `root`, at the paths that they have in the workspace."""
-        for path, name in self.work.inputs.items():
+    def place_inputs(self, root: Path) -> None:
+        """Put the inputs below `root`, at their paths in the workspace."""
+        for path, name in self.task.inputs.items():
             if self.storage.folder:
                 self.storage.require_whole(name, self.storage.folder / name)
                 put_in_place(self.storage.folder / name / Path(path).name, root / path)
@@ -62,13 +62,13 @@ class JobFolders:
                 shutil.move(Path(folder) / Path(path).name, root / path)
 
     def begin(self) -> None:
-        """Once per job, before any rank: make room, and on a shared folder lay the inputs for all."""
-        self.storage.delete(output_folder(self.work.key))
+        """Once per job, before any rank: delete old outputs, and in a shared folder place the inputs for all ranks."""
+        self.storage.delete(output_folder(self.task.key))
         if self.storage.folder:
-            scratch = Scratch(self.storage.folder / run_folder(self.work.key))
+            scratch = Scratch(self.storage.folder / run_folder(self.task.key))
             scratch.begin()
             shutil.rmtree(scratch.folder / "root", ignore_errors=True)
-            self.lay_inputs(scratch.folder / "root")
+            self.place_inputs(scratch.folder / "root")
 
 
 class _BucketRun:
@@ -83,7 +83,7 @@ class _BucketRun:
         scratch.begin()
 
     def download(self) -> None:
-        """The checkpoints whose manifest is there, and the metrics. The store itself checks digests, and skips what is torn."""
+        """Download the metrics and the checkpoints with a manifest. The checkpoint store checks digests and skips torn ones."""
         names = self.storage.names(self.remote)
         whole = {os.path.dirname(name) for name in names if name.endswith("/manifest.json")}
         for name in names:
@@ -91,7 +91,7 @@ class _BucketRun:
                 self.storage.get(f"{self.remote}/{name}", self.scratch.folder / name)
 
     def upload_checkpoints(self) -> None:
-        """What is new, each checkpoint's manifest after its state; then what the store has let go is deleted."""
+        """Upload new files, each checkpoint's manifest after its state; then delete what the store has deleted."""
         here = {f"checkpoints/{name}": file for name, file in _named("", self.scratch.checkpoints).items()}
         there = set(self.storage.names(f"{self.remote}/checkpoints"))
         for name in sorted(here, key=lambda name: (os.path.dirname(name), name.endswith("manifest.json"))):
@@ -109,7 +109,7 @@ class _BucketRun:
                 self._sent = text
 
     @contextmanager
-    def followed(self) -> Iterator[None]:
+    def metrics_sent(self) -> Iterator[None]:
         """Send metrics every few seconds, and at the end."""
         ended = threading.Event()
 
@@ -117,8 +117,8 @@ class _BucketRun:
             while not ended.wait(FOLLOW_SECONDS):
                 try:
                     self.send_metrics()
-                except Exception as error:  # they are on disk, and sent again; the training goes on
-                    print(f"warning: metrics wait, {error}", flush=True)
+                except Exception as error:  # the metrics are on disk and sent again; training continues
+                    print(f"warning: metrics could not be sent yet: {error}", flush=True)
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
@@ -131,13 +131,8 @@ class _BucketRun:
 
 
 def _named(prefix: str, folder: Path) -> dict[str, Path]:
-    """Files below `folder`, by their path in it after `prefix`."""
+    """Return the files below `folder`, by `prefix` and their path in it."""
     if not folder.is_dir():
         return {}
     files = files_below(folder)
     return {str(Path(prefix, *Path(name).parts[1:])): file for name, file in files.items()}
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -1,6 +1,6 @@
-"""The doctor's job: `python -m pipelines.jobs.inspection STORAGE NAME` runs a task on every node and prints what each sees.
+"""The doctor's job: `python -m pipelines.jobs.inspection STORAGE NAME` inspects every node and prints the reports.
 
-The report is a line of the log, as a storage that a node does not see cannot carry it.
+The reports are one line of the log, because a node may not reach the storage.
 """
 
 import json
@@ -17,13 +17,13 @@ TASK_SECONDS = 60.0
 
 
 def report_in(log: str) -> list[dict[str, Any]]:
-    """What the job printed: one report a node."""
+    """Return the reports in a job's log, one per node."""
     lines = [line.removeprefix(REPORT) for line in log.splitlines() if line.startswith(REPORT)]
     return list(json.loads(lines[-1])) if lines else []
 
 
-def look(url: str, name: str) -> dict[str, Any]:
-    """In a task: what this node sees."""
+def inspect_node(url: str, name: str) -> dict[str, Any]:
+    """Return the report of this node; runs as a Ray task."""
     import ray
 
     read = error = None
@@ -31,7 +31,7 @@ def look(url: str, name: str) -> dict[str, Any]:
         from pipelines.scratch.storage import Storage
 
         read = Storage(url, timeout=5).read(name)
-    except Exception as problem:  # whatever it is: it is what the doctor wants to know
+    except Exception as problem:  # whatever it is, the doctor reports it
         error = one_line(problem)
     try:
         import torch
@@ -59,9 +59,9 @@ def main(url: str, name: str) -> int:
 
     ray.init(log_to_driver=False)
     alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    # Without a CPU of its own, so that a busy cluster can be looked at too; with all GPUs visible.
+    # Reserves no CPU, so that it runs on a busy cluster too, and sees all GPUs.
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    task = ray.remote(look)
+    task = ray.remote(inspect_node)
     pinned = [
         task.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(url, name)
         for node in alive

@@ -1,8 +1,8 @@
-"""A frozen copy of the code, to travel with a job.
+"""A frozen copy of the code that is uploaded with a job.
 
-The live folder never travels: a file that grows while it is packed spoils the package (its name is a hash that is taken twice),
-and a job must run the code that was fingerprinted. What travels: the files of `components/` and `pipelines/` that git tracks or
-would add, and the package lock; for a whole `dvc repro` also what DVC reads. No data, no caches, no environment.
+The live folder is never uploaded: a file that changes while it is packed spoils the package (its name is a hash that is taken
+twice), and a job must run the code that was fingerprinted. The copy holds the files of `components/` and `pipelines/` that git
+tracks or would add, and the package lock; for a whole `dvc repro` also what DVC reads. No data, no caches, no environment.
 """
 
 import shutil
@@ -34,7 +34,7 @@ LIMIT_BYTES = 50 * 2**20
 
 
 def source_files(root: Path, below: Iterable[str]) -> list[str]:
-    """Files at or below the names `below`, relative to `root`, sorted: those that git tracks or would add; without git, all."""
+    """Return the files at or below `below`, relative to `root`, sorted: those that git tracks or would add; without git, all."""
     names = [name for name in below if (root / name).exists()]
     listed = run_git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *names)
     if listed.returncode == 0:
@@ -46,7 +46,7 @@ def source_files(root: Path, below: Iterable[str]) -> list[str]:
 
 
 def require_small(root: Path, files: Iterable[str], limit: int = LIMIT_BYTES) -> None:
-    """Raise DataError, naming the largest files, when they are more than a job may take along."""
+    """Raise DataError, naming the largest files, when they exceed `limit` bytes."""
     sizes = {name: (root / name).stat().st_size for name in files}
     total = sum(sizes.values())
     if total <= limit:
@@ -54,7 +54,7 @@ def require_small(root: Path, files: Iterable[str], limit: int = LIMIT_BYTES) ->
     largest = sorted(sizes, key=lambda name: -sizes[name])[:5]
     listed = ", ".join(f"{name} {_mebibytes(sizes[name])}" for name in largest if sizes[name] > limit // 100)
     raise DataError(
-        f"the code that would travel with the job is {_mebibytes(total)}, more than {_mebibytes(limit)}: {listed}; "
+        f"the code to upload with the job is {_mebibytes(total)}, more than {_mebibytes(limit)}: {listed}; "
         "move such files out of the packages, or list them in .gitignore"
     )
 

@@ -1,8 +1,8 @@
 """`python -m pipelines submit`: a whole `dvc repro` as one Ray job.
 
-A frozen copy of the checkout goes to the cluster, where `pipelines.jobs.whole` runs `dvc repro` in the shared folder, with one DVC
-cache and one scratch root for all such jobs. When it is done, `dvc.lock` and the metrics come back, and `dvc checkout` brings the
-outputs. The same checkout submitted again is the same job.
+A frozen copy of the checkout is uploaded to the cluster, where `pipelines.jobs.repro_job` runs `dvc repro` in the shared folder,
+with one DVC cache and one scratch root for all such jobs. Afterwards `dvc.lock` and the metrics are fetched, and `dvc pull` fetches
+the outputs. The same checkout submitted again is the same job.
 """
 
 import os
@@ -18,7 +18,7 @@ from pipelines import graph
 from pipelines.engine.ray_cluster import require_bundles
 from pipelines.errors import InfrastructureError
 from pipelines.identity.fingerprint import digest, tree_digests
-from pipelines.jobs.dashboard import Cluster, JobRequest, dashboard_address, need_of
+from pipelines.jobs.dashboard import Cluster, JobRequest, dashboard_address, resources_for
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.snapshot import REPRO, freeze
 from pipelines.jobs.task import output_folder, read_manifest
@@ -45,10 +45,10 @@ def submit(workspace: Workspace, stage: str | None = None) -> None:
     cluster = Cluster(dashboard_address(compute))
     cluster.require_same_ray()
     nodes = cluster.nodes()
-    need = need_of(True, compute, nodes)
-    if not cluster.grows():  # the job's own process computes too: it is one more place, where workers are asked for
-        places, resources = need.least + (1 if compute.workers else 0), [node.resources for node in nodes]
-        require_bundles(places, need.cpus, need.gpus, resources, f"the cluster at {cluster.address}")
+    need = resources_for(True, compute, nodes)
+    if not cluster.grows():  # with workers, the job's own process needs one more bundle, because it computes too
+        bundles, resources = need.minimum + (1 if compute.workers else 0), [node.resources for node in nodes]
+        require_bundles(bundles, need.cpus, need.gpus, resources, f"the cluster at {cluster.address}")
         if target is None or target.stage.name in ("train_parity", "report"):
             beside = f"the cluster at {cluster.address}, for the job's own process and the workers of train_parity beside it,"
             require_bundles(need.cpus + params.train_parity.workers, 1, 0, resources, beside)
@@ -65,7 +65,7 @@ def submit(workspace: Workspace, stage: str | None = None) -> None:
         except KeyboardInterrupt:
             job.stop(STOP_SECONDS)
             raise
-    _bring_back(workspace, storage, request.key, targets)
+    _fetch_results(workspace, storage, request.key, targets)
 
 
 def _shared_folder(compute: Compute) -> Storage:
@@ -83,7 +83,7 @@ def _shared_folder(compute: Compute) -> Storage:
 
 
 def tracking_for_job() -> str:
-    """MLFLOW_TRACKING_URI, if a job on another machine can use it and its environment, which others may read, may hold it."""
+    """Return MLFLOW_TRACKING_URI. Raises ParameterError for one that a job cannot use, or that has a password others could read."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri.startswith(("http://", "https://")):
         raise ParameterError(
@@ -101,7 +101,7 @@ def tracking_for_job() -> str:
 def _request(
     workspace: Workspace, storage: Storage, compute: Compute, targets: list[str], cpus: int, gpus: int
 ) -> JobRequest:
-    """Freeze the checkout below the scratch root, where it stays for whoever submits it by hand; raw data goes to the storage."""
+    """Freeze the checkout below the scratch root, where it stays for a submission by hand, and upload the raw data."""
     environment = {
         "MLFLOW_TRACKING_URI": tracking_for_job(),
         "PIPELINES_HOME": storage.path("home"),
@@ -122,12 +122,12 @@ def _request(
     frozen = snapshots / key
     if not frozen.exists():
         os.rename(folder, frozen)
-    entrypoint = shlex.join(["python", "-m", "pipelines.jobs.whole", storage.url, key, raw_digest, *targets])
+    entrypoint = shlex.join(["python", "-m", "pipelines.jobs.repro_job", storage.url, key, raw_digest, *targets])
     return JobRequest(key, entrypoint, frozen, environment, cpus=cpus, gpus=gpus)
 
 
 def by_hand(request: JobRequest, address: str) -> str:
-    """The `ray job submit` that does the same, to be typed."""
+    """Return the equivalent `ray job submit` command."""
     import json
 
     words = ["ray", "job", "submit", "--address", address, "--submission-id", request.submission(1)]
@@ -138,8 +138,8 @@ def by_hand(request: JobRequest, address: str) -> str:
     return f"{shlex.join(words)} -- {request.entrypoint}"
 
 
-def _bring_back(workspace: Workspace, storage: Storage, key: str, targets: list[str]) -> None:
-    """dvc.lock and metrics into the checkout, then the outputs: pulled from the shared cache, as from a remote."""
+def _fetch_results(workspace: Workspace, storage: Storage, key: str, targets: list[str]) -> None:
+    """Fetch dvc.lock and metrics into the checkout, then pull the outputs from the shared cache as from a remote."""
     with tempfile.TemporaryDirectory(dir=workspace.home, prefix=".fetched-") as folder:
         fetched = Path(folder) / "fetched"
         storage.fetch(output_folder(key), fetched)
@@ -148,14 +148,14 @@ def _bring_back(workspace: Workspace, storage: Storage, key: str, targets: list[
         config = Path(folder) / "config"
         config.mkdir()
         (config / "config").write_text(f"['remote \"job\"']\n    url = {storage.path(CACHE)}\n")
-        # Without a target DVC would ask for the results of sweeps too, which no job has run.
+        # Without a target DVC would also pull the results of sweeps, which no job has run.
         chosen = ["--with-deps", *targets] if targets else ["dvc.yaml"]
         command = [sys.executable, "-m", "dvc", "pull", "--quiet", "--remote", "job", *chosen]
         environment = {**os.environ, "DVC_GLOBAL_CONFIG_DIR": str(config), "DVC_NO_ANALYTICS": "1"}
         pulled = subprocess.run(command, cwd=workspace.root, env=environment, check=False)
     if pulled.returncode:
         raise InfrastructureError(
-            f"dvc.lock is the job's, but `dvc pull` from {storage.path(CACHE)} failed (see above): move what is in its way, and "
+            f"dvc.lock is the job's, but `dvc pull` from {storage.path(CACHE)} failed (see above): move the files in its way, and "
             "submit again"
         )
     print("dvc.lock and all outputs are here; `python -m pipelines report` renders the report", flush=True)

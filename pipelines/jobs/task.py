@@ -1,4 +1,4 @@
-"""What a job is told to do: `runs/<key>/work.json` in the storage."""
+"""The task of a stage's job, `runs/<key>/work.json` in the storage, and where a job's files are."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class JobTask:
-    """One stage, the parameters that it reads, and where its inputs are.
+    """One stage, the parameters that it reads, and the location of its inputs.
 
     Attributes:
         inputs: path in the workspace -> name of the folder in the storage that holds it.
@@ -40,11 +40,12 @@ class JobTask:
 
 
 def run_folder(key: str) -> str:
-    """Checkpoints and metrics of an unfinished job."""
+    """Return the folder for checkpoints and metrics of an unfinished job."""
     return f"runs/{key}"
 
 
 def output_folder(key: str) -> str:
+    """Return the folder for the outputs of a finished job."""
     return f"outputs/{key}"
 
 
@@ -54,4 +55,5 @@ def read_manifest(storage: Storage, key: str) -> JobManifest | None:
 
 
 def write_manifest(storage: Storage, key: str, manifest: JobManifest) -> None:
+    """Mark a job as finished: the last file that it writes."""
     storage.write(f"{output_folder(key)}/{MANIFEST_FILE}", manifest.to_json())

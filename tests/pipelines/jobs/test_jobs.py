@@ -22,17 +22,17 @@ from pipelines.health import cluster_check as health_cluster
 from pipelines.health.cluster_check import check_cluster
 from pipelines.health.findings import State
 from pipelines.identity.closure import ROOT, stage_sources
-from pipelines.jobs import following, whole
+from pipelines.jobs import following, repro_job
 from pipelines.jobs import snapshot as snapshots
 from pipelines.jobs.dashboard import (
     Cluster,
     ClusterAwayError,
     JobRequest,
-    Need,
     Node,
+    ResourceRequest,
     dashboard_address,
-    need_of,
     require_fits,
+    resources_for,
 )
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.inspection import REPORT, report_in
@@ -61,7 +61,7 @@ def test_a_snapshot_holds_every_source_of_every_stage_and_no_data(tmp_path):
     }
     for stage in graph.all_stages():
         assert set(stage_sources(stage)) <= copied
-    assert {"requirements.lock", "pipelines/jobs/entry.py"} <= copied
+    assert {"requirements.lock", "pipelines/jobs/stage_job.py"} <= copied
     assert {name.split("/")[0] for name in copied} == {"components", "pipelines", "requirements.lock"}
     assert sum((tmp_path / "copy" / name).stat().st_size for name in copied) < 8 * 2**20
 
@@ -359,13 +359,13 @@ NODES = [Node("a", "10.0.0.1", {"CPU": 8.0}), Node("b", "10.0.0.2", {"CPU": 8.0,
 @pytest.mark.parametrize(
     ("need", "lacks"),
     [
-        (Need(4, 0, 4, 4), None),
-        (Need(4, 0, 5, 5), "CPUs"),
-        (Need(9, 0, 1, 1), "CPUs"),  # 16 in all, but on no node
-        (Need(4, 1, 2, 2), None),
-        (Need(1, 1, 3, 3), "GPUs"),
-        (Need(1, 1, 3, 2), None),  # fewer workers will do
-        (Need(9, 1, 1, 1), "CPUs"),
+        (ResourceRequest(4, 0, 4, 4), None),
+        (ResourceRequest(4, 0, 5, 5), "CPUs"),
+        (ResourceRequest(9, 0, 1, 1), "CPUs"),  # 16 in all, but on no node
+        (ResourceRequest(4, 1, 2, 2), None),
+        (ResourceRequest(1, 1, 3, 3), "GPUs"),
+        (ResourceRequest(1, 1, 3, 2), None),  # fewer workers will do
+        (ResourceRequest(9, 1, 1, 1), "CPUs"),
     ],
 )
 def test_a_request_that_can_never_fit_names_the_resource(need, lacks):
@@ -377,10 +377,10 @@ def test_a_request_that_can_never_fit_names_the_resource(need, lacks):
 
 
 def test_a_stage_asks_for_a_place_for_each_worker_or_for_itself():
-    assert need_of(True, Compute(workers=4, threads=2, device="cpu"), NODES) == Need(2, 0, 4, 4)
-    assert need_of(True, Compute(workers=4, threads=2, min_workers=2), NODES) == Need(2, 1, 4, 2)
-    assert need_of(False, Compute(workers=4, threads=2, device="cuda"), NODES[:1]) == Need(2, 1, 1, 1)
-    assert need_of(True, Compute(workers=0, threads=2), NODES[:1]) == Need(2, 0, 1, 1)
+    assert resources_for(True, Compute(workers=4, threads=2, device="cpu"), NODES) == ResourceRequest(2, 0, 4, 4)
+    assert resources_for(True, Compute(workers=4, threads=2, min_workers=2), NODES) == ResourceRequest(2, 1, 4, 2)
+    assert resources_for(False, Compute(workers=4, threads=2, device="cuda"), NODES[:1]) == ResourceRequest(2, 1, 1, 1)
+    assert resources_for(True, Compute(workers=0, threads=2), NODES[:1]) == ResourceRequest(2, 0, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -503,12 +503,12 @@ def test_a_whole_run_as_a_job_needs_a_server_and_no_password_in_sight(monkeypatc
 
 def test_the_command_by_hand_says_what_the_client_would():
     request = JobRequest(
-        "repro-0123", "python -m pipelines.jobs.whole /shared repro-0123 ab", ROOT, {"A": "b c"}, cpus=2
+        "repro-0123", "python -m pipelines.jobs.repro_job /shared repro-0123 ab", ROOT, {"A": "b c"}, cpus=2
     )
     assert by_hand(request, "http://head:8265") == (
         "ray job submit --address http://head:8265 --submission-id repro-0123-1 "
         f"--working-dir {ROOT} --entrypoint-num-cpus 2 "
-        """--runtime-env-json '{"env_vars": {"A": "b c"}}' -- python -m pipelines.jobs.whole /shared repro-0123 ab"""
+        """--runtime-env-json '{"env_vars": {"A": "b c"}}' -- python -m pipelines.jobs.repro_job /shared repro-0123 ab"""
     )
 
 
@@ -517,8 +517,8 @@ def test_a_stage_that_fails_in_a_whole_run_gives_its_own_code(tmp_path, capsys):
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
     (tmp_path / "dvc.yaml").write_text("stages:\n  good:\n    cmd: 'true'\n  bad:\n    cmd: exit 3\n")
-    assert whole.repro(tmp_path, ["good"]) == 0
-    assert whole.repro(tmp_path, ["bad"]) == 3
+    assert repro_job.repro(tmp_path, ["good"]) == 0
+    assert repro_job.repro(tmp_path, ["bad"]) == 3
     assert "exited with 3" in capsys.readouterr().out
 
 
@@ -530,12 +530,12 @@ def test_a_copy_is_laid_into_the_shared_folder_once_and_with_its_raw_data(tmp_pa
     (shared / "inputs/ab/raw").mkdir(parents=True)
     (shared / "inputs/ab/raw/README.md").write_text("raw")
     checkout = shared / "checkouts/repro-1"
-    whole.lay(source, checkout, shared, "ab")
+    repro_job.make_checkout(source, checkout, shared, "ab")
     assert (checkout / "data/raw/README.md").read_text() == "raw"
     assert f"dir = {shared}/dvc-cache" in (checkout / ".dvc/config.local").read_text()
     assert not (checkout / "pipelines/__pycache__").exists()
     (source / "dvc.yaml").write_text("second")
-    whole.lay(source, checkout, shared, "ab")  # another attempt: what is there may hold finished work
+    repro_job.make_checkout(source, checkout, shared, "ab")  # another attempt: what is there may hold finished work
     assert (checkout / "dvc.yaml").read_text() == "first"
     assert [path.name for path in checkout.parent.iterdir()] == ["repro-1"]
 

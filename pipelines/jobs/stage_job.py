@@ -1,7 +1,7 @@
-"""A stage as a job: `python -m pipelines.jobs.entry STORAGE KEY`, in the frozen copy of the code.
+"""The entry point of a stage as a job: `python -m pipelines.jobs.stage_job STORAGE KEY`, in the frozen copy of the code.
 
-It does what `pipelines.engine.worker` does, with inputs from the storage and outputs to it. Its exit code is the stage's;
-`DONE.json` is written last.
+Like `pipelines.engine.worker`, but with inputs and outputs in the storage. Its exit code is the stage's; `DONE.json` is written
+last.
 """
 
 import os
@@ -26,50 +26,50 @@ def main(url: str, key: str) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         storage = Storage(url)
-        work = JobTask.read(storage, key)
-        compute = Compute(**work.compute)
+        task = JobTask.read(storage, key)
+        compute = Compute(**task.compute)
         os.environ.update(thread_settings(compute.threads))  # before any is imported
         with _lock(storage, key) as lock:
             if read_manifest(storage, key) is None:
-                _leave_when_stopped(storage, work)
-                _work(storage, work, compute, lock)
+                _stop_on_sigterm(storage, task)
+                _run(storage, task, compute, lock)
     except BaseException as error:
         return report_error(error)
     return 0
 
 
-def _work(storage: Storage, work: JobTask, compute: Compute, lock: FolderLock | None) -> None:
+def _run(storage: Storage, task: JobTask, compute: Compute, lock: FolderLock | None) -> None:
     from pipelines.engine import execution
     from pipelines.engine.cost import Meter
     from pipelines.jobs.folders import JobFolders
     from pipelines.records.stage_record import hardware, ray_ids
 
-    run = graph.find(work.address)
-    site = JobFolders(storage, work)
-    site.begin()
-    own, meter = storage.path(run_folder(work.key)), Meter(here=True)
-    metrics = execution.execute(run, site, Parameters.partial(work.parameters), compute, own)
+    run = graph.find(task.address)
+    folders = JobFolders(storage, task)
+    folders.begin()
+    own, meter = storage.path(run_folder(task.key)), Meter(here=True)
+    metrics = execution.execute(run, folders, Parameters.partial(task.parameters), compute, own)
     if lock:
         lock.require()
     cost = meter.read(run, compute)
     if run.stage.trains and compute.workers:  # processes of Ray on any node: this one cannot read theirs
         cost = {name: cost[name] for name in _OF_ANY_WORKER}
     ran = RemoteExecution(cost=cost, where=ExecutionSite(ray=ray_ids(), hardware=hardware()))
-    write_manifest(storage, work.key, JobManifest(metrics=metrics, stage=work.address, ran=ran))
+    write_manifest(storage, task.key, JobManifest(metrics=metrics, stage=task.address, ran=ran))
     for name in ("checkpoints", "root", "writing", "figures"):  # the outputs stay
-        storage.delete(f"{run_folder(work.key)}/{name}")
+        storage.delete(f"{run_folder(task.key)}/{name}")
 
 
 def _lock(storage: Storage, key: str) -> AbstractContextManager[FolderLock | None]:
-    """On a shared folder the lock of the scratch folder: a job that Ray believes dead must not work beside its successor."""
+    """Lock the scratch folder in a shared folder: a job that Ray believes dead must not run beside its successor."""
     return Scratch(storage.folder / run_folder(key)).lock() if storage.folder else nullcontext()
 
 
-def _leave_when_stopped(storage: Storage, work: JobTask) -> None:
-    """`ray job stop` gives 30 s: training saves a checkpoint at its next step and goes, as it does for the runner's SIGTERM."""
-    if storage.folder is None or not graph.find(work.address).stage.trains:
+def _stop_on_sigterm(storage: Storage, task: JobTask) -> None:
+    """Make training save a checkpoint at its next step and stop on SIGTERM: `ray job stop` waits 30 s."""
+    if storage.folder is None or not graph.find(task.address).stage.trains:
         return
-    stop_file = Scratch(storage.folder / run_folder(work.key)).stop_file
+    stop_file = Scratch(storage.folder / run_folder(task.key)).stop_file
 
     def stopped(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a second one does not wait

@@ -1,8 +1,8 @@
-"""A whole `dvc repro` as a job: `python -m pipelines.jobs.whole STORAGE KEY RAW [TARGET]`, in the frozen copy of the checkout.
+"""The entry point of `dvc repro` as a job: `python -m pipelines.jobs.repro_job STORAGE KEY RAW [TARGET]`, in the frozen checkout.
 
-The copy is put into the shared folder, once, and `dvc repro` runs there: training workers read a stage's inputs at the path at
-which its driver reads them, on whatever node they are. There is no repository (`core.no_scm`); one DVC cache serves all such
-checkouts. An attempt after a lost job finds the checkout as it was left, and in the scratch root what was finished.
+The checkout is copied into the shared folder, once, and `dvc repro` runs there, so that training workers on any node read a stage's
+inputs at the same path as its driver. It is not a repository (`core.no_scm`); all such checkouts share one DVC cache. An attempt
+after a lost job continues in the same checkout, with the finished stages in the scratch root.
 """
 
 import os
@@ -21,7 +21,7 @@ from pipelines.scratch.manifest import JobManifest
 from pipelines.scratch.storage import Storage, files_below
 
 RETURNED = ("dvc.lock", "metrics")
-"""What is in no DVC cache."""
+"""Results that are not in the DVC cache."""
 
 
 def main(url: str, key: str, raw: str, targets: list[str]) -> int:
@@ -32,7 +32,7 @@ def main(url: str, key: str, raw: str, targets: list[str]) -> int:
             raise InfrastructureError(f"{url}: this node does not see the shared folder")
         checkout = storage.folder / "checkouts" / key
         with Scratch(storage.folder / "runs" / key).lock():
-            lay(Path.cwd(), checkout, storage.folder, raw)
+            make_checkout(Path.cwd(), checkout, storage.folder, raw)
             code = repro(checkout, targets)
             if code:
                 return code
@@ -45,8 +45,8 @@ def main(url: str, key: str, raw: str, targets: list[str]) -> int:
     return 0
 
 
-def lay(source: Path, checkout: Path, shared: Path, raw: str) -> None:
-    """Make the checkout, whole or not at all; one that is there already is that of an earlier attempt at the same."""
+def make_checkout(source: Path, checkout: Path, shared: Path, raw: str) -> None:
+    """Make the checkout in a temporary folder, then rename it; nothing to do after an earlier attempt."""
     if checkout.exists():
         return
     copy = checkout.with_name(f".{checkout.name}.{uuid.uuid4().hex[:8]}")
@@ -62,7 +62,7 @@ def lay(source: Path, checkout: Path, shared: Path, raw: str) -> None:
 
 
 def repro(checkout: Path, targets: list[str]) -> int:
-    """The exit code of the stage that failed, or 0; DVC's own code says only that one did."""
+    """Run `dvc repro` and return the exit code of the stage that failed, or 0; DVC's own code only says that one did."""
     command = [sys.executable, "-m", "dvc", "repro", *targets]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     failed = None
