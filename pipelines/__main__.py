@@ -30,6 +30,7 @@ from pipelines.commands import (
     sweep,
     verify,
 )
+from pipelines.engine.warm import silence_import_notices
 from pipelines.errors import report_error
 
 # In the order of `--help`.
@@ -41,6 +42,7 @@ COMMANDS = tuple(module.COMMAND for module in (*PIPELINE, *RESULTS))
 def main(arguments: list[str] | None = None) -> int:
     """Run the verb that `arguments` name. Returns the exit code; argparse itself ends with 2 for unknown options."""
     options = _parser().parse_args(arguments)
+    silence_import_notices()
     if options.command.interrupt_on_sigterm:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

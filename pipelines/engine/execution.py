@@ -30,6 +30,7 @@ from pipelines.engine.ray_cluster import (
     wait_for_dead_nodes,
     wants_gpu,
 )
+from pipelines.engine.warm import silence_import_notices
 from pipelines.errors import InfrastructureError, is_expected, one_line
 from pipelines.graph import StageRun
 from pipelines.locks.retrying import ProcessLostError, RetryBudget
@@ -84,6 +85,7 @@ class SharedFolders:
 
 def stage_function(run: StageRun) -> StageFunction:
     """Import the stage's file and all it needs, and return its function."""
+    silence_import_notices()
     return cast(StageFunction, importlib.import_module(f"pipelines.stages.{run.stage.name}").run)
 
 

@@ -18,6 +18,7 @@ import gc
 import importlib
 import io
 import json
+import logging
 import os
 import runpy
 import select
@@ -155,6 +156,15 @@ def thread_settings(threads: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **quiet}
 
 
+def silence_import_notices() -> None:
+    """Keep two notices off the screen that importing diffusers prints in every process where torchao is installed.
+
+    Both are about torchao's own classes: a registration with torch.compile, and tensors of files saved by its older versions.
+    """
+    for name in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 @contextlib.contextmanager
 def warm_process(threads: int) -> Iterator[None]:
     """Run a warm process for the stages inside the block."""
@@ -176,6 +186,7 @@ def main(address: str, descriptor: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers report to runners
     try:
         with socket.socket(fileno=descriptor) as listener:
+            silence_import_notices()
             for library in LIBRARIES:
                 if _parent_ended():
                     return

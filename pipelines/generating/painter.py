@@ -19,6 +19,7 @@ from components.taca.generation import Arm, active_steps, apply_arm, generate, s
 from components.taca.reference import DTYPES, load_base, read_reference
 from components.taca.schedule import TemperatureSchedule
 from pipelines.engine.ray_cluster import device_of
+from pipelines.engine.warm import silence_import_notices
 from pipelines.generating.plan import Shard
 from pipelines.graph import find
 from pipelines.identity.closure import ROOT, stage_sources
@@ -144,6 +145,7 @@ class Painter:
     def _load(self) -> None:
         torch.set_num_threads(self._compute.threads)
         drawing = self._drawing
+        silence_import_notices()  # in an actor of Ray no command has done it
         pipe = load_base(drawing.model, dtype=DTYPES[drawing.dtype]).to(device_of(self._compute))
         if drawing.taca is not None:
             self._schedule = schedule_of(pipe, TacaConfig(**drawing.taca), height=drawing.height, width=drawing.width)
