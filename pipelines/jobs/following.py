@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, StageFailedError, one_line
 from pipelines.jobs.dashboard import Cluster, ClusterAwayError, JobRequest
-from pipelines.locks.retrying import ProcessLostError, RetryBudget, retried
+from pipelines.locks.retrying import ProcessLostError, RetryBudget, retry
 
 POLL_SECONDS = 1.0
 ATTEMPTS = 1000
@@ -139,7 +139,7 @@ class FollowedJob:
             return isinstance(error, ClusterAwayError)
 
         try:
-            return retried(ask, timeout=self.patience, away=is_away, on_wait=warn, pause=POLL_SECONDS)
+            return retry(ask, timeout=self.patience, away=is_away, on_wait=warn, pause=POLL_SECONDS)
         except ClusterAwayError as error:
             if self.submission is None:
                 raise

@@ -1,7 +1,7 @@
 """How failures are retried, in one place.
 
 Two things pass by themselves. Something around the work is *away* (a server, a mount, a bucket, a cluster's dashboard): the same
-call is repeated for a limited time (`retried`). A process of the work is *lost* (killed, out of memory, its node gone): the work is
+call is repeated for a limited time (`retry`). A process of the work is *lost* (killed, out of memory, its node gone): the work is
 started again, a limited number of times (`RetryBudget`). A user's mistake is never retried; a trial of a sweep or a cell of a study
 that failed is reported, and retried by the next command.
 """
@@ -38,7 +38,7 @@ class RetryBudget:
             raise error
 
 
-def retried(
+def retry(
     action: Callable[[], Result],
     *,
     timeout: float,

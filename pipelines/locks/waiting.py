@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from components.errors import ParameterError
 from pipelines.errors import InfrastructureError
-from pipelines.locks.retrying import retried
+from pipelines.locks.retrying import retry
 
 Result = TypeVar("Result")
 
@@ -44,7 +44,7 @@ def retry_while_away(action: Callable[[], Result], is_away: Callable[[], bool], 
     def warn(error: Exception) -> None:
         print(f"warning: {what} is away; waiting for it, {timeout:.0f} s at most", flush=True)
 
-    return retried(attempt, timeout=timeout, away=lambda error: isinstance(error, InfrastructureError), on_wait=warn)
+    return retry(attempt, timeout=timeout, away=lambda error: isinstance(error, InfrastructureError), on_wait=warn)
 
 
 def _seconds(name: str, default: float) -> float:

@@ -158,9 +158,8 @@ def _write_params(root: Path, steps: list[Step]) -> None:
 def _place_inputs(root: Path, steps: list[Step], workspace: Workspace) -> None:
     """Copy the inputs that no step writes, checked by digest."""
     written = {path for step in steps for path in step.outputs}
-    for path, sha256 in {
-        used.path: used.sha256 for step in steps for used in step.inputs if used.path not in written
-    }.items():
+    needed = {used.path: used.sha256 for step in steps for used in step.inputs if used.path not in written}
+    for path, sha256 in needed.items():
         copies = _possible_copies(path, root, workspace)
         found = next((copy for copy in copies if digest(tree_digests(copy)) == sha256), None)
         if found is None:
@@ -200,19 +199,13 @@ def _run(step: Step, root: Path) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("PIPELINES_", "DVC_"))}
     compute = {key: value for key, value in os.environ.items() if key.startswith("PIPELINES_COMPUTE__")}
     command = [sys.executable, "-m", "pipelines", "--workspace", str(root), "run", step.address]
-    finished = subprocess.run(
-        command,
-        cwd=root,
-        env={
-            **environ,
-            **compute,
-            "PYTHONPATH": str(root),
-            "PIPELINES_HOME": str(_home(root)),
-            "PIPELINES_COMPUTE__THREADS": str(_record(step.manifest).threads),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{root.parent / 'mlflow.db'}",
-        },
-        check=False,
-    )
+    own = {
+        "PYTHONPATH": str(root),
+        "PIPELINES_HOME": str(_home(root)),
+        "PIPELINES_COMPUTE__THREADS": str(_record(step.manifest).threads),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{root.parent / 'mlflow.db'}",
+    }
+    finished = subprocess.run(command, cwd=root, env={**environ, **compute, **own}, check=False)
     if finished.returncode:
         raise InfrastructureError(f"reproduce: {step.address} failed with exit code {finished.returncode}")
 

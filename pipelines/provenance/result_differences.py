@@ -61,16 +61,10 @@ def _causes(then: Manifest, now: Manifest) -> list[str]:
     before, after = then.provenance, now.provenance
     if then.fingerprint == now.fingerprint or before is None or after is None:
         return []
-    compared = {
-        "code": before.sources == after.sources,
-        "parameters": before.parameters == after.parameters,
-        "requirements.lock": before.lock == after.lock,
-        "threads": before.threads == after.threads,
-    }
+    parts = [part for part, value in before.fingerprinted.items() if value != after.fingerprinted[part]]
     old = {path: record.sha256 for path, record in before.inputs.items()}
     new = {path: record.sha256 for path, record in after.inputs.items()}
-    changed = sorted(path for path in {*old, *new} if old.get(path) != new.get(path))
-    return [*(part for part, equal in compared.items() if not equal), *changed]
+    return [*parts, *sorted(path for path in {*old, *new} if old.get(path) != new.get(path))]
 
 
 def show(comparison: Comparison) -> None:

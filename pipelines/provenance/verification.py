@@ -158,14 +158,14 @@ class Verification:
         if record is None:
             yield f"the manifest {name} has no provenance: run `dvc repro --force {run.address}`"
             return
-        compared = {
-            "code": (record.sources, sources_digest(run)),
-            LOCK: (record.lock, file_digest(ROOT / LOCK)),
-            "parameters": (record.parameters, self.params.only(run.stage.reads)),
-            "compute.threads": (record.threads, self.params.compute.threads),
+        now = {
+            "code": sources_digest(run),
+            LOCK: file_digest(ROOT / LOCK),
+            "parameters": self.params.only(run.stage.reads),
+            "threads": self.params.compute.threads,
         }
-        for part, (then, now) in compared.items():
-            if then != now:
+        for part, then in record.fingerprinted.items():
+            if then != now[part]:
                 yield f"the manifest {name} is of other {part} than are here"
 
     def _check_inputs(self, run: StageRun, manifest: Manifest) -> Iterator[str]:

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Mapping
 from functools import cache
@@ -57,12 +56,10 @@ def mlflow_tags(record: StageRecord) -> dict[str, str]:
         **{f"env.{name}": version for name, version in record.environment.items()},
         **{f"host.{name}": str(value) for name, value in record.hardware.items()},
         **{f"ray.{name}": value for name, value in record.ray.items()},
-        **{
-            f"upstream.{used.stage.replace('@', '.')}": used.run
-            for used in record.inputs.values()
-            if used.stage and used.run
-        },
     }
+    for used in record.inputs.values():
+        if used.stage and used.run:
+            tags[f"upstream.{used.stage.replace('@', '.')}"] = used.run
     return {key: value for key, value in tags.items() if value or key.startswith("git.")}
 
 
@@ -106,22 +103,17 @@ def _cpu_model() -> str:
 
 
 def _gpus() -> list[str]:
-    if not shutil.which("nvidia-smi"):
-        return []
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.TimeoutExpired):  # not installed, or a driver that hangs
         return []
     return [line.strip() for line in found.stdout.splitlines() if line.strip()] if found.returncode == 0 else []
 
 
 def ray_ids() -> dict[str, str]:
     """Return the ids of the Ray job that this process runs in; {} outside of one."""
-    job = (
-        json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-        .get("metadata", {})
-        .get("job_submission_id", "")
-    )
-    known = {"submission": os.environ.get("RAY_JOB_SUBMISSION_ID") or job, "job": os.environ.get("RAY_JOB_ID", "")}
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    submission = os.environ.get("RAY_JOB_SUBMISSION_ID") or config.get("metadata", {}).get("job_submission_id", "")
+    known = {"submission": submission, "job": os.environ.get("RAY_JOB_ID", "")}
     return {name: value for name, value in known.items() if value}

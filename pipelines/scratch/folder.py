@@ -3,11 +3,12 @@
 <home>/<stage>-<arm>-<fingerprint>/
     lock            held by the one runner that works on it and by its worker (the kernel releases it when both are dead)
     lease.json      the same for other machines; see pipelines.locks.lease
-    leave           asks the worker to save a checkpoint and exit
-    until.json      the report after which the worker does so by itself
+    leave           asks the worker, on any machine, to save a checkpoint at its next step and exit
+    until.json      {"metric", "step"}: the report after which the worker does so by itself
     checkpoints/    by phase; see components.training.checkpoint
     metrics.jsonl   every reported metric, in order
     figures/        pictures for the tracking server
+    result.json     the metrics that the stage function returned
     ran.json        facts about remote execution, where the stage ran as a job
     writing/        outputs being written
     outputs/        finished outputs, at the paths they have in the workspace
@@ -46,58 +47,25 @@ def folder_name(address: str, identity: str) -> str:
     return f"{folder_stem(address)}-{identity[:16]}"
 
 
-@dataclass(frozen=True)
 class Scratch:
-    """Paths and life of one scratch folder."""
+    """One scratch folder: its files by name, its lock, and how an attempt begins and finishes."""
 
-    folder: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def figures(self) -> Path:
-        return self.folder / "figures"
-
-    @property
-    def writing(self) -> Path:
-        return self.folder / "writing"
-
-    @property
-    def outputs(self) -> Path:
-        return self.folder / "outputs"
-
-    @property
-    def result_file(self) -> Path:
-        """The metrics that the stage function returned, as JSON."""
-        return self.folder / "result.json"
-
-    @property
-    def remote_file(self) -> Path:
-        return self.folder / "ran.json"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+        self.figures = folder / "figures"
+        self.writing = folder / "writing"
+        self.outputs = folder / "outputs"
+        self.metrics_file = folder / "metrics.jsonl"
+        self.result_file = folder / "result.json"
+        self.remote_file = folder / "ran.json"
+        self.stop_file = folder / "leave"
+        self.stop_after_file = folder / "until.json"
+        self.manifest_file = folder / MANIFEST_FILE
 
     def remote_execution(self) -> RemoteExecution | None:
-        """Facts about remote execution, or None where the stage ran here."""
+        """Return facts about remote execution, or None where the stage ran here."""
         return RemoteExecution.read(self.remote_file)
-
-    @property
-    def manifest_file(self) -> Path:
-        return self.folder / MANIFEST_FILE
-
-    @property
-    def stop_file(self) -> Path:
-        """A file that asks the worker, on any machine, to save a checkpoint at its next step and exit."""
-        return self.folder / "leave"
-
-    @property
-    def stop_after_file(self) -> Path:
-        """{"metric", "step"}: once the metric is reported at the step, the worker saves a checkpoint at its next step and exits."""
-        return self.folder / "until.json"
 
     def checkpoint_at(self, metric: str, step: int) -> Path | None:
         """Return the checkpoint after `step` of the phase that has reported `metric` at that step; None without both."""

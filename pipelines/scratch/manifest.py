@@ -81,6 +81,16 @@ class StageRecord(Document):
     hardware: dict[str, Any]
     ray: dict[str, str]
 
+    @property
+    def fingerprinted(self) -> dict[str, Any]:
+        """What the fingerprint counts besides the inputs."""
+        return {
+            "code": self.sources,
+            "requirements.lock": self.lock,
+            "parameters": self.parameters,
+            "threads": self.threads,
+        }
+
 
 class Manifest(Document):
     """A finished stage run: its address, fingerprint, metrics, MLflow run and cost, and the SHA-256 of every output file by path.

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from components.errors import DataError
 from components.files import file_digest
 from pipelines.errors import InfrastructureError, one_line
-from pipelines.locks.retrying import retried
+from pipelines.locks.retrying import retry
 
 STORAGE_MANIFEST = "MANIFEST.json"
 TIMEOUT_SECONDS = 60.0
@@ -174,7 +174,7 @@ class Storage:
             return not (is_missing_file(error) or isinstance(error, PermissionError)) and self._may_recover(error)
 
         try:
-            return retried(action, timeout=self.timeout, away=away, pause=min(2.0, self.timeout / 10))
+            return retry(action, timeout=self.timeout, away=away, pause=min(2.0, self.timeout / 10))
         except Exception as error:  # clients fail in many types (OSError, botocore's own): all mean that it is away
             if is_missing_file(error):
                 raise

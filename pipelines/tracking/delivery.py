@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import one_line
-from pipelines.locks.retrying import retried
+from pipelines.locks.retrying import retry
 from pipelines.scratch.manifest import MANIFEST_FILE
 from pipelines.scratch.metric_log import MetricLog
 from pipelines.tracking.run_state import RunEnd, RunState
@@ -48,13 +48,14 @@ class TrackedRun:
         if not timeout and time.monotonic() < self._away_until:
             return False
         away = (MlflowException, OSError)
+        pause = min(RETRY_SECONDS, timeout)
         try:
-            retried(
+            retry(
                 self._deliver,
                 timeout=timeout,
                 away=lambda error: isinstance(error, away),
                 on_wait=self._warn,
-                pause=min(RETRY_SECONDS, timeout),
+                pause=pause,
             )
         except away as error:
             self._away_until = time.monotonic() + RETRY_SECONDS
@@ -83,15 +84,13 @@ class TrackedRun:
     def _send(self, metrics: Sequence["Metric"], identity: Callable[["Metric"], Hashable]) -> None:
         """Send the points that the server does not have; `identity` distinguishes points of one metric."""
         if self._unconfirmed and metrics:
-            there = {key: set(map(identity, self._history(key))) for key in {metric.key for metric in metrics}}
+            keys = {metric.key for metric in metrics}
+            there = {key: set(map(identity, self.client.get_metric_history(self.run_id, key))) for key in keys}
             metrics = [metric for metric in metrics if identity(metric) not in there[metric.key]]
         self._unconfirmed = True  # until the last batch is known to have arrived
         for start in range(0, len(metrics), BATCH):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + BATCH])
         self._unconfirmed = False
-
-    def _history(self, key: str) -> list["Metric"]:
-        return list(self.client.get_metric_history(self.run_id, key))
 
     def end(self, status: str, metrics: Mapping[str, float], tags: Mapping[str, str] | None = None) -> None:
         """Save how the run shall end: its status, final metrics, and tags that are known only now. `close` tells the server."""

@@ -4,7 +4,7 @@ import pytest
 
 from components.errors import ParameterError
 from pipelines.errors import InfrastructureError
-from pipelines.locks.retrying import ProcessLostError, RetryBudget, is_retryable, retried
+from pipelines.locks.retrying import ProcessLostError, RetryBudget, is_retryable, retry
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_call_is_repeated_while_its_server_is_away_and_a_wait_is_announced_onc
     def is_os_error(error):
         return isinstance(error, OSError)
 
-    assert retried(ask, timeout=60, away=is_os_error, on_wait=waits.append, pause=0.0) == "there"
+    assert retry(ask, timeout=60, away=is_os_error, on_wait=waits.append, pause=0.0) == "there"
     assert [str(error) for error in waits] == ["away"]
 
 
@@ -52,6 +52,6 @@ def test_a_call_that_fails_otherwise_or_for_too_long_raises_its_error():
         raise OSError("away")
 
     with pytest.raises(OSError, match="away"):
-        retried(fail, timeout=0.0, away=lambda error: True)
+        retry(fail, timeout=0.0, away=lambda error: True)
     with pytest.raises(OSError, match="away"):
-        retried(fail, timeout=60.0, away=lambda error: False)
+        retry(fail, timeout=60.0, away=lambda error: False)
