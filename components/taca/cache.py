@@ -27,7 +27,7 @@ INDEX = "index.json"
 
 
 @dataclass(frozen=True)
-class CaptionRow:
+class CachedCaption:
     """A caption and the picture it describes."""
 
     image_id: int
@@ -38,7 +38,7 @@ class CaptionRow:
 def write_cache(
     pipe: Any,
     folder: Path,
-    rows: Sequence[CaptionRow],
+    rows: Sequence[CachedCaption],
     pixels: Callable[[Sequence[int]], Tensor],
     *,
     batch_size: int = 32,
@@ -90,7 +90,7 @@ class LatentCache:
     """A cache on disk, read row by row. A row is a caption with its picture. Use `LatentCache.open`."""
 
     folder: Path
-    rows: tuple[CaptionRow, ...]
+    rows: tuple[CachedCaption, ...]
     grid: tuple[int, int]  # latent tokens (down, across)
     shard_rows: int
     _picture_rows: tuple[int, ...]  # of each caption
@@ -103,7 +103,7 @@ class LatentCache:
             index = json.loads((folder / INDEX).read_text())
         except FileNotFoundError:
             raise DataError(f"{folder}: no {INDEX}, so no finished cache; run the taca_cache stage") from None
-        rows = tuple(CaptionRow(index["image_ids"][picture], *rest) for picture, *rest in index["captions"])
+        rows = tuple(CachedCaption(index["image_ids"][picture], *rest) for picture, *rest in index["captions"])
         pictures = tuple(picture for picture, *_ in index["captions"])
         return cls(folder, rows, tuple(index["grid"]), index["shard_rows"], pictures)
 

@@ -37,7 +37,7 @@ DELIVERY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageOutcome:
     """The result of a stage; `restored` when it was finished before."""
 
     fingerprint: str
@@ -45,7 +45,7 @@ class Outcome:
     metrics: dict[str, Any]
 
 
-def run_stage(address: str, workspace: Workspace, parent_run: str | None = None) -> Outcome:
+def run_stage(address: str, workspace: Workspace, parent_run: str | None = None) -> StageOutcome:
     """Bring the outputs of a stage (`name` or `name@arm`) up to date in `workspace`.
 
     `parent_run` is the MLflow run to put the stage's run under, in place of the pipeline's. Raises ParameterError, DataError,
@@ -64,7 +64,7 @@ def run_stage(address: str, workspace: Workspace, parent_run: str | None = None)
         attempt.require_unchanged()
         for path in done.outputs:
             put_in_place(scratch.outputs / path, workspace.path(path))
-    return Outcome(attempt.fingerprint, restored, done.metrics)
+    return StageOutcome(attempt.fingerprint, restored, done.metrics)
 
 
 def scratch_for(address: str, workspace: Workspace) -> Scratch:

@@ -50,7 +50,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run with these parameters would be."""
 
     architecture: Architecture
@@ -75,7 +75,7 @@ def dry_run(workspace: Workspace, preset: str | None = None, architecture: Path 
     show(plan(chosen, workspace, architecture), chosen, Console())
 
 
-def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = None) -> Plan:
+def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = None) -> RunPlan:
     """Work out everything that is printed."""
     from components.taca.conventions import conventions_of, sampler_sigmas
     from components.taca.install import enable_taca
@@ -94,7 +94,7 @@ def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = N
     sigmas = sampler_sigmas(model.pipe, chosen.taca_generate.steps, size.height, size.width)
     rounded = DTYPES[chosen.taca_generate.base_dtype] if conventions_of(model.pipe).rounds_timesteps else torch.float32
     memory, without = _memory(chosen, model)
-    return Plan(
+    return RunPlan(
         architecture=model,
         schedule=schedule,
         parameters=parameters,
@@ -196,7 +196,7 @@ def _memory(chosen: Parameters, model: Architecture) -> tuple[tuple[Memory, ...]
     return tuple(rows), counted[batches[1]].bytes(checkpointing=False)
 
 
-def show(found: Plan, chosen: Parameters, console: "Console") -> None:
+def show(found: RunPlan, chosen: Parameters, console: "Console") -> None:
     """Print a plan."""
     console.print(_model_table(found, chosen))
     console.print(_memory_table(found.memory))
@@ -215,7 +215,7 @@ def show(found: Plan, chosen: Parameters, console: "Console") -> None:
         console.print(f"missing: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _model_table(found: Plan, chosen: Parameters) -> "Table":
+def _model_table(found: RunPlan, chosen: Parameters) -> "Table":
     from rich.table import Table
 
     model, size, schedule = found.architecture, chosen.pictures, found.schedule

@@ -24,7 +24,7 @@ from pipelines.graph import find
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import digest, tree_digests
 from pipelines.provenance.lineage import Step, find_manifest, trace
-from pipelines.provenance.result_differences import Comparison, compare, show
+from pipelines.provenance.result_differences import ResultComparison, compare, show
 from pipelines.provenance.run_checks import download_patch
 from pipelines.records.manifests import producers
 from pipelines.records.stage_record import environment, hardware
@@ -214,7 +214,7 @@ def _home(root: Path) -> Path:
     return root.parent / "runs"
 
 
-def _compare(step: Step, root: Path) -> Comparison:
+def _compare(step: Step, root: Path) -> ResultComparison:
     pattern = f"{folder_stem(step.address)}-*/{MANIFEST_FILE}"
     again = next((done for done in map(Manifest.read, _home(root).glob(pattern)) if done), None)
     if again is None:

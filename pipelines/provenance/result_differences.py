@@ -29,7 +29,7 @@ class MetricPair:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ResultComparison:
     """A stage run and its reproduction. `files` says for each output whether its bytes are equal; `causes` names changed inputs."""
 
     address: str
@@ -42,13 +42,13 @@ class Comparison:
         return all(number.same for number in self.numbers) and all(self.files.values())
 
 
-def compare(then: Manifest, now: Manifest) -> Comparison:
+def compare(then: Manifest, now: Manifest) -> ResultComparison:
     """Compare two manifests of the same stage."""
     old, new = flatten(then.metrics), flatten(now.metrics)
     numbers = tuple(MetricPair(name, old.get(name), new.get(name)) for name in sorted({*old, *new}))
     before, after = _files(then), _files(now)
     files = {name: before.get(name) == after.get(name) for name in sorted({*before, *after})}
-    return Comparison(then.stage, numbers, files, tuple(_causes(then, now)))
+    return ResultComparison(then.stage, numbers, files, tuple(_causes(then, now)))
 
 
 def _files(manifest: Manifest) -> dict[str, str]:
@@ -67,7 +67,7 @@ def _causes(then: Manifest, now: Manifest) -> list[str]:
     return [*parts, *sorted(path for path in {*old, *new} if old.get(path) != new.get(path))]
 
 
-def show(comparison: Comparison) -> None:
+def show(comparison: ResultComparison) -> None:
     """Print one line per metric and one per file."""
     from rich.console import Console
     from rich.markup import escape

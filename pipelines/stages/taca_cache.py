@@ -6,7 +6,7 @@ from typing import Any
 
 from components.persons.prompts import prompt_form
 from components.persons.shards import PersonDataset
-from components.taca.cache import CaptionRow, write_cache
+from components.taca.cache import CachedCaption, write_cache
 from components.taca.reference import DTYPES, TEXT, load_base
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
@@ -17,7 +17,7 @@ def run(
 ) -> dict[str, Any]:
     settings, people, size = params.taca_cache, PersonDataset.open(inputs["people"]), params.pictures
     rows = people.rows(split="train", form=prompt_form(people))[: settings.captions]
-    captions = [CaptionRow(row["image_id"], row["caption_id"], row["caption"]) for row in rows]
+    captions = [CachedCaption(row["image_id"], row["caption_id"], row["caption"]) for row in rows]
     pipe = load_base(inputs["base"], components=("vae", *TEXT), dtype=DTYPES[settings.base_dtype]).to(context.device)
     write_cache(
         pipe,

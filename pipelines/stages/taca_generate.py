@@ -12,7 +12,7 @@ import torch
 
 from components.evaluation.figures import contact_sheet, save_png
 from components.persons.pixels import encode_png
-from components.persons.prompts import Prompt, prompts
+from components.persons.prompts import DatasetPrompt, prompts
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_of
 from components.taca.reference import DTYPES, load_base
@@ -66,8 +66,8 @@ def run(
 
 
 def _drawn(
-    pipe: Any, asked: list[Prompt], guidance: float, source: str, params: Parameters, context: StageContext
-) -> Iterator[tuple[list[Prompt], torch.Tensor]]:
+    pipe: Any, asked: list[DatasetPrompt], guidance: float, source: str, params: Parameters, context: StageContext
+) -> Iterator[tuple[list[DatasetPrompt], torch.Tensor]]:
     """Prompts and their pictures, batch by batch. Each batch is kept on its own, so that what a kill left is not drawn again and
     a corpus of any size is written once and never held whole."""
     settings = params.taca_generate

@@ -64,7 +64,7 @@ class Scores(Section):
     unseen_noise: Annotated[Fraction, Field(gt=0)]
 
 
-class Plan(Section):
+class GadmsPlan(Section):
     """`studies/gadms.yaml`."""
 
     noise: Annotated[list[Fraction], *Listed]
@@ -87,7 +87,7 @@ class Plan(Section):
         return self
 
 
-def cells(plan: Plan, params: Parameters) -> list[Cell]:
+def cells(plan: GadmsPlan, params: Parameters) -> list[Cell]:
     """Every cell: a start for each seed; for each noise the arms that go on from it, and scores by some of their encoders."""
     found = []
     for seed in plan.seeds:
@@ -114,7 +114,7 @@ def _checked_method(arm: str, changes: Mapping[str, Any], params: Parameters) ->
     return checked({**own, **changes}, RetrievalConfig, f"studies/gadms.yaml: arms.{arm}")
 
 
-def summarise(plan: Plan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:
+def summarise(plan: GadmsPlan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:
     """By noise: each arm's R@1 and its paired differences to the baselines; the AUC of each score. What is not done is left out."""
     bootstrap = {"resamples": params.gadms_evaluate.resamples, "seed": params.seed}
     summary: dict[str, Any] = {"arms": {}, "scores": {}}
@@ -128,7 +128,7 @@ def summarise(plan: Plan, params: Parameters, results: Mapping[str, Result]) -> 
 
 
 def _arm(
-    plan: Plan, results: Mapping[str, Result], arm: str, noise: float, bootstrap: Mapping[str, int]
+    plan: GadmsPlan, results: Mapping[str, Result], arm: str, noise: float, bootstrap: Mapping[str, int]
 ) -> dict[str, Any] | None:
     """One arm over its seeds; None without one.
 
@@ -159,7 +159,7 @@ def _arm(
     return row
 
 
-def _aucs(plan: Plan, results: Mapping[str, Result], arm: str, noise: float) -> dict[str, Any] | None:
+def _aucs(plan: GadmsPlan, results: Mapping[str, Result], arm: str, noise: float) -> dict[str, Any] | None:
     """The AUC of each score on one arm's encoders, by kind of words ("seen", "seen_colour", "unseen", "unseen_colour")."""
     cells = {seed: results.get(key(f"scores/{arm}", noise, seed)) for seed in plan.seeds}
     done = {seed: result for seed, result in cells.items() if result is not None}
@@ -174,7 +174,7 @@ def _aucs(plan: Plan, results: Mapping[str, Result], arm: str, noise: float) -> 
     return {"seeds": list(done), **table}
 
 
-def _of_seeds(plan: Plan, results: Mapping[str, Result], arm: str, noise: float) -> dict[int, Result]:
+def _of_seeds(plan: GadmsPlan, results: Mapping[str, Result], arm: str, noise: float) -> dict[int, Result]:
     found = {seed: results.get(key(f"arms/{arm}", noise, seed)) for seed in plan.seeds}
     return {seed: result for seed, result in found.items() if result is not None}
 
@@ -203,4 +203,4 @@ def start_key(seed: int) -> str:
     return f"start/seed-{seed}"
 
 
-STUDY = Study(plan=Plan, cells=cells, summarise=summarise, code="pipelines.studies.gadms_cells", threads=1)
+STUDY = Study(plan=GadmsPlan, cells=cells, summarise=summarise, code="pipelines.studies.gadms_cells", threads=1)

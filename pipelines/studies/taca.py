@@ -70,7 +70,7 @@ class Variants(Section):
     prompts: Positive
 
 
-class Plan(Section):
+class TacaPlan(Section):
     """`studies/taca.yaml`."""
 
     guidance: Guidances
@@ -86,7 +86,7 @@ class Plan(Section):
         return self
 
 
-def cells(plan: Plan, params: Parameters) -> list[Cell]:
+def cells(plan: TacaPlan, params: Parameters) -> list[Cell]:
     """Every cell of the study: adapters, then arms, map and variants."""
     default = params.taca
     found = [_train(arm, seed) for seed in plan.arms.seeds for arm in ADAPTERS]
@@ -103,7 +103,7 @@ def cells(plan: Plan, params: Parameters) -> list[Cell]:
     return found
 
 
-def summarise(plan: Plan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:
+def summarise(plan: TacaPlan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:
     """Means, paired differences to the base, intervals over seeds and prompts, by guidance; what is not done yet is left out."""
     summary: dict[str, Any] = {"default": to_json(params.taca), "arms": {}, "map": {}, "variants": {}}
     for guidance in plan.guidance:
@@ -197,14 +197,14 @@ def _draw(
     return Cell(draw_key(line, guidance, seed), "draw", settings, ("pictures", "taca_generate"), inputs, needs)
 
 
-def _map_schedules(plan: Plan, default: TacaConfig) -> dict[tuple[float, float], TacaConfig]:
+def _map_schedules(plan: TacaPlan, default: TacaConfig) -> dict[tuple[float, float], TacaConfig]:
     return {
         (gamma, threshold): replace(default, gamma=gamma, threshold=threshold)
         for gamma, threshold in product(plan.map.gammas, plan.map.thresholds)
     }
 
 
-def _variant_schedules(plan: Plan, default: TacaConfig) -> dict[str, TacaConfig]:
+def _variant_schedules(plan: TacaPlan, default: TacaConfig) -> dict[str, TacaConfig]:
     every = to_json(default)
     return {
         name: checked({**every, **changes}, TacaConfig, f"studies/taca.yaml: variants.schedules.{name}")
@@ -225,4 +225,4 @@ def draw_key(line: str, guidance: float, seed: int) -> str:
     return f"{line}/guidance-{guidance:g}/seed-{seed}"
 
 
-STUDY = Study(plan=Plan, cells=cells, summarise=summarise, code="pipelines.studies.taca_cells")
+STUDY = Study(plan=TacaPlan, cells=cells, summarise=summarise, code="pipelines.studies.taca_cells")

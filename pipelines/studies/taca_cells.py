@@ -14,7 +14,7 @@ from torch import Tensor
 from components.errors import DataError
 from components.evaluation.alignment import score_alignment
 from components.evaluation.attribute_probe import AttributeProbe
-from components.persons.prompts import Prompt, prompts
+from components.persons.prompts import DatasetPrompt, prompts
 from components.persons.shards import PersonDataset
 from components.taca.config import TacaConfig
 from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_of
@@ -89,7 +89,7 @@ def _schedule(settings: Mapping[str, Any], pipe: Any, height: int, width: int) -
     return schedule_of(pipe, TacaConfig(**chosen), height=height, width=width) if chosen else None
 
 
-def _alignment(probe: AttributeProbe, pictures: Tensor, asked: list[Prompt]) -> dict[str, Any]:
+def _alignment(probe: AttributeProbe, pictures: Tensor, asked: list[DatasetPrompt]) -> dict[str, Any]:
     shown = 100 * score_alignment(probe, pictures, [prompt.attributes for prompt in asked]).per_picture()
     known = [value for value in shown.tolist() if not math.isnan(value)]
     if not known:

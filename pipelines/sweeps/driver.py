@@ -14,7 +14,7 @@ from pipelines.errors import OTHER, StageFailedError
 from pipelines.params import Parameters
 from pipelines.sweeps.documents import value_at, with_values
 from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Journal, Trial
-from pipelines.sweeps.plan import Plan
+from pipelines.sweeps.plan import SweepPlan
 from pipelines.sweeps.population import end_of_round, next_round
 from pipelines.sweeps.progress import SweepProgress
 from pipelines.sweeps.rounds import KEPT
@@ -50,7 +50,7 @@ class Sweep:
     """params.yaml with the space's base and every default."""
     params: Parameters
     """The document, as parameters."""
-    plan: Plan
+    plan: SweepPlan
     workspace: Workspace
     seeds: list[int]
     journal: Journal

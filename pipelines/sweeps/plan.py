@@ -9,7 +9,7 @@ from pipelines.graph import StageRun
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """Stages in the order in which they run.
 
     shared    independent of the searched parameters: run once, before the trials
@@ -39,7 +39,7 @@ class Plan:
         return sorted({path for run in (*self.shared, *self.own) for path in run.inputs.values() if path not in makers})
 
 
-def make_plan(stages: Iterable[str], searched: Iterable[str]) -> Plan:
+def make_plan(stages: Iterable[str], searched: Iterable[str]) -> SweepPlan:
     """Make the plan for a space that names `stages` and searches over `searched` (paths in params.yaml)."""
     named = {graph.find(stage).address for stage in stages}
     sections = {path.split(".")[0] for path in searched}
@@ -55,7 +55,7 @@ def make_plan(stages: Iterable[str], searched: Iterable[str]) -> Plan:
             upstream.append(run)
         else:
             shared.append(run)
-    return Plan(tuple(shared), tuple(upstream), tuple(repeated))
+    return SweepPlan(tuple(shared), tuple(upstream), tuple(repeated))
 
 
 def ordered(stages: Iterable[str]) -> list[StageRun]:

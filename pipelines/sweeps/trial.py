@@ -25,7 +25,7 @@ import yaml
 from components.errors import DataError
 from components.files import write_atomically
 from pipelines.engine.parent import end_with_parent
-from pipelines.engine.runner import Outcome, run_stage, scratch_for
+from pipelines.engine.runner import StageOutcome, run_stage, scratch_for
 from pipelines.errors import exit_code, is_expected
 from pipelines.records.manifests import find_by_fingerprint
 from pipelines.scratch.folder import Scratch, folder_name, put_in_place
@@ -104,7 +104,7 @@ def run_trial(task: TrialTask, report: Callable[[int, float], None]) -> dict[str
     objectives: list[list[float]] = [[] for _ in task.objectives]
     for place, seed in enumerate(task.seeds):
         workspace = _workspace(task, seed)
-        outcomes: dict[str, Outcome] = {}
+        outcomes: dict[str, StageOutcome] = {}
         for address in (*task.upstream, *task.repeated):
             _write_params(task, workspace, seed if address in task.repeated else None)
             watch = task.watch if task.watch and place == 0 and task.watch["stage"] == address else None
@@ -137,7 +137,7 @@ def _round(
     return [(step, value) for step, value in reported if step <= watch["until"]]
 
 
-def measured(objective: Mapping[str, Any], outcomes: Mapping[str, Outcome], workspace: Workspace) -> float:
+def measured(objective: Mapping[str, Any], outcomes: Mapping[str, StageOutcome], workspace: Workspace) -> float:
     """Return the value of an objective: a metric of the stage's result, else of its curve, else of its cost.
 
     Raises DataError, naming existing metrics, when there is no such metric.
@@ -181,7 +181,9 @@ def _write_params(task: TrialTask, workspace: Workspace, seed: int | None) -> No
     write_atomically(workspace.path("params.yaml"), yaml.safe_dump(document, sort_keys=False))
 
 
-def _stage_facts(address: str, seed: int, outcome: Outcome, workspace: Workspace, seconds: float) -> dict[str, Any]:
+def _stage_facts(
+    address: str, seed: int, outcome: StageOutcome, workspace: Workspace, seconds: float
+) -> dict[str, Any]:
     return {
         "stage": address,
         "seed": seed,
@@ -192,7 +194,7 @@ def _stage_facts(address: str, seed: int, outcome: Outcome, workspace: Workspace
     }
 
 
-def _manifest(address: str, outcome: Outcome, workspace: Workspace) -> Manifest:
+def _manifest(address: str, outcome: StageOutcome, workspace: Workspace) -> Manifest:
     found = find_by_fingerprint(address, outcome.fingerprint, workspace.home)
     if found is None:
         raise DataError(f"{address}: the manifest of {outcome.fingerprint[:8]} is gone from scratch: run it again")

@@ -6,7 +6,7 @@ import torch
 
 from components.errors import DataError
 from components.taca.batches import cache_batches
-from components.taca.cache import CaptionRow, LatentCache, write_cache
+from components.taca.cache import CachedCaption, LatentCache, write_cache
 from components.taca.conventions import encode_captions, encode_pictures
 from components.taca.toy.config import TinyConfig
 from components.taca.toy.pipeline import build_tiny_pipeline
@@ -15,11 +15,11 @@ SMALL = TinyConfig(width=32, heads=2, double_blocks=1, single_blocks=1, text_wid
 PIXELS = torch.randint(0, 256, (5, 3, 16, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 # Pictures 10..14; picture 11 has two captions.
 ROWS = [
-    CaptionRow(10, 0, "red hat"),
-    CaptionRow(11, 1, "blue hat"),
-    CaptionRow(11, 2, "hat"),
-    CaptionRow(14, 3, "red"),
-    CaptionRow(12, 4, "blue"),
+    CachedCaption(10, 0, "red hat"),
+    CachedCaption(11, 1, "blue hat"),
+    CachedCaption(11, 2, "hat"),
+    CachedCaption(14, 3, "red"),
+    CachedCaption(12, 4, "blue"),
 ]
 
 

@@ -6,7 +6,7 @@ import torch
 
 from components.errors import ParameterError
 from components.taca.batches import cache_batches
-from components.taca.cache import CaptionRow, LatentCache, write_cache
+from components.taca.cache import CachedCaption, LatentCache, write_cache
 from components.taca.generation import Arm, apply_arm, generate, initial_noise
 from components.taca.install import enable_taca, taca_handle
 from components.taca.lora import add_lora, save_lora, unload_lora
@@ -278,7 +278,7 @@ def test_from_pictures_to_a_trained_adapter_to_pictures(name, tmp_path):
     reference = tmp_path / "base.json"
     write_reference(tmp_path / "model", reference)
     pixels = torch.rand(8, 3, 16, 8, generator=torch.Generator().manual_seed(0))
-    rows = [CaptionRow(number, number, PROMPTS[number % 4]) for number in range(8)]
+    rows = [CachedCaption(number, number, PROMPTS[number % 4]) for number in range(8)]
     text = load_base(reference, components=("vae", *TEXT))
     write_cache(text, tmp_path / "cache", rows, lambda ids: pixels[list(ids)])
 

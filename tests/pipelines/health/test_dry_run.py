@@ -69,7 +69,7 @@ def test_blocks_of_one_kind_keep_the_same_activations(name: str, fewer: dict[str
 
 
 @pytest.fixture(scope="module")
-def plan_of() -> Callable[[str], dryrun.Plan]:
+def plan_of() -> Callable[[str], dryrun.RunPlan]:
     """The plan of a preset, made once."""
     return cache(lambda preset: dryrun.plan(presets.resolve(ROOT, preset), Workspace(ROOT, ROOT / ".runs")))
 
@@ -79,7 +79,7 @@ def architecture(name: str) -> architectures.Architecture:
 
 
 def test_flux_dev_is_patched_in_57_layers_and_trains_104_6_million_parameters(
-    plan_of: Callable[[str], dryrun.Plan],
+    plan_of: Callable[[str], dryrun.RunPlan],
 ) -> None:
     found = plan_of("flux-dev")
     assert (found.patched_modules, found.joint_layers) == (57, 57)
@@ -92,7 +92,7 @@ def test_flux_dev_is_patched_in_57_layers_and_trains_104_6_million_parameters(
 
 
 def test_sd35_medium_is_patched_in_24_layers_and_trains_37_6_million_parameters(
-    plan_of: Callable[[str], dryrun.Plan],
+    plan_of: Callable[[str], dryrun.RunPlan],
 ) -> None:
     found = plan_of("sd35-medium")
     assert (found.patched_modules, found.joint_layers) == (24, 24)
@@ -244,7 +244,7 @@ def test_pictures_that_the_model_cannot_draw_are_refused(workspace: Workspace) -
         architecture("flux-dev").image_tokens(1024, 1000)
 
 
-def test_memory_says_what_fits_where(plan_of: Callable[[str], dryrun.Plan]) -> None:
+def test_memory_says_what_fits_where(plan_of: Callable[[str], dryrun.RunPlan]) -> None:
     rows = {(row.strategy, row.gpus): row for row in plan_of("flux-dev").memory}
     alone, shared = rows["ddp", 1], rows["fsdp", 8]
     assert (alone.batch, rows["ddp", 2].batch, shared.batch) == (4, 2, 1)

@@ -21,7 +21,7 @@ from pipelines.workspace import Workspace
 
 def made_up_results(only: str = "") -> dict[str, Any]:
     """Results in the form that the engine writes, of cells whose key holds `only`; better with gamma up to 1.4, worse beyond."""
-    plan, params = read(ROOT / "studies/taca.yaml", taca.Plan, "studies/taca.yaml"), load(ROOT / "params.yaml")
+    plan, params = read(ROOT / "studies/taca.yaml", taca.TacaPlan, "studies/taca.yaml"), load(ROOT / "params.yaml")
     cells = [cell for cell in taca.cells(plan, params) if cell.work == "draw"]
     results = {}
     for cell in cells:

@@ -22,7 +22,7 @@ PEOPLE, SENTENCES = 30, 4
 
 def made_up_results(only: str = "") -> dict[str, Any]:
     """Results in the form that the engine writes, of cells whose key holds `only`."""
-    plan, params = read(ROOT / "studies/gadms.yaml", gadms.Plan, "studies/gadms.yaml"), load(ROOT / "params.yaml")
+    plan, params = read(ROOT / "studies/gadms.yaml", gadms.GadmsPlan, "studies/gadms.yaml"), load(ROOT / "params.yaml")
     cells = gadms.cells(plan, params)
     results: dict[str, Any] = {}
     for cell in cells:

@@ -171,7 +171,7 @@ def test_what_is_not_done_is_left_out_of_the_summary(prepared, finished, tmp_pat
 
 
 def test_the_studys_own_plan_is_valid_and_what_it_promises():
-    plan, params = read(ROOT / "studies/gadms.yaml", gadms.Plan, "studies/gadms.yaml"), load(ROOT / "params.yaml")
+    plan, params = read(ROOT / "studies/gadms.yaml", gadms.GadmsPlan, "studies/gadms.yaml"), load(ROOT / "params.yaml")
     every = gadms.cells(plan, params)
     assert len({cell.key for cell in every}) == len(every)
     assert plan.noise == [0.0, 0.2, 0.4]

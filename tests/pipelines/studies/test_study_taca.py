@@ -203,7 +203,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_bytes(prepared, finished,
 
 
 def test_the_studys_own_plan_is_valid_and_what_it_promises():
-    plan = read(ROOT / "studies/taca.yaml", taca.Plan, "studies/taca.yaml")
+    plan = read(ROOT / "studies/taca.yaml", taca.TacaPlan, "studies/taca.yaml")
     every = taca.cells(plan, load(ROOT / "params.yaml"))
     assert len({cell.key for cell in every}) == len(every)
     assert len(plan.arms.seeds) >= 3
