@@ -24,7 +24,8 @@ from pipelines.generating.painter import Drawing
 from pipelines.generating.plan import plan
 from pipelines.generating.pool import draw
 from pipelines.generating.prompts import Prompt
-from pipelines.params import Compute, Parameters
+from pipelines.params import Parameters
+from pipelines.schema.running import Compute
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = (1, 2)

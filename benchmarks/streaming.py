@@ -109,7 +109,7 @@ def stream(folder: Path, batch: int, readers: int) -> tuple[int, float, float]:
     from components.gadms.tokenizer import CaptionTokenizer
     from components.persons.streaming.corpus import open_corpus
     from components.persons.streaming.sample_reader import SampleReader
-    from pipelines.params import Compute
+    from pipelines.schema.running import Compute
     from pipelines.streaming.read_ahead import ReadAhead
 
     prepared = folder / "people"

@@ -1,11 +1,12 @@
-"""The stages and how they join: the one place that says what reads what.
+"""The stages, the files that each reads and writes, and every other fact about a stage.
 
 `dvc.yaml` is written from this file (`make dag`), the runner resolves a stage's paths with it, and the report walks it.
 A path may hold `{arm}`; a stage with arms is one DVC stage per arm (`taca_train@lora`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import PurePosixPath
 
 from components.errors import ParameterError
@@ -18,7 +19,7 @@ METHODS = ("taca", "gadms")
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage reads and writes. Its code is `pipelines/stages/<name>.py`, a function `run`."""
+    """The facts about a stage. Its code is `pipelines/stages/<name>.py`, a function `run`."""
 
     name: str
     about: str
@@ -36,12 +37,14 @@ class Stage:
     """Whether it is a training run, to be launched by Ray Train."""
     draws: bool = False
     """Whether it draws many pictures with the text-to-image model."""
+    starts_workers: bool = False
+    """Whether it starts Ray Train workers itself, wherever it runs."""
     code: tuple[str, ...] = ()
     """Other stages whose code it calls."""
 
     @property
     def heavy(self) -> bool:
-        """Whether it is worth a Ray job of its own (`compute.backend: job`)."""
+        """Whether it is a Ray job of its own with `compute.backend: job`."""
         return self.trains or self.draws
 
 
@@ -215,6 +218,7 @@ STAGES: tuple[Stage, ...] = (
             "taca": {**BASE, "cache": "data/taca_cache"},
             "gadms": {**PEOPLE, "curated": "data/curated"},
         },
+        starts_workers=True,
         code=("taca_train", "gadms_pretrain"),
     ),
 )
@@ -257,6 +261,28 @@ def report_stage() -> Stage:
 def all_stages() -> tuple[Stage, ...]:
     """Every stage, in an order in which each comes after what it reads."""
     return (*STAGES, report_stage())
+
+
+def all_runs() -> list[StageRun]:
+    """Every arm of every stage, in the order of `all_stages`."""
+    return [run for stage in all_stages() for run in runs_of(stage)]
+
+
+@cache
+def producers() -> Mapping[str, StageRun]:
+    """The stage run that writes each output path, metrics and curves included."""
+    return {path: run for run in all_runs() for path in run.all_outputs}
+
+
+def with_upstream(runs: Iterable[StageRun]) -> list[StageRun]:
+    """`runs` and all that they need, each after what it reads."""
+    todo, wanted = list(runs), set()
+    while todo:
+        run = todo.pop()
+        if run.address not in wanted:
+            wanted.add(run.address)
+            todo += [producers()[path] for path in run.inputs.values() if path in producers()]
+    return [run for run in all_runs() if run.address in wanted]
 
 
 def find(address: str) -> StageRun:

@@ -36,8 +36,6 @@ from pipelines.schema.taca import (
     TacaTrain,
 )
 
-__all__ = ["Compute", "Parameters", "load"]
-
 
 class Parameters(Section):
     """All of `params.yaml`."""

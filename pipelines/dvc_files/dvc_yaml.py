@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.graph import Stage, all_stages, runs_of
+from pipelines.graph import Stage, all_runs, all_stages
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import LOCK
 
@@ -18,7 +18,7 @@ HEADER = "# Written by `make dag` from pipelines/graph.py. Change that, not this
 
 def dvc_document() -> dict[str, Any]:
     """Return the content of `dvc.yaml`."""
-    curves = [run.curves for stage in all_stages() for run in runs_of(stage) if run.curves]
+    curves = [run.curves for run in all_runs() if run.curves]
     return {
         "stages": {stage.name: _entry(stage) for stage in all_stages()},
         "plots": [{path: {"x": "step", "template": "linear", "title": _title(path)}} for path in curves],

@@ -13,7 +13,8 @@ from pipelines.engine.warm import WarmWorker, fork_worker
 from pipelines.engine.worker import StageTask
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT
-from pipelines.params import Compute, Parameters
+from pipelines.params import Parameters
+from pipelines.schema.running import Compute
 from pipelines.scratch.folder import FolderLock, Scratch
 from pipelines.workspace import Workspace
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipelines.engine.warm import Usage
 from pipelines.graph import StageRun
-from pipelines.params import Compute
 from pipelines.records.stage_record import hardware
+from pipelines.schema.running import Compute
 from pipelines.scratch.metric_log import MetricLog
 
 

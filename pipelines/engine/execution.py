@@ -34,7 +34,8 @@ from pipelines.engine.warm import silence_import_notices
 from pipelines.errors import InfrastructureError, is_expected, one_line
 from pipelines.graph import StageRun
 from pipelines.locks.retrying import ProcessLostError, RetryBudget
-from pipelines.params import Compute, Parameters
+from pipelines.params import Parameters
+from pipelines.schema.running import Compute
 from pipelines.scratch.folder import Scratch
 from pipelines.scratch.storage import Storage
 

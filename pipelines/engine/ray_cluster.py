@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import InfrastructureError
 from pipelines.identity.closure import ROOT
-from pipelines.params import Compute
+from pipelines.schema.running import Compute
 
 if TYPE_CHECKING:
     import torch

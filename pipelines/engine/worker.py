@@ -22,7 +22,8 @@ from pipelines.engine.parent import end_with_parent
 from pipelines.engine.warm import thread_settings
 from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, one_line, report_error
 from pipelines.locks.waiting import grace_period
-from pipelines.params import Compute, Parameters
+from pipelines.params import Parameters
+from pipelines.schema.running import Compute
 from pipelines.scratch.folder import Scratch
 
 

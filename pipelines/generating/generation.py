@@ -15,7 +15,8 @@ from components.errors import ParameterError
 from components.settings import to_json
 from pipelines import graph
 from pipelines.generating.options import GenerateOptions
-from pipelines.params import Compute, Parameters, load
+from pipelines.params import Parameters, load
+from pipelines.schema.running import Compute
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:

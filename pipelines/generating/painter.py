@@ -24,7 +24,7 @@ from pipelines.generating.plan import Shard
 from pipelines.graph import find
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import LOCK, digest, tree_digests
-from pipelines.params import Compute
+from pipelines.schema.running import Compute
 
 GENERATOR_VERSION = 1
 """Counts changes of what this package writes; the code that draws is counted by its digest."""

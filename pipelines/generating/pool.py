@@ -12,7 +12,7 @@ from pipelines.errors import InfrastructureError, one_line
 from pipelines.generating.painter import Drawing, Drawn, Painter
 from pipelines.generating.plan import Shard
 from pipelines.locks.retrying import ProcessLostError, RetryBudget
-from pipelines.params import Compute
+from pipelines.schema.running import Compute
 
 START_TIMEOUT = 120.0
 """Seconds in which Ray must have started one actor: a busy machine takes 20 to import torch."""

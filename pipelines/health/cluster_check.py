@@ -20,8 +20,9 @@ from pipelines.jobs.dashboard import Cluster, JobRequest, Node, dashboard_addres
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.inspection import report_in
 from pipelines.jobs.snapshot import freeze
-from pipelines.params import Compute, Parameters
+from pipelines.params import Parameters
 from pipelines.redaction import without_secrets
+from pipelines.schema.running import Compute
 from pipelines.scratch.storage import Storage
 from pipelines.workspace import Workspace
 

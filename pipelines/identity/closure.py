@@ -1,7 +1,7 @@
-"""Which source files a stage's result depends on: the import closure of its file.
+"""The source files that a stage's result depends on: the import closure of its file.
 
-Found by reading import statements, wherever they stand, without running anything. Orchestration (`pipelines/*.py`) is not part of
-a result: it has a version of its own in the fingerprint. Streaming is: it decides which pairs are in a batch.
+Found by reading import statements, wherever they stand, without running anything. The rest of `pipelines/` is not part of a result:
+it has a version of its own in the fingerprint, and `tests/pipelines/test_graph.py` lists its rooms with the reason for each.
 """
 
 import ast
@@ -13,6 +13,7 @@ from pipelines.graph import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTED = ("components", "pipelines.stages", "pipelines.streaming")
+"""Packages whose files count where a stage imports them. Streaming decides which pairs are in a batch."""
 
 
 def stage_sources(stage: Stage, root: Path = ROOT) -> list[str]:
@@ -20,14 +21,14 @@ def stage_sources(stage: Stage, root: Path = ROOT) -> list[str]:
     return sources_behind([f"pipelines.stages.{name}" for name in (stage.name, *stage.code)], root)
 
 
-def sources_behind(modules: Sequence[str], root: Path = ROOT) -> list[str]:
-    """Paths of `modules` and of all that they import and that counts; sorted, relative to the repository, POSIX."""
+def sources_behind(modules: Sequence[str], root: Path = ROOT, counted: Sequence[str] = COUNTED) -> list[str]:
+    """Paths of `modules` and of all that they import from `counted` packages; sorted, relative to the repository, POSIX."""
     todo = list(modules)
     seen: set[str] = set()
     files: set[Path] = set()
     while todo:
         module = todo.pop()
-        if module in seen or not (module in modules or _counts(module)):
+        if module in seen or not (module in modules or _is_in(counted, module)):
             continue
         seen.add(module)
         file = _file(module, root)
@@ -38,8 +39,8 @@ def sources_behind(modules: Sequence[str], root: Path = ROOT) -> list[str]:
     return sorted(file.relative_to(root).as_posix() for file in files)
 
 
-def _counts(module: str) -> bool:
-    return any(module == prefix or module.startswith(prefix + ".") for prefix in COUNTED)
+def _is_in(packages: Sequence[str], module: str) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
 
 
 def _file(module: str, root: Path) -> Path | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipelines.engine.ray_cluster import adds_nodes, require_bundles, set_ray_defaults
 from pipelines.errors import InfrastructureError, one_line
-from pipelines.params import Compute
+from pipelines.schema.running import Compute
 
 REQUEST_SECONDS = 15.0
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"

@@ -14,7 +14,8 @@ from pipelines import graph
 from pipelines.engine.warm import thread_settings
 from pipelines.errors import report_error
 from pipelines.jobs.task import JobTask, read_manifest, run_folder, write_manifest
-from pipelines.params import Compute, Parameters
+from pipelines.params import Parameters
+from pipelines.schema.running import Compute
 from pipelines.scratch.folder import FolderLock, Scratch
 from pipelines.scratch.manifest import ExecutionSite, JobManifest, RemoteExecution
 from pipelines.scratch.storage import Storage

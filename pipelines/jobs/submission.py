@@ -22,8 +22,9 @@ from pipelines.jobs.dashboard import Cluster, JobRequest, dashboard_address, res
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.snapshot import REPRO, freeze
 from pipelines.jobs.task import output_folder, read_manifest
-from pipelines.params import Compute, load
+from pipelines.params import load
 from pipelines.records.code_state import code_state
+from pipelines.schema.running import Compute
 from pipelines.scratch.folder import put_in_place
 from pipelines.scratch.storage import Storage, files_below
 from pipelines.workspace import Workspace
@@ -49,7 +50,8 @@ def submit(workspace: Workspace, stage: str | None = None) -> None:
     if not cluster.grows():  # with workers, the job's own process needs one more bundle, because it computes too
         bundles, resources = need.minimum + (1 if compute.workers else 0), [node.resources for node in nodes]
         require_bundles(bundles, need.cpus, need.gpus, resources, f"the cluster at {cluster.address}")
-        if target is None or target.stage.name in ("train_parity", "report"):
+        runs = graph.with_upstream([target]) if target else graph.all_runs()
+        if any(run.stage.starts_workers for run in runs):
             beside = f"the cluster at {cluster.address}, for the job's own process and the workers of train_parity beside it,"
             require_bundles(need.cpus + params.train_parity.workers, 1, 0, resources, beside)
     request = _request(workspace, storage, compute, targets, need.cpus, need.gpus)

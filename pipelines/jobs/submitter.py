@@ -27,7 +27,7 @@ from pipelines.jobs.dashboard import Cluster, JobRequest, dashboard_address, req
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.snapshot import freeze
 from pipelines.jobs.task import METRICS, JobTask, output_folder, read_manifest, run_folder
-from pipelines.params import Compute
+from pipelines.schema.running import Compute
 from pipelines.scratch.folder import Scratch
 from pipelines.scratch.storage import Storage, files_below
 

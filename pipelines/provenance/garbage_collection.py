@@ -59,7 +59,7 @@ def collect(workspace: Workspace, *, dry: bool) -> list[Removal]:
 
 def scratch_folders(home: Path) -> list[Path]:
     """Return the folders of stage runs, named `<stage>-<arm>-<fingerprint>`; not those of studies, sweeps and clones."""
-    known = {folder_stem(run.address) for stage in graph.all_stages() for run in graph.runs_of(stage)}
+    known = {folder_stem(run.address) for run in graph.all_runs()}
     shape = re.compile(r"(.+)-[0-9a-f]{16}")
     found = [(path, shape.fullmatch(path.name)) for path in sorted(home.glob("*")) if path.is_dir()]
     return [path for path, match in found if match and match[1] in known]

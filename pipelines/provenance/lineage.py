@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from components.errors import DataError, ParameterError
 from pipelines import graph
 from pipelines.identity.fingerprint import digest, tree_digests
-from pipelines.records.manifests import find_by_content, find_by_run, find_maker, producers
+from pipelines.records.manifests import find_by_content, find_by_run, find_maker
 from pipelines.scratch.manifest import Manifest
 from pipelines.workspace import Workspace
 
@@ -51,7 +51,7 @@ def trace(manifest: Manifest, home: Path, client: "MlflowClient | None") -> Step
             inputs = []
             for path, record in done.inputs.items():
                 maker = find_maker(record, home, client)
-                unknown = maker is None and path in producers()
+                unknown = maker is None and path in graph.producers()
                 inputs.append(StepInput(path, record.sha256, visit(maker) if maker else None, unknown))
             outputs = {path: digest(files) for path, files in done.outputs.items()}
             steps[done.fingerprint] = Step(done, outputs, tuple(inputs))
@@ -65,7 +65,7 @@ def find_stage(target: str) -> graph.StageRun | None:
     path = target.strip("/").removeprefix("./")
     if path == "reports/index.html":  # rendered from the report's output
         return graph.find("report")
-    for output, run in producers().items():
+    for output, run in graph.producers().items():
         if path == output or path.startswith(f"{output}/"):
             return run
     try:

@@ -20,13 +20,12 @@ import yaml
 from components.errors import DataError, ParameterError
 from pipelines.dvc_files.dvc_lock import LOCK_FILE
 from pipelines.errors import InfrastructureError
-from pipelines.graph import find
+from pipelines.graph import find, producers
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import digest, tree_digests
 from pipelines.provenance.lineage import Step, find_manifest, trace
 from pipelines.provenance.result_differences import ResultComparison, compare, show
 from pipelines.provenance.run_checks import download_patch
-from pipelines.records.manifests import producers
 from pipelines.records.stage_record import environment, hardware
 from pipelines.scratch.folder import folder_stem, put_in_place
 from pipelines.scratch.manifest import MANIFEST_FILE, Manifest, StageRecord

@@ -14,14 +14,14 @@ import yaml
 
 from components.errors import DataError
 from components.files import file_digest
-from pipelines import graph, params
+from pipelines import params
 from pipelines.dvc_files.dvc_lock import LOCK_FILE, dvc_md5, read_entries
-from pipelines.graph import StageRun
+from pipelines.graph import StageRun, all_runs, producers, with_upstream
 from pipelines.identity.closure import COUNTED, ROOT, stage_sources
 from pipelines.identity.fingerprint import LOCK, digest, fingerprint, tree_digests
 from pipelines.provenance.lineage import find_stage, relative
 from pipelines.provenance.run_checks import check_run
-from pipelines.records.manifests import download_manifest, find_by_content, find_by_fingerprint, find_maker, producers
+from pipelines.records.manifests import download_manifest, find_by_content, find_by_fingerprint, find_maker
 from pipelines.records.stage_record import sources_digest
 from pipelines.scratch.folder import folder_name
 from pipelines.scratch.manifest import InputRecord, Manifest
@@ -49,20 +49,13 @@ def _count(number: int, name: str) -> str:
 
 def upstream(targets: Sequence[str], workspace: Workspace) -> list[StageRun]:
     """Return the stages that made `targets` and all before them, in the graph's order. Raises DataError for an unknown target."""
-    everything = [run for stage in graph.all_stages() for run in graph.runs_of(stage)]
-    todo: list[StageRun] = []
+    named = []
     for target in targets:
         run = find_stage(relative(target, workspace))
         if run is None:
             raise DataError(f"verify: {target}: no stage writes it; give a path from dvc.yaml, or a stage")
-        todo.append(run)
-    wanted: set[str] = set()
-    while todo:
-        run = todo.pop()
-        if run.address not in wanted:
-            wanted.add(run.address)
-            todo += [producers()[path] for path in run.inputs.values() if path in producers()]
-    return [run for run in everything if run.address in wanted or not targets]
+        named.append(run)
+    return with_upstream(named) if named else all_runs()
 
 
 class Verification:

@@ -1,23 +1,16 @@
 """Finds the manifest of a finished stage run: by fingerprint, by the bytes of an output, or by the MLflow run."""
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.graph import StageRun, all_stages, runs_of
+from pipelines.graph import producers
 from pipelines.scratch.folder import folder_name, folder_stem
 from pipelines.scratch.manifest import MANIFEST_FILE, InputRecord, Manifest
 from pipelines.tracking.runs import MANIFEST_ARTIFACT, artifact_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-
-@cache
-def producers() -> Mapping[str, StageRun]:
-    """Return the stage run that writes each output path of the graph."""
-    return {path: run for stage in all_stages() for run in runs_of(stage) for path in run.all_outputs}
 
 
 def find_by_fingerprint(address: str, identity: str, home: Path) -> Manifest | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import one_line
-from pipelines.graph import StageRun, all_stages, runs_of
+from pipelines.graph import StageRun, all_runs
 from pipelines.identity.fingerprint import fingerprint
 from pipelines.params import Parameters
 from pipelines.records.manifests import find_by_fingerprint
@@ -47,7 +47,7 @@ class FoundRuns:
 def look_up(workspace: Workspace, params: Parameters) -> FoundRuns:
     """Find the run behind every stage, and tag the pipeline's run with their ids. Needs no server."""
     uri, shown = tracking_uri(workspace), public_uri(workspace)
-    stages = [run for stage in all_stages() for run in runs_of(stage)]
+    stages = all_runs()
     fingerprints = {run.address: _fingerprint(run, workspace, params) for run in stages}
     database = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
     if database and not Path(database).exists():

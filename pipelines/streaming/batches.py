@@ -9,7 +9,7 @@ from components.persons.augmentation import AugmentationConfig
 from components.persons.streaming.corpus import Corpus
 from components.persons.streaming.sample_reader import WINDOW_BLOCKS, SampleReader
 from components.training.context import Context
-from pipelines.params import Compute
+from pipelines.schema.running import Compute
 from pipelines.streaming.read_ahead import ReadAhead
 
 

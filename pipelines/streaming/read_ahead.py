@@ -19,7 +19,7 @@ import numpy as np
 from components.errors import DataError
 from components.persons.streaming.sample_reader import Arrays, SampleReader
 from pipelines.engine.ray_cluster import set_ray_defaults, start_ray
-from pipelines.params import Compute
+from pipelines.schema.running import Compute
 
 AHEAD = 4
 """Steps that a reader may have finished before they are asked for; and the unit of what Ray's object store is to hold."""

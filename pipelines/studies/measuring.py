@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import is_expected
-from pipelines.params import Compute
+from pipelines.schema.running import Compute
 from pipelines.studies.cells import Bench, Cell, Result
 from pipelines.studies.store import ResultStore
 

@@ -35,7 +35,7 @@ class SweepPlan:
     @property
     def given(self) -> list[str]:
         """Inputs that no stage writes, such as data/raw."""
-        makers = _makers()
+        makers = graph.producers()
         return sorted({path for run in (*self.shared, *self.own) for path in run.inputs.values() if path not in makers})
 
 
@@ -43,11 +43,11 @@ def make_plan(stages: Iterable[str], searched: Iterable[str]) -> SweepPlan:
     """Make the plan for a space that names `stages` and searches over `searched` (paths in params.yaml)."""
     named = {graph.find(stage).address for stage in stages}
     sections = {path.split(".")[0] for path in searched}
-    makers = _makers()
+    makers = graph.producers()
     shared: list[StageRun] = []
     upstream: list[StageRun] = []
     repeated: list[StageRun] = []
-    for run in ordered(named):
+    for run in graph.with_upstream(map(graph.find, named)):
         inputs = [makers[path] for path in run.inputs.values() if path in makers]
         if run.address in named or any(each in repeated for each in inputs):
             repeated.append(run)
@@ -58,29 +58,6 @@ def make_plan(stages: Iterable[str], searched: Iterable[str]) -> SweepPlan:
     return SweepPlan(tuple(shared), tuple(upstream), tuple(repeated))
 
 
-def ordered(stages: Iterable[str]) -> list[StageRun]:
-    """Return `stages` and all that they need, each after the stages it reads from."""
-    makers = _makers()
-    found: dict[str, StageRun] = {}
-
-    def visit(run: StageRun) -> None:
-        if run.address not in found:
-            for path in run.inputs.values():
-                if path in makers:
-                    visit(makers[path])
-            found[run.address] = run
-
-    for stage in stages:
-        visit(graph.find(stage))
-    order = [run.address for stage in graph.all_stages() for run in graph.runs_of(stage)]
-    return sorted(found.values(), key=lambda run: order.index(run.address))
-
-
 def sections_read(runs: Iterable[StageRun], document: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections of params.yaml that any of `runs` depends on."""
     return {key: document[key] for key in sorted({key for run in runs for key in run.stage.reads})}
-
-
-def _makers() -> dict[str, StageRun]:
-    """Return the stage run that writes each output path, metrics and curves included: the report reads them."""
-    return {path: run for stage in graph.all_stages() for run in graph.runs_of(stage) for path in run.all_outputs}

@@ -21,7 +21,7 @@ from components.errors import ParameterError
 from pipelines.engine.ray_cluster import ray_session, set_ray_defaults
 from pipelines.errors import InfrastructureError
 from pipelines.identity.closure import ROOT
-from pipelines.params import Compute
+from pipelines.schema.running import Compute
 from pipelines.sweeps.documents import value_at
 from pipelines.sweeps.driver import Driver
 from pipelines.sweeps.journal import WAITING, replay

@@ -8,7 +8,6 @@ from components.errors import ParameterError
 from pipelines import graph
 from pipelines.params import Parameters, from_document
 from pipelines.sweeps.documents import value_at, with_overrides, with_values
-from pipelines.sweeps.plan import ordered
 from pipelines.sweeps.population import rates
 from pipelines.sweeps.spaces import Distribution, Population, Space
 
@@ -34,7 +33,7 @@ def validate(space: Space, name: str, document: Mapping[str, Any]) -> None:
     Every choice, every bound and every point of the space is checked against the schema of params.yaml.
     """
     with _mistakes_in(f"{name}.yaml"):
-        runs = ordered([graph.find(stage).address for stage in space.stages])
+        runs = graph.with_upstream(map(graph.find, space.stages))
         for stage in [*(o.stage for o in space.objectives), *([space.scheduler.stage] if space.scheduler else [])]:
             if graph.find(stage) not in runs:
                 raise ParameterError(f"{stage}: is not run for {', '.join(space.stages)}; add it to stages")

@@ -17,7 +17,7 @@ from components.persons.shards import CaptionRow, DatasetWriter
 from components.persons.streaming.corpus import open_corpus
 from components.persons.streaming.sample_reader import SampleReader
 from pipelines.identity.closure import ROOT
-from pipelines.params import Compute
+from pipelines.schema.running import Compute
 from pipelines.streaming.read_ahead import ReadAhead
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
@@ -115,7 +115,7 @@ def test_two_worker_processes_read_the_global_batches_of_one(folder):
     import ray
 
     def rows_of(source):
-        from pipelines.params import Compute
+        from pipelines.schema.running import Compute
         from pipelines.streaming.read_ahead import ReadAhead
 
         with ReadAhead(source, steps=30, readers=1, compute=Compute()) as there:

@@ -8,6 +8,7 @@ import yaml
 from components.errors import ParameterError
 from pipelines import params, presets
 from pipelines.identity.closure import ROOT
+from pipelines.schema.running import Compute
 from pipelines.tracking.runs import flatten
 
 
@@ -116,7 +117,7 @@ def test_a_misspelt_override_is_refused(file, monkeypatch):
 
 def test_an_empty_compute_section_means_its_defaults(file):
     change(file, "compute", None)
-    assert params.load(file).compute == params.Compute()
+    assert params.load(file).compute == Compute()
 
 
 def test_a_stage_sees_only_the_keys_it_declared(file):

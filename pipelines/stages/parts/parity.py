@@ -9,7 +9,8 @@ import torch
 
 from pipelines.engine.context import StageContext
 from pipelines.engine.execution import under_ray_train
-from pipelines.params import Compute, Parameters
+from pipelines.params import Parameters
+from pipelines.schema.running import Compute
 from pipelines.scratch.folder import Scratch
 from pipelines.scratch.metric_log import MetricLog
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pipelines import presets
-from pipelines.graph import all_stages, runs_of
+from pipelines.graph import all_runs, all_stages
 from pipelines.identity.closure import stage_sources
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ for path in json.load(open("outputs.json"))[address]:
 with open("executed", "a") as file:
     file.write(address + "\\n")
 """
-RUNS = [run for stage in all_stages() for run in runs_of(stage)]
+RUNS = all_runs()
 
 
 class Checkout:

@@ -71,7 +71,7 @@ def work(rank, world_size, on_save):
     return {{"rank": rank}}
 
 from pipelines.engine.execution import under_ray_train
-from pipelines.params import Compute
+from pipelines.schema.running import Compute
 from pipelines.scratch.folder import Scratch
 
 Scratch(folder / "scratch").begin()

@@ -465,7 +465,7 @@ from pipelines.engine.ray_cluster import set_ray_defaults, start_ray
 from pipelines.errors import InfrastructureError
 from pipelines.generating.plan import Prompt, plan
 from pipelines.generating.pool import draw_with_ray
-from pipelines.params import Compute
+from pipelines.schema.running import Compute
 
 set_ray_defaults()
 one, two = json.loads(sys.argv[1])

@@ -11,7 +11,8 @@ from pipelines.identity import closure
 from pipelines.identity import fingerprint as subject
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import digest, fingerprint, tree_digests
-from pipelines.params import Compute, Parameters, load
+from pipelines.params import Parameters, load
+from pipelines.schema.running import Compute
 
 
 @pytest.fixture

@@ -39,8 +39,8 @@ from pipelines.jobs.inspection import REPORT, report_in
 from pipelines.jobs.snapshot import REPRO, freeze, source_files
 from pipelines.jobs.submission import by_hand, tracking_for_job
 from pipelines.jobs.task import JobTask
-from pipelines.params import Compute
 from pipelines.records.code_state import CodeState, code_revision, code_state
+from pipelines.schema.running import Compute
 from pipelines.scratch.storage import STORAGE_MANIFEST, Storage, files_below
 
 # -- what travels ------------------------------------------------------------------------------------------------------
