@@ -20,7 +20,7 @@ from timing import describe, save
 from components.settings import to_json
 from pipelines import params
 from pipelines.engine.ray_cluster import set_ray_defaults, start_ray
-from pipelines.generating.painter import Drawing
+from pipelines.generating.painter import DrawSettings
 from pipelines.generating.plan import plan
 from pipelines.generating.pool import draw
 from pipelines.generating.prompts import Prompt
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKERS = (1, 2)
 
 
-def measure(drawing: Drawing, pictures: int, compute: Compute) -> dict[str, Any]:
+def measure(drawing: DrawSettings, pictures: int, compute: Compute) -> dict[str, Any]:
     """Draw `pictures` and one shard more a worker, which is not counted; a shard is one batch."""
     prompts = [Prompt(str(number), f"a woman in a red coat, number {number}") for number in range(pictures)]
     extra = [Prompt(f"first {number}", "a man in a blue coat") for number in range(compute.workers * drawing.batch)]
@@ -47,9 +47,9 @@ def measure(drawing: Drawing, pictures: int, compute: Compute) -> dict[str, Any]
     return {"pictures": drawn_then, "seconds": seconds, "rate": drawn_then / seconds, "active_steps": active}
 
 
-def drawing_of(model: Path, chosen: Parameters, batch: int, taca: dict[str, Any] | None) -> Drawing:
+def drawing_of(model: Path, chosen: Parameters, batch: int, taca: dict[str, Any] | None) -> DrawSettings:
     """As params.yaml draws, without guidance."""
-    return Drawing(
+    return DrawSettings(
         model=model.absolute(),
         adapter=None,
         taca=taca,

@@ -36,7 +36,7 @@ def apply(name: str, root: Path) -> list[str]:
 
 
 def resolve(root: Path, preset: str | None) -> params.Parameters:
-    """Return the parameters of a workspace with a preset laid over them; nothing is written there."""
+    """Return the parameters of a workspace with a preset applied; nothing is written."""
     if preset is None:
         return params.load(root / "params.yaml")
     with tempfile.TemporaryDirectory() as scratch:

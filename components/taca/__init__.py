@@ -1,4 +1,7 @@
-"""Temperature-Adjusted Cross-modal Attention (arXiv 2506.07986): pictures that follow their text better."""
+"""Temperature-Adjusted Cross-modal Attention (arXiv 2506.07986): images that follow their text better.
+
+Retrieval is in `components/gadms`, the metrics in `components/evaluation`.
+"""
 
 from importlib import import_module
 from typing import Any
@@ -19,7 +22,7 @@ _PUBLIC = {
     "load_base": "reference",
     "load_lora": "lora",
     "observe_attention": "observation",
-    "register_family": "families",
+    "register_family": "registry",
     "save_lora": "lora",
     "temperature_adjusted_attention": "attention",
     "threshold_for_fraction": "transfer",

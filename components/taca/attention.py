@@ -6,9 +6,8 @@ the queries are split:
     image rows = attention(Q_image, [gamma K_text ; K_image], V)
     text rows  = attention(Q_text,  [      K_text ; K_image], V)
 
-since q . (gamma k) = gamma (q . k). Every query row is computed once, as in stock attention, by whatever kernel is in
-use; the only extra memory is one copy of the keys. The paper's own "selective recomposition" runs two full attentions
-instead.
+since q . (gamma k) = gamma (q . k). Every query row is computed once, as in stock attention, by the active kernel; the only extra
+memory is one copy of the keys. The paper's own "selective recomposition" runs two full attentions instead.
 """
 
 from typing import Any
@@ -34,7 +33,7 @@ def temperature_adjusted_attention(
     backend: Any = None,
     parallel_config: Any = None,
 ) -> Tensor:
-    """Joint attention with the image-to-text logits multiplied by `gamma` (arXiv 2506.07986, Eq. 10).
+    """Compute joint attention with the image-to-text logits multiplied by `gamma` (arXiv 2506.07986, Eq. 10).
 
     query, key, value: (B, S, H, D) over the joint sequence, after query/key normalisation (before it, gamma would
     cancel) and rotary embedding. text: the slice of the sequence that holds the text tokens, at its beginning (FLUX)
@@ -68,10 +67,9 @@ def temperature_adjusted_attention(
             "reshape (B,) to (B, 1, 1, 1)"
         )
 
-    text_first = start == 0
-    of_text = slice(start, stop)
-    of_image = slice(stop, length) if text_first else slice(0, start)
-    adjusted, plain = (of_image, of_text) if queries == "image" else (of_text, of_image)  # query rows
+    text_rows = slice(start, stop)
+    image_rows = slice(stop, length) if start == 0 else slice(0, start)
+    adjusted, plain = (image_rows, text_rows) if queries == "image" else (text_rows, image_rows)  # query rows
     columns = plain  # the keys whose logits change are those of the other modality
 
     adjusted_mask = _mask_rows(attn_mask, query, adjusted)
@@ -80,12 +78,11 @@ def temperature_adjusted_attention(
     else:
         adjusted_rows = attend(query[:, adjusted], _scaled(key, gamma, columns), adjusted_mask)
     plain_rows = attend(query[:, plain], key, _mask_rows(attn_mask, query, plain))
-    adjusted_comes_first = adjusted.start == 0
-    return torch.cat([adjusted_rows, plain_rows] if adjusted_comes_first else [plain_rows, adjusted_rows], dim=1)
+    return torch.cat([adjusted_rows, plain_rows] if adjusted.start == 0 else [plain_rows, adjusted_rows], dim=1)
 
 
 def _scaled(key: Tensor, gamma: float | Tensor, columns: slice) -> Tensor:
-    """The keys (B, S, H, D) with those at `columns`, one end of the sequence, multiplied by gamma."""
+    """Return the keys (B, S, H, D) with those at `columns`, one end of the sequence, multiplied by gamma."""
     # The product is rounded once: a float32 gamma promotes bfloat16 keys, and 1.2 is never rounded to bfloat16 itself.
     scaled = (key[:, columns] * gamma).to(key.dtype)
     if columns.start == 0:
@@ -94,7 +91,7 @@ def _scaled(key: Tensor, gamma: float | Tensor, columns: slice) -> Tensor:
 
 
 def _with_bias(mask: Tensor | None, gamma: float | Tensor, query: Tensor, columns: slice) -> Tensor:
-    """A mask for some query rows, with log(gamma) added over the keys at `columns`. Without a mask (B, H or 1, 1, S)."""
+    """Return a mask for some query rows with log(gamma) added over the keys at `columns`: (B, H or 1, 1, S) without `mask`."""
     batch, length = query.shape[:2]
     exact = torch.promote_types(query.dtype, torch.float32)
     factor = torch.as_tensor(gamma, dtype=exact, device=query.device)
@@ -110,7 +107,7 @@ def _with_bias(mask: Tensor | None, gamma: float | Tensor, query: Tensor, column
 
 
 def _text_range(query: Tensor, key: Tensor, text: slice) -> tuple[int, int]:
-    """The text tokens as (start, stop), checked to lie at one end of a joint sequence."""
+    """Return the text tokens as (start, stop), checked to lie at one end of a joint sequence."""
     length = key.shape[1]
     if query.shape[1] != length:
         raise ParameterError(f"TACA needs joint attention: {query.shape[1]} queries against {length} keys")
@@ -124,7 +121,7 @@ def _text_range(query: Tensor, key: Tensor, text: slice) -> tuple[int, int]:
 
 
 def _mask_rows(mask: Tensor | None, query: Tensor, rows: slice) -> Tensor | None:
-    """The part of a mask that belongs to some query rows; masks over keys alone serve every row."""
+    """Return the part of a mask for some query rows; a mask over keys alone holds for every row."""
     batch, length = query.shape[:2]
     if mask is None or mask.ndim < 2 or (mask.ndim == 2 and mask.shape[0] == batch) or mask.shape[-2] != length:
         return mask

@@ -1,14 +1,14 @@
-"""Latents and text embeddings, computed once: training then needs neither the VAE nor the text encoders.
+"""Latents and text embeddings on disk, computed once: training then needs neither the VAE nor the text encoders.
 
 A folder of safetensors shards and one index:
 
-    latents-00000.safetensors  latents, shifted and scaled, one row a picture: (n, S, C) packed (FLUX), (n, C, H, W) (SD3)
-    text-00000.safetensors     prompt_embeds (n, T, D), pooled (n, P), text_mask (n, T) bool, as far as the model has them
+    latents-00000.safetensors  latents, shifted and scaled, one row per picture: (n, S, C) packed (FLUX), (n, C, H, W) (SD3)
+    text-00000.safetensors     prompt_embeds (n, T, D), pooled (n, P), text_mask (n, T) bool, those that the model has
     empty.safetensors          the same for the empty prompt, for caption dropout
-    index.json                 image_ids, captions, the picture of each caption, the grid of latent tokens, rows a shard
+    index.json                 image_ids, captions, the picture of each caption, the grid of latent tokens, rows per shard
 
-Shards are memory-mapped, so a cache may be larger than memory (FLUX.1-dev: 4 MiB a caption in bfloat16). Every file is
-the same byte for byte when written again.
+Shards are memory-mapped, so a cache may be larger than memory (FLUX.1-dev: 4 MiB a caption in bfloat16). The same
+input gives the same bytes.
 """
 
 import json
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from components.errors import DataError
-from components.taca.conventions import encode_captions, encode_pictures, picture_multiple
+from components.taca.conventions import encode_captions, encode_pictures, image_positions, picture_multiple
 
 INDEX = "index.json"
 
@@ -47,8 +47,8 @@ def write_cache(
 ) -> None:
     """Encode the pictures and captions of `rows` into `folder` (created; must not hold a cache already).
 
-    `pixels(image_ids)` gives pictures (n, 3, H, W), all of one size. A picture with several captions is encoded once.
-    `progress(done, total)` is told of encoded rows (pictures and captions together).
+    `pixels(image_ids)` returns pictures (n, 3, H, W), all of one size. A picture with several captions is encoded once.
+    `progress(done, total)` is called with the number of encoded rows (pictures and captions together).
     """
     if not rows:
         raise DataError("no captions to encode: the dataset has no rows for this split and form")
@@ -87,7 +87,7 @@ def write_cache(
 
 @dataclass
 class LatentCache:
-    """A cache on disk, read row by row. A row is a caption with its picture. Use `LatentCache.open`."""
+    """A cache on disk, read row by row with `LatentCache.open`. A row is a caption with its picture."""
 
     folder: Path
     rows: tuple[CachedCaption, ...]
@@ -111,21 +111,12 @@ class LatentCache:
         return len(self.rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # memory maps stay behind when the cache travels to a worker
+        return {**self.__dict__, "_open": {}}  # a worker opens its own memory maps
 
     @property
     def tokens(self) -> int:
-        """How many image tokens the transformer sees; a threshold is transferred by it."""
+        """The number of image tokens that the transformer sees; a threshold is transferred by it."""
         return self.grid[0] * self.grid[1]
-
-    @property
-    def img_ids(self) -> Tensor:
-        """Positions of the latent tokens for rotary embedding: (S, 3) float32 of (0, row, column)."""
-        down, across = self.grid
-        ids = torch.zeros(down, across, 3)
-        ids[..., 1] = torch.arange(down)[:, None]
-        ids[..., 2] = torch.arange(across)[None, :]
-        return ids.reshape(-1, 3)
 
     def batch(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
         """Rows as a batch for `VelocityTask`.
@@ -139,8 +130,8 @@ class LatentCache:
             "latents": torch.stack([self._row("latents", "latents", self._picture_rows[index]) for index in chosen])
         }
         if batch["latents"].ndim == 3:
-            batch["img_ids"] = self.img_ids
-        for name in self._file("empty").keys():  # noqa: SIM118 (a safetensors file is no mapping)
+            batch["img_ids"] = image_positions(*self.grid)
+        for name in self._file("empty").keys():  # noqa: SIM118 (a safetensors file is not a mapping)
             batch[name] = torch.stack([self._row("text", name, index) for index in chosen])
         return batch
 

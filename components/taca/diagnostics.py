@@ -1,8 +1,8 @@
-"""How much of the image's attention goes to the text: per layer and sampler step, with TACA and without.
+"""Text mass: the part of the image's attention that goes to the text, per layer and sampler step, with TACA and without.
 
 The paper's first finding (arXiv 2506.07986, section 3.2) is that image queries give the text too little of their softmax, because
-image keys outnumber text keys. This measures that share on the running model, from the very queries and keys that its attention
-gets. More mass is no proof that a temperature works: where a row's text logits are negative, a gamma above 1 takes mass away.
+image keys outnumber text keys. This measures it on the running model, from the queries and keys that its attention gets.
+More mass does not prove that a temperature works: where a row's text logits are negative, a gamma above 1 reduces it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from components.errors import ParameterError
 from components.taca.config import Effect
-from components.taca.families import Family, family_of, forward_parameters, named_arguments
+from components.taca.families import Family, forward_parameters, named_arguments
 from components.taca.generation import generate
 from components.taca.install import taca_handle
 from components.taca.observation import observe_attention
+from components.taca.registry import family_of
 from components.taca.schedule import TemperatureSchedule
 
 
@@ -34,13 +35,13 @@ def text_attention_mass(
     scale: float | None = None,
     chunk: int = 256,
 ) -> Tensor:
-    """The share of their softmax that image queries spend on text keys, mean over image queries: (B, H), in [0, 1].
+    """Return the softmax mass of image queries on text keys, mean over image queries: (B, H), in [0, 1].
 
     query, key: (B, S, H, D) over the joint sequence, as attention gets them. text: the slice of the sequence that is text. gamma:
     TACA's temperature, broadcast to the text keys (B, T, H, 1), None for 1; with `effect` "bias" its logarithm is added to the
-    logits instead. attn_mask: (B, S) over keys or broadcastable to (B, H, S, S), boolean (True: may look) or added to the logits.
-    scale: the softmax scale, default 1/sqrt(D). A query that may look at nothing is left out of the mean; NaN where that is every
-    query.
+    logits instead. attn_mask: (B, S) over keys or broadcastable to (B, H, S, S), boolean (True: attends) or added to the logits.
+    scale: the softmax scale, default 1/sqrt(D). A query whose keys are all masked is left out of the mean; NaN where
+    that is every query.
 
     Exact, in float32 (float64 for float64 inputs): with l_text and l_image the log-sum-exp of a row's two groups of logits, its
     mass is sigmoid(l_text - l_image). `chunk` query rows are in memory at once, so the largest tensor is B H chunk S. Raises
@@ -68,25 +69,25 @@ def text_attention_mass(
     counted = torch.zeros_like(total)
     with torch.autocast(query.device.type, enabled=False):  # which would take the products in half precision
         for rows in image.split(chunk):
-            asked = query[:, rows].to(dtype).transpose(1, 2) * scale  # (B, H, rows, D)
-            seen = mask[..., rows, :] if mask is not None and mask.shape[-2] == length else mask
-            towards_text = _log_sum(asked @ text_key + plus, None if seen is None else seen[..., start:stop])
-            towards_image = _log_sum(asked @ image_key, None if seen is None else seen[..., image])
-            mass = torch.sigmoid(towards_text - towards_image)  # (B, H, rows); -inf - -inf is NaN
+            scaled = query[:, rows].to(dtype).transpose(1, 2) * scale  # (B, H, rows, D)
+            visible = mask[..., rows, :] if mask is not None and mask.shape[-2] == length else mask
+            text_sum = _log_sum(scaled @ text_key + plus, None if visible is None else visible[..., start:stop])
+            image_sum = _log_sum(scaled @ image_key, None if visible is None else visible[..., image])
+            mass = torch.sigmoid(text_sum - image_sum)  # (B, H, rows); -inf - -inf is NaN
             total += mass.nansum(-1)
             counted += mass.isfinite().sum(-1)
     return total / counted
 
 
 def _log_sum(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """log sum exp over keys of masked logits (B, H, rows, keys); -inf where no key may be seen."""
+    """Return log sum exp over keys of masked logits (B, H, rows, keys); -inf where every key is masked."""
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
     return logits.logsumexp(-1)
 
 
 def _four_dimensional(mask: Tensor | None, batch: int) -> Tensor | None:
-    """A mask with axes for batch, heads, queries and keys, of size 1 where it says nothing of them."""
+    """Return a mask with axes for batch, heads, queries and keys; size 1 where all of them share it."""
     if mask is None or mask.ndim == 4:
         return mask
     if mask.ndim == 2 and mask.shape[0] == batch:  # (B, S) over keys
@@ -111,11 +112,11 @@ class TextMass:
 
     @property
     def uniform_share(self) -> float:
-        """The mass that text would have if all keys weighed the same: its share of the tokens."""
+        """The mass of text if all keys had the same weight: its fraction of the tokens."""
         return self.text_tokens / (self.text_tokens + self.image_tokens)
 
     def columns(self, prompt_ids: Sequence[int]) -> dict[str, list[Any]]:
-        """A table with a row for each picture, call and layer; `prompt_ids` (N,) names the pictures, steps count from 1."""
+        """Return a table with a row per picture, call and layer; `prompt_ids` (N,) names the pictures, steps count from 1."""
         number, calls, layers = self.mass.shape
         cells = [(prompt, call, layer) for prompt in range(number) for call in range(calls) for layer in range(layers)]
         return {
@@ -141,11 +142,11 @@ def measure_text_mass(
     chunk: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> TextMass:
-    """Draw one picture for each (prompt, seed), as `generate` does without guidance, and measure on the way.
+    """Draw one picture per (prompt, seed), as `generate` does without guidance, and record the text mass.
 
-    The model is measured as it is: enable TACA, or enter `apply_arm`, before. Without guidance because a second forward would be
-    of another prompt. The other settings are those of `generate`; `chunk` is that of `text_attention_mass`; `progress` is called
-    with (done, total) after every batch. Raises as `generate`, and `ParameterError` for nothing to draw.
+    Enable TACA, or enter `apply_arm`, before. Without guidance because the second forward would be of another prompt. The other
+    settings are those of `generate`; `chunk` is that of `text_attention_mass`; `progress` is called with (done, total) after every
+    batch. Raises as `generate`, and `ParameterError` for nothing to draw.
     """
     if not prompts:
         raise ParameterError("measure_text_mass: no prompts; give at least one")
@@ -172,12 +173,12 @@ def measure_text_mass(
 
 
 class _Recorder:
-    """What a transformer's calls and joint attention layers tell while pictures are drawn."""
+    """Collects noise levels and text mass while a transformer draws pictures."""
 
     def __init__(self, family: Family, schedule: TemperatureSchedule | None, chunk: int) -> None:
         self.family, self.schedule, self.chunk = family, schedule, chunk
         self.sigma: list[Tensor] = []  # of each call
-        self.told: list[tuple[str, Tensor, Tensor]] = []  # by call, then layer: name, mass (B,), active ()
+        self.records: list[tuple[str, Tensor, Tensor]] = []  # by call, then layer: name, mass (B,), active ()
         self.tokens = (0, 0)
 
     def layer(
@@ -202,19 +203,19 @@ class _Recorder:
             chunk=self.chunk,
         )
         active = torch.zeros((), dtype=torch.bool) if gamma is None else (gamma != 1).any()
-        self.told.append((_short(name, self.family), mass.mean(1), active))
+        self.records.append((_short_name(name, self.family), mass.mean(1), active))
         count = len(range(*text.indices(key.shape[1])))
         self.tokens = (count, key.shape[1] - count)
 
     def result(self) -> TextMass:
-        layers, calls = tuple(dict.fromkeys(name for name, _, _ in self.told)), len(self.sigma)
-        if not layers or [name for name, _, _ in self.told] != list(layers) * calls:
+        layers, calls = tuple(dict.fromkeys(name for name, _, _ in self.records)), len(self.sigma)
+        if not layers or [name for name, _, _ in self.records] != list(layers) * calls:
             raise ParameterError(
-                f"text mass: {len(self.told)} attention calls in {calls} transformer calls of {len(layers)} joint layers; "
+                f"text mass: {len(self.records)} attention calls in {calls} transformer calls of {len(layers)} joint layers; "
                 "measure a model that calls every layer once, without a compiled or cached forward"
             )
-        mass = torch.stack([mass for _, mass, _ in self.told], dim=1).float().cpu()  # (B, K * L)
-        active = torch.stack([active.cpu() for _, _, active in self.told])
+        mass = torch.stack([mass for _, mass, _ in self.records], dim=1).float().cpu()  # (B, K * L)
+        active = torch.stack([active.cpu() for _, _, active in self.records])
         return TextMass(
             layers,
             torch.stack(self.sigma).cpu(),
@@ -226,7 +227,7 @@ class _Recorder:
 
 @contextmanager
 def _recorded(transformer: Any, chunk: int) -> Iterator[_Recorder]:
-    """A recorder that hears `transformer` until the block ends."""
+    """Record the calls of `transformer` until the block ends."""
     handle, family, parameters = taca_handle(transformer), family_of(transformer), forward_parameters(transformer)
     recorder = _Recorder(family, handle.schedule if handle else None, chunk)
 
@@ -242,7 +243,7 @@ def _recorded(transformer: Any, chunk: int) -> Iterator[_Recorder]:
         hook.remove()
 
 
-def _short(module: str, family: Family) -> str:
-    """A joint attention module as people call it: "transformer_blocks.0.attn" is "double 0"."""
+def _short_name(module: str, family: Family) -> str:
+    """Return the short name of a joint attention module: "transformer_blocks.0.attn" is "double 0"."""
     numbers = [part for part in module.split(".") if part.isdigit()]
     return f"{family.stream(module)} {numbers[0]}" if numbers else module

@@ -1,8 +1,6 @@
-"""What differs between the transformers TACA can be installed into: attention layers, timestep unit, text, processors.
+"""What describes a transformer family: its attention layers, timestep unit and processors, and the pipeline that runs it.
 
-One `Family` per transformer class; another model is one entry (`register_family`) and, if its attention is called
-differently, one processor of a few lines; docs/taca.md shows it with CogVideoX. Transformers with separate
-cross-attention (SDXL, PixArt, Wan, ...) have no joint softmax, so TACA has no meaning there.
+The families themselves are in `models/`, found by `registry.family_of`; docs/taca.md adds CogVideoX as an example.
 """
 
 import inspect
@@ -10,23 +8,75 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from components.errors import ParameterError
 from components.taca.config import Stream
-from components.taca.processors import (
-    AuraFlowTemperatureProcessor,
-    FluxTemperatureProcessor,
-    QwenTemperatureProcessor,
-    SD3TemperatureProcessor,
-    TemperatureProcessor,
-)
+from components.taca.processors import TemperatureProcessor
+
+Batch = Mapping[str, Tensor]
 
 # The suffixes carry "attn." so that they match neither SD3's image-only attn2 nor any feed-forward layer.
 JOINT_ATTENTION_LINEARS = tuple(
     f"attn.{linear}"
     for linear in ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_out.0", "to_q", "to_v")
 )
+
+
+def plain_guidance(pipe: Any, scale: float, embedded: float) -> dict[str, Any]:
+    """Return the call arguments of a pipeline whose `guidance_scale` is that of classifier-free guidance."""
+    return {"guidance_scale": scale}
+
+
+def shifted_latents(vae: Any, pixels: Tensor) -> Tensor:
+    """Encode pixels with an `AutoencoderKL`, shifted and scaled by its config."""
+    mean = vae.encode(pixels.to(vae.dtype)).latent_dist.mean  # (B, C, H / f, W / f)
+    return (mean - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def no_arguments(batch: Batch, dtype: torch.dtype) -> dict[str, Any]:
+    """Return no further arguments of a forward."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """A pipeline class of diffusers, and what caching, training and drawing need to know about it.
+
+    - `text_parts`: its text encoders and tokenizers; it also has a transformer, a VAE and a scheduler.
+    - `length_tokenizer`: the tokenizer whose own length bounds the text, at most `max_text_tokens` tokens, the pipeline's
+      default. `prepended_text_tokens` are put in front of these.
+    - `embed_captions(pipe, captions, length)`: the pipeline's own embedding of captions, by name: "prompt_embeds" (N, T, D);
+      "pooled" (N, P) and "text_mask" (N, T) bool, True where the transformer attends, if it takes them.
+    - `guidance_arguments(pipe, scale, embedded)`: the arguments of its call that set the scale of classifier-free guidance
+      (1 is off) and the embedded scale of a guidance-distilled model.
+    - `encode_pixels(vae, pixels)`: float32 pixels (B, 3, H, W) in [-1, 1] as scaled latents (B, C, H / f, W / f).
+    - `forward_arguments(batch, dtype)`: the transformer's arguments for a training batch beside latents, timestep, guidance,
+      prompt and pooled embeddings.
+    - `packed`: whether latents are tokens of 2x2 patches (B, S, 4 C), not (B, C, H, W).
+    - `encoder_fallback`: (encoder, part): where a folder lacks this encoder, its embedding is zeros as wide as this part says.
+    - `passes_sigmas`: whether its call passes evenly spaced noise levels to the scheduler, which shifts them.
+    - `rounds_timesteps`: whether its call rounds t to the latents' dtype before the transformer sees it.
+    """
+
+    pipeline: str
+    text_parts: tuple[str, ...]
+    length_tokenizer: str
+    max_text_tokens: int
+    embed_captions: Callable[[Any, list[str], int], dict[str, Tensor]]
+    prepended_text_tokens: int = 0
+    guidance_arguments: Callable[[Any, float, float], dict[str, Any]] = plain_guidance
+    encode_pixels: Callable[[Any, Tensor], Tensor] = shifted_latents
+    forward_arguments: Callable[[Batch, torch.dtype], dict[str, Any]] = no_arguments
+    packed: bool = True
+    encoder_fallback: tuple[str, str] | None = None
+    passes_sigmas: bool = True
+    rounds_timesteps: bool = True
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Every part that a folder of this class may hold."""
+        return ("transformer", "vae", *self.text_parts, "scheduler")
 
 
 @dataclass(frozen=True)
@@ -41,12 +91,14 @@ class Family:
     - `attention_kwargs`: forward's argument that reaches the attention processors.
     - `prefix_tokens`: learned tokens that the transformer puts before the text (AuraFlow's registers). They carry no
       text, and their logits are left alone.
-    - `text_mask`: forward's argument that says which text tokens are no padding, bool (B, at least T), if it has one.
-    - `guidance`: how pipelines run the two halves of classifier-free guidance: "named" passes (diffusers'
+    - `text_mask`: forward's argument that masks padding out of the text, bool (B, at least T), if it has one.
+    - `guidance_halves`: how pipelines run the two halves of classifier-free guidance: "named" passes (diffusers'
       `cache_context`), or one "batch" with the unconditional half first.
-    - `checkpointed_kwargs`: set where diffusers forgets `attention_kwargs` under gradient checkpointing: the name that
-      the blocks know them by.
+    - `checkpointed_kwargs`: set where diffusers forgets `attention_kwargs` under gradient checkpointing: the blocks' name
+      of that argument.
     - `lora_targets`: attention-only LoRA targets (PEFT suffixes).
+    - `lora_reader`: diffusers' reader of LoRA files in the layer names of the family's own code, if those differ.
+    - `conventions`: its pipeline; None for a transformer that is patched, but neither trained nor drawn with here.
     """
 
     name: str
@@ -60,117 +112,23 @@ class Family:
     attention_kwargs: str = "joint_attention_kwargs"
     prefix_tokens: int = 0
     text_mask: str | None = None
-    guidance: Literal["named", "batch"] = "named"
+    guidance_halves: Literal["named", "batch"] = "named"
     checkpointed_kwargs: str | None = None
     lora_targets: tuple[str, ...] = JOINT_ATTENTION_LINEARS
+    lora_reader: str | None = None
+    conventions: Conventions | None = None
 
     def sigma(self, timestep: Tensor) -> Tensor:
-        """The noise level in [0, 1] of a timestep as this transformer's forward takes it; float32, at least 1-d."""
+        """Return the noise level in [0, 1] of a timestep as this transformer's forward takes it; float32, at least 1-d."""
         return timestep.float().reshape(-1) / self.timestep_scale
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """The timestep this transformer's forward takes for a noise level."""
+        """Return the timestep that this transformer's forward takes for a noise level."""
         return sigma * self.timestep_scale
 
     def stream(self, module_name: str) -> Stream:
         """Whether a joint attention module sits in a double- or a single-stream block."""
         return "single" if module_name.split(".", 1)[0] == self.single_blocks else "double"
-
-
-FLUX = Family(
-    name="flux",  # FLUX.1 dev, schnell, Fill and Kontext, whose reference image counts as image
-    transformer="FluxTransformer2DModel",
-    stock_processor="FluxAttnProcessor",
-    processor=FluxTemperatureProcessor,
-    layers=lambda config: config.num_layers + config.num_single_layers,
-    timestep_scale=1.0,
-)
-
-CHROMA = Family(
-    name="chroma",
-    transformer="ChromaTransformer2DModel",
-    stock_processor="FluxAttnProcessor",
-    processor=FluxTemperatureProcessor,
-    layers=lambda config: config.num_layers + config.num_single_layers,
-    timestep_scale=1.0,
-    text_mask="attention_mask",  # over text and image; Chroma's text keeps one padding token in it
-    checkpointed_kwargs="joint_attention_kwargs",
-)
-
-SD3 = Family(
-    name="sd3",
-    transformer="SD3Transformer2DModel",
-    stock_processor="JointAttnProcessor2_0",
-    processor=SD3TemperatureProcessor,
-    layers=lambda config: config.num_layers,
-    timestep_scale=1000.0,
-    guidance="batch",
-)
-
-QWEN_IMAGE = Family(
-    name="qwen-image",
-    transformer="QwenImageTransformer2DModel",
-    stock_processor="QwenDoubleStreamAttnProcessor2_0",
-    processor=QwenTemperatureProcessor,
-    layers=lambda config: config.num_layers,
-    timestep_scale=1.0,
-    attention_kwargs="attention_kwargs",
-    text_mask="encoder_hidden_states_mask",
-)
-
-AURAFLOW = Family(
-    name="auraflow",
-    transformer="AuraFlowTransformer2DModel",
-    stock_processor="AuraFlowAttnProcessor2_0",
-    processor=AuraFlowTemperatureProcessor,
-    layers=lambda config: config.num_mmdit_layers + config.num_single_dit_layers,
-    timestep_scale=1.0,
-    attention_kwargs="attention_kwargs",
-    prefix_tokens=8,
-    guidance="batch",
-    checkpointed_kwargs="attention_kwargs",
-)
-
-FAMILIES: dict[str, Family] = {family.transformer: family for family in (FLUX, CHROMA, SD3, QWEN_IMAGE, AURAFLOW)}
-
-# Text and image never share a softmax in these.
-_CROSS_ATTENTION = (
-    "UNet2D",
-    "UNet3D",
-    "UNetMotion",
-    "PixArt",
-    "Sana",
-    "Wan",
-    "LTX",
-    "HunyuanDiT",
-    "Kandinsky",
-    "StableAudio",
-    "Cosmos",
-    "Latte",
-    "LuminaNextDiT",
-    "Allegro",
-)
-
-
-def register_family(family: Family) -> None:
-    """Make `enable_taca` know another transformer class; one of the same name is replaced."""
-    FAMILIES[family.transformer] = family
-
-
-def family_of(transformer: nn.Module) -> Family:
-    """The family a transformer belongs to, by its class or a base class. `ParameterError` for any other module."""
-    for cls in type(transformer).__mro__:
-        if cls.__name__ in FAMILIES:
-            return FAMILIES[cls.__name__]
-    name = type(transformer).__name__
-    if name.startswith(_CROSS_ATTENTION):
-        raise ParameterError(
-            f"TACA has no meaning for {name}: its text comes through a cross-attention of its own, and TACA balances "
-            "text against image inside one joint softmax"
-        )
-    wrapped = any(hasattr(transformer, attribute) for attribute in ("_orig_mod", "module", "base_model"))
-    hint = "; pass the transformer itself, before compiling or wrapping it" if wrapped else "; see register_family"
-    raise ParameterError(f"TACA does not support {name}; supported are {', '.join(FAMILIES)}{hint}")
 
 
 def forward_parameters(transformer: nn.Module) -> tuple[str, ...]:

@@ -21,8 +21,8 @@ computed again:
     activations = outside + sum over blocks of inputs + the largest block's own
 
 Not in it: gradients of activations while a block is being computed backwards (less than the block's own again; tests
-bound it on real steps), the CUDA context and libraries (about 1 GB), the allocator's fragmentation. `MARGIN` stands for
-them when somebody asks whether a run fits.
+bound it on real steps), the CUDA context and libraries (about 1 GB), the allocator's fragmentation. `MARGIN` is
+reserved for them in `fits`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from components.errors import ParameterError
-from components.taca.families import FAMILIES, FLUX, SD3, family_of
+from components.taca.conventions import PATCH
+from components.taca.families import forward_parameters
+from components.taca.lora import add_lora
+from components.taca.registry import FAMILIES, family_of
 from components.taca.schedule import TemperatureSchedule
 from components.taca.velocity import VelocityTask
 from components.training.context import Strategy
@@ -47,14 +50,14 @@ MARGIN = 0.15  # of a GPU's memory, for what is not computed
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that autograd keeps for one micro-batch; `inputs` and `internals` have one entry a block."""
+    """Bytes that autograd keeps for one micro-batch; `inputs` and `internals` have one entry per block."""
 
     outside: int
     inputs: tuple[int, ...]
     internals: tuple[int, ...]
 
     def bytes(self, *, checkpointing: bool) -> int:
-        """At the start of backward, or with checkpointing while the largest block is there again."""
+        """Return the peak: at the start of backward, or with checkpointing while the largest block is recomputed."""
         if checkpointing:
             return self.outside + sum(self.inputs) + max(self.internals, default=0)
         return self.outside + sum(self.internals)
@@ -62,7 +65,7 @@ class Activations:
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes on each GPU, by purpose; the formula is in the module's docstring."""
+    """Bytes on each GPU, by purpose; the module's docstring has the formula."""
 
     weights: int
     gathered: int
@@ -82,8 +85,8 @@ class TrainingMemory:
 
 
 def skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """A transformer of this config.json on the meta device: shapes and no weights. Raises `ParameterError` for a class that
-    TACA does not support."""
+    """Build the transformer of a config.json on the meta device, without weights. Raises `ParameterError` for a class that TACA
+    does not support."""
     import diffusers
 
     name = config.get("_class_name")
@@ -103,7 +106,7 @@ def training_memory(
     accumulate: int = 1,
     average: bool = False,
 ) -> TrainingMemory:
-    """Memory on each of `gpus` GPUs for a transformer with a LoRA that is all that is trainable.
+    """Compute the memory on each of `gpus` GPUs for a transformer whose only trainable parameters are its LoRA.
 
     activations: bytes of one GPU's micro-batch (`count_activations`). accumulate: micro-batches of a step. average:
     whether averaged weights are kept.
@@ -131,20 +134,18 @@ def count_activations(
     dtype: torch.dtype = torch.bfloat16,
     autocast: bool = True,
 ) -> Activations:
-    """What autograd keeps in one forward of LoRA training under TACA, without gradient checkpointing.
+    """Count what autograd keeps in one forward of LoRA training under TACA, without gradient checkpointing.
 
     config: the transformer's config.json. latent: height and width of the VAE's latents (1024x1024 pixels: 128x128).
-    dtype: of the frozen weights. autocast: whether computation is in bfloat16 whatever the weights. Takes some seconds
-    for FLUX.1-dev. Raises `ParameterError` for a family whose training batch is not known.
+    dtype: of the frozen weights. autocast: whether computation is in bfloat16 for any dtype of the weights. Takes some seconds
+    for FLUX.1-dev. Raises `ParameterError` for a family whose training batch cannot be derived.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
-
-    from components.taca.lora import add_lora
 
     transformer = skeleton(config, dtype)
     add_lora(transformer, rank, seed=0)
     with FakeTensorMode():
-        _pretend_gpu(transformer)
+        _move_to_fake_gpu(transformer)
         sample = _sample(transformer, batch, latent, text_tokens)
         task = VelocityTask(
             transformer,
@@ -162,26 +163,25 @@ def count_activations(
 
 
 def _sample(transformer: Any, batch: int, latent: tuple[int, int], text_tokens: int) -> dict[str, Tensor]:
-    """A micro-batch as `VelocityTask` takes it, of tensors without memory."""
-    config, (rows, columns) = transformer.config, latent
+    """Return a micro-batch for `VelocityTask`, of tensors without memory."""
+    family, config, (rows, columns) = family_of(transformer), transformer.config, latent
+    if family.conventions is None or "pooled_projections" not in forward_parameters(transformer):
+        raise ParameterError(f"activations of {family.name} cannot be computed yet: only of flux and sd3")
     sample = {
         "prompt_embeds": torch.empty(batch, text_tokens, config.joint_attention_dim, device="cuda"),
         "pooled": torch.empty(batch, config.pooled_projection_dim, device="cuda"),
     }
-    family = family_of(transformer).name
-    if family == FLUX.name:  # latents packed 2x2
-        tokens = (rows // 2) * (columns // 2)
+    if family.conventions.packed:
+        tokens = (rows // PATCH) * (columns // PATCH)
         sample["latents"] = torch.empty(batch, tokens, config.in_channels, device="cuda")
         sample["img_ids"] = torch.empty(tokens, 3, device="cuda")
-    elif family == SD3.name:
-        sample["latents"] = torch.empty(batch, config.in_channels, rows, columns, device="cuda")
     else:
-        raise ParameterError(f"activations of {family} cannot be computed yet: only of {FLUX.name} and {SD3.name}")
+        sample["latents"] = torch.empty(batch, config.in_channels, rows, columns, device="cuda")
     return sample
 
 
 class _Record:
-    """Sees what autograd saves, and in which block."""
+    """Counts the tensors that autograd saves, by block."""
 
     def __init__(self, transformer: nn.Module) -> None:
         self.blocks = repeated_blocks(transformer)
@@ -232,7 +232,7 @@ class _Record:
         return tensor
 
     def _size(self, tensor: Tensor, seen: dict[int, Any]) -> int:
-        """Bytes of a tensor's storage, 0 when it was seen before or belongs to the model."""
+        """Return the bytes of a tensor's storage; 0 if it was counted before or belongs to the model."""
         storage = tensor.untyped_storage()
         if storage._cdata in self._own or storage._cdata in seen:
             return 0
@@ -241,7 +241,7 @@ class _Record:
 
 
 class _FlashAttention(TorchFunctionMode):
-    """Attention as a GPU computes it, where no GPU is there to choose the kernel: no S x S tensor is kept."""
+    """Routes attention to the flash kernel, which a GPU would choose: no S x S tensor is kept."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -253,7 +253,7 @@ class _FlashAttention(TorchFunctionMode):
 
 @contextmanager
 def _autocast(enabled: bool) -> Iterator[None]:
-    """CUDA's autocast rules on tensors that pretend to be on a GPU; `torch.autocast` declines where there is none."""
+    """Apply CUDA's autocast rules to fake GPU tensors; `torch.autocast` refuses without a GPU."""
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", enabled)
     torch.set_autocast_dtype("cuda", torch.bfloat16)
@@ -265,8 +265,8 @@ def _autocast(enabled: bool) -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-def _pretend_gpu(transformer: nn.Module) -> None:
-    """Replace meta tensors by fake ones that say they are on a GPU; call inside a FakeTensorMode."""
+def _move_to_fake_gpu(transformer: nn.Module) -> None:
+    """Replace meta tensors by fake tensors on a GPU; call inside a FakeTensorMode."""
     for module in transformer.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:

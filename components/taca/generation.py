@@ -1,58 +1,49 @@
-"""Pictures from prompts, and the arms that are compared: the base as it is, with TACA, with its LoRA, with both."""
+"""Draw pictures from prompts, and the arms that are compared: the base model, with TACA, with its LoRA, with both."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from components.errors import ParameterError
-from components.taca.conventions import (
-    as_transformer_input,
-    conventions_of,
-    image_tokens,
-    latent_shape,
-    sampler_sigmas,
-    text_length,
-)
+from components.taca.config import TacaConfig
+from components.taca.conventions import as_transformer_input, image_tokens, latent_shape, sampler_sigmas, text_length
+from components.taca.install import disable_taca, enable_taca, taca_handle
+from components.taca.lora import AdapterGate, load_lora, unload_lora
+from components.taca.lora_files import read_lora_settings
+from components.taca.registry import conventions_of
+from components.taca.schedule import TemperatureSchedule, resolve_schedule
 from components.training.randomness import generator
-
-if TYPE_CHECKING:
-    from components.taca.config import TacaConfig
-    from components.taca.schedule import TemperatureSchedule
 
 ADAPTER = "taca"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is switched on while pictures are made. Both None: the base model.
+    """What is enabled while pictures are drawn. Both None: the base model.
 
     adapter: folder of a LoRA written by `save_lora`.
-    schedule: the temperature schedule of TACA; None for ordinary attention.
-    adapter_threshold: the sigma in [0, 1] from which up the LoRA is active; None takes the threshold it was trained
-    above, as stored beside its weights, and failing that the schedule's.
+    schedule: the temperature schedule of TACA; None for stock attention.
+    adapter_threshold: the sigma in [0, 1] from which up the LoRA is active; None takes the threshold stored with its weights,
+    or else the schedule's.
     """
 
     adapter: Path | None = None
-    schedule: "TemperatureSchedule | None" = None
+    schedule: TemperatureSchedule | None = None
     adapter_threshold: float | None = None
 
 
 @contextmanager
 def apply_arm(pipe: Any, arm: Arm) -> Iterator[Any]:
-    """Enable the arm's TACA and gated LoRA on `pipe.transformer`; on leaving, even by an error, restore it.
+    """Enable the arm's TACA and gated LoRA on `pipe.transformer` inside the block, and restore it afterwards.
 
-    The attention processors, adapters and any TACA that was enabled before are afterwards as they were; an arm without
-    a schedule runs without TACA. Raises `DataError` for an unreadable adapter, `ParameterError` when nothing says where
-    it is active.
+    Restored are attention processors, adapters, and any TACA enabled before; an arm without a schedule runs without TACA.
+    Raises `DataError` for an unreadable adapter, `ParameterError` if no threshold is known for it.
     """
-    from components.taca.install import disable_taca, enable_taca, taca_handle
-    from components.taca.lora import AdapterGate, load_lora, unload_lora
-
     transformer = pipe.transformer
     before = taca_handle(transformer)
     with ExitStack() as undo:
@@ -64,52 +55,53 @@ def apply_arm(pipe: Any, arm: Arm) -> Iterator[Any]:
             undo.callback(disable_taca, transformer)
         if arm.adapter is not None:
             threshold = _adapter_threshold(arm, arm.adapter)
-            undo.callback(_restore_trainable, [(p, p.requires_grad) for p in transformer.parameters()])  # PEFT freezes
             load_lora(transformer, arm.adapter, ADAPTER)
             undo.callback(unload_lora, transformer, ADAPTER)
             undo.enter_context(AdapterGate(transformer, ADAPTER, threshold))
         yield pipe
 
 
-def _restore_trainable(parameters: "list[tuple[torch.nn.Parameter, bool]]") -> None:
-    for parameter, trainable in parameters:
-        parameter.requires_grad_(trainable)
-
-
 def _adapter_threshold(arm: Arm, adapter: Path) -> float:
-    from components.taca.lora import read_lora_settings
-
     if arm.adapter_threshold is not None:
         return arm.adapter_threshold
     settings = read_lora_settings(adapter)
     if "threshold" in settings:
         return 0.0 if settings.get("form") == "constant" else float(settings["threshold"])
     if arm.schedule is None:
-        raise ParameterError(f"{adapter}: does not say where it is active; give adapter_threshold, a sigma in [0, 1]")
+        raise ParameterError(f"{adapter}: stores no threshold; give adapter_threshold, a sigma in [0, 1]")
     return arm.schedule.active_from
 
 
 def initial_noise(pipe: Any, seeds: Sequence[int], height: int, width: int) -> Tensor:
-    """Noise in float32 as the pipeline's transformer takes latents, packed (N, S, C) or (N, C, H, W).
+    """Draw noise in float32 in the shape of the transformer's latents, packed (N, S, C) or (N, C, H, W).
 
-    Row i is from seeds[i] alone, so it does not depend on the batch, nor on the dtype that the model runs in.
+    Row i depends on seeds[i] alone, neither on the batch nor on the dtype of the model.
     """
     shape = latent_shape(pipe, height, width)
     noise = torch.stack([torch.randn(shape, generator=generator(s, "initial noise")) for s in seeds])
     return as_transformer_input(pipe, noise)
 
 
-def schedule_of(pipe: Any, config: "TacaConfig", *, height: int, width: int) -> "TemperatureSchedule":
-    """The schedule that settings (the section `taca` of params.yaml) mean for pictures of this size from `pipe`."""
-    from components.taca.schedule import schedule_for
-
-    return schedule_for(config, scheduler=pipe.scheduler, tokens=image_tokens(pipe, height, width))
+def schedule_for_pictures(pipe: Any, config: TacaConfig, *, height: int, width: int) -> TemperatureSchedule:
+    """Return the schedule of `config` (the section `taca` of params.yaml) for pictures of this size from `pipe`."""
+    return resolve_schedule(config, scheduler=pipe.scheduler, tokens=image_tokens(pipe, height, width))
 
 
-def active_steps(pipe: Any, schedule: "TemperatureSchedule", *, height: int, width: int, steps: int) -> int:
-    """At how many of the sampler's steps `schedule` is on, the timesteps rounded as the pipeline rounds them."""
-    dtype = pipe.transformer.dtype if conventions_of(pipe).rounds_timesteps else torch.float32
-    return schedule.active_steps(sampler_sigmas(pipe, steps, height, width), dtype)
+def active_steps(
+    pipe: Any,
+    schedule: TemperatureSchedule,
+    *,
+    height: int,
+    width: int,
+    steps: int,
+    dtype: torch.dtype | None = None,
+) -> int:
+    """Count the sampler's steps at which `schedule` is on, timesteps rounded as the pipeline rounds them.
+
+    dtype: the dtype that pictures are drawn in; None for the transformer's.
+    """
+    seen = (dtype or pipe.transformer.dtype) if conventions_of(pipe).rounds_timesteps else torch.float32
+    return schedule.active_steps(sampler_sigmas(pipe, steps, height, width), seen)
 
 
 @torch.no_grad()
@@ -126,11 +118,11 @@ def generate(
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """One picture for each (prompt, seed): uint8 (N, 3, height, width) on the CPU, through the pipeline's own `__call__`.
+    """Draw one picture per (prompt, seed) with the pipeline's own `__call__`: uint8 (N, 3, height, width) on the CPU.
 
-    pipe: of any class in `components.taca.conventions`, in float32 or bfloat16; noise is drawn in float32 always.
-    guidance: the true classifier-free guidance scale against the empty prompt; 1 is off.
-    embedded_guidance: the scalar that guidance-distilled models (FLUX.1-dev) are told; ignored by others.
+    pipe: of any class in `components.taca.registry`, in float32 or bfloat16; noise is drawn in float32 always.
+    guidance: the scale of classifier-free guidance against the empty prompt; 1 is off.
+    embedded_guidance: the scale that guidance-distilled models (FLUX.1-dev) take as an input; ignored by others.
     progress: called with (done, total) after every batch.
 
     The picture of a (prompt, seed) does not depend on its neighbours. In the same batch composition it is bit-equal; in
@@ -140,7 +132,7 @@ def generate(
     Raises `ParameterError` when prompts and seeds differ in number or a setting is out of range.
     """
     if len(prompts) != len(seeds):
-        raise ParameterError(f"generate: {len(prompts)} prompts but {len(seeds)} seeds; give one seed a prompt")
+        raise ParameterError(f"generate: {len(prompts)} prompts but {len(seeds)} seeds; give one seed per prompt")
     if steps < 1 or batch_size < 1 or guidance < 1:
         raise ParameterError(
             f"generate: steps {steps}, batch_size {batch_size}, guidance {guidance}: each must be at least 1"
@@ -151,7 +143,7 @@ def generate(
         drawn = pipe(
             prompt=part,
             negative_prompt=[""] * len(part) if guidance > 1 else None,
-            **conventions.guidance(pipe, guidance, embedded_guidance),
+            **conventions.guidance_arguments(pipe, guidance, embedded_guidance),
             height=height,
             width=width,
             num_inference_steps=steps,

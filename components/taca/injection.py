@@ -74,7 +74,7 @@ class Injection:
             transformer._gradient_checkpointing_func, self._checkpointing = self._checkpointing, None
 
     def _gamma(self, arguments: dict[str, Any], sigma: Tensor, given_mask: Tensor | None) -> Tensor:
-        """The temperature over text keys: (B, 1, 1, 1), or (B, T, 1, 1) where tokens differ; float32."""
+        """Return the temperature over text keys: (B, 1, 1, 1), or (B, T, 1, 1) where tokens differ; float32."""
         family, schedule = self._family, self._schedule
         gamma = schedule.gamma_at(sigma).view(-1, 1, 1, 1)
         if not schedule.unconditional:
@@ -86,7 +86,7 @@ class Injection:
             mask = given_mask if given_mask is not None else arguments.get(family.text_mask or "")
             if mask is None:
                 raise ParameterError(
-                    f"TACA: padding=False needs to know which text tokens are padding; pass {family.attention_kwargs}="
+                    f"TACA: padding=False needs a mask of the text; pass {family.attention_kwargs}="
                     f'{{"{_TEXT_MASK}": (batch, {length}) bool}} with each call'
                 )
             if mask.shape[0] != batch or mask.shape[1] < length:
@@ -101,10 +101,10 @@ class Injection:
         return gamma
 
     def _unconditional(self, arguments: dict[str, Any], gamma: Tensor) -> Tensor:
-        """Which samples belong to the unconditional half of guidance: (B, 1, 1, 1) bool."""
+        """Return which samples belong to the unconditional half of guidance: (B, 1, 1, 1) bool."""
         batch = arguments["encoder_hidden_states"].shape[0]
         rows = torch.zeros(batch, 1, 1, 1, dtype=torch.bool, device=gamma.device)
-        if self._family.guidance == "batch":
+        if self._family.guidance_halves == "batch":
             # SD3's skip-layer guidance makes one more forward, of the conditional half alone.
             both = _guides(self._pipe and self._pipe()) and arguments.get("skip_layers") is None
             rows[: batch // 2 if both and not torch.is_grad_enabled() else 0] = True
@@ -112,22 +112,22 @@ class Injection:
             rows[:] = self._passes.current == "uncond"
         elif not torch.is_grad_enabled():
             raise ParameterError(
-                "TACA: unconditional=False, but this pipeline does not say which forward is the unconditional one; wrap "
+                "TACA: unconditional=False, but this pipeline does not name its unconditional forward; wrap "
                 'its calls in transformer.cache_context("cond") and ("uncond"), or use unconditional=True'
             )
         return rows
 
     def _checkpoint_with(self, transformer: Any, arguments: dict[str, Any]) -> None:
-        """Hand the blocks what this transformer's own checkpointing leaves out, bound to this one forward.
+        """Bind the arguments that this transformer's own checkpointing leaves out to the blocks of this forward.
 
-        The recomputation then sees the temperature of its own forward, whatever ran in between.
+        The recomputation then uses the temperature of its own forward, also if others ran in between.
         """
         self._checkpointing = checkpoint = transformer._gradient_checkpointing_func
         transformer._gradient_checkpointing_func = lambda block, *args: checkpoint(partial(block, **arguments), *args)
 
 
 class NamedPasses:
-    """Stands in for a transformer's `cache_context`, by which pipelines say which half of guidance a forward is."""
+    """Replaces a transformer's `cache_context`, by which pipelines name the half of guidance that a forward computes."""
 
     def __init__(self, original: Any) -> None:
         self.original = original
@@ -135,7 +135,7 @@ class NamedPasses:
 
     @classmethod
     def install(cls, transformer: nn.Module) -> "NamedPasses | None":
-        """Put in place; None for a transformer that knows no named passes."""
+        """Install it in a transformer; None for one without named passes."""
         if not hasattr(transformer, _PASSES):
             return None
         passes = cls(getattr(type(transformer), _PASSES))
@@ -143,6 +143,7 @@ class NamedPasses:
         return passes
 
     def remove(self, transformer: nn.Module) -> None:
+        """Put the original back."""
         transformer.__dict__.pop(_PASSES, None)
 
     @contextmanager
@@ -156,12 +157,12 @@ class NamedPasses:
 
 
 def _guides(pipe: Any) -> bool:
-    """Whether a pipeline's present call runs classifier-free guidance."""
+    """Whether the current call of a pipeline runs classifier-free guidance."""
     return float(getattr(pipe, "_guidance_scale", 1.0) or 1.0) > 1
 
 
 def _is_on(schedule: TemperatureSchedule, sigma: Tensor) -> bool:
-    """Whether any sample needs the temperature, where that can be known cheaply; True is always safe.
+    """Whether any sample needs the temperature, where that is cheap to find out; True is always safe.
 
     Reading a timestep from an accelerator waits for it. Sampling reads: once per step, and steps with TACA off then
     run the stock kernel. Training on an accelerator and compiled models do not: a sample with gamma 1 costs and gives

@@ -1,9 +1,8 @@
-"""Putting TACA into a diffusers transformer and taking it out again.
+"""Install TACA in a diffusers transformer, and remove it.
 
-Two things are installed: attention processors in every joint attention layer, and a forward pre-hook on the
-transformer (`components.taca.injection`) that turns each call's timestep into what those processors are to do. Pipelines,
-training loops, two forwards of true classifier-free guidance and gradient checkpointing all go through that one path;
-there is nothing to do per step.
+Two things are installed: attention processors in every joint attention layer (`replacement.py`), and a forward pre-hook on the
+transformer (`injection.py`) that turns each call's timestep into the arguments of those processors. Pipelines, training loops,
+the two forwards of classifier-free guidance and gradient checkpointing all use that one path; nothing is done per step.
 
 The release of the paper finds modules by class name and silently patches none on newer diffusers; here the number of
 patched modules is checked against the transformer's config and reported.
@@ -18,9 +17,10 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from components.errors import ParameterError
-from components.taca.families import Family, family_of, forward_parameters
+from components.taca.families import Family, forward_parameters
 from components.taca.injection import Injection, NamedPasses
 from components.taca.processors import TemperatureProcessor
+from components.taca.registry import family_of
 from components.taca.replacement import ReplacedProcessors
 from components.taca.schedule import TemperatureSchedule
 
@@ -30,10 +30,9 @@ _HANDLE = "_taca_handle"
 
 
 class TacaHandle:
-    """TACA as installed in one transformer; a context manager that removes it.
+    """TACA as installed in one transformer; as a context manager, removes it at the end.
 
-    `patched_modules` counts the attention layers it acts on, `schedule` is what it was enabled with, `remove()` restores
-    the original.
+    `patched_modules` counts the attention layers it acts on, `schedule` is the one in use, `remove()` restores the original.
     """
 
     def __init__(self, transformer: nn.Module, family: Family, schedule: TemperatureSchedule, pipe: Any = None) -> None:
@@ -49,7 +48,7 @@ class TacaHandle:
 
     @property
     def pipe(self) -> Any:
-        """The pipeline that TACA was enabled through, if any."""
+        """The pipeline given to `enable_taca`, if any."""
         return self._pipe() if self._pipe is not None else None
 
     @property
@@ -59,7 +58,7 @@ class TacaHandle:
 
     @property
     def patched_modules(self) -> int:
-        """How many attention modules apply the temperature."""
+        """The number of attention modules that apply the temperature."""
         return sum(processor.selected for processor in self.joint_processors)
 
     def remove(self) -> None:
@@ -90,11 +89,11 @@ def enable_taca(transformer: Any, schedule: TemperatureSchedule) -> TacaHandle:
     Every joint attention layer that the schedule selects (double- and single-stream; never SD3's attn2) uses the gamma of
     each sample's timestep; the text length is read from each call's input. Weights, LoRA adapters, dtype and device
     are untouched. Enabling again replaces the schedule. Reference-image tokens (FLUX.1-Kontext, Qwen-Image-Edit) count
-    as image tokens. Install before compiling. With a feature cache of
-    diffusers (first-block cache and its like) enabled, a warning says that it reuses results across the threshold.
+    as image tokens. Install before compiling. Warns if a feature cache
+    of diffusers (first-block cache, ...) is enabled, which reuses results across the threshold.
 
-    Give the pipeline for `unconditional=False` on models that run both halves of guidance in one batch (SD3, AuraFlow):
-    only it knows whether there are two.
+    `unconditional=False` needs the pipeline for models that run both halves of guidance in one batch (SD3, AuraFlow): only it
+    says whether there are two.
 
     Raises `ParameterError` for other transformers, layers that are not there, and attention processors other than the
     stock ones.
@@ -105,7 +104,7 @@ def enable_taca(transformer: Any, schedule: TemperatureSchedule) -> TacaHandle:
         if transformer is None:
             raise ParameterError(f"TACA: {type(pipe).__name__} has no transformer")
     family = family_of(transformer)
-    if not schedule.unconditional and family.guidance == "batch" and pipe is None:
+    if not schedule.unconditional and family.guidance_halves == "batch" and pipe is None:
         raise ParameterError(
             f"TACA: unconditional=False on {family.transformer} needs the pipeline, enable_taca(pipe, ...): both halves "
             "of guidance run in one batch"
@@ -139,7 +138,7 @@ def disable_taca(transformer: Any) -> bool:
 
 
 def taca_handle(transformer: Any) -> TacaHandle | None:
-    """The handle of the TACA installed in a transformer, or in that of a pipeline; None without."""
+    """Return the handle of TACA in a transformer, or in that of a pipeline; None if it is not installed."""
     if not isinstance(transformer, nn.Module):
         transformer = transformer.transformer
     return transformer.__dict__.get(_HANDLE)

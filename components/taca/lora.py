@@ -1,14 +1,14 @@
-"""The LoRA that repairs what the temperature shifts: attention layers only, trained and used only where TACA is on.
+"""The LoRA that corrects artifacts of the temperature: attention layers only, trained and used only where TACA is on.
 
-LoRA alone is not TACA: the attention change is the method, the adapter corrects artifacts it causes (section 3.3 of
-the paper). So an adapter carries TACA's settings in its file, loading one without TACA warns, and `AdapterGate`
-switches it off below the threshold, where it was never trained. Files are in diffusers' LoRA format and load in a
-plain pipeline.
+LoRA alone is not TACA: the attention change is the method (section 3.3 of the paper). So a LoRA file stores TACA's settings,
+loading one without TACA warns, and `AdapterGate` disables it below the threshold, where it was not trained. Files are in
+diffusers' LoRA format and load in a plain pipeline.
 """
 
 import json
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,38 +16,33 @@ from typing import Any
 import torch
 
 from components.errors import DataError, ParameterError
-from components.taca.families import Family, family_of, forward_parameters, named_arguments
+from components.taca.families import Family, forward_parameters, named_arguments
 from components.taca.install import taca_handle
 from components.taca.lora_files import METADATA_KEY, SETTINGS_PREFIX, WEIGHTS, lora_file, read_lora, read_lora_settings
+from components.taca.registry import family_of
 from components.taca.schedule import TemperatureSchedule
-from components.training.distribution import whole
+from components.training.distribution import gathered
 from components.training.randomness import generator, stream_seed
-
-__all__ = ["AdapterGate", "add_lora", "load_lora", "read_lora_settings", "save_lora", "unload_lora"]
 
 
 def add_lora(transformer: Any, rank: int, seed: int, adapter_name: str = "taca") -> int:
-    """Freeze a transformer and add a trainable attention-only LoRA of a rank; alpha = rank, so that W' = W + BA.
+    """Freeze a transformer and add a trainable attention-only LoRA with alpha = rank, so that W' = W + BA.
 
     B is 0 (the output does not change) and A is N(0, 1/rank^2), PEFT's "gaussian", drawn per layer from (seed, layer
-    name), so neither global random state nor the order of layers matters. Adapter weights are float32 whatever the
-    base's dtype. Other adapters stay as active as they were, frozen. Returns the number of trainable parameters.
+    name), so neither global random state nor the order of layers matters. Adapter weights are float32 for any dtype
+    of the base. Other adapters stay active or inactive, frozen. Returns the number of trainable parameters.
     Raises `ParameterError` for a rank below 1 or a name in use.
     """
     from peft import LoraConfig
 
     if rank < 1:
         raise ParameterError(f"LoRA rank = {rank}: must be at least 1")
-    if adapter_name in getattr(transformer, "peft_config", {}):
-        raise ParameterError(
-            f"LoRA adapter {adapter_name!r} already exists; choose another name or unload_lora it first"
-        )
+    _require_free(transformer, adapter_name)
     family = family_of(transformer)
     others = _active_adapters(transformer)
     transformer.requires_grad_(False)
     # PEFT initialises from the global generator; what it draws is replaced below, and the generator left as it was.
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+    with torch.random.fork_rng(devices=[]), _several_adapters():
         torch.manual_seed(stream_seed(seed, "lora"))
         transformer.add_adapter(
             LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(family.lora_targets)),
@@ -75,7 +70,7 @@ def save_lora(transformer: Any, folder: Path, metadata: Mapping[str, Any], adapt
     from safetensors.torch import save_file
 
     config = _adapter_config(transformer, adapter_name)
-    weights = whole(get_peft_model_state_dict(transformer, adapter_name=adapter_name))
+    weights = gathered(get_peft_model_state_dict(transformer, adapter_name=adapter_name))
     described: dict[str, Any] = {
         "transformer.r": config.r,
         "transformer.lora_alpha": config.lora_alpha,
@@ -85,7 +80,7 @@ def save_lora(transformer: Any, folder: Path, metadata: Mapping[str, Any], adapt
     }
     described |= {f"{SETTINGS_PREFIX}{key}": value for key, value in {**metadata, "rank": config.r}.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    # One metadata key only (so not the customary "format" beside it): safetensors writes several in random order.
+    # One metadata key only, without the usual "format": safetensors writes several in random order.
     save_file(
         {f"transformer.{name}": weight.detach().cpu().contiguous() for name, weight in sorted(weights.items())},
         folder / WEIGHTS,
@@ -97,26 +92,20 @@ def save_lora(transformer: Any, folder: Path, metadata: Mapping[str, Any], adapt
 def load_lora(pipe_or_transformer: Any, path: Path, adapter_name: str = "taca") -> dict[str, Any]:
     """Load an adapter beside any others and activate it; return the settings stored in it.
 
-    `path` is a file or folder, ours or in one of the layouts of lora_files.py; every key of it must find its layer. Adapters
-    already there stay as active, scaled and frozen as they were (diffusers itself would deactivate them).
+    `path` is a file or folder, ours or in one of the layouts of lora_files.py; every key of it must match a layer. Other adapters
+    stay active, scaled and frozen as they were (diffusers itself would deactivate them), and so do all other parameters.
 
-    Warns where the settings say that the adapter was trained under TACA and TACA is not enabled: enable it first. Somebody who
-    calls diffusers' own `pipe.load_lora_weights` is not warned, as none of our code runs there; nor is there a warning for files
-    from elsewhere, which do not say how they were trained.
+    Warns if the settings say that the adapter was trained under TACA and TACA is not enabled: enable it first. Files from
+    elsewhere do not store how they were trained, and diffusers' own `pipe.load_lora_weights` cannot warn.
     """
     path = Path(path)
     settings = read_lora_settings(path)
     transformer = getattr(pipe_or_transformer, "transformer", pipe_or_transformer)
     pipe = None if transformer is pipe_or_transformer else pipe_or_transformer
-    if adapter_name in getattr(transformer, "peft_config", {}):
-        raise ParameterError(
-            f"LoRA adapter {adapter_name!r} already exists; choose another name or unload_lora it first"
-        )
+    _require_free(transformer, adapter_name)
     weights, config = read_lora(path, transformer)
     others = _active_adapters(transformer)
-    trainable = {name for name, parameter in transformer.named_parameters() if parameter.requires_grad}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+    with _trainable_kept(transformer), _several_adapters():
         try:
             transformer.load_lora_adapter(
                 weights, prefix="transformer", adapter_name=adapter_name, metadata=config, _pipeline=pipe
@@ -126,41 +115,52 @@ def load_lora(pipe_or_transformer: Any, path: Path, adapter_name: str = "taca") 
                 raise
             reason = (str(error).splitlines() or [""])[0]
             raise DataError(f"{lora_file(path)}: its settings do not fit its weights ({reason})") from error
-    transformer.set_adapter([*others, adapter_name])
-    for name, parameter in transformer.named_parameters():
-        if f".{adapter_name}." not in name:
-            parameter.requires_grad_(name in trainable)
+        transformer.set_adapter([*others, adapter_name])
     if settings.get("gamma", 1) != 1 and taca_handle(transformer) is None:
         warnings.warn(
             f"{path}: this LoRA was trained under TACA (gamma {settings['gamma']:g}) and repairs its side effects; "
-            "without TACA it does little. Call enable_taca(transformer, TemperatureSchedule(...)) before load_lora",
+            "without TACA it has little effect. Call enable_taca(transformer, TemperatureSchedule(...)) before load_lora",
             stacklevel=2,
         )
     return settings
 
 
 def unload_lora(transformer: Any, adapter_name: str = "taca") -> None:
-    """Remove one adapter. With the last one gone the transformer's layers are plain again."""
+    """Remove one adapter; removing the last restores the transformer's plain layers."""
     _adapter_config(transformer, adapter_name)
     others = [name for name in _active_adapters(transformer) if name != adapter_name]
-    if set(transformer.peft_config) == {adapter_name}:
-        transformer.unload_lora()
-        return
-    trainable = {name for name, parameter in transformer.named_parameters() if parameter.requires_grad}
-    transformer.delete_adapters(adapter_name)
-    transformer.set_adapter(others)
-    for name, parameter in transformer.named_parameters():
-        parameter.requires_grad_(name in trainable)
+    with _trainable_kept(transformer):
+        if set(transformer.peft_config) == {adapter_name}:
+            transformer.unload_lora()
+        else:
+            transformer.delete_adapters(adapter_name)
+            transformer.set_adapter(others)
+
+
+@contextmanager
+def _trainable_kept(transformer: Any) -> Iterator[None]:
+    """Restore afterwards which parameters are trainable: PEFT freezes the base, and trains the adapters that it activates."""
+    before = [(parameter, parameter.requires_grad) for parameter in transformer.parameters()]
+    yield
+    for parameter, trainable in before:
+        parameter.requires_grad_(trainable)
+
+
+@contextmanager
+def _several_adapters() -> Iterator[None]:
+    """Silence PEFT's warning about a second adapter, which is intended."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        yield
 
 
 class AdapterGate:
-    """Switches one LoRA adapter off in every forward below a threshold noise level; no other adapter is touched.
+    """Disables one LoRA adapter in every forward below a threshold noise level; other adapters are not touched.
 
-    The release of the paper instead unloads all adapters after step 3, the user's own included, for good. Off means
-    skipped: the output is that of the transformer without the adapter, bit for bit. All samples of a forward must lie
-    on one side (a sampler's do), and a forward with the adapter off cannot be trained under gradient checkpointing,
-    whose recomputation would see it on again; both are `ParameterError`s. Reads the timestep on the host, so it
-    breaks a full-graph compile.
+    (The release of the paper unloads all adapters after step 3, the user's own included.) A disabled adapter is skipped: the
+    output is bit for bit that of the transformer without it. All samples of a forward must lie on one side (a sampler's do),
+    and a forward with the adapter off cannot be trained under gradient checkpointing, whose recomputation would enable it
+    again; both are `ParameterError`s. Reads the timestep on the host, so it breaks a full-graph compile.
     """
 
     def __init__(self, transformer: Any, adapter_name: str, threshold: float) -> None:
@@ -169,14 +169,14 @@ class AdapterGate:
         self._family: Family = family_of(transformer)
         self._parameters = forward_parameters(transformer)
         self._schedule = TemperatureSchedule(threshold=threshold)
-        self._switched: list[tuple[Any, Any]] = []
+        self._disabled: list[tuple[Any, Any]] = []
         self._hooks = [
             transformer.register_forward_pre_hook(self._before, with_kwargs=True),
             transformer.register_forward_hook(self._after, always_call=True),
         ]
 
     def remove(self) -> None:
-        """Stop gating; the adapter is then on at every noise level. Safe to call twice."""
+        """Stop gating; the adapter is then active at every noise level. Safe to call twice."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -204,14 +204,21 @@ class AdapterGate:
                 "disable checkpointing or remove the gate"
             )
         for _, layer in _adapter_layers(transformer, self.adapter_name):
-            self._switched.append((layer, layer._active_adapter))
+            self._disabled.append((layer, layer._active_adapter))
             # Assigned directly: PEFT's set_adapter also changes which parameters are trainable.
             layer._active_adapter = [name for name in layer.active_adapters if name != self.adapter_name]
 
     def _after(self, transformer: Any, args: tuple[Any, ...], output: Any) -> None:
-        while self._switched:
-            layer, active = self._switched.pop()
+        while self._disabled:
+            layer, active = self._disabled.pop()
             layer._active_adapter = active
+
+
+def _require_free(transformer: Any, adapter_name: str) -> None:
+    if adapter_name in getattr(transformer, "peft_config", {}):
+        raise ParameterError(
+            f"LoRA adapter {adapter_name!r} already exists; choose another name or unload_lora it first"
+        )
 
 
 def _adapter_config(transformer: Any, adapter_name: str) -> Any:
@@ -222,7 +229,7 @@ def _adapter_config(transformer: Any, adapter_name: str) -> Any:
 
 
 def _adapter_layers(transformer: Any, adapter_name: str) -> Iterator[tuple[str, Any]]:
-    """The layers an adapter sits in, by module name."""
+    """Yield the layers that have the adapter, with their module names."""
     for name, module in transformer.named_modules():
         if adapter_name in getattr(module, "lora_A", {}):
             yield name, module

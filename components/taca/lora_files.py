@@ -1,14 +1,14 @@
-"""LoRA files as the world writes them, read for one transformer.
+"""Read LoRA files in the layouts in use, for one transformer.
 
-A LoRA is a pair of matrices a layer, W' = W + alpha / r B A, with A (r, in) and B (out, r). Files differ in what they call them:
+A LoRA is a pair of matrices per layer, W' = W + alpha / r B A, with A (r, in) and B (out, r). Files differ in the names:
 
     transformer.<module>.lora_A.weight, lora_B.weight                     diffusers; ldiex/TACA
-    diffusion_model.<module>.lora_A.weight, or lora_down, lora_up         ai-toolkit, ComfyUI; .alpha beside them or not
+    diffusion_model.<module>.lora_A.weight, or lora_down, lora_up         ai-toolkit, ComfyUI; with or without .alpha
     lora_transformer_<module with _ for .>.lora_down.weight, .alpha       ai-toolkit's kohya-like layout
-    lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, .alpha       kohya, in the names of FLUX's own code, q, k, v in one
+    lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, .alpha       kohya, in the names of FLUX's own code, q, k and v fused
 
 <module> is looked up among the transformer's own layers; the names of FLUX's own code go through diffusers' converter. Every key
-must be one half of a pair, or the alpha of one, for a layer that exists and fits: what diffusers would pass over is an error here.
+must be half of a pair, or its alpha, for a layer that exists and fits: what diffusers would ignore is an error here.
 """
 
 import json
@@ -21,26 +21,22 @@ import torch
 from torch import Tensor, nn
 
 from components.errors import DataError
-from components.taca.families import family_of
+from components.taca.registry import family_of
 
 WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name: a folder loads without naming the file
 METADATA_KEY = "lora_adapter_metadata"  # diffusers' key
-SETTINGS_PREFIX = (
-    "taca."  # diffusers reads "transformer.*" and "text_encoder*.*" under its key and passes over the rest
-)
+SETTINGS_PREFIX = "taca."  # diffusers reads "transformer.*" and "text_encoder*.*" under its key and ignores the rest
 
 _PREFIXES = ("transformer.", "diffusion_model.", "base_model.model.", "lora_transformer_", "lora_unet_")
 _TEXT_PREFIXES = ("text_encoder", "lora_te")
 _HALVES = {"lora_A": "A", "lora_down": "A", "lora_B": "B", "lora_up": "B", "alpha": "alpha"}
 _KEY = re.compile(r"(?P<layer>.+?)\.(?P<half>(?:lora_A|lora_B|lora_down|lora_up)(?=(?:\.default)?\.weight$)|alpha$)")
-# Families whose own code has other layer names than diffusers, and diffusers' reader of files that use them.
-_READERS = {"flux": "FluxLoraLoaderMixin", "chroma": "FluxLoraLoaderMixin"}
 
 Pair = dict[str, Tensor]  # "A" (r, in), "B" (out, r), and "alpha" () where the file has one
 
 
 def lora_file(path: Path) -> Path:
-    """The file of a LoRA given as a file or as a folder: diffusers' name there, else the only safetensors file."""
+    """Return the file of a LoRA given as a file or a folder: diffusers' name there, else the only safetensors file."""
     path = Path(path)
     if path.is_file():
         if path.suffix != ".safetensors":
@@ -52,12 +48,12 @@ def lora_file(path: Path) -> Path:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise DataError(f"{path}: no LoRA there; give a .safetensors file, or a folder with {WEIGHTS} or a single one")
+        raise DataError(f"{path}: no LoRA there; give a .safetensors file, or a folder with {WEIGHTS} or one other")
     raise DataError(f"{path}: holds several LoRAs, give one of {', '.join(file.name for file in found)}")
 
 
 def read_lora_settings(path: Path) -> dict[str, Any]:
-    """What `save_lora` stored in a file or folder; {} for an adapter from elsewhere. `DataError` if there is no readable file."""
+    """Read the settings that `save_lora` stored; {} for an adapter from elsewhere. `DataError` without a readable file."""
     described = _describe(lora_file(path))
     return {
         key.removeprefix(SETTINGS_PREFIX): value for key, value in described.items() if key.startswith(SETTINGS_PREFIX)
@@ -65,11 +61,11 @@ def read_lora_settings(path: Path) -> dict[str, Any]:
 
 
 def read_lora(path: Path, transformer: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """A LoRA's weights and PEFT settings as diffusers' `load_lora_adapter(..., prefix="transformer")` takes them.
+    """Read weights and PEFT settings for diffusers' `load_lora_adapter(..., prefix="transformer")`.
 
     Keys are `transformer.<module>.lora_A.weight` and `...lora_B.weight`. Settings are those of the file, or None where it has none
     and scaling is 1: an alpha that differs from the rank is multiplied into B. Raises `DataError` for text-encoder weights, keys
-    that are none of a LoRA, layers that the transformer does not have, shapes that do not fit, and halves without the other.
+    that are not LoRA keys, layers that the transformer does not have, shapes that do not fit, and incomplete pairs.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -95,7 +91,7 @@ def read_lora(path: Path, transformer: nn.Module) -> tuple[dict[str, Tensor], di
         resolved |= found
     if unknown:
         raise DataError(
-            f"{file}: {len(unknown)} of {len(pairs)} layers are none of {type(transformer).__name__}'s "
+            f"{file}: {len(unknown)} of {len(pairs)} layers are not in {type(transformer).__name__} "
             f"({_some(unknown)}); it is a LoRA for another model, or of an unknown layout"
         )
     for name, pair in resolved.items():
@@ -113,30 +109,32 @@ def _describe(file: Path) -> dict[str, Any]:
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise DataError(f"{file}: not a LoRA adapter in a known format ({_first_line(error)})") from error
     if not isinstance(described, dict):
-        raise DataError(f"{file}: its {METADATA_KEY} is no mapping; not a LoRA adapter in a known format")
+        raise DataError(f"{file}: its {METADATA_KEY} is not a mapping; not a LoRA adapter in a known format")
     return described
 
 
 def _pairs(stored: Mapping[str, Tensor], file: Path) -> dict[str, Pair]:
-    """The file's tensors by layer, in the file's names."""
+    """Group the file's tensors by layer, in the file's names."""
     if text := [key for key in stored if key.startswith(_TEXT_PREFIXES)]:
         raise DataError(
-            f"{file}: {len(text)} keys are for a text encoder ({_some(text)}), which load_lora leaves alone; "
+            f"{file}: {len(text)} keys are for a text encoder ({_some(text)}), which load_lora does not load; "
             "use a file for the transformer only, or pipe.load_lora_weights"
         )
     pairs: dict[str, Pair] = {}
-    strange: list[str] = []
+    unknown_keys: list[str] = []
     for key, tensor in sorted(stored.items()):
         match = _KEY.match(key)
         if match is None:
-            strange.append(key)
+            unknown_keys.append(key)
             continue
         half = _HALVES[match["half"]]
         if half in pairs.setdefault(match["layer"], {}):
-            raise DataError(f"{file}: {key} is there twice under other names; keep one")
+            raise DataError(f"{file}: {key} has the same layer and half as another key; keep one")
         pairs[match["layer"]][half] = tensor
-    if strange or not pairs:
-        raise DataError(f"{file}: {len(strange)} keys are no LoRA's ({_some(strange) or 'the file is empty'})")
+    if unknown_keys or not pairs:
+        raise DataError(
+            f"{file}: {len(unknown_keys)} keys are not LoRA keys ({_some(unknown_keys) or 'the file is empty'})"
+        )
     for layer, pair in pairs.items():
         if not {"A", "B"} <= pair.keys() or pair["A"].ndim != 2 or pair["B"].ndim != 2:
             raise DataError(
@@ -148,13 +146,13 @@ def _pairs(stored: Mapping[str, Tensor], file: Path) -> dict[str, Pair]:
 
 
 def _scaled(pair: Pair) -> Pair:
-    """The pair with alpha / r multiplied into B."""
+    """Return the pair with alpha / r multiplied into B."""
     scale = float(pair["alpha"]) / len(pair["A"]) if "alpha" in pair else 1.0
     return {"A": pair["A"], "B": pair["B"] if scale == 1.0 else pair["B"].float() * scale}
 
 
 def _layers(transformer: nn.Module) -> dict[str, Any]:
-    """The linear layers an adapter can sit in, by name, whether or not one sits there already."""
+    """Return the linear layers by name, with or without an adapter."""
     return {
         name.removesuffix(".base_layer"): module
         for name, module in transformer.named_modules()
@@ -163,7 +161,7 @@ def _layers(transformer: nn.Module) -> dict[str, Any]:
 
 
 def _resolve(name: str, pair: Pair, layers: Mapping[str, Any], transformer: nn.Module) -> dict[str, Pair]:
-    """What a file's layer is in the transformer: one layer, several for fused projections, {} for none."""
+    """Map a layer of the file to the transformer's: one, several for fused projections, {} for none."""
     for prefix in (*_PREFIXES, ""):
         if name.startswith(prefix):
             bare = name.removeprefix(prefix)
@@ -178,8 +176,8 @@ def _resolve(name: str, pair: Pair, layers: Mapping[str, Any], transformer: nn.M
 
 
 def _converted(flat_name: str, pair: Pair, transformer: nn.Module) -> dict[str, Pair]:
-    """A layer in the names of a family's own code, through diffusers; {} if diffusers does not know it either."""
-    reader = _READERS.get(family_of(transformer).name)
+    """Map a layer in the names of a family's own code with diffusers' reader; {} if that does not know it."""
+    reader = family_of(transformer).lora_reader
     if reader is None:
         return {}
     from diffusers.loaders import lora_pipeline

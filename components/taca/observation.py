@@ -1,4 +1,4 @@
-"""Looking at joint attention while a transformer runs, with TACA on or off."""
+"""Observe joint attention while a transformer runs, with TACA on or off."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from components.taca.schedule import TemperatureSchedule
 
 @contextmanager
 def observe_attention(transformer: Any, observer: Observer) -> Iterator[None]:
-    """Call `observer` for every joint attention layer of every forward while this is open.
+    """Call `observer` for every joint attention layer of every forward inside the block.
 
     transformer: one that TACA supports, or a pipeline. `observer(layer, query, key, text, gamma, attn_mask, scale)`
-    gets the layer's module name; query and key (B, S, H, D) after normalisation and rotation; the slice of the text;
-    gamma as it broadcasts to the text keys (B, T, H, 1), None where the layer attends as usual; the mask; the softmax
-    scale, None for 1/sqrt(D). Whether TACA is enabled does not change, and outputs are those of a run unobserved.
+    receives the layer's module name; query and key (B, S, H, D) after normalisation and rotation; the slice of the text;
+    gamma as it broadcasts to the text keys (B, T, H, 1), None for stock attention; the mask; the softmax scale,
+    None for 1/sqrt(D). Neither outputs nor whether TACA is enabled change.
     """
     handle = taca_handle(transformer)
     temporary = enable_taca(transformer, TemperatureSchedule(gamma=1.0)) if handle is None else None

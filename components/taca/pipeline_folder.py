@@ -1,4 +1,4 @@
-"""A pipeline as diffusers keeps it on disk: a sub-folder for each part, and `model_index.json`, which names their classes.
+"""A pipeline folder of diffusers: a sub-folder per part, and `model_index.json`, which names their classes.
 
     model_index.json                                            {"_class_name": "FluxPipeline", "vae": ["diffusers", ...], ...}
     vae/config.json, diffusion_pytorch_model.safetensors        a part in one file
@@ -6,7 +6,7 @@
     transformer/diffusion_pytorch_model-00001-of-00003.safetensors
     text_encoder/model.fp16.safetensors                         weights in a variant, often beside the plain ones
 
-Nothing is loaded here; this says which files loading will read, and whether they are all there.
+Finds the files that loading will read, and checks that all are there, without loading them.
 """
 
 import json
@@ -16,13 +16,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from components.errors import DataError
-from components.taca.conventions import CONVENTIONS, Conventions
+from components.taca.families import Conventions
+from components.taca.registry import CONVENTIONS
 
 INDEX = "model_index.json"
 
 
 class PipelineFolder:
-    """Reads the index. Raises `DataError` where there is none, or one of a pipeline class that is not supported."""
+    """Reads the index. Raises `DataError` if there is none, or its pipeline class is not supported."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,35 +35,35 @@ class PipelineFolder:
 
     @property
     def named(self) -> set[str]:
-        """Every part that the pipeline class or this index knows of, here or not."""
+        """Every part that the pipeline class or this index names, present or not."""
         listed = {name for name, value in self.index.items() if isinstance(value, list) and not name.startswith("_")}
         return listed | set(self.conventions.parts)
 
     @property
     def parts(self) -> set[str]:
-        """The parts that are here and supported; [null, null] in the index says that one is not."""
+        """The supported parts that are present; [null, null] in the index marks one that is not."""
         return {part for part in self.conventions.parts if (self.index.get(part) or [None])[0] is not None}
 
     def parts_for(self, wanted: Iterable[str]) -> set[str]:
-        """The parts to load for `wanted`: those of them that are here, and what stands in for an encoder that is not."""
+        """Return the parts to load for `wanted`: those present, and the fallback of a missing encoder."""
         chosen, conventions = set(wanted) & self.parts, self.conventions
-        if conventions.stands_in and chosen & set(conventions.text):
-            encoder, stand_in = conventions.stands_in
+        if conventions.encoder_fallback and chosen & set(conventions.text_parts):
+            encoder, fallback = conventions.encoder_fallback
             if encoder not in self.parts:
-                chosen.add(stand_in)
+                chosen.add(fallback)
         return chosen
 
     def files(self) -> list[str]:
-        """The index and every file of every part, sorted, relative, POSIX. Raises `DataError` for a part or shard that is
-        missing."""
+        """Return the index and every file of every part, sorted, as relative POSIX paths. Raises `DataError` for a missing part or
+        shard."""
         found = [file for part in self.parts for file in (self.path / part).rglob("*") if file.is_file()]
         names = sorted(file.relative_to(self.path).as_posix() for file in found)
         self._check_whole(names, self.parts)
         return [INDEX, *names]
 
     def files_read(self, listed: Iterable[str], parts: set[str]) -> tuple[list[str], str | None]:
-        """Of the files `listed`, those that loading `parts` reads; and the variant to load: None, or "fp16" where some part
-        has no plain weights.
+        """Return those of the files `listed` that loading `parts` reads, and the variant: None, or "fp16" if some part has no
+        plain weights.
 
         Raises `DataError` for a part or shard that is not listed, and for parts in different variants.
         """
@@ -86,7 +87,7 @@ class PipelineFolder:
         """Raise `DataError` for a part without any file among `names`, or a shard that an index names and they do not."""
         if missing := sorted(parts - {_part(name) for name in names}):
             raise DataError(
-                f"{self.path}: {INDEX} names {missing[0]}, and no file of it is there or in the model reference; download "
+                f"{self.path}: {INDEX} names {missing[0]}, but none of its files is there or in the model reference; download "
                 f'the model whole, or write "{missing[0]}": [null, null] there to go without'
             )
         for name in names:
@@ -94,7 +95,7 @@ class PipelineFolder:
                 continue
             weights = self._json(name).get("weight_map")
             if not isinstance(weights, dict):
-                raise DataError(f"{self.path / name}: has no weight_map, so it is no index of sharded weights")
+                raise DataError(f"{self.path / name}: has no weight_map, so it is not an index of sharded weights")
             # A name that leads out of the folder is never among the listed ones either.
             if missing := sorted(
                 {str(shard) for shard in weights.values()} - {_inside(name, other) for other in names}
@@ -108,7 +109,7 @@ class PipelineFolder:
         try:
             found = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise DataError(f"{self.path}: no {name}, so this is no diffusers pipeline") from None
+            raise DataError(f"{self.path}: no {name}, so this is not a diffusers pipeline") from None
         except ValueError as error:
             raise DataError(f"{self.path / name}: not JSON ({error})") from None
         if not isinstance(found, dict):
@@ -121,7 +122,7 @@ def _part(name: str) -> str:
 
 
 def _inside(index: str, name: str) -> str | None:
-    """The file name of `name` if it lies beside `index`."""
+    """Return the file name of `name` if it is in the folder of `index`."""
     found = PurePosixPath(name)
     return found.name if found.parent == PurePosixPath(index).parent else None
 
@@ -131,7 +132,7 @@ def _is_weights(name: str) -> bool:
 
 
 def _variant(name: str) -> str | None:
-    """What stands between the dots beside the usual words: "fp16" of model.fp16-00001-of-00002.safetensors; None without."""
+    """Return the variant in a file name: "fp16" of model.fp16-00001-of-00002.safetensors; None if it has none."""
     words = re.sub(r"-\d{5}-of-\d{5}", "", PurePosixPath(name).name).split(".")
     others = [
         word for word in words if word not in ("model", "diffusion_pytorch_model", "safetensors", "index", "json")

@@ -1,9 +1,9 @@
-"""Attention processors that apply the temperature: one body for all families, and a few lines that differ.
+"""The attention processor that applies the temperature; a subclass per family, in `models/`, names the arguments of its call.
 
-What to do arrives as a keyword argument of each call, an `Adjustment`, and never as state of the processor. That matters
-for gradient checkpointing, which calls a block again during backward: the arguments of the first call are replayed,
-whereas state would by then belong to a later forward (and give wrong gradients without an error). Without an
-adjustment a processor calls the one it replaced, so a step with TACA off is the stock computation itself.
+Each call receives an `Adjustment` as a keyword argument; the processor has no state. That matters for gradient checkpointing,
+which calls a block again during backward: the arguments of the first call are replayed, whereas state would by then be that of a
+later forward (wrong gradients without an error). Without an adjustment a processor calls the one it replaced, so a step with TACA
+off is the stock computation itself.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from components.taca.config import Effect, Queries
 
 Part = Literal["text", "image", "joint"]
 Rotation = Callable[[Tensor, Part], Tensor]
-"""Rotary embedding of a part (B, S, H, D) of the sequence: its text, its image, or an already joined one."""
+"""Rotary embedding of a part (B, S, H, D) of the sequence: text, image, or both joined."""
 Observer = Callable[[str, Tensor, Tensor, slice, Tensor | None, Tensor | None, float | None], None]
 """(layer, query, key (B, S, H, D), text, gamma or None, mask, scale), called before each joint attention."""
 
 
 @dataclass(frozen=True)
 class Adjustment:
-    """What one forward asks of every joint attention layer.
+    """The adjustment that one forward makes in every joint attention layer.
 
     gamma: broadcasts to (B, T, H, 1) over the text keys, float32; None for stock attention. text_length: T.
 
@@ -39,17 +39,16 @@ class Adjustment:
     queries: Queries = "image"
 
     def to(self, device: torch.device | str, *args: Any, **kwargs: Any) -> "Adjustment":
-        """The same on another device; the dtype stays."""
+        """Return a copy on another device, with the same dtype."""
         return self if self.gamma is None else replace(self, gamma=self.gamma.to(device))
 
 
 class TemperatureProcessor:
     """The joint attention of one layer with the image-to-text logits scaled.
 
-    A family's subclass names the arguments of its attention call and hands them to `attend`. Layers with projections
-    of their own for text (FLUX's double blocks, SD3) and layers that share theirs (CogVideoX) are told apart by
-    whether the attention module has them; a layer called without `encoder_hidden_states` sees an already joined
-    sequence (FLUX's single blocks).
+    A family's subclass names the arguments of its attention call and passes them to `attend`. Layers with separate
+    projections for text (FLUX's double blocks, SD3) are recognised by the attention module having them, others (CogVideoX)
+    share one set; a layer called without `encoder_hidden_states` gets an already joined sequence (FLUX's single blocks).
     """
 
     text_first = True
@@ -62,8 +61,8 @@ class TemperatureProcessor:
         self.observer: Observer | None = None
 
     # diffusers configures attention by assigning these on the processor. They live on the original, which computes
-    # the steps with TACA off, and which is put back by `disable_taca` with whatever was chosen meanwhile. Processors
-    # that do not know them (SD3, AuraFlow) call PyTorch's attention, the same as the dispatcher's default.
+    # the steps with TACA off, and which `disable_taca` restores with its present backend. Processors without them
+    # (SD3, AuraFlow) call PyTorch's attention, the same as the dispatcher's default.
     @property
     def _attention_backend(self) -> Any:
         return getattr(self.original, "_attention_backend", None)
@@ -91,14 +90,14 @@ class TemperatureProcessor:
         attn_mask: Tensor | None = None,
         scale: float | None = None,
     ) -> Any:
-        """hidden_states (B, I, C) with encoder_hidden_states (B, T, C) -> the same two after attention and output
-        projection; or (B, T + I, C) alone -> the same after attention."""
+        """Compute hidden_states (B, I, C) with encoder_hidden_states (B, T, C) -> both after attention and output projection; or
+        (B, T + I, C) alone -> the same shape."""
         if encoder_hidden_states is None:
             query, key, value = _projected(attn, hidden_states, "joint", rotate)
         else:
-            of_image = _projected(attn, hidden_states, "image", rotate)
-            of_text = _projected(attn, encoder_hidden_states, "text", rotate)
-            parts = (of_text, of_image) if self.text_first else (of_image, of_text)
+            image_parts = _projected(attn, hidden_states, "image", rotate)
+            text_parts = _projected(attn, encoder_hidden_states, "text", rotate)
+            parts = (text_parts, image_parts) if self.text_first else (image_parts, text_parts)
             query, key, value = (torch.cat(pair, dim=1) for pair in zip(*parts, strict=True))
 
         length = query.shape[1]
@@ -138,124 +137,10 @@ class TemperatureProcessor:
         )
 
 
-class FluxTemperatureProcessor(TemperatureProcessor):
-    """Replaces `FluxAttnProcessor` in double- and single-stream blocks (FLUX, Chroma)."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-        taca: Adjustment | None = None,
-    ) -> Any:
-        """As the original, with `taca`. The rotary embedding covers the joint sequence, its text first."""
-        if taca is None:
-            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        from diffusers.models.embeddings import apply_rotary_emb
-
-        texts = taca.text_length
-        rows = {"text": slice(0, texts), "image": slice(texts, None), "joint": slice(None)}
-
-        def rotate(part: Tensor, of: Part) -> Tensor:
-            cos, sin = image_rotary_emb
-            rotated: Tensor = apply_rotary_emb(part, (cos[rows[of]], sin[rows[of]]), sequence_dim=1)
-            return rotated
-
-        return self.attend(
-            attn,
-            taca,
-            hidden_states,
-            encoder_hidden_states,
-            rotate=None if image_rotary_emb is None else rotate,
-            attn_mask=attention_mask,
-        )
-
-
-class SD3TemperatureProcessor(TemperatureProcessor):
-    """Replaces diffusers' `JointAttnProcessor2_0` in SD3's joint attention: image first, no rotary embedding, and a mask
-    that is ignored, as by the original."""
-
-    text_first = False
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        taca: Adjustment | None = None,
-    ) -> Any:
-        if taca is None or encoder_hidden_states is None:
-            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask)
-        return self.attend(attn, taca, hidden_states, encoder_hidden_states)
-
-
-class QwenTemperatureProcessor(TemperatureProcessor):
-    """Replaces `QwenDoubleStreamAttnProcessor2_0`: text first, complex rotary embeddings for each stream, padding masked."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_hidden_states_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-        taca: Adjustment | None = None,
-    ) -> Any:
-        if taca is None or attention_mask is not None:  # the original explains why it takes no other mask
-            return self.original(
-                attn,
-                hidden_states,
-                encoder_hidden_states,
-                encoder_hidden_states_mask,
-                attention_mask,
-                image_rotary_emb,
-            )
-        from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
-
-        def rotate(part: Tensor, of: Part) -> Tensor:
-            of_image, of_text = image_rotary_emb
-            rotated: Tensor = apply_rotary_emb_qwen(part, of_text if of == "text" else of_image, use_real=False)
-            return rotated
-
-        mask = None
-        if encoder_hidden_states_mask is not None:
-            images = encoder_hidden_states_mask.new_ones(hidden_states.shape[:2])
-            mask = torch.cat([encoder_hidden_states_mask, images], dim=1)[:, None, None, :]  # (B, 1, 1, T + I)
-        return self.attend(
-            attn,
-            taca,
-            hidden_states,
-            encoder_hidden_states,
-            rotate=None if image_rotary_emb is None else rotate,
-            attn_mask=mask,
-        )
-
-
-class AuraFlowTemperatureProcessor(TemperatureProcessor):
-    """Replaces `AuraFlowAttnProcessor2_0` in double- and single-stream blocks: text first, a scale of its own, and a mask
-    that is ignored, as by the original."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        taca: Adjustment | None = None,
-    ) -> Any:
-        if taca is None:
-            return self.original(attn, hidden_states, encoder_hidden_states)
-        return self.attend(attn, taca, hidden_states, encoder_hidden_states, scale=attn.scale)
-
-
 class StockProcessor:
-    """The original processor behind a signature that accepts TACA's argument, for attention TACA must leave alone.
+    """The original processor with a signature that accepts TACA's argument, for attention that TACA does not change.
 
-    SD3 hands the same keyword arguments to its image-only `attn2`, which would log a warning about them on every call.
+    SD3 passes the same keyword arguments to its image-only `attn2`, which would log a warning about them on every call.
     """
 
     def __init__(self, original: Any) -> None:
@@ -273,7 +158,7 @@ class StockProcessor:
 
 
 def _projected(attn: Any, tokens: Tensor, of: Part, rotate: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value of one part of the sequence, (B, S, C) -> (B, S, H, D) each: normalised, then rotated."""
+    """Return query, key and value of one part of the sequence, (B, S, C) -> (B, S, H, D) each: normalised, then rotated."""
     own = of == "text" and getattr(attn, "add_k_proj", None) is not None
     head_dim = getattr(attn, "head_dim", None) or attn.inner_dim // attn.heads
     if getattr(attn, "fused_projections", False):
@@ -282,7 +167,7 @@ def _projected(attn: Any, tokens: Tensor, of: Part, rotate: Rotation | None) -> 
         projected = (attn.add_q_proj(tokens), attn.add_k_proj(tokens), attn.add_v_proj(tokens))
     else:
         projected = (attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens))
-    # A head has a fixed width; their number is taken from the tensor, which tensor parallelism makes smaller.
+    # The head width is fixed; the number of heads is the tensor's, which tensor parallelism makes smaller.
     query, key, value = (part.unflatten(-1, (-1, head_dim)) for part in projected)
     norm_query, norm_key = (attn.norm_added_q, attn.norm_added_k) if own else (attn.norm_q, attn.norm_k)
     query = query if norm_query is None else norm_query(query)
@@ -291,9 +176,9 @@ def _projected(attn: Any, tokens: Tensor, of: Part, rotate: Rotation | None) -> 
 
 
 def _output(attn: Any, tokens: Tensor, of: Part) -> Tensor:
-    """The output projection of one part, (B, S, C)."""
+    """Apply the output projection to one part, (B, S, C)."""
     if of == "text" and getattr(attn, "add_k_proj", None) is not None:
-        # SD3's last block has no use for the text it returns.
+        # SD3's last block does not use the text that it returns.
         return tokens if getattr(attn, "context_pre_only", False) else attn.to_add_out(tokens)
     projected: Tensor = attn.to_out[1](attn.to_out[0](tokens))
     return projected

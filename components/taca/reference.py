@@ -1,9 +1,8 @@
-"""A base model by reference: where it lies, which revision, and the digest of every file.
+"""A base model by reference: its location, its revision, and the digest of every file.
 
-`models/base.json` is all that the rest of the system knows of the model it adapts, so a folder on disk and a published
-model are the same thing: `{"location", "revision", "files": {relative path: sha256}}`. A published model stays in the
-Hugging Face cache; it is never copied. A local location is relative to the reference file, so that the pair can move
-together.
+Everything else reads the model through `models/base.json`, `{"location", "revision", "files": {relative path: sha256}}`, so a
+folder on disk and a published model are used alike. A published model stays in the Hugging Face cache and is never copied. A
+local location is relative to the reference file, so that both can move together.
 """
 
 import json
@@ -17,12 +16,12 @@ import torch
 
 from components.errors import DataError, ParameterError
 from components.files import file_digest
-from components.taca.conventions import CONVENTIONS
 from components.taca.pipeline_folder import INDEX, PipelineFolder
+from components.taca.registry import CONVENTIONS
 
-# Parts of pipelines by purpose, over all supported classes; a part that a pipeline does not have is passed over.
+# Parts of pipelines by purpose, over all supported classes; those that a pipeline does not have are ignored.
 COMPONENTS = tuple(dict.fromkeys(part for conventions in CONVENTIONS.values() for part in conventions.parts))
-TEXT = tuple(dict.fromkeys(part for conventions in CONVENTIONS.values() for part in conventions.text))
+TEXT = tuple(dict.fromkeys(part for conventions in CONVENTIONS.values() for part in conventions.text_parts))
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by their names in params.yaml
 
@@ -31,13 +30,13 @@ def write_reference(location: str | Path, path: Path, *, revision: str | None = 
     """Describe the pipeline at `location` in the JSON file `path`, and return what was written.
 
     `location` is a folder, or with `revision` (a full commit hash) the id of a model on the Hugging Face hub that is
-    already in the local cache. Raises `ParameterError` for a revision that is not pinned, `DataError` when no pipeline
-    is found, or one of a class that is not supported, or one that is not there whole.
+    already in the local cache. Raises `ParameterError` for a revision that is not pinned, `DataError` if the pipeline is
+    missing, incomplete, or of a class that is not supported.
     """
     if revision is None:
         folder = Path(location)
         if not folder.is_dir():
-            raise DataError(f"{location}: no such folder; of a model on the Hugging Face hub, give the revision too")
+            raise DataError(f"{location}: no such folder; for a model on the Hugging Face hub, give the revision too")
         stored = _relative(folder.resolve(), path.resolve().parent)
     else:
         if len(revision) != 40 or set(revision) - set("0123456789abcdef"):
@@ -59,13 +58,13 @@ def write_reference(location: str | Path, path: Path, *, revision: str | None = 
 def load_base(
     reference_path: Path, *, components: Iterable[str] = COMPONENTS, dtype: torch.dtype = torch.float32
 ) -> Any:
-    """The pipeline a reference points to, after checking the digests of the files that are read; in eval mode, on the CPU.
+    """Load the pipeline of a reference after checking the digests of the files that are read; in eval mode, on the CPU.
 
-    Its class is the one that `model_index.json` names, out of `components.taca.conventions`; its weights are in `dtype`.
-    `components` names the parts to load (`TEXT` to encode captions); the others are None and their files are neither
-    read nor checked. An encoder that the folder does without (SD3.5's T5) is None too; what stands in for it is loaded
-    with the text. Weights may be sharded, and in a variant ("fp16") where there are no others. Raises `ParameterError` for
-    an unknown part, `DataError` for a missing, changed or unreadable file.
+    Its class is the one that `model_index.json` names, out of `components.taca.registry`; its weights are in `dtype`. `components`
+    names the parts to load (`TEXT` to encode captions); the others are None and their files are neither read nor checked. An
+    encoder that the folder leaves out (SD3.5's T5) is None too; its fallback is loaded with the text. Weights may be sharded, and
+    in a variant ("fp16") where there are no others. Raises `ParameterError` for an unknown part, `DataError` for a missing,
+    changed or unreadable file.
     """
     import diffusers
     import transformers
@@ -96,7 +95,7 @@ def load_base(
 
 
 def read_reference(path: Path) -> dict[str, Any]:
-    """The contents of a reference file, checked for its three keys. Raises `DataError`."""
+    """Read a reference file and check its three keys. Raises `DataError`."""
     try:
         reference = json.loads(path.read_text())
     except FileNotFoundError:
@@ -106,7 +105,7 @@ def read_reference(path: Path) -> dict[str, Any]:
     if not isinstance(reference, dict) or set(reference) != {"location", "revision", "files"}:
         raise DataError(f"{path}: a model reference has the keys location, revision and files")
     if INDEX not in reference["files"]:
-        raise DataError(f"{path}: lists no {INDEX}, so it describes no pipeline")
+        raise DataError(f"{path}: does not list {INDEX}, so it is not the reference of a pipeline")
     for name in reference["files"]:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise DataError(f"{path}: lists {name}, which is outside the model's folder")
@@ -128,7 +127,7 @@ def verify_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _relative(folder: Path, start: Path) -> str:
-    """`folder` as seen from `start`, with forward slashes, so that the reference does not depend on the machine."""
+    """Return `folder` relative to `start`, with forward slashes, so that the reference does not depend on the machine."""
     return Path(os.path.relpath(folder, start)).as_posix()
 
 
@@ -142,7 +141,7 @@ def _folder_of(reference: Mapping[str, Any], reference_path: Path) -> Path:
 
 
 def _snapshot(model: str, revision: str) -> Path:
-    """The cached snapshot of a published model; never downloads."""
+    """Return the cached snapshot of a published model; never downloads."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -68,7 +68,7 @@ class ReplacedProcessors:
 
 
 def _selected(schedule: TemperatureSchedule, family: Family, layers: list[str]) -> set[str]:
-    """The joint attention layers that the schedule acts on, by module name."""
+    """Return the joint attention layers that the schedule acts on, by module name."""
     wanted = range(len(layers)) if schedule.layers is None else schedule.layers
     if max(wanted) >= len(layers):
         raise ParameterError(

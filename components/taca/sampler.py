@@ -10,7 +10,7 @@ Level = TypeVar("Level", float, "Tensor")
 
 
 def shift_sigma(sigma: Level, shift: float) -> Level:
-    """SD3's timestep shift, shift * u / (1 + (shift - 1) u): where a step at u in [0, 1] lands. 1/shift undoes it."""
+    """Return SD3's timestep shift of u in [0, 1], shift * u / (1 + (shift - 1) u); a shift of 1/shift inverts it."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 

@@ -1,4 +1,4 @@
-"""When TACA is on, how strong, and where: the temperature as a function of the noise level.
+"""The temperature as a function of the noise level, and where in the transformer it applies.
 
 Noise levels are sigma in [0, 1] throughout this package: 1 is pure noise, 0 the clean image (a FLUX timestep as the
 transformer receives it; an SD3 timestep divided by 1000).
@@ -20,17 +20,17 @@ from components.taca.transfer import resolve_threshold
 
 @settings
 class TemperatureSchedule(TacaConfig):
-    """TACA's temperature (arXiv 2506.07986, Eq. 11), with the variations that research compares it to.
+    """TACA's temperature (arXiv 2506.07986, Eq. 11), and variations to compare it with.
 
-    How strong, by noise level:
+    Strength, by noise level:
 
     - `form` "piecewise", the paper's: `gamma` where sigma >= threshold, else 1. "constant": `gamma` at every step, the
-      threshold plays no part. "linear" and "cosine": `gamma` at sigma 1, falling to 1 at the threshold.
+      threshold is not used. "linear" and "cosine": `gamma` at sigma 1, falling to 1 at the threshold.
     - The comparison is `sigma >= threshold - tolerance` in float32. The default tolerance is half a tick of the 0..1000
       timestep table: it absorbs float32 and float16 rounding of a step that lies exactly on the threshold. A bfloat16
-      timestep near 970 is only known to within 4 ticks, which no tolerance can repair (968 stands for anything from
-      966 to 970; FLUX's 30-step schedule has a step at 966.01 that must stay off); keep the threshold between two steps
-      and let `active_steps(sigmas, torch.bfloat16)` say what such a pipeline does.
+      timestep near 970 is known to within 4 ticks only, which no tolerance can repair (968 stands for anything from
+      966 to 970; FLUX's 30-step schedule has a step at 966.01 that must stay off): keep the threshold between two steps,
+      and check with `active_steps(sigmas, torch.bfloat16)`.
 
     Where in the transformer:
 
@@ -39,8 +39,8 @@ class TemperatureSchedule(TacaConfig):
 
     Which tokens:
 
-    - `padding`: whether padding tokens of the text are scaled too, as in the paper. False needs a text mask: Qwen-Image and
-      Chroma are given one by their pipelines, for others pass `joint_attention_kwargs={"taca_text_mask": (B, T) bool}`.
+    - `padding`: whether padding tokens of the text are scaled too, as in the paper. False needs a text mask: the pipelines of
+      Qwen-Image and Chroma pass one, for others pass `joint_attention_kwargs={"taca_text_mask": (B, T) bool}`.
     - `unconditional`: whether the unconditional half of classifier-free guidance is scaled too, as in the released code.
 
     Control arms, which are not TACA:
@@ -56,29 +56,29 @@ class TemperatureSchedule(TacaConfig):
 
     @property
     def active_from(self) -> float:
-        """The sigma from which up the schedule is on: the threshold, or 0 where it plays no part."""
+        """The lowest sigma at which the schedule is on: the threshold, or 0 for the form "constant"."""
         return 0.0 if self.form == "constant" else self.threshold
 
     def is_active(self, sigma: Tensor) -> Tensor:
-        """Where the schedule is on. sigma: any shape, any float dtype; returns bool of that shape."""
+        """Return where the schedule is on. sigma: any shape, any float dtype; returns bool of that shape."""
         if self.form == "constant":
             return torch.ones_like(sigma, dtype=torch.bool)
         return sigma.float() >= self.threshold - self.tolerance
 
     def gamma_at(self, sigma: Tensor) -> Tensor:
-        """The temperature of each sample: sigma (B,) in [0, 1] of any float dtype -> (B,) float32, same device."""
+        """Return the temperature of each sample: sigma (B,) in [0, 1] of any float dtype -> (B,) float32, same device."""
         ones = torch.ones_like(sigma, dtype=torch.float32)
-        return torch.where(self.is_active(sigma), self._when_active(sigma.float()), ones)
+        return torch.where(self.is_active(sigma), self._active_gamma(sigma.float()), ones)
 
-    def _when_active(self, sigma: Tensor) -> Tensor:
+    def _active_gamma(self, sigma: Tensor) -> Tensor:
         if self.form in ("piecewise", "constant") or self.threshold == 1:
             return torch.full_like(sigma, self.gamma)
-        along = ((sigma - self.threshold) / (1 - self.threshold)).clamp(0, 1)
-        strength = along if self.form == "linear" else (1 - torch.cos(math.pi * along)) / 2
+        fraction = ((sigma - self.threshold) / (1 - self.threshold)).clamp(0, 1)
+        strength = fraction if self.form == "linear" else (1 - torch.cos(math.pi * fraction)) / 2
         return 1 + (self.gamma - 1) * strength
 
     def active_steps(self, sigmas: Sequence[float] | Tensor, dtype: torch.dtype = torch.float32) -> int:
-        """How many of a sampler's steps run with TACA on.
+        """Count the sampler steps with TACA on.
 
         sigmas: the noise level of each step, e.g. a diffusers scheduler's `sigmas`; the terminal 0 is not a step and
         is left out. dtype: that of the latents; pipelines round t = 1000 sigma to it before the transformer sees t /
@@ -89,19 +89,19 @@ class TemperatureSchedule(TacaConfig):
         return int(self.is_active(seen).sum())
 
     def to_mapping(self) -> dict[str, Any]:
-        """JSON values by field name, for params and LoRA metadata: gamma, threshold, tolerance, and what is not default."""
+        """Return JSON values by field name, for LoRA metadata: gamma, threshold, tolerance, and fields that are not default."""
         values, always = to_json(self), ("gamma", "threshold", "tolerance")
         changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
         return {name: values[name] for name in (*always, *changed)}
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "TemperatureSchedule":
-        """The inverse of `to_mapping`; missing fields take their default, an unknown key is a `ParameterError`."""
+        """Build a schedule from `to_mapping`; missing fields take their default, an unknown key is a `ParameterError`."""
         return cls(**mapping)
 
 
-def schedule_for(config: TacaConfig, *, scheduler: Any, tokens: int) -> TemperatureSchedule:
-    """The schedule that settings (the section `taca` of params.yaml) mean for one model.
+def resolve_schedule(config: TacaConfig, *, scheduler: Any, tokens: int) -> TemperatureSchedule:
+    """Return the schedule of `config` (the section `taca` of params.yaml) for one model.
 
     scheduler: the model's; tokens: image tokens of its pictures. Raises `ParameterError`.
     """

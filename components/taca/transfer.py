@@ -1,4 +1,4 @@
-"""A threshold chosen for one model, resolution and sampler, carried over to another.
+"""Convert a threshold chosen for one model, resolution and sampler to another.
 
 The paper's 0.97 was chosen at 4096 image tokens and a shift of 3.16 (FLUX) or 3 (SD3.5), where it means 3 of 30 steps.
 The same number at another resolution or shift means something else: with shift 1 it leaves one step of 30.
@@ -23,9 +23,9 @@ def transfer_threshold(
     from_tokens: int = 4096,
     to_tokens: int = 4096,
 ) -> float:
-    """A threshold for another model, equivalent to `threshold` on the one it was chosen for.
+    """Return the threshold for another model that is equivalent to `threshold` on the one it was chosen for.
 
-    Two rules of the same form; give one. By shift: the same fraction of a sampler's steps is active when the
+    Two rules of the same form; use one. By shift: the same fraction of a sampler's steps is active when the
     schedule's shift goes from `from_shift` to `to_shift`. By resolution: the image is equally hidden at `to_tokens`
     image tokens as at `from_tokens` (SD3's resolution shift, arXiv 2403.03206 Eq. 23, factor sqrt(to / from)). Both
     together multiply the factors, which counts twice for a model whose shift already follows its resolution, as FLUX's
@@ -44,7 +44,7 @@ def transfer_threshold(
 
 
 def threshold_for_fraction(fraction: float, shift: float) -> float:
-    """The threshold above which the first `fraction` of a sampler's steps lie. The paper's fraction is about 0.1."""
+    """Return the threshold above which the first `fraction` of a sampler's steps lie. The paper's is about 0.1."""
     if not 0 <= fraction <= 1:
         raise ParameterError(f"fraction = {fraction}: must lie in [0, 1]")
     if not shift > 0:
@@ -53,7 +53,7 @@ def threshold_for_fraction(fraction: float, shift: float) -> float:
 
 
 def threshold_for_steps(sigmas: "Sequence[float] | Tensor", active: int) -> float:
-    """The threshold half-way between the last of a sampler's first `active` steps and the next: safe from rounding.
+    """Return the threshold half-way between the last of a sampler's first `active` steps and the next: safe from rounding.
 
     sigmas: the noise level of each step, descending, with or without the terminal 0.
     """
@@ -67,9 +67,9 @@ def threshold_for_steps(sigmas: "Sequence[float] | Tensor", active: int) -> floa
 
 
 def resolve_threshold(rule: float | Mapping[str, Any], *, shift: float, tokens: int) -> float:
-    """The sigma that a threshold written as a rule means for a model with `shift` and `tokens` image tokens.
+    """Return the sigma of a threshold rule for a model with `shift` and `tokens` image tokens.
 
-    rule: a sigma, taken as it is; {"sigma", "tokens"}: chosen at that many image tokens; {"sigma", "shift"}: chosen
+    rule: a sigma, returned as it is; {"sigma", "tokens"}: chosen at that many image tokens; {"sigma", "shift"}: chosen
     for a sampler of that shift; {"fraction"}: the first such fraction of the steps. Raises `ParameterError`.
     """
     allowed = "give a sigma in [0, 1], or sigma and tokens, or sigma and shift, or fraction"

@@ -1,6 +1,5 @@
-"""Flow matching for a text-to-image transformer: the task that trains TACA's LoRA (arXiv 2506.07986, Eq. 13)."""
+"""The flow-matching task that trains TACA's LoRA (arXiv 2506.07986, Eq. 13)."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,20 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.errors import ParameterError
-from components.taca.families import AURAFLOW, CHROMA, FLUX, QWEN_IMAGE, SD3, Family, family_of
+from components.taca.families import Batch, Family
 from components.taca.install import enable_taca
+from components.taca.registry import FAMILIES, family_of
 from components.taca.sampler import shift_sigma
 from components.taca.schedule import TemperatureSchedule
 from components.training.randomness import generator, rank_part
 from components.training.task import PerSampleTask
 
-Batch = Mapping[str, Tensor]
-
 _TEXT_PARTS = ("prompt_embeds", "pooled", "text_mask")
 
 
 class VelocityTask(PerSampleTask):
-    """A transformer, the velocity loss, and the batches they take.
+    """A transformer with the velocity loss.
 
     x_t = (1 - sigma) x_0 + sigma noise; the transformer predicts noise - x_0; the loss is the mean squared error in
     float32. Noise levels: uniform in (sigma_low, 1] with shift 1 (TACA's LoRA: sigma_low = the threshold), else
@@ -31,13 +29,13 @@ class VelocityTask(PerSampleTask):
 
     Batch, any device: "latents" (B, S, C) packed, with "img_ids" (S, 3), for FLUX, Chroma and Qwen-Image, or (B, C, H,
     W) for SD3 and AuraFlow; "prompt_embeds" (B, T, D); for FLUX and SD3 "pooled" (B, P); for Chroma and Qwen-Image
-    "text_mask" (B, T) bool, True where the transformer is to look. `LatentCache.batch` gives it so. A caption is dropped
+    "text_mask" (B, T) bool, True where the transformer attends; as from `LatentCache.batch`. A caption is dropped
     with probability `caption_dropout`: all of its tensors are replaced by those of the empty prompt,
     `null_prompt_embeds` (T, D), `null_pooled` (P,), `null_text_mask` (T,), which classifier-free guidance needs.
-    `guidance` is the scale given to a guidance-distilled model (FLUX.1-dev) and unused by others.
+    `guidance` is the embedded scale of a guidance-distilled model (FLUX.1-dev).
 
     Noise, noise levels and dropped captions depend on (seed, name, step) and are drawn for the global batch of
-    `world_size` * B samples; rank r uses samples r B to (r + 1) B. So the same data is seen whatever the number of
+    `world_size` * B samples; rank r uses samples r B to (r + 1) B. So the data is the same for any number of
     workers.
 
     forward(batch, step) -> {"loss": scalar, this rank's mean}.
@@ -70,10 +68,12 @@ class VelocityTask(PerSampleTask):
             raise ParameterError(f"rank = {rank}: must lie in [0, {world_size})")
         self.transformer = transformer
         self.family: Family = family_of(transformer)
-        if self.family.name not in _CALLS:
+        if self.family.conventions is None:
+            trained = ", ".join(family.name for family in FAMILIES.values() if family.conventions)
             raise ParameterError(
-                f"{type(transformer).__name__}: cannot be trained here; TACA's LoRA is trained on {', '.join(_CALLS)}"
+                f"{type(transformer).__name__}: cannot be trained here; TACA's LoRA is trained on {trained}"
             )
+        self._forward_arguments = self.family.conventions.forward_arguments
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.sigma_low, self.shift = sigma_low, shift
         self.caption_dropout, self.guidance = caption_dropout, guidance
@@ -98,11 +98,29 @@ class VelocityTask(PerSampleTask):
 
         level = sigma.view(-1, *[1] * (latents.ndim - 1))
         noisy = (1 - level) * latents + level * noise
-        velocity = _CALLS[self.family.name](self, noisy, sigma, batch)
+        velocity = self._velocity(noisy, sigma, batch)
         return {"loss": F.mse_loss(velocity.float(), noise - latents)}
 
+    def _velocity(self, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+        """Call the transformer as its pipeline does. The noise level stays float32, also for a bfloat16 model, so that TACA
+        compares the level that was drawn."""
+        transformer: Any = self.transformer
+        dtype, optional = transformer.dtype, {}
+        if "pooled" in batch:
+            optional["pooled_projections"] = batch["pooled"].to(dtype)
+        if transformer.config.get("guidance_embeds"):
+            optional["guidance"] = torch.full_like(sigma, self.guidance)
+        return transformer(
+            hidden_states=noisy.to(dtype),
+            encoder_hidden_states=batch["prompt_embeds"].to(dtype),
+            timestep=self.family.timestep(sigma),
+            **optional,
+            **self._forward_arguments(batch, dtype),
+            return_dict=False,
+        )[0]
+
     def draw(self, shape: torch.Size, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """This rank's choices, on the CPU: sigma (B,) in (sigma_low, 1], noise of `shape`, dropped (B,) bool."""
+        """Draw this rank's sigma (B,) in (sigma_low, 1], noise of `shape` and dropped captions (B,) bool, on the CPU."""
         total = shape[0] * self.world_size
         lowest = shift_sigma(self.sigma_low, 1 / self.shift)  # in the sampler's time before its shift
         uniform = torch.rand(total, generator=generator(self.seed, "sigma", step), dtype=torch.float64)
@@ -116,10 +134,10 @@ class VelocityTask(PerSampleTask):
     def _drop_captions(self, batch: Batch, dropped: Tensor) -> dict[str, Tensor]:
         if (found := [name for name in _TEXT_PARTS if name in batch]) != self._text_parts:
             raise ParameterError(
-                f"batch has {', '.join(found)} of its captions, and of the empty prompt null_ {', '.join(self._text_parts)} "
-                "were given; pass all that LatentCache.null_caption() returns"
+                f"batch has {', '.join(found)}, the empty prompt {', '.join(self._text_parts)}: must be the same; "
+                "pass all that LatentCache.null_caption() returns"
             )
-        kept = {}
+        captions = {}
         for name in self._text_parts:
             given, null = batch[name], getattr(self, f"null_{name}")
             if given.shape[1:] != null.shape:
@@ -127,88 +145,5 @@ class VelocityTask(PerSampleTask):
                     f"batch {name} has shape {tuple(given.shape)}, the empty prompt's is {tuple(null.shape)}; "
                     "embed both at one text length"
                 )
-            kept[name] = torch.where(dropped.view(-1, *[1] * null.ndim), null.to(given), given)
-        return kept
-
-
-def _flux_velocity(task: VelocityTask, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
-    transformer: Any = task.transformer
-    dtype = transformer.dtype
-    ids = batch["img_ids"]
-    guidance = torch.full_like(sigma, task.guidance) if transformer.config.guidance_embeds else None
-    return transformer(
-        hidden_states=noisy.to(dtype),
-        encoder_hidden_states=batch["prompt_embeds"].to(dtype),
-        pooled_projections=batch["pooled"].to(dtype),
-        timestep=FLUX.timestep(sigma),
-        img_ids=ids[0] if ids.ndim == 3 else ids,  # a collated batch repeats them
-        txt_ids=torch.zeros(batch["prompt_embeds"].shape[1], 3, device=noisy.device, dtype=ids.dtype),
-        guidance=guidance,
-        return_dict=False,
-    )[0]
-
-
-def _sd3_velocity(task: VelocityTask, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
-    transformer: Any = task.transformer
-    dtype = transformer.dtype
-    return transformer(
-        hidden_states=noisy.to(dtype),
-        encoder_hidden_states=batch["prompt_embeds"].to(dtype),
-        pooled_projections=batch["pooled"].to(dtype),
-        timestep=SD3.timestep(sigma),
-        return_dict=False,
-    )[0]
-
-
-def _chroma_velocity(task: VelocityTask, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
-    transformer: Any = task.transformer
-    dtype, ids, text = transformer.dtype, batch["img_ids"], batch["prompt_embeds"]
-    # Over text and image, and in the dtype that ChromaPipeline passes it in, so that training and sampling attend alike.
-    mask = F.pad(batch["text_mask"].to(dtype), (0, noisy.shape[1]), value=1)
-    return transformer(
-        hidden_states=noisy.to(dtype),
-        encoder_hidden_states=text.to(dtype),
-        timestep=CHROMA.timestep(sigma),
-        img_ids=ids[0] if ids.ndim == 3 else ids,
-        txt_ids=torch.zeros(text.shape[1], 3, device=noisy.device, dtype=ids.dtype),
-        attention_mask=mask,
-        return_dict=False,
-    )[0]
-
-
-def _qwen_velocity(task: VelocityTask, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
-    transformer: Any = task.transformer
-    dtype = transformer.dtype
-    _, down, across = (int(last) + 1 for last in batch["img_ids"].flatten(0, -2).amax(0))
-    guidance = torch.full_like(sigma, task.guidance) if transformer.config.guidance_embeds else None
-    return transformer(
-        hidden_states=noisy.to(dtype),
-        encoder_hidden_states=batch["prompt_embeds"].to(dtype),
-        encoder_hidden_states_mask=batch["text_mask"],
-        timestep=QWEN_IMAGE.timestep(sigma),
-        img_shapes=[[(1, down, across)]] * len(noisy),
-        guidance=guidance,
-        return_dict=False,
-    )[0]
-
-
-def _auraflow_velocity(task: VelocityTask, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
-    transformer: Any = task.transformer
-    dtype = transformer.dtype
-    return transformer(
-        hidden_states=noisy.to(dtype),
-        encoder_hidden_states=batch["prompt_embeds"].to(dtype),
-        timestep=AURAFLOW.timestep(sigma),
-        return_dict=False,
-    )[0]
-
-
-# How each family's forward is called. The noise level stays float32 up to the transformer, also for a bfloat16 model,
-# so that TACA compares the level that was drawn.
-_CALLS: dict[str, Callable[[VelocityTask, Tensor, Tensor, Batch], Tensor]] = {
-    FLUX.name: _flux_velocity,
-    SD3.name: _sd3_velocity,
-    CHROMA.name: _chroma_velocity,
-    QWEN_IMAGE.name: _qwen_velocity,
-    AURAFLOW.name: _auraflow_velocity,
-}
+            captions[name] = torch.where(dropped.view(-1, *[1] * null.ndim), null.to(given), given)
+        return captions

@@ -1,1 +1,4 @@
-"""The one training loop, what it needs from its surroundings, and how it survives being killed."""
+"""The training loop, its context, checkpoints, distribution and random streams.
+
+Models, losses and batches are in the rooms of the methods.
+"""

@@ -1,9 +1,9 @@
-"""Gradient accumulation: a global batch computed in parts, some at the same time by other workers, some one after the other.
+"""Gradient accumulation: a global batch computed in parts, in parallel by several workers and in sequence by each.
 
-Worker r of w that accumulates k micro-batches computes parts r k to r k + k - 1 of w k. Tasks and batches already know "part r of
-w" from training by several workers, so a micro-batch is to them what a worker is: a virtual rank among w k. Rows and random
-numbers are drawn for the global batch and cut by that rank; the step is therefore the same, to rounding, for every w and k.
-(What the global generator draws, dropout for one, is a stream of each virtual rank, as it is of each worker.)
+Worker r of w that accumulates k micro-batches computes parts r k to r k + k - 1 of w k. Tasks and batches handle a micro-batch as
+they handle a worker: a virtual rank among w k. Rows and random numbers are drawn for the global batch and sliced by that rank, so
+the step is the same, to rounding, for every w and k. (Draws from the global generator, as for dropout, have a stream per virtual
+rank.)
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from components.training.task import PerSampleTask, TrainingTask
 
 
 def virtual_ranks(context: Context, accumulate: int) -> list[dict[str, int]]:
-    """The parts of the global batch that this worker computes in a step, in order, as `{"rank": ..., "world_size": ...}`."""
+    """Return the parts of the global batch that this worker computes in a step, in order, as `{"rank": ..., "world_size": ...}`."""
     parts = context.world_size * accumulate
     return [{"rank": context.rank * accumulate + part, "world_size": parts} for part in range(accumulate)]
 
@@ -41,18 +41,18 @@ def require_splittable(task: TrainingTask, parts: int, accumulate: int) -> None:
         raise ParameterError(f"accumulate = {accumulate}: {name} needs its whole batch at once; set accumulate to 1")
     if parts != accumulate:
         raise ParameterError(
-            f"accumulate = {accumulate}: {name} is given batches in {parts} part(s) a step; set accumulate to {parts}"
+            f"accumulate = {accumulate}: {name} gets batches in {parts} part(s) per step; set accumulate to {parts}"
         )
 
 
 @contextmanager
-def as_part(task: TrainingTask, share: dict[str, int], accumulate: int) -> Iterator[None]:
+def as_part(task: TrainingTask, part: dict[str, int], accumulate: int) -> Iterator[None]:
     """Make `task` draw for one part of the global batch inside the block. Does nothing where the worker has only one part."""
     if accumulate == 1 or not isinstance(task, PerSampleTask):
         yield
         return
     before = task.rank, task.world_size
-    task.rank, task.world_size = share["rank"], share["world_size"]
+    task.rank, task.world_size = part["rank"], part["world_size"]
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ import torch
 
 
 class WeightAverage:
-    """Shadow copies `s <- d s + (1 - d) w` of trainable parameters, with the decay warmed up as min(d, (1 + t) / (10 + t))."""
+    """Averages `s <- d s + (1 - d) w` of trainable parameters, with the decay warmed up as min(d, (1 + t) / (10 + t))."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], decay: float) -> None:
         self.parameters = list(parameters)
@@ -30,5 +30,5 @@ class WeightAverage:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, list[torch.Tensor]]) -> None:
-        for mine, stored in zip(self.shadow, state["shadow"], strict=True):
-            mine.copy_(stored)
+        for average, stored in zip(self.shadow, state["shadow"], strict=True):
+            average.copy_(stored)

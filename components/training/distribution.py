@@ -1,12 +1,12 @@
-"""How several processes train one model: each holds all of it (ddp), or each holds a part (fsdp).
+"""Train one model in several processes: each holds all of it (ddp), or a shard (fsdp).
 
-ddp keeps the whole model in every process and averages gradients. fsdp (PyTorch's FSDP2) cuts every tensor along its first
-dimension, so that a process stores 1/n of base, adapter, gradients and optimiser state; the whole of a block exists only while it
+ddp keeps the whole model in every process and averages gradients. fsdp (PyTorch's FSDP2) shards every tensor along its first
+dimension, so that a process stores 1/n of base, adapter, gradients and optimizer state; a block is gathered only while it
 computes. Both run the same operations on the same data and differ in rounding alone: `fsdp` casts nothing, a base stored in
-bfloat16 travels in bfloat16, float32 masters stay float32, and gradients are reduced in float32.
+bfloat16 is gathered in bfloat16, float32 masters stay float32, and gradients are reduced in float32.
 
-Checkpoints hold whole tensors (`whole`), and reading one cuts them again (`laid_out_like`), so a run may go on with another number
-of processes or the other strategy.
+Checkpoints hold whole tensors (`gathered`), and loading one shards them again (`sharded_like`), so a run can be resumed with
+another number of processes or the other strategy.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,16 +22,16 @@ from components.training.context import Context, Strategy
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks a transformer repeats: the members of its lists of modules. FLUX.1-dev has 57."""
+    """Return the repeated blocks of a transformer: the members of its lists of modules. FLUX.1-dev has 57."""
     return [block for child in model.children() if isinstance(child, nn.ModuleList) for block in child]
 
 
 def shard(task: nn.Module, blocks: Sequence[nn.Module], context: Context) -> bool:
-    """Cut `task` over the processes of `context` if its strategy is fsdp, in place; returns whether it was done.
+    """Shard `task` in place over the processes of `context` if its strategy is fsdp; return whether it was done.
 
-    Each of `blocks` is a unit that is gathered before it computes and let go after it; the rest of `task` is one more. Every
-    process must hold the same weights; they go to `context.device` one unit at a time, so the whole model need not fit there.
-    Without blocks nothing is done: such a model is small, and a copy in every process is faster. Raises ParameterError for an
+    Each of `blocks` is a unit that is gathered before it computes and freed after; the rest of `task` is one more. Every process
+    must hold the same weights; they are moved to `context.device` one unit at a time, so the whole model need not fit there.
+    Does nothing without blocks: such a model is small, and a copy in every process is faster. Raises ParameterError for an
     unknown strategy.
     """
     if context.strategy not in (allowed := get_args(Strategy)):
@@ -49,7 +49,7 @@ def shard(task: nn.Module, blocks: Sequence[nn.Module], context: Context) -> boo
 
 
 def replicate(task: nn.Module, context: Context) -> nn.Module:
-    """`task` in DistributedDataParallel, or as it is for one process."""
+    """Wrap `task` in DistributedDataParallel, unless there is only one process."""
     if context.world_size == 1:
         return task
     ids = [context.device.index] if context.device.type == "cuda" else None
@@ -57,28 +57,28 @@ def replicate(task: nn.Module, context: Context) -> nn.Module:
 
 
 @contextmanager
-def gradient_sync(model: Any, wanted: bool) -> Iterator[None]:
-    """Whether the backward pass inside exchanges gradients; all but the last micro-batch of a step only add to their own."""
-    waiting: AbstractContextManager[None] = nullcontext()
-    if isinstance(model, DistributedDataParallel) and not wanted:
-        waiting = model.no_sync()
+def gradient_sync(model: Any, enabled: bool) -> Iterator[None]:
+    """Set whether backward passes inside the block exchange gradients: only the last micro-batch of a step does."""
+    scope: AbstractContextManager[None] = nullcontext()
+    if isinstance(model, DistributedDataParallel) and not enabled:
+        scope = model.no_sync()
     elif hasattr(model, "set_requires_gradient_sync"):  # FSDP2
-        model.set_requires_gradient_sync(wanted)
-    with waiting:
+        model.set_requires_gradient_sync(enabled)
+    with scope:
         yield
 
 
-def whole(value: Any) -> Any:
-    """`value` with every sharded tensor in it gathered, on the CPU; the rest as it is. All processes must call it together."""
+def gathered(value: Any) -> Any:
+    """Gather every sharded tensor in `value` on the CPU; the rest is returned as it is. All processes must call it together."""
     if isinstance(value, Mapping):
-        return {key: whole(item) for key, item in value.items()}
+        return {key: gathered(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [whole(item) for item in value]
+        return [gathered(item) for item in value]
     return value.full_tensor().cpu() if _is_sharded(value) else value
 
 
-def laid_out_like(value: Any, parameter: Tensor) -> Any:
-    """This process's part of a whole tensor, if `parameter` is sharded and of its shape; else `value` as it is."""
+def sharded_like(value: Any, parameter: Tensor) -> Any:
+    """Return this process's shard of a whole tensor, if `parameter` is sharded and of its shape; else `value` as it is."""
     if not _is_sharded(parameter) or not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     from torch.distributed.tensor import distribute_tensor

@@ -19,7 +19,7 @@ from components.training.accumulation import as_part, require_splittable, virtua
 from components.training.averaging import WeightAverage
 from components.training.config import LoopConfig
 from components.training.context import Context
-from components.training.distribution import gradient_sync, laid_out_like, replicate, shard, whole
+from components.training.distribution import gathered, gradient_sync, replicate, shard, sharded_like
 from components.training.randomness import stream_seed
 from components.training.schedules import Decay, learning_rate_factor, rates_at
 from components.training.task import TrainingTask
@@ -50,12 +50,12 @@ def fit(
 ) -> None:
     """Train `task` in place for `config.steps` steps, resuming from the context's newest checkpoint.
 
-    `batches(step)` gives this rank's part of the global batch of a 0-based step; with `accumulate`, a sequence of such functions
-    gives the parts of its virtual ranks. Scalars are averaged over the steps and ranks since the last report and named
-    `<prefix>/<key>`; `on_report(step)` may add metrics of its own (rank 0 counts). With `ema_decay`, the averaged weights are in
+    `batches(step)` returns this rank's part of the global batch of a 0-based step; with `accumulate`, `batches` is a sequence of
+    such functions, one per virtual rank. Scalars are averaged over the steps and ranks since the last report and named
+    `<prefix>/<key>`; `on_report(step)` may add metrics (those of rank 0 are kept). With `ema_decay`, the averaged weights are in
     `task` at the end. `blocks` are the modules that the strategy fsdp gathers one at a time; `task` is still sharded afterwards.
 
-    Raises NonFiniteLossError on every rank, before the optimiser step, when any rank's loss is not finite, and StopRequested on
+    Raises NonFiniteLossError on every rank, before the optimizer step, when any rank's loss is not finite, and StopRequested on
     every rank, with a checkpoint written, after the step in which the context of any rank requested it.
     """
     parts = [batches] if callable(batches) else list(batches)
@@ -73,7 +73,7 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         scalars = _accumulate(model, task, parts, step, config, context, prefix)
         stopping = _agree(scalars["loss"], step, context)
-        norm = whole(nn.utils.clip_grad_norm_(_trainable(task).values(), config.clip_norm or math.inf))
+        norm = gathered(nn.utils.clip_grad_norm_(_trainable(task).values(), config.clip_norm or math.inf))
         optimizer.step()
         if average:
             average.update(step)
@@ -101,12 +101,12 @@ def _accumulate(
     context: Context,
     prefix: str,
 ) -> dict[str, Tensor]:
-    """Add up the gradients of this rank's micro-batches, exchanged once, with the last; returns the means of their scalars."""
+    """Sum the gradients of this rank's micro-batches, exchanged once, with the last; return the means of their scalars."""
     seen: list[Mapping[str, Tensor]] = []
-    for share, batch in zip(virtual_ranks(context, config.accumulate), parts, strict=True):
+    for part, batch in zip(virtual_ranks(context, config.accumulate), parts, strict=True):
         last = len(seen) == len(parts) - 1
-        with as_part(task, share, config.accumulate), gradient_sync(model, last):
-            with _autocast(context.device, config.precision), _seeded(context, prefix, step, share["rank"]):
+        with as_part(task, part, config.accumulate), gradient_sync(model, last):
+            with _autocast(context.device, config.precision), _seeded(context, prefix, step, part["rank"]):
                 scalars = model(batch(step), step)
             (scalars["loss"] / len(parts)).backward()
         seen.append({key: value.detach().double() for key, value in scalars.items()})
@@ -142,7 +142,7 @@ def _optimizer(task: TrainingTask, config: LoopConfig) -> torch.optim.Optimizer:
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, config: LoopConfig, decay: Decay, step: int) -> None:
-    """What each group learns and decays at in this step: its own share of the schedule's rates."""
+    """Set the learning rate and weight decay of each group for this step, in proportion to its own base rates."""
     factor = learning_rate_factor(step, config.steps, config.warmup_steps, decay, config.warmup_start)
     rate, weight_decay = rates_at(step, config.learning_rate, config.weight_decay, config.changes)
     decay_factor = weight_decay / config.weight_decay if config.weight_decay else 1.0
@@ -158,10 +158,10 @@ def _state(
     weights = {name: p.detach() for name, p in trainable.items()}
     buffers = {name: t for name, t in task.state_dict().items() if name not in dict(task.named_parameters())}
     return {
-        "weights": whole(weights),
+        "weights": gathered(weights),
         "buffers": buffers,
-        "optimizer": whole(optimizer.state_dict()),
-        "average": whole(average.state_dict()) if average else None,
+        "optimizer": gathered(optimizer.state_dict()),
+        "average": gathered(average.state_dict()) if average else None,
         "meter": meter.state_dict(),
     }
 
@@ -179,18 +179,18 @@ def _resume(
         return 0
     step, state = loaded
     trainable = _trainable(task)
-    weights = {name: laid_out_like(value, trainable[name]) for name, value in state["weights"].items()}
+    weights = {name: sharded_like(value, trainable[name]) for name, value in state["weights"].items()}
     task.load_state_dict({**weights, **state["buffers"]}, strict=False)
     updated = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
-        index: {name: laid_out_like(value, updated[index]) for name, value in entry.items()}
+        index: {name: sharded_like(value, updated[index]) for name, value in entry.items()}
         for index, entry in state["optimizer"]["state"].items()
     }
     optimizer.load_state_dict({**state["optimizer"], "state": moments})
     if average:
         pairs = zip(state["average"]["shadow"], average.shadow, strict=True)
-        average.load_state_dict({"shadow": [laid_out_like(value, shadow) for value, shadow in pairs]})
-    if context.world_size == 1:  # with several ranks the sums are each rank's own, and none are stored
+        average.load_state_dict({"shadow": [sharded_like(value, shadow) for value, shadow in pairs]})
+    if context.world_size == 1:  # with several ranks no sums are stored
         meter.load_state_dict(state["meter"])
     return step
 
@@ -201,7 +201,7 @@ def _autocast(device: torch.device, precision: str) -> Any:
 
 @contextmanager
 def _seeded(context: Context, prefix: str, step: int, rank: int) -> Iterator[None]:
-    """Dropout and its like draw from PyTorch's global generator: for one step it is a stream named by that step and rank."""
+    """Seed PyTorch's global generator, which dropout uses, with a stream named by step and rank."""
     with torch.random.fork_rng([context.device] if context.device.type == "cuda" else []):
         torch.manual_seed(stream_seed(context.seed, prefix, "global", step, rank))
         yield
@@ -210,7 +210,7 @@ def _seeded(context: Context, prefix: str, step: int, rank: int) -> Iterator[Non
 def _agree(loss: Tensor, step: int, context: Context) -> bool:
     """Return whether all ranks stop after this step because one was requested to. Raises on all when one has a bad loss.
 
-    Together in both cases: one rank alone would leave the others waiting in the next all-reduce.
+    All ranks act together: one alone would leave the others waiting in the next all-reduce.
     """
     flags = torch.stack([(~torch.isfinite(loss.detach())).float(), loss.new_tensor(context.stop_requested()).float()])
     if context.world_size > 1:
@@ -224,7 +224,7 @@ def _agree(loss: Tensor, step: int, context: Context) -> bool:
 
 
 class _Meter:
-    """Means of scalars over steps and ranks, kept on the device until they are asked for."""
+    """Accumulates means of scalars over steps and ranks, on the device until they are drained."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -238,7 +238,7 @@ class _Meter:
             self.counts[key] = self.counts.get(key, 0) + 1
 
     def state_dict(self) -> dict[str, Any]:
-        if self.context.world_size > 1:  # rank 0's alone are no means over the ranks
+        if self.context.world_size > 1:  # those of rank 0 are not means over the ranks
             return {"sums": {}, "counts": {}}
         return {"sums": self.sums, "counts": self.counts}
 
@@ -259,7 +259,7 @@ class _Meter:
 
 
 def _progress(start: int, steps: int, prefix: str, context: Context) -> Iterator[int]:
-    """Steps left to do, with a progress bar on rank 0 when somebody watches."""
-    # disable=None: tqdm draws only on a terminal.
-    disable = None if context.rank == 0 else True
+    """Yield the remaining steps, with a progress bar on rank 0 on a terminal."""
+    # tqdm, not rich as in pipelines: rich has one live display per process, and a study's or sweep's may be open around this.
+    disable = None if context.rank == 0 else True  # None: only on a terminal
     yield from tqdm(range(start, steps), initial=start, total=steps, desc=prefix, disable=disable, leave=False)

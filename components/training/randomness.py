@@ -1,7 +1,7 @@
 """Named, seeded random streams.
 
-Every random choice in this project comes from a generator named by what it decides: `generator(seed, "noise", step)`. A stream
-depends on its name alone, so there is no generator state to checkpoint, and adding a draw in one place moves no other.
+Every random choice comes from a generator named after what it decides: `generator(seed, "noise", step)`. A stream depends on its
+name alone, so there is no generator state to checkpoint, and a new draw changes no other.
 """
 
 import hashlib
@@ -12,18 +12,18 @@ from torch import Tensor
 
 
 def stream_seed(seed: int, *names: str | int) -> int:
-    """A 63-bit seed for the stream `names` under `seed`; independent streams for different names (SHA-256)."""
+    """Return a 63-bit seed for the stream `names` under `seed`; independent streams for different names (SHA-256)."""
     text = "\x1f".join([str(seed), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *names: str | int) -> torch.Generator:
-    """A CPU `torch.Generator` for the stream `names`. CPU always, so that every device sees the same numbers."""
+    """Return a `torch.Generator` for the stream `names`, on the CPU so that every device gets the same numbers."""
     return torch.Generator().manual_seed(stream_seed(seed, *names))
 
 
 def rank_part(values: Tensor, rank: int, world_size: int) -> Tensor:
-    """Return one rank's rows of `values`, which every rank draws alike for the global batch (total, ...)."""
+    """Return one rank's rows of `values`, which every rank draws in full for the global batch (total, ...)."""
     part = len(values) // world_size
     return values[rank * part : (rank + 1) * part]
 
@@ -34,5 +34,5 @@ def sampled_rows(count: int, batch_size: int, source: torch.Generator, rank: int
 
 
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
-    """A NumPy generator for the stream `names`."""
+    """Return a NumPy generator for the stream `names`."""
     return np.random.default_rng(stream_seed(seed, *names))

@@ -12,10 +12,10 @@ Decay = Literal["cosine", "constant"]
 def rates_at(
     step: int, learning_rate: float, weight_decay: float, changes: Sequence[RateChange]
 ) -> tuple[float, float]:
-    """(learning rate, weight decay) at a 0-based step, of a training that begins with the given ones.
+    """Return (learning rate, weight decay) at a 0-based step of a training that begins with the given ones.
 
-    What holds at a step depends on the changes up to it alone, so a checkpoint can be resumed with a different tail of changes: a
-    population's member (Jaderberg et al. 2017) is then a training with a schedule, which anybody can repeat from its start.
+    They depend on the changes up to that step alone, so a checkpoint can be resumed with a different tail of changes: a
+    population's member (Jaderberg et al. 2017) is then a training with a schedule, which can be repeated from its start.
     """
     for change in changes:
         if change.step <= step:
@@ -27,10 +27,10 @@ def rates_at(
 def learning_rate_factor(
     step: int, steps: int, warmup_steps: int, decay: Decay, warmup_start: float | None = None
 ) -> float:
-    """The factor on the learning rate at 0-based `step` of `steps`: linear warm-up, then `constant` or `cosine` to zero.
+    """Return the factor on the learning rate at 0-based `step` of `steps`: linear warm-up, then `constant` or `cosine` to zero.
 
-    Warm-up ends at 1 at `warmup_steps`. It begins at `warmup_start` (IRRA: 0.1), or, for None, one step's share above 0. IRRA
-    changes the rate once an epoch; here it moves with every step and has IRRA's value at the beginning of each epoch.
+    Warm-up ends at 1 at `warmup_steps`. It begins at `warmup_start` (IRRA: 0.1), or, for None, one step above 0. IRRA
+    changes the rate once per epoch; here it moves with every step and has IRRA's value at the beginning of each epoch.
     """
     if step < warmup_steps and warmup_start is not None:
         return warmup_start + (1 - warmup_start) * step / warmup_steps

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -77,20 +78,22 @@ def _sources(path: Path) -> "tuple[Path, Iterator[InputPicture]]":
 def _judge_all(
     judge: "Judge", sources: "Iterator[InputPicture]", output: CurationFolder, options: CurateOptions
 ) -> None:
-    from tqdm import tqdm
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     done = output.judged()
     for expected in output.addresses():
         require_same(expected, getattr(next(sources, None), "address", "nothing"), options.source)
     if done:
         print(f"going on after {done:,} pictures")
-    with tqdm(initial=done, unit=" pictures", disable=None) as bar:
+    columns = TextColumn("{task.completed:,} pictures"), TimeElapsedColumn()
+    with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task("", total=None, completed=done)
         while batch := list(itertools.islice(sources, options.batch)):
             if not (options.captioner or options.probe) and not any(source.captions for source in batch):
                 raise ParameterError(f"{options.source} has no captions: give --captioner or --probe to write some")
             output.record([source.address for source in batch], judge.judge(batch, done))
             done += len(batch)
-            bar.update(len(batch))
+            bar.advance(task, len(batch))
 
 
 def _write(judge: "Judge", output: CurationFolder, reasons: Sequence[str], options: CurateOptions) -> list[int | None]:

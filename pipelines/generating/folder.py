@@ -1,12 +1,12 @@
-"""The output folder. It belongs to one set of settings; a shard is in it whole or not at all.
+"""The output folder. It has one set of settings; its shards are complete or absent.
 
-settings.json     what decides the pictures; written first
+settings.json     the settings that determine the pictures; written first
 skipped.json      the prompts that are not drawn: line, reason
 shards/<n>.parquet   image_id, prompt_id, prompt, seed, index, image (PNG)
 finished.jsonl    the digest of each finished shard, while others are missing
-manifest.json     every shard's digest, and the settings; written last, so that a folder with one is whole
+manifest.json     every shard's digest, and the settings; written last, so that a folder with one is complete
 samples/, samples.json   with `--naming compbench`
-lock              held by the one command that works here
+lock              held by the command that draws into the folder
 """
 
 import json
@@ -29,7 +29,7 @@ SHARDS = "shards"
 
 
 class OutputFolder:
-    """Reads and writes what is in the folder at `path`, but for the shards themselves, which painters write."""
+    """Reads and writes the files of the folder at `path`, except the shards, which painters write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,42 +37,42 @@ class OutputFolder:
 
     @contextmanager
     def claim(self, settings: Mapping[str, Any]) -> Iterator[None]:
-        """Hold the folder, made or found, for pictures of these settings.
+        """Create the folder if needed, and hold its lock for pictures of these settings.
 
-        Raises ParameterError when it holds anything else: files that are not ours, or finished shards of other settings.
+        Raises ParameterError if it holds other files, or finished shards of other settings.
         """
-        self._refuse_what_is_not_ours()
+        self._require_own_folder()
         with Scratch(self.path).lock():
             known = self._read(SETTINGS)
             if known is not None and known != settings and any(self.shards.glob("*.parquet")):
                 raise ParameterError(f"{self.path}: {_difference(known, settings)}; choose another --output")
             self._write(SETTINGS, settings)
             self.shards.mkdir(exist_ok=True)
-            for left in [*self.path.glob(".*.tmp"), *self.shards.glob(".*.tmp")]:  # of a command that was killed
+            for left in [*self.path.glob(".*.tmp"), *self.shards.glob(".*.tmp")]:  # by a killed command
                 left.unlink(missing_ok=True)
             yield
 
     def finished(self, shards: Sequence[Shard]) -> dict[int, str]:
-        """Digests of the finished shards, by number; only those whose file still has its digest.
+        """Return the digests of the finished shards by number, of those whose file still has its digest.
 
-        If some are missing, the manifest goes: it promises a whole folder.
+        If some are missing, removes the manifest, which marks a complete folder.
         """
         recorded = self._recorded()
-        holding = {
+        found = {
             shard.number: recorded[shard.name]
             for shard in shards
             if shard.name in recorded
             and (self.shards / shard.name).is_file()
             and file_digest(self.shards / shard.name) == recorded[shard.name]
         }
-        if len(holding) < len(shards):
-            lines = [_line(shard, holding[shard.number]) for shard in shards if shard.number in holding]
+        if len(found) < len(shards):
+            lines = [_line(shard, found[shard.number]) for shard in shards if shard.number in found]
             write_atomically(self.path / FINISHED, "".join(lines))
             (self.path / PICTURES_MANIFEST).unlink(missing_ok=True)
-        return holding
+        return found
 
     def record(self, shard: Shard, digest: str) -> None:
-        """Note that `shard` is finished. Raises InfrastructureError when its file cannot be seen from here."""
+        """Record that `shard` is finished. Raises InfrastructureError if its file is not visible on this machine."""
         path = self.shards / shard.name
         if not path.is_file() or file_digest(path) != digest:
             raise InfrastructureError(
@@ -83,11 +83,12 @@ class OutputFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def skip(self, skipped: Sequence[Skipped]) -> None:
+    def write_skipped(self, skipped: Sequence[Skipped]) -> None:
+        """Write the prompts that are not drawn."""
         self._write(SKIPPED, [asdict(one) for one in skipped])
 
-    def conclude(self, shards: Sequence[Shard], digests: Mapping[int, str], settings: Mapping[str, Any]) -> None:
-        """Write the manifest: all shards are there."""
+    def write_manifest(self, shards: Sequence[Shard], digests: Mapping[int, str], settings: Mapping[str, Any]) -> None:
+        """Write the manifest of all shards, which must be finished."""
         rows = [
             {"file": shard.name, "pictures": len(shard.pictures), "sha256": digests[shard.number]} for shard in shards
         ]
@@ -96,22 +97,24 @@ class OutputFolder:
         )
         (self.path / FINISHED).unlink(missing_ok=True)
 
-    def _refuse_what_is_not_ours(self) -> None:
+    def _require_own_folder(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ParameterError(f"--output {self.path}: is not a folder")
         names = {file.name for file in self.path.iterdir()} if self.path.exists() else set()
-        theirs = sorted(
+        foreign = sorted(
             name
             for name in names
             if name not in (LOCK_FILE, LEASE_FILE) and not (name[0] == "." and name.endswith(".tmp"))
         )
-        if theirs and "generator" not in (self._read(SETTINGS) or {}):
-            raise ParameterError(f"--output {self.path}: holds {theirs[0]}, which is not ours; choose an empty folder")
+        if foreign and "generator" not in (self._read(SETTINGS) or {}):
+            raise ParameterError(
+                f"--output {self.path}: holds {foreign[0]}, which is not of a generation; choose an empty folder"
+            )
         if self.shards.is_symlink():
-            raise ParameterError(f"{self.shards}: is a link to another place; choose another --output")
+            raise ParameterError(f"{self.shards}: is a symbolic link; choose another --output")
 
     def _recorded(self) -> dict[str, str]:
-        """Digest by file, of every shard that was ever finished here."""
+        """Return the digests of all shards recorded as finished, by file."""
         manifest = self._read(PICTURES_MANIFEST) or {}
         digests = {row["file"]: row["sha256"] for row in manifest.get("shards", [])}
         path = self.path / FINISHED
@@ -121,7 +124,7 @@ class OutputFolder:
         return digests
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of ours; None where there is none."""
+        """Read a JSON file of the folder; None if there is none."""
         try:
             found = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -137,10 +140,10 @@ def _line(shard: Shard, digest: str) -> str:
 
 
 def _difference(known: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """The first setting that differs; a digest says nothing to a reader, so that only its name is told."""
+    """Describe the first setting that differs; only by name if its value is a digest."""
     for key, value in settings.items():
         if key in ("model", "adapter", "code", "packages", "prompts") and known.get(key) != value:
             return f"was made with other {key}"
         if known.get(key) != value:
             return f"was made with {key} {json.dumps(known.get(key))}, now it is {json.dumps(value)}"
-    return f"was made with {next(key for key in known if key not in settings)}, which is unknown here"
+    return f"was made with {next(key for key in known if key not in settings)}, which this version does not know"

@@ -1,6 +1,6 @@
 """`python -m pipelines generate PROMPTS --output DIR`: pictures for every prompt of a file.
 
-Stopped or killed at any moment, the same command goes on with the shards that are missing, and the folder ends with the same bytes.
+After a stop or kill at any moment, the same command draws the missing shards; the folder ends with the same bytes.
 """
 
 import json
@@ -9,56 +9,53 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from components.errors import ParameterError
 from components.settings import to_json
 from pipelines import graph
+from pipelines.generating.folder import OutputFolder
 from pipelines.generating.options import GenerateOptions
+from pipelines.generating.painter import DrawnShard, DrawSettings
+from pipelines.generating.plan import Shard, plan, plan_digest
+from pipelines.generating.pool import draw
+from pipelines.generating.prompts import read_prompts
+from pipelines.generating.samples import RENAMED, SAMPLES, export_samples
 from pipelines.params import Parameters, load
 from pipelines.schema.running import Compute
 from pipelines.workspace import Workspace
 
-if TYPE_CHECKING:
-    from pipelines.generating.painter import Drawing, Drawn
-    from pipelines.generating.plan import Shard
-
 
 def generate(options: GenerateOptions, workspace: Workspace) -> None:
-    """Read, plan, draw what is missing, write the manifest.
+    """Read the prompts, draw the missing shards, and write the manifest.
 
-    Raises ParameterError for options that contradict each other or an output folder that is not ours, DataError for prompts, a
+    Raises ParameterError for options that contradict each other or an output folder with other contents, DataError for prompts, a
     model or an adapter that cannot be read, InfrastructureError when workers keep dying.
     """
     params = load(workspace.path("params.yaml"))
     compute = _compute(options, params)
-
-    from pipelines.generating.folder import OutputFolder
-    from pipelines.generating.plan import plan, plan_digest
-    from pipelines.generating.pool import draw
-    from pipelines.generating.prompts import read_prompts
-    from pipelines.generating.samples import RENAMED, SAMPLES, export_samples
-
     drawing = _drawing(options, params, workspace)
     prompts, skipped = read_prompts(options.prompts, options.max_characters)
     seed = params.seed if options.seed is None else options.seed
     shards = plan(prompts, seed, options.images_per_prompt, options.shard_size)
-    settings = {**drawing.facts(compute.threads), "seed": seed, "images_per_prompt": options.images_per_prompt}
+    settings = {**drawing.recorded(compute.threads), "seed": seed, "images_per_prompt": options.images_per_prompt}
     settings |= {"shard_size": options.shard_size, "prompts": plan_digest(shards)}
     folder = OutputFolder(options.output)
     with folder.claim(json.loads(json.dumps(settings))):
-        folder.skip(skipped)
+        folder.write_skipped(skipped)
         digests = folder.finished(shards)
         missing = [shard for shard in shards if shard.number not in digests]
         with (
             closing(draw(drawing, folder.shards, missing, compute)) as drawn,
-            _progress(shards, missing, drawing) as tell,
+            _progress(shards, missing, drawing) as report,
         ):
             for shard, result in drawn:
                 folder.record(shard, result.digest)
                 digests[shard.number] = result.digest
-                tell(shard, result)
-        folder.conclude(shards, digests, settings)
+                report(shard, result)
+        folder.write_manifest(shards, digests, settings)
         pictures = sum(len(shard.pictures) for shard in shards)
         print(f"{folder.path}: {pictures} pictures in {len(shards)} shards, {len(missing)} of them drawn now")
         if skipped:
@@ -72,53 +69,49 @@ def generate(options: GenerateOptions, workspace: Workspace) -> None:
                 )
 
 
-def _drawing(options: GenerateOptions, params: Parameters, workspace: Workspace) -> "Drawing":
-    from pipelines.generating.painter import Drawing
-
-    def chosen(value: Any, default: Any) -> Any:
+def _drawing(options: GenerateOptions, params: Parameters, workspace: Workspace) -> DrawSettings:
+    def or_default(value: Any, default: Any) -> Any:
         return default if value is None else value
 
     if options.threshold is not None and options.gamma is None and options.adapter is None:
-        raise ParameterError("--threshold says from where up --gamma or --adapter is on: give one of them")
+        raise ParameterError("--threshold is where --gamma or --adapter is on: give one of them")
     taca = None
     if options.gamma is not None:
-        threshold = chosen(options.threshold, params.taca.threshold)
+        threshold = or_default(options.threshold, params.taca.threshold)
         taca = to_json(replace(params.taca, gamma=options.gamma, threshold=threshold))
-    return Drawing(
+    return DrawSettings(
         model=(options.model or workspace.path(graph.BASE["base"])).absolute(),
-        adapter=options.adapter and options.adapter.absolute(),  # a worker's folder is another
+        adapter=options.adapter and options.adapter.absolute(),  # a worker has another working directory
         taca=taca,
         adapter_threshold=options.threshold,
-        height=chosen(options.height, params.pictures.height),
-        width=chosen(options.width, params.pictures.width),
-        steps=chosen(options.steps, params.taca_generate.steps),
+        height=or_default(options.height, params.pictures.height),
+        width=or_default(options.width, params.pictures.width),
+        steps=or_default(options.steps, params.taca_generate.steps),
         guidance=options.guidance,
-        embedded_guidance=chosen(options.embedded_guidance, params.taca_generate.embedded_guidance),
-        dtype=chosen(options.dtype, params.taca_generate.base_dtype),
+        embedded_guidance=or_default(options.embedded_guidance, params.taca_generate.embedded_guidance),
+        dtype=or_default(options.dtype, params.taca_generate.base_dtype),
         batch=options.batch,
     )
 
 
 def _compute(options: GenerateOptions, params: Parameters) -> Compute:
-    """params.yaml's section, with what is given in its place; every value has been checked."""
+    """Return the section of params.yaml, updated by the options; every value has been checked."""
     given = {name: getattr(options, name) for name in ("workers", "threads", "device", "max_failures")}
     return params.compute.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 
 @contextmanager
 def _progress(
-    shards: "list[Shard]", missing: "list[Shard]", drawing: "Drawing"
-) -> "Iterator[Callable[[Shard, Drawn], None]]":
-    """Tells of each finished shard: a bar on a terminal, else a line each."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    shards: list[Shard], missing: list[Shard], drawing: DrawSettings
+) -> Iterator[Callable[[Shard, DrawnShard], None]]:
+    """Yield a function that reports a finished shard: on a terminal by a progress bar, else by a line."""
     total, to_draw = (sum(len(shard.pictures) for shard in some) for some in (shards, missing))
     finished: list[tuple[float, int]] = []  # (when, pictures) of each shard
     columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
         task = bar.add_task("", total=total, completed=total - to_draw)
 
-        def tell(shard: "Shard", result: "Drawn") -> None:
+        def report(shard: Shard, result: DrawnShard) -> None:
             if not finished and drawing.taca:
                 print(f"TACA is on at {result.active_steps} of {drawing.steps} steps", flush=True)
             finished.append((time.monotonic(), len(shard.pictures)))
@@ -127,11 +120,11 @@ def _progress(
                 done = total - to_draw + sum(pictures for _, pictures in finished)
                 print(f"{shard.name}: {done} of {total} pictures{_rate(finished)}", flush=True)
 
-        yield tell
+        yield report
 
 
-def _rate(finished: "list[tuple[float, int]]") -> str:
-    """Since the first shard, which waited for the model."""
+def _rate(finished: list[tuple[float, int]]) -> str:
+    """Return the rate since the first shard, which includes loading the model."""
     if len(finished) < 2:
         return ""
     return f", {sum(pictures for _, pictures in finished[1:]) / (finished[-1][0] - finished[0][0]):.3g} a second"

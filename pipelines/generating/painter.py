@@ -1,4 +1,4 @@
-"""One shard: loads the model once, draws, and writes a file that is there whole or not at all."""
+"""Draws shards: loads the model once, and writes each shard as a file by a rename."""
 
 import os
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from components.errors import DataError
 from components.files import file_digest
 from components.persons.pixels import encode_png
 from components.taca.config import TacaConfig
-from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_of
+from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_for_pictures
 from components.taca.reference import DTYPES, load_base, read_reference
 from components.taca.schedule import TemperatureSchedule
 from pipelines.engine.ray_cluster import device_of
@@ -27,7 +27,7 @@ from pipelines.identity.fingerprint import LOCK, digest, tree_digests
 from pipelines.schema.running import Compute
 
 GENERATOR_VERSION = 1
-"""Counts changes of what this package writes; the code that draws is counted by its digest."""
+"""Raised when this package writes something else; the code that draws is recorded by its digest."""
 
 SCHEMA = pa.schema(
     [
@@ -43,11 +43,11 @@ _ROWS_PER_GROUP = 64
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """What decides the picture of a (prompt, seed).
+class DrawSettings:
+    """The settings that determine the picture of a (prompt, seed).
 
-    taca: settings of the schedule, as the section of params.yaml, whose threshold may be a rule that follows the model; None for
-    ordinary attention. adapter_threshold: where the LoRA is on; None takes what its file says.
+    taca: the section of params.yaml, whose threshold may be a rule; None for stock attention. adapter_threshold: the sigma from
+    which up the LoRA is on; None for the one stored in its file.
     """
 
     model: Path
@@ -62,11 +62,11 @@ class Drawing:
     dtype: str
     batch: int
 
-    def facts(self, threads: int) -> dict[str, Any]:
-        """All that pictures depend on, as JSON values without a path. Raises DataError for a model or adapter that is missing.
+    def recorded(self, threads: int) -> dict[str, Any]:
+        """Return everything that the pictures depend on, as JSON values without a path.
 
-        Counted as in a stage's fingerprint: contents of the inputs, the code that draws, the package lock, the thread count.
-        Not counted: how many work at it, and on what.
+        As in a stage's fingerprint: contents of the inputs, the code that draws, the package lock, the thread count; not the
+        number of workers or their device. Raises DataError for a model or adapter that is missing.
         """
         adapter = tree_digests(self.adapter) if self.adapter else None
         if self.adapter and not adapter:
@@ -94,7 +94,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnShard:
     """A finished shard: its SHA-256, and at how many of the sampler's steps TACA was on."""
 
     digest: str
@@ -102,19 +102,19 @@ class Drawn:
 
 
 class Painter:
-    """Draws shards of one `Drawing` into the folder `shards`. The model is loaded with the first shard."""
+    """Draws shards into the folder `shards`. Loads the model with the first shard."""
 
-    def __init__(self, drawing: Drawing, shards: Path, compute: Compute) -> None:
+    def __init__(self, drawing: DrawSettings, shards: Path, compute: Compute) -> None:
         self._drawing, self._shards, self._compute = drawing, shards, compute
         self._pipe: Any = None
         self._schedule: TemperatureSchedule | None = None
         self._arm = ExitStack()
 
     def ready(self) -> None:
-        """Returns at once: who answers has a process."""
+        """Return at once; an actor that answers has started."""
 
-    def draw(self, shard: Shard) -> Drawn:
-        """Draw and write one shard. Raises what loading and drawing raise: DataError, ParameterError."""
+    def draw(self, shard: Shard) -> DrawnShard:
+        """Draw and write one shard. Raises DataError and ParameterError as loading and drawing do."""
         if self._pipe is None:
             self._load()
         drawing = self._drawing
@@ -133,12 +133,12 @@ class Painter:
         write_shard(shard, [encode_png(picture) for picture in pictures], path)
         active = 0
         if self._schedule:
-            size = {"height": drawing.height, "width": drawing.width}
+            size: dict[str, Any] = {"height": drawing.height, "width": drawing.width}
             active = active_steps(self._pipe, self._schedule, steps=drawing.steps, **size)
-        return Drawn(file_digest(path), active)
+        return DrawnShard(file_digest(path), active)
 
     def close(self) -> None:
-        """Give the model back."""
+        """Release the model."""
         self._arm.close()
         self._pipe = None
 
@@ -148,13 +148,15 @@ class Painter:
         silence_import_notices()  # in an actor of Ray no command has done it
         pipe = load_base(drawing.model, dtype=DTYPES[drawing.dtype]).to(device_of(self._compute))
         if drawing.taca is not None:
-            self._schedule = schedule_of(pipe, TacaConfig(**drawing.taca), height=drawing.height, width=drawing.width)
+            self._schedule = schedule_for_pictures(
+                pipe, TacaConfig(**drawing.taca), height=drawing.height, width=drawing.width
+            )
         self._arm.enter_context(apply_arm(pipe, Arm(drawing.adapter, self._schedule, drawing.adapter_threshold)))
         self._pipe = pipe
 
 
 def write_shard(shard: Shard, images: list[bytes], path: Path) -> None:
-    """A shard as Parquet with fixed settings: the same pictures, the same bytes. It appears by a rename."""
+    """Write a shard as Parquet with fixed settings, so that the same pictures give the same bytes; by a rename."""
     columns: Mapping[str, Any] = {
         "image_id": [picture.image_id for picture in shard.pictures],
         "prompt_id": [picture.prompt_id for picture in shard.pictures],

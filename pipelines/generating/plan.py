@@ -1,4 +1,4 @@
-"""Every picture and every shard, decided from the input alone: who draws a shard, and when, changes nothing in it."""
+"""The pictures and shards of a generation, determined by the input alone, not by worker or time."""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
@@ -32,10 +32,10 @@ class Shard:
 
 
 def plan(prompts: Sequence[Prompt], seed: int, images_per_prompt: int, shard_size: int) -> list[Shard]:
-    """All pictures of all prompts, in their order, `shard_size` to a shard.
+    """Plan all pictures of all prompts, in order, `shard_size` per shard.
 
     A prompt's own seed is that of its first picture; the next ones count up from it, as T2I-CompBench's 42, 43, ... do. Without
-    one, a picture's seed belongs to (seed, prompt_id, index), so that neither other prompts nor their number move it.
+    one, a picture's seed is derived from (seed, prompt_id, index), so it does not depend on other prompts.
     """
     pictures = [
         Picture(
@@ -55,5 +55,5 @@ def plan(prompts: Sequence[Prompt], seed: int, images_per_prompt: int, shard_siz
 
 
 def plan_digest(shards: Sequence[Shard]) -> str:
-    """Identifies the pictures and how they are cut into shards."""
+    """Return a digest of the pictures and their division into shards."""
     return digest([[astuple(picture) for picture in shard.pictures] for shard in shards])

@@ -1,7 +1,7 @@
-"""Prompts from a file. A bad one is told by its line and a reason; it never stops the others.
+"""Read prompts from a file. A bad prompt is skipped with its line and a reason.
 
-`.txt` (or no suffix) holds a prompt a line, as T2I-CompBench's `<category>_val.txt`. `.csv`, `.parquet` and `.jsonl` hold rows with
-the column `prompt` and, if wanted, `prompt_id` and `seed`; other columns are left alone.
+`.txt` (or no suffix) holds one prompt per line, as T2I-CompBench's `<category>_val.txt`. `.csv`, `.parquet` and `.jsonl` hold rows
+with the column `prompt` and optionally `prompt_id` and `seed`; other columns are ignored.
 """
 
 import csv
@@ -21,7 +21,7 @@ EXCERPT = 80
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to draw. `prompt_id` is the line number where the file gives none; `seed` None leaves the noise to the plan."""
+    """A prompt. `prompt_id` defaults to the line number; with `seed` None the plan derives seeds."""
 
     prompt_id: str
     text: str
@@ -30,7 +30,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A bad prompt: its line (of Parquet: its row, from 1), why it is not drawn, and how it begins."""
+    """A bad prompt: its line (in Parquet its row, from 1), the reason, and its beginning."""
 
     line: int
     reason: str
@@ -38,15 +38,15 @@ class Skipped:
 
 
 class _BadPromptError(ValueError):
-    """The reason, as people read it in skipped.json."""
+    """The reason written to skipped.json."""
 
 
 def read_prompts(path: Path, max_characters: int | None = None) -> tuple[list[Prompt], list[Skipped]]:
-    """All prompts of a file in their order, and those that cannot be used.
+    """Read all prompts of a file, in order, and the skipped ones.
 
-    Bad are: empty, not text, not UTF-8, a control character, more than `max_characters`, a `prompt_id` that an earlier line has, a
-    `seed` that is no whole number from 0 to 2^63 - 1, a line that is not JSON.
-    Raises DataError when the file cannot be read, has no column `prompt`, or holds no good prompt.
+    Skipped are: empty, not text, not UTF-8, a control character, more than `max_characters`, a `prompt_id` that an earlier line
+    has, a `seed` that is not a whole number from 0 to 2^63 - 1, a line that is not JSON.
+    Raises DataError when the file cannot be read, has no column `prompt`, or holds no usable prompt.
     """
     good: dict[str, tuple[int, Prompt]] = {}
     skipped = []
@@ -80,7 +80,7 @@ def _prompt(line: int, row: Mapping[str, Any] | str, max_characters: int | None)
 
 
 def _checked(value: Any, name: str) -> str:
-    """Text without space around it, or the reason why it is none."""
+    """Return text without surrounding space; raises _BadPromptError if it is not usable."""
     if value is None:
         raise _BadPromptError(f"{name} is missing")
     if not isinstance(value, str):
@@ -108,12 +108,12 @@ def _seed(value: Any) -> int | None:
     except ValueError:
         seed = -1
     if not 0 <= seed < SEEDS:
-        raise _BadPromptError(f"seed {value!r} is no whole number from 0 to 2^63 - 1")
+        raise _BadPromptError(f"seed {value!r} is not a whole number from 0 to 2^63 - 1")
     return seed
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    """(line, row) of any file that we read; a JSON line that is no object comes as its text."""
+    """Yield (line, row) of a file; a JSON line that is not an object as its text."""
     readers = {"": _text_rows, ".txt": _text_rows, ".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: prompts are read from .txt, .csv, .jsonl and .parquet")
@@ -124,12 +124,12 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
 
 
 def _text(path: Path) -> str:
-    """The file as text. Bytes that are not UTF-8 become lone surrogates, which the check of their line finds."""
+    """Read a file as text. Bytes that are not UTF-8 become lone surrogates, which `_checked` finds."""
     return path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    lines = _text(path).split("\n")  # not splitlines(), which also cuts at characters that may stand inside a prompt
+    lines = _text(path).split("\n")  # splitlines() would also split at characters allowed inside a prompt
     if not lines[-1]:
         lines.pop()
     yield from enumerate(lines, 1)
@@ -155,7 +155,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
         _require_prompt(path, reader.fieldnames or ())
         end = reader.line_num
-        for row in reader:  # a quoted prompt may run over several lines; the first is its number
+        for row in reader:  # a quoted prompt may span several lines and is numbered by the first
             yield end + 1, row
             end = reader.line_num
     except csv.Error as error:

@@ -1,7 +1,7 @@
-"""The pictures as single files, named as T2I-CompBench's scripts write and read them.
+"""Export pictures as single files under the names that T2I-CompBench's scripts use.
 
 `samples/<prompt>_<number>.png` with a running number of six digits over all pictures (GORS_finetune/inference_eval.py). Its
-evaluation sorts by the number and takes for the prompt what stands before the first underscore (BLIPvqa_eval/BLIP_vqa.py).
+evaluation sorts by the number and takes the text before the first underscore for the prompt (BLIPvqa_eval/BLIP_vqa.py).
 """
 
 import json
@@ -17,11 +17,11 @@ from pipelines.generating.plan import Picture, Shard
 
 SAMPLES, RENAMED = "samples", "samples.json"
 LONGEST_NAME = 255
-"""Bytes of a file name on the file systems in use."""
+"""The limit of common file systems, in bytes."""
 
 
 def file_name(picture: Picture) -> str:
-    """`<prompt>_<6-digit number>.png`; what no file name can hold becomes a space, and a prompt that is too long is cut."""
+    """Return `<prompt>_<6-digit number>.png`, with spaces for characters not allowed in file names and a long prompt cut."""
     number = f"_{picture.image_id:06d}.png"
     text = "".join(
         " " if character in "/\\" or not character.isprintable() else character for character in picture.prompt
@@ -31,13 +31,13 @@ def file_name(picture: Picture) -> str:
 
 
 def export_samples(folder: Path, shards: Sequence[Shard]) -> tuple[int, list[dict[str, str]]]:
-    """Write every picture of the finished `shards` as a file; those that are there already stay.
+    """Write every picture of the finished `shards` as a file, unless it exists.
 
-    Returns how many were written, and where the file name is not the prompt, which samples.json tells as well.
+    Returns the number of files written, and those whose name is not the prompt, which samples.json lists too.
     """
     samples = folder / SAMPLES
     if samples.is_symlink():
-        raise ParameterError(f"{samples}: is a link to another place; remove it")
+        raise ParameterError(f"{samples}: is a symbolic link; remove it")
     samples.mkdir(exist_ok=True)
     for left in samples.glob(".*.tmp"):
         left.unlink()
@@ -54,7 +54,7 @@ def export_samples(folder: Path, shards: Sequence[Shard]) -> tuple[int, list[dic
 
 
 def _why_renamed(picture: Picture, name: str) -> str | None:
-    """Why a script that reads the prompt from the file name reads another; None when it does not."""
+    """Return why a script that reads the prompt from the file name gets another text, or None."""
     if name != f"{picture.prompt}_{picture.image_id:06d}.png":
         return "the prompt cannot be a file name"
     if "_" in picture.prompt:

@@ -1,4 +1,4 @@
-"""Will it run? Data, weights, cluster and memory, looked at before anything is started.
+"""Checks before a run: `doctor` for data, weights and cluster, `dry-run` for models and memory.
 
-Nothing is trained or written.
+Nothing is trained or written here.
 """

@@ -1,4 +1,4 @@
-"""Which model a run would adapt, from configuration files alone: what can be known before any weights are there."""
+"""The model that a run would adapt, built from configuration files without weights."""
 
 import json
 from collections.abc import Mapping
@@ -10,25 +10,24 @@ import torch
 import yaml
 
 from components.errors import DataError, ParameterError
-from components.taca.conventions import FLUX, SD3, Conventions, image_tokens, latent_shape, text_length
+from components.taca.conventions import image_tokens, latent_shape, text_length
 from components.taca.footprint import skeleton
+from components.taca.models.flux import FLUX
+from components.taca.models.sd3 import SD3
 from pipelines.params import Parameters
 
 FOLDER = "presets/architectures"
 
-# By the transformer's class: its pipeline, and the text tokens that this puts in front of those it counts.
-_PIPELINES: dict[str, tuple[Conventions, int]] = {
-    "FluxTransformer2DModel": (FLUX, 0),
-    "SD3Transformer2DModel": (SD3, 77),  # CLIP's, then T5's
-}
+# Those whose activations footprint.py can count.
+_FAMILIES = {family.transformer: family for family in (FLUX, SD3)}
 
 
 @dataclass(frozen=True)
 class Architecture:
     """The shape of a text-to-image model.
 
-    config: the transformer's config.json. pipe: a pipeline of its class, with a scheduler and a transformer that has shapes but no
-    weights; it can say what a real one would do, and cannot draw. text_tokens: of the sequence that the transformer sees.
+    config: the transformer's config.json. pipe: a pipeline of its class, with a scheduler and a transformer without weights;
+    it cannot draw. text_tokens: the number in the transformer's sequence.
     """
 
     origin: str
@@ -37,15 +36,15 @@ class Architecture:
     text_tokens: int
 
     def image_tokens(self, height: int, width: int) -> int:
-        """How many tokens a picture is to the transformer. Raises ParameterError for a size that does not divide."""
+        """Return the number of image tokens of a picture. Raises ParameterError for a size that does not divide."""
         latent_shape(self.pipe, height, width)  # refuses a size that does not divide
         return image_tokens(self.pipe, height, width)
 
 
 def find(params: Parameters, root: Path, file: Path | None = None) -> Architecture:
-    """The architecture of `base_model.source`: from `file`, from that of a preset with the same source, or the small model's.
+    """Return the architecture of `base_model.source`: of `file`, of a preset with the same source, or of the small model.
 
-    Raises ParameterError when nothing says what the source looks like, DataError for a file that is not a config.json.
+    Raises ParameterError if none of these has it, DataError for a file that is not a config.json.
     """
     source = params.base_model.source
     if file is not None:
@@ -61,26 +60,27 @@ def find(params: Parameters, root: Path, file: Path | None = None) -> Architectu
 
 
 def read(file: Path) -> Architecture:
-    """From a transformer's config.json, with the scheduler's beside it (`<name>-scheduler.json`) or where a pipeline's folder has
-    it (`../scheduler/scheduler_config.json`). The VAE is taken to be that of the published models, which divides by 8."""
+    """Read a transformer's config.json, with the scheduler's beside it (`<name>-scheduler.json`) or in the pipeline's folder
+    (`../scheduler/scheduler_config.json`). The VAE is assumed to divide by 8, as in the published models."""
     import diffusers
 
     config = _json(file)
     name = str(config.get("_class_name"))
-    if name not in _PIPELINES:
-        raise ParameterError(f"{file}: _class_name {name!r}; a dry run knows {', '.join(_PIPELINES)}")
+    if name not in _FAMILIES:
+        raise ParameterError(f"{file}: _class_name {name!r}; a dry run supports {', '.join(_FAMILIES)}")
     beside = file.with_name(f"{file.stem}-scheduler.json")
-    of_scheduler = _json(beside if beside.is_file() else file.parent.parent / "scheduler" / "scheduler_config.json")
-    conventions, before = _PIPELINES[name]
+    scheduler_config = _json(beside if beside.is_file() else file.parent.parent / "scheduler" / "scheduler_config.json")
+    conventions = _FAMILIES[name].conventions
+    assert conventions is not None
     parts: dict[str, Any] = dict.fromkeys(conventions.parts)
     parts["transformer"] = skeleton(config, torch.float32)
-    parts["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler.from_config(of_scheduler)
+    parts["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
     pipe = getattr(diffusers, conventions.pipeline)(**parts)
-    return Architecture(file.name, config, pipe, before + text_length(pipe))
+    return Architecture(file.name, config, pipe, conventions.prepended_text_tokens + text_length(pipe))
 
 
 def _tiny(params: Parameters) -> Architecture:
-    """The small model, built: it is cheaper to make than to describe twice."""
+    """Build the small model."""
     from components.taca.toy.config import TinyConfig
     from components.taca.toy.pipeline import build_tiny_pipeline
 

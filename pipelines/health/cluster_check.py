@@ -1,7 +1,7 @@
-"""The doctor's look at the Ray cluster of jobs: from here over its dashboard, and from each of its nodes through a small job.
+"""The doctor's check of the Ray cluster of jobs, from here over its dashboard, and on each node with a small job.
 
-Checked: the cluster and its State API answer; Ray and Python are the same here, on the head and on the nodes; who may use it (the
-token); CPUs and GPUs as params.yaml asks; every node sees the storage, and has room; MLflow answers.
+Checked: the cluster and its State API answer; Ray and Python have the same version here, on the head and on the nodes;
+authentication; CPUs and GPUs as params.yaml asks; every node sees the storage, and has disk space; MLflow answers.
 """
 
 import os
@@ -26,20 +26,20 @@ from pipelines.schema.running import Compute
 from pipelines.scratch.storage import Storage
 from pipelines.workspace import Workspace
 
-LEAST_FREE_GIB = 5.0
+MIN_FREE_GIB = 5.0
 PROBE_SECONDS = 90.0
 
 
 def check_cluster(chosen: Parameters, workspace: Workspace) -> list[Finding]:
-    """What a job needs. Nothing is looked for where nothing names a cluster."""
+    """Check what a job needs; only if a cluster is configured."""
     compute = chosen.compute
-    named = (
+    configured = (
         compute.address
         or os.environ.get("RAY_API_SERVER_ADDRESS")
         or os.environ.get("RAY_ADDRESS", "").startswith("http")
     )
     asked = compute.backend == "job"
-    if not named and not asked:
+    if not configured and not asked:
         return [
             Finding(
                 "Ray", State.MADE, True, "started on this machine by the stages that need it (compute.backend: local)"
@@ -58,7 +58,7 @@ def check_cluster(chosen: Parameters, workspace: Workspace) -> list[Finding]:
         _resources(compute, cluster, nodes, asked),
         *tracking,
     ]
-    return findings + _from_the_nodes(compute, cluster, nodes, asked)
+    return findings + _check_nodes(compute, cluster, nodes, asked)
 
 
 def _versions(cluster: Cluster, version: str, nodes: list[Node], asked: bool) -> Finding:
@@ -72,12 +72,12 @@ def _versions(cluster: Cluster, version: str, nodes: list[Node], asked: bool) ->
 
 
 def _auth(asked: bool) -> Finding:
-    """The mode only; a token is never shown."""
+    """Check the mode; the token is never shown."""
     mode = os.environ.get("RAY_AUTH_MODE", "disabled")
     if mode == "token":
         return Finding("authentication", State.WHOLE, asked, "by token, from the environment")
     fix = (
-        "whoever reaches the dashboard may run code: keep it on loopback, or start the head with RAY_AUTH_MODE=token and "
+        "anybody who reaches the dashboard can run code: keep it on loopback, or start the head with RAY_AUTH_MODE=token and "
         "RAY_AUTH_TOKEN"
     )
     return Finding("authentication", State.DIFFERENT, asked, f"RAY_AUTH_MODE={mode}", (fix,))
@@ -96,13 +96,13 @@ def _resources(compute: Compute, cluster: Cluster, nodes: list[Node], asked: boo
 
 
 def _tracking() -> list[Finding]:
-    """The tracking server, when it is one. It is asked over HTTP, so that looking creates nothing."""
+    """Check the tracking server, over HTTP, so that the check creates nothing."""
     import requests
 
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     shown = without_secrets(uri)
     if not uri.startswith(("http://", "https://")):
-        facts = shown or "a SQLite file here; only this machine writes it, also when stages run as jobs"
+        facts = shown or "a SQLite file here; written from this machine only, also when stages run as jobs"
         remark = "`python -m pipelines submit` needs a server: set MLFLOW_TRACKING_URI"
         return [Finding("MLflow", State.WHOLE, False, facts, (remark,))]
     parts = urlsplit(uri)
@@ -117,8 +117,8 @@ def _tracking() -> list[Finding]:
     return [Finding("MLflow", State.WHOLE, True, f"{shown} answers")]
 
 
-def _from_the_nodes(compute: Compute, cluster: Cluster, nodes: list[Node], asked: bool) -> list[Finding]:
-    """Run `pipelines.jobs.inspection` as a job, which looks from every node, and read its report from its log."""
+def _check_nodes(compute: Compute, cluster: Cluster, nodes: list[Node], asked: bool) -> list[Finding]:
+    """Run `pipelines.jobs.inspection`, which inspects every node, as a job, and read its report from its log."""
     if compute.storage is None:
         fix = "set compute.storage to a folder that every node sees, or to s3://bucket/prefix"
         return [Finding("storage", State.MISSING, asked, "compute.storage is null", (fix,))]
@@ -131,7 +131,7 @@ def _from_the_nodes(compute: Compute, cluster: Cluster, nodes: list[Node], asked
     try:
         seen = _inspect(cluster, storage.url, name)
     except (InfrastructureError, StageFailedError) as error:
-        return [Finding("jobs", State.MISSING, asked, "a small job did not come back", (str(error),))]
+        return [Finding("jobs", State.MISSING, asked, "a small job did not finish", (str(error),))]
     finally:
         storage.delete(name)
     by_node = {report["node"]: report for report in seen}
@@ -146,19 +146,19 @@ def _inspect(cluster: Cluster, url: str, name: str) -> list[dict[str, Any]]:
         job = FollowedJob(cluster, request, patience=10, retries=0, quiet=True)
         deadline = time.monotonic() + PROBE_SECONDS
 
-        def hurry() -> None:
+        def check_deadline() -> None:
             if time.monotonic() > deadline:
                 job.stop(5)
                 raise InfrastructureError(f"the job has not ended after {PROBE_SECONDS:.0f} s: is the cluster busy?")
 
-        job.follow(hurry)
+        job.follow(check_deadline)
         return report_in(cluster.logs(request.submission(1)))
 
 
 def _node(node: Node, report: dict[str, Any] | None, token: str, compute: Compute, asked: bool) -> Finding:
     subject = f"node {node.address}"
     if report is None:
-        return Finding(subject, State.MISSING, asked, "no task ran there in time", ("is it busy, or being started?",))
+        return Finding(subject, State.MISSING, asked, "no task ran there in time", ("it may be busy or starting",))
     remarks = []
     if report["read"] != token:
         remarks.append(
@@ -166,8 +166,8 @@ def _node(node: Node, report: dict[str, Any] | None, token: str, compute: Comput
         )
     if report["python"] != _python():
         remarks.append(f"runs Python {report['python']}, here is {_python()}: install the same")
-    if report["free_gib"] < LEAST_FREE_GIB:
-        remarks.append(f"has {report['free_gib']:.1f} GiB free for Ray's files: make room for {LEAST_FREE_GIB:g}")
+    if report["free_gib"] < MIN_FREE_GIB:
+        remarks.append(f"has {report['free_gib']:.1f} GiB free for Ray's files: make room for {MIN_FREE_GIB:g}")
     if compute.device == "cuda" and report["gpus"] != node.resources.get("GPU", 0):
         remarks.append(
             f"Ray counts {node.resources.get('GPU', 0):g} GPUs there, torch sees {report['gpus']}: check the driver"

@@ -1,7 +1,7 @@
-"""`python -m pipelines doctor`: is everything there that a run needs, and how to get what is not.
+"""`python -m pipelines doctor`: check that everything that a run needs is present, and how to get what is not.
 
-A check looks at one kind of thing and gives findings; CHECKS names the checks, and `--<name>` runs one alone. A new check is a
-function and a line there. Nothing is written and nothing is downloaded.
+A check returns findings; CHECKS names the checks, and `--<name>` runs one alone. A new check is a function and a line there.
+Nothing is written or downloaded.
 """
 
 import os
@@ -27,11 +27,11 @@ RAW = Path("data/raw")
 
 
 def doctor(workspace: Workspace, checks: Iterable[str] = (), preset: str | None = None) -> None:
-    """Print what the chosen checks (all, when none is named) find for params.yaml, or for a preset laid over it.
+    """Print the findings of the named checks (default: all) for params.yaml, or for a preset applied to it.
 
     Raises:
         ParameterError: the parameters are not valid.
-        DataError: something that they ask for is not there.
+        DataError: something that they require is missing.
     """
     from rich.console import Console
 
@@ -48,7 +48,7 @@ def doctor(workspace: Workspace, checks: Iterable[str] = (), preset: str | None 
 
 
 def check_data(chosen: Parameters, workspace: Workspace) -> list[Finding]:
-    """Every published dataset, and the source that `prepare` reads."""
+    """Check every published dataset, and the source that `prepare` reads."""
     source = chosen.prepare.source
     findings = []
     if source.lower() not in LAYOUTS:
@@ -104,13 +104,13 @@ def _remarks(seen: Inventory, found: DatasetFiles, layout: Layout | None, worksp
 
 
 def _below(text: str, workspace: Workspace) -> str:
-    """`text` with paths as seen from the workspace."""
+    """Return `text` with paths relative to the workspace."""
     return text.replace(f"{workspace.root}{os.sep}", "")
 
 
 Check = Callable[[Parameters, Workspace], list[Finding]]
 CHECKS: dict[str, Check] = {"data": check_data, "weights": check_weights, "cluster": check_cluster}
-"""Name, which is also the option, -> check."""
+"""By name, which is also the option."""
 
 
 def _show(name: str, findings: list[Finding], console: "Console") -> None:

@@ -1,8 +1,8 @@
 """`python -m pipelines dry-run`: what a run with these parameters would do and need, without weights, data or a GPU.
 
-The parameters are resolved and validated, the transformer is built without memory from its configuration, TACA and the LoRA are put
-into it, and what follows is printed: patched modules, trainable parameters, active sampler steps, memory per GPU, what retrieval
-would train, and what is not there yet. Nothing is written and nothing is downloaded.
+The parameters are validated, the transformer is built without memory from its configuration, TACA and the LoRA are installed in it,
+and a plan is printed: patched modules, trainable parameters, active sampler steps, memory per GPU, what retrieval would train, and
+what is missing. Nothing is written or downloaded.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from components.errors import DataError, ParameterError
@@ -32,12 +31,12 @@ if TYPE_CHECKING:
 
 GPUS = (1, 2, 4, 8)
 GPU_SIZES = (24, 40, 48, 80, 141)
-"""Of GPUs that are sold, in GB."""
+"""GPU memory in GB."""
 
 
 @dataclass(frozen=True)
-class Memory:
-    """One way to spread the training. `batch` is the micro-batch of one GPU."""
+class TrainingLayout:
+    """The memory of training with one strategy and number of GPUs. `batch` is the micro-batch of one GPU."""
 
     strategy: str
     gpus: int
@@ -51,7 +50,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run with these parameters would be."""
+    """The facts that the dry run prints."""
 
     architecture: Architecture
     schedule: "TemperatureSchedule"
@@ -62,13 +61,13 @@ class RunPlan:
     image_tokens: int
     sigmas: tuple[float, ...]
     active_steps: int
-    memory: tuple[Memory, ...]
+    memory: tuple[TrainingLayout, ...]
     activations_without_checkpointing: int
     missing: tuple[str, ...]
 
 
 def dry_run(workspace: Workspace, preset: str | None = None, architecture: Path | None = None) -> None:
-    """Print the plan. Raises ParameterError or DataError when the parameters do not resolve; what is missing is no error."""
+    """Print the plan. Raises ParameterError or DataError for parameters that are not valid; what is missing is not an error."""
     from rich.console import Console
 
     chosen = presets.resolve(workspace.root, preset)
@@ -76,23 +75,24 @@ def dry_run(workspace: Workspace, preset: str | None = None, architecture: Path 
 
 
 def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = None) -> RunPlan:
-    """Work out everything that is printed."""
-    from components.taca.conventions import conventions_of, sampler_sigmas
+    """Compute everything that is printed."""
+    from components.taca.conventions import sampler_sigmas
+    from components.taca.generation import active_steps
     from components.taca.install import enable_taca
     from components.taca.lora import add_lora
     from components.taca.reference import DTYPES
-    from components.taca.schedule import schedule_for
+    from components.taca.schedule import resolve_schedule
 
     size = chosen.pictures
     model = architectures.find(chosen, workspace.root, architecture)
     tokens = model.image_tokens(size.height, size.width)
-    schedule = schedule_for(chosen.taca, scheduler=model.pipe.scheduler, tokens=tokens)
+    schedule = resolve_schedule(chosen.taca, scheduler=model.pipe.scheduler, tokens=tokens)
     transformer = nn.Module.to(model.pipe.transformer, DTYPES[chosen.taca_train.base_dtype])
     handle = enable_taca(model.pipe, schedule)
     parameters = sum(parameter.numel() for parameter in transformer.parameters())
     trainable = add_lora(transformer, chosen.taca_train.rank, chosen.seed)
     sigmas = sampler_sigmas(model.pipe, chosen.taca_generate.steps, size.height, size.width)
-    rounded = DTYPES[chosen.taca_generate.base_dtype] if conventions_of(model.pipe).rounds_timesteps else torch.float32
+    dtype = DTYPES[chosen.taca_generate.base_dtype]
     memory, without = _memory(chosen, model)
     return RunPlan(
         architecture=model,
@@ -103,7 +103,9 @@ def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = N
         trainable=trainable,
         image_tokens=tokens,
         sigmas=tuple(sigmas.tolist()),
-        active_steps=schedule.active_steps(sigmas, rounded),
+        active_steps=active_steps(
+            model.pipe, schedule, height=size.height, width=size.width, steps=len(sigmas), dtype=dtype
+        ),
         memory=memory,
         activations_without_checkpointing=without,
         missing=tuple(missing(chosen, workspace)),
@@ -111,7 +113,7 @@ def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = N
 
 
 def missing(chosen: Parameters, workspace: Workspace) -> list[str]:
-    """What has to be brought before the run, one line each with what to do."""
+    """Return what is missing for the run, one line each with what to do."""
     encoder = retrieval_weights(chosen, workspace)
     lines = [] if encoder.state.is_there else [f"{encoder.subject}: {encoder.facts}: {'; '.join(encoder.remarks)}"]
     return [*_missing_weights(chosen), *lines, *_missing_data(chosen, workspace)]
@@ -155,8 +157,8 @@ def _missing_data(chosen: Parameters, workspace: Workspace) -> list[str]:
     return []
 
 
-def _memory(chosen: Parameters, model: Architecture) -> tuple[tuple[Memory, ...], int]:
-    """Memory for each way to spread the batch, and the activations of the first without checkpointing."""
+def _memory(chosen: Parameters, model: Architecture) -> tuple[tuple[TrainingLayout, ...], int]:
+    """Compute memory for each strategy and number of GPUs, and the activations of the first without checkpointing."""
     from components.taca.conventions import latent_shape
     from components.taca.footprint import count_activations, training_memory
     from components.taca.reference import DTYPES
@@ -176,9 +178,9 @@ def _memory(chosen: Parameters, model: Architecture) -> tuple[tuple[Memory, ...]
         )
         for batch in sorted(set(batches.values()))
     }
-    spreads: list[tuple[Strategy, int]] = [*(("ddp", gpus) for gpus in GPUS), *(("fsdp", gpus) for gpus in GPUS[1:])]
+    layouts: list[tuple[Strategy, int]] = [*(("ddp", gpus) for gpus in GPUS), *(("fsdp", gpus) for gpus in GPUS[1:])]
     rows = [
-        Memory(
+        TrainingLayout(
             strategy,
             gpus,
             batches[gpus],
@@ -191,7 +193,7 @@ def _memory(chosen: Parameters, model: Architecture) -> tuple[tuple[Memory, ...]
                 average=settings.training.ema_decay > 0,
             ),
         )
-        for strategy, gpus in spreads
+        for strategy, gpus in layouts
     ]
     return tuple(rows), counted[batches[1]].bytes(checkpointing=False)
 
@@ -202,8 +204,8 @@ def show(found: RunPlan, chosen: Parameters, console: "Console") -> None:
     console.print(_memory_table(found.memory))
     console.print(
         "Computed, not measured: what autograd keeps for one micro-batch, not the CUDA context (about 1 GB), gradients of "
-        "activations or fragmentation; the last column leaves 15 % for them. A batch must divide by the GPUs; where this one "
-        "does not, the share of a GPU is rounded down, and at least one. Without gradient checkpointing, activations are "
+        "activations or fragmentation; the last column reserves 15 % for them. A batch must divide by the GPUs; where this one "
+        "does not, that of a GPU is rounded down, to at least one. Without gradient checkpointing, activations are "
         f"{_gb(found.activations_without_checkpointing)} GB on one GPU.\n",
         style="dim",
         highlight=False,
@@ -245,7 +247,7 @@ def _levels(sigmas: Sequence[float]) -> str:
     return " ".join(f"{sigma:.4f}" for sigma in sigmas)
 
 
-def _memory_table(memory: Sequence[Memory]) -> "Table":
+def _memory_table(memory: Sequence[TrainingLayout]) -> "Table":
     from rich.table import Table
 
     table = Table(title="Memory of LoRA training, GB on each GPU", title_justify="left")

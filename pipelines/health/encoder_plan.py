@@ -1,4 +1,4 @@
-"""What the retrieval part of a run would train, from shapes alone: a table of the dry run."""
+"""The dry run's table of what the retrieval stages would train, from shapes alone."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def encoder_rows(chosen: Parameters) -> list[tuple[str, str]]:
-    """Name and description of each thing. Raises ParameterError for an architecture that cannot be built."""
+    """Return (name, description) rows. Raises ParameterError for an architecture that cannot be built."""
     settings = chosen.retrieval
     height, width = settings.image_size or (chosen.pictures.height, chosen.pictures.width)
     with torch.device("meta"):
@@ -36,7 +36,7 @@ def encoder_rows(chosen: Parameters) -> list[tuple[str, str]]:
 
 
 def encoder_table(chosen: Parameters) -> "Table":
-    """`encoder_rows`, to print."""
+    """Return `encoder_rows` as a table."""
     from rich.table import Table
 
     table = Table(title="Retrieval", title_justify="left", show_header=False)

@@ -1,11 +1,11 @@
-"""What a check of the doctor returns."""
+"""The findings of the doctor's checks."""
 
 import enum
 from dataclasses import dataclass
 
 
 class State(enum.Enum):
-    """How a thing was found. What does not count as there, and is asked for, makes the doctor exit with 3."""
+    """The state of a thing. If one that is asked for is not present, the doctor exits with 3."""
 
     WHOLE = "there"
     DIFFERENT = "there, but differs"
@@ -20,13 +20,13 @@ class State(enum.Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked for.
+    """The result of one check.
 
     Attributes:
-        subject: what.
+        subject: what was checked.
         asked_for: whether params.yaml asks for it.
         facts: a few words on what was found, or where it was expected.
-        remarks: a line each: what is missing, how to get it.
+        remarks: one line each on what is missing and how to get it.
     """
 
     subject: str

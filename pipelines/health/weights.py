@@ -12,7 +12,7 @@ from pipelines.workspace import Workspace
 
 
 def check_weights(chosen: Parameters, workspace: Workspace) -> list[Finding]:
-    """The base model that TACA adapts, and the weights that retrieval starts from."""
+    """Check the base model that TACA adapts, and the weights that retrieval starts from."""
     return [_base_model(chosen), retrieval_weights(chosen, workspace)]
 
 
@@ -40,7 +40,7 @@ def _base_model(chosen: Parameters) -> Finding:
 
 
 def retrieval_weights(chosen: Parameters, workspace: Workspace) -> Finding:
-    """Weights by an open_clip tag, which open_clip keeps in the Hugging Face cache, or by a file or model folder."""
+    """Check weights given by an open_clip tag, which are in the Hugging Face cache, or by a file or model folder."""
     settings, subject = chosen.retrieval, "retrieval.pretrained"
     if not settings.pretrained:
         return Finding(subject, State.MADE, True, "none: the towers are trained from scratch")
@@ -68,9 +68,9 @@ def retrieval_weights(chosen: Parameters, workspace: Workspace) -> Finding:
 
 
 def _pinned(file: Path, subject: str, weights: str, sha256: str | None) -> Finding:
-    """Weights that are there, if they are the ones that were meant."""
+    """Check the digest of weights that are present."""
     found = file_digest(file)
     if sha256 == found:
         return Finding(subject, State.WHOLE, True, f"{weights}, a {'file' if file.name in weights else 'model folder'}")
-    fix = f"retrieval.pretrained_sha256 is {sha256 or 'null'}: set it to {found} if this is the one you mean"
+    fix = f"retrieval.pretrained_sha256 is {sha256 or 'null'}: set it to {found} if this file is the right one"
     return Finding(subject, State.INCOMPLETE, True, f"{weights}, not pinned", (fix,))

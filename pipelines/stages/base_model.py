@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from components.persons.shards import PersonDataset
-from components.taca.conventions import encode_pictures
+from components.taca.conventions import encode_pictures, image_positions, picture_multiple
 from components.taca.reference import write_reference
 from components.taca.toy.autoencoder import AutoencoderTask, pixel_batches, psnr, reconstruct, set_latent_scale
 from components.taca.toy.config import TinyConfig
@@ -45,14 +45,8 @@ def run(
     quality = float(psnr(held_out, reconstruct(pipe.vae, held_out)).mean())
 
     latents = torch.cat([encode_pictures(pipe, part) for part in pixels.split(256)])
-    pairs = base_batches(
-        pipe,
-        latents,
-        image_positions(pipe, size.height, size.width),
-        captions,
-        batch_size=settings.training.batch,
-        **ranks,
-    )
+    positions = image_positions(*(side // picture_multiple(pipe) for side in (size.height, size.width)))
+    pairs = base_batches(pipe, latents, positions, captions, batch_size=settings.training.batch, **ranks)
     task = TextToImageTask(pipe, caption_dropout=settings.caption_dropout, shift=config.shift, **ranks)
     fit(task, pairs, settings.training, context.phase("flow"), prefix="flow")
 
@@ -61,9 +55,3 @@ def run(
         write_reference(outputs["base_weights"], outputs["base"])
     parameters = sum(parameter.numel() for parameter in pipe.transformer.parameters())
     return {"vae_psnr": quality, "transformer_parameters": parameters}
-
-
-def image_positions(pipe: Any, height: int, width: int) -> torch.Tensor:
-    """Positions of packed latent tokens (S, 3), as the pipeline itself numbers them."""
-    factor = 2 * pipe.vae_scale_factor
-    return pipe._prepare_latent_image_ids(1, height // factor, width // factor, "cpu", torch.float32)

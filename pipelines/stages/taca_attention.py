@@ -15,7 +15,7 @@ from components.evaluation.intervals import bootstrap_difference
 from components.persons.prompts import prompts
 from components.persons.shards import PersonDataset
 from components.taca.diagnostics import TextMass, measure_text_mass
-from components.taca.generation import Arm, apply_arm, schedule_of
+from components.taca.generation import Arm, apply_arm, schedule_for_pictures
 from components.taca.reference import DTYPES, load_base
 from components.training.randomness import stream_seed
 from pipelines.engine.context import StageContext
@@ -32,7 +32,7 @@ def run(
 
     size: dict[str, Any] = {"height": params.pictures.height, "width": params.pictures.width}
     pipe = load_base(inputs["base"], dtype=DTYPES[settings.base_dtype]).to(context.device)
-    schedule = schedule_of(pipe, params.taca, **size)
+    schedule = schedule_for_pictures(pipe, params.taca, **size)
     measured = {}
     for name, arm in (("base", Arm()), ("taca", Arm(schedule=schedule))):
         with apply_arm(pipe, arm):

@@ -14,7 +14,7 @@ from components.evaluation.figures import contact_sheet, save_png
 from components.persons.pixels import encode_png
 from components.persons.prompts import DatasetPrompt, prompts
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
-from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_of
+from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_for_pictures
 from components.taca.reference import DTYPES, load_base
 from components.training.randomness import stream_seed
 from pipelines.engine.context import StageContext
@@ -31,7 +31,7 @@ def run(
     settings, people = params.taca_generate, PersonDataset.open(inputs["people"])
     size: dict[str, Any] = {"height": params.pictures.height, "width": params.pictures.width}
     pipe = load_base(inputs["base"], dtype=DTYPES[settings.base_dtype]).to(context.device)
-    schedule = schedule_of(pipe, params.taca, **size)
+    schedule = schedule_for_pictures(pipe, params.taca, **size)
     arm = Arm(
         adapter=inputs.get("adapter"),
         schedule=schedule if context.arm in ("taca", "taca_lora") else None,

@@ -17,7 +17,7 @@ from components.evaluation.attribute_probe import AttributeProbe
 from components.persons.prompts import DatasetPrompt, prompts
 from components.persons.shards import PersonDataset
 from components.taca.config import TacaConfig
-from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_of
+from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_for_pictures
 from components.taca.reference import DTYPES, load_base
 from components.taca.schedule import TemperatureSchedule
 from components.training.randomness import stream_seed
@@ -86,7 +86,7 @@ def _load(bench: Bench) -> Loaded:
 def _schedule(settings: Mapping[str, Any], pipe: Any, height: int, width: int) -> TemperatureSchedule | None:
     """The schedule that the settings mean for this model; None when they hold none."""
     chosen = {name: settings[name] for name in SCHEDULE_FIELDS if name in settings}
-    return schedule_of(pipe, TacaConfig(**chosen), height=height, width=width) if chosen else None
+    return schedule_for_pictures(pipe, TacaConfig(**chosen), height=height, width=width) if chosen else None
 
 
 def _alignment(probe: AttributeProbe, pictures: Tensor, asked: list[DatasetPrompt]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from components.errors import DataError
 from components.taca.batches import cache_batches
 from components.taca.cache import CachedCaption, LatentCache, write_cache
-from components.taca.conventions import encode_captions, encode_pictures
+from components.taca.conventions import encode_captions, encode_pictures, image_positions
 from components.taca.toy.config import TinyConfig
 from components.taca.toy.pipeline import build_tiny_pipeline
 
@@ -60,7 +60,7 @@ def test_packed_latents_decode_to_the_picture_the_vae_would_decode(pipe):
 
 
 def test_positions_and_the_empty_prompt_are_those_of_the_pipeline(pipe, cache):
-    assert torch.equal(cache.img_ids, pipe._prepare_latent_image_ids(1, 4, 2, "cpu", torch.float32))
+    assert torch.equal(image_positions(*cache.grid), pipe._prepare_latent_image_ids(1, 4, 2, "cpu", torch.float32))
     null, empty = cache.null_caption(), encode_captions(pipe, [""])
     assert {name.removeprefix("null_") for name in null} == set(empty)
     for name, tensor in empty.items():

@@ -6,15 +6,14 @@ import torch
 
 from components.errors import DataError, ParameterError
 from components.taca.conventions import (
-    CONVENTIONS,
-    conventions_of,
     encode_captions,
     encode_pictures,
     sampler_sigmas,
     text_length,
 )
-from components.taca.families import family_of, forward_parameters, named_arguments
+from components.taca.families import forward_parameters, named_arguments
 from components.taca.generation import active_steps, generate, initial_noise
+from components.taca.registry import CONVENTIONS, conventions_of, family_of
 from components.taca.schedule import TemperatureSchedule
 
 NAMES = ("flux", "sd3", "chroma", "qwen", "auraflow")
@@ -105,7 +104,7 @@ def test_noise_has_the_shape_that_the_pipeline_would_draw(pipe):
             CAPTIONS[:1],
             num_inference_steps=1,
             output_type="latent",
-            **conventions_of(pipe).guidance(pipe, 1, 1),
+            **conventions_of(pipe).guidance_arguments(pipe, 1, 1),
             **SIZE,
         )
     noise = initial_noise(pipe, [5], **SIZE)
@@ -180,7 +179,9 @@ def test_every_supported_class_exists_in_diffusers_and_takes_its_parts():
     for name, conventions in CONVENTIONS.items():
         parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
         assert set(conventions.parts) <= set(parameters)
-        assert {part for part in parameters if part.startswith(("text_encoder", "tokenizer"))} == set(conventions.text)
+        assert {part for part in parameters if part.startswith(("text_encoder", "tokenizer"))} == set(
+            conventions.text_parts
+        )
 
 
 def test_another_pipeline_is_refused_by_name():

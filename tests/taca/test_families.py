@@ -12,8 +12,8 @@ from torch import Tensor
 
 from components.errors import ParameterError
 from components.taca import Family, TemperatureSchedule, enable_taca, register_family
-from components.taca.families import FAMILIES
 from components.taca.processors import Adjustment, TemperatureProcessor
+from components.taca.registry import FAMILIES
 
 SCHEDULE = TemperatureSchedule(gamma=1.6, threshold=0.9)
 

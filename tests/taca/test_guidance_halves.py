@@ -9,7 +9,7 @@ from small_pipelines import small_auraflow_pipeline, small_flux_pipeline, small_
 from torch import Tensor
 
 from components.taca import TemperatureSchedule, enable_taca, observe_attention
-from components.taca.conventions import conventions_of
+from components.taca.registry import conventions_of
 
 STEPS = 3
 
@@ -28,7 +28,7 @@ def applied(pipe: Any, schedule: TemperatureSchedule, guidance: float) -> list[l
         pipe(
             prompt=["a woman"],
             negative_prompt=[""] if guidance > 1 else None,
-            **conventions_of(pipe).guidance(pipe, guidance, 1.0),
+            **conventions_of(pipe).guidance_arguments(pipe, guidance, 1.0),
             height=32,
             width=32,
             num_inference_steps=STEPS,

@@ -220,18 +220,26 @@ def test_every_parameter_that_stock_training_reaches_is_still_reached(family: st
 
 
 @every_family
-def test_bfloat16_runs_and_stays_near_float32(family: str) -> None:
-    build, make_inputs = SMALL[family].build, SMALL[family].inputs
-    exact_model = build()
-    with enable_taca(exact_model, SCHEDULE):
-        exact = run(exact_model, make_inputs([1.0, 0.5]))
-    model = build().to(torch.bfloat16)
-    inputs = make_inputs([1.0, 0.5], dtype=torch.bfloat16)
+def test_bfloat16_is_as_near_to_an_explicit_softmax_in_float64_as_the_stock_model_is(family: str) -> None:
+    """The same weights and inputs, rounded to bfloat16, in float64 tell the rounding of the computation from TACA's effect."""
+    small = SMALL[family]
+    model = small.build().to(torch.bfloat16)
+    exact_model, inputs = copy.deepcopy(model).double(), small.inputs([1.0, 0.5], dtype=torch.bfloat16)
+    exact_inputs = {
+        name: value.double() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
+        for name, value in inputs.items()
+    }
     inputs["timestep"] = inputs["timestep"].to(torch.bfloat16)
+    exact_stock = run(exact_model, exact_inputs)
+    exact = explicit_output(small, exact_model, exact_inputs, [1.6, 1.0])
+    rounding = [sample.norm() for sample in run(model, inputs).double() - exact_stock]
     with enable_taca(model, SCHEDULE):
         got = run(model, inputs)
     assert got.dtype == torch.bfloat16
-    assert (got.float() - exact).norm() < 0.1 * exact.norm()
+    error, effect = ([sample.norm() for sample in difference] for difference in (got - exact, exact - exact_stock))
+    assert all(mine < 1.3 * stock for mine, stock in zip(error, rounding, strict=True))
+    assert effect[0] > 5 * rounding[0]
+    assert effect[1] < 1e-9 * rounding[1]
 
 
 def test_the_callers_attention_arguments_are_kept_and_not_changed() -> None:

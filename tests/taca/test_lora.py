@@ -15,7 +15,8 @@ from torch import Tensor
 
 from components.errors import DataError, ParameterError
 from components.taca.install import enable_taca
-from components.taca.lora import AdapterGate, add_lora, load_lora, read_lora_settings, save_lora, unload_lora
+from components.taca.lora import AdapterGate, add_lora, load_lora, save_lora, unload_lora
+from components.taca.lora_files import read_lora_settings
 from components.taca.schedule import TemperatureSchedule
 
 SCHEDULE = TemperatureSchedule(gamma=1.3, threshold=0.9)

@@ -189,11 +189,11 @@ def test_ranks_may_differ_between_layers(tmp_path: Path) -> None:
     [
         ({"transformer.transformer_blocks.7.attn.to_q.lora_A.weight": (3, 64),
           "transformer.transformer_blocks.7.attn.to_q.lora_B.weight": (64, 3)},
-         r"1 of 2 layers are none of FluxTransformer2DModel's \(transformer.transformer_blocks.7.attn.to_q\)"),
+         r"1 of 2 layers are not in FluxTransformer2DModel \(transformer.transformer_blocks.7.attn.to_q\)"),
         ({"lora_unet_input_blocks_4_proj.lora_down.weight": (3, 64), "lora_unet_input_blocks_4_proj.lora_up.weight": (64, 3)},
-         r"1 of 2 layers are none of .*input_blocks_4_proj"),
-        ({"transformer.proj_out.dora_scale": (12, 1)}, r"1 keys are no LoRA's \(transformer.proj_out.dora_scale\)"),
-        ({"transformer.norm.diff": (3,)}, "1 keys are no LoRA's"),
+         r"1 of 2 layers are not in .*input_blocks_4_proj"),
+        ({"transformer.proj_out.dora_scale": (12, 1)}, r"1 keys are not LoRA keys \(transformer.proj_out.dora_scale\)"),
+        ({"transformer.norm.diff": (3,)}, "1 keys are not LoRA keys"),
         ({"transformer.proj_out.lora_A.weight": (3, 64)}, "proj_out needs two matrices"),
         ({"transformer.proj_out.lora_A.weight": (3, 64), "transformer.proj_out.lora_B.weight": (12, 4)}, "ranks differ"),
         ({"transformer.proj_out.lora_A.weight": (3, 32), "transformer.proj_out.lora_B.weight": (12, 3)},
@@ -224,7 +224,7 @@ def test_a_key_that_would_be_passed_over_is_one_clear_error(
 def test_kohyas_names_of_sd3_are_refused_as_diffusers_has_no_converter_for_them(tmp_path: Path) -> None:
     pairs = matrices({"lora_unet_joint_blocks_0_x_block_attn_qkv": (192, 64)})
     file = write(tmp_path / "x.safetensors", pairs, KOHYA, 1.0)
-    with pytest.raises(DataError, match="1 of 1 layers are none of SD3Transformer2DModel's"):
+    with pytest.raises(DataError, match="1 of 1 layers are not in SD3Transformer2DModel"):
         load_lora(sd3(), file)
 
 

@@ -115,7 +115,7 @@ def test_mistakes_are_named(models, tmp_path):
         load_base(models / "base.json", components=["unet"])
     with pytest.raises(DataError, match=r"none\.json"):
         load_base(tmp_path / "none.json")
-    with pytest.raises(DataError, match="no diffusers pipeline"):
+    with pytest.raises(DataError, match="not a diffusers pipeline"):
         write_reference(tmp_path, tmp_path / "base.json")
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(DataError, match="location, revision and files"):
@@ -228,7 +228,7 @@ def test_a_pipeline_of_another_class_is_refused_and_the_supported_ones_named(mod
 
 def test_a_part_that_was_not_downloaded_is_named(models):
     shutil.rmtree(models / "tiny" / "text_encoder_2")
-    with pytest.raises(DataError, match="names text_encoder_2, and no file of it"):
+    with pytest.raises(DataError, match="names text_encoder_2, but none of its files is there"):
         write_reference(models / "tiny", models / "other.json")
 
 

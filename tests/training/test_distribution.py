@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from components.training import loop
 from components.training.config import LoopConfig
 from components.training.context import LocalContext
-from components.training.distribution import gradient_sync, laid_out_like, repeated_blocks, replicate, shard, whole
+from components.training.distribution import gathered, gradient_sync, repeated_blocks, replicate, shard, sharded_like
 from components.training.task import PerSampleTask
 
 
@@ -65,10 +65,10 @@ def test_fsdp_exchanges_gradients_with_the_last_part_only(group, monkeypatch):
         expected(torch.ones(1, 2)).sum().backward()
         assert all((parameter.grad is not None) == wanted for parameter in model.parameters())
     for found, wanted_parameter in zip(model.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(whole(found.grad), wanted_parameter.grad)
-        stored = laid_out_like(wanted_parameter.grad, found)
+        torch.testing.assert_close(gathered(found.grad), wanted_parameter.grad)
+        stored = sharded_like(wanted_parameter.grad, found)
         assert type(stored) is type(found.grad)
-        torch.testing.assert_close(whole(stored), wanted_parameter.grad)
+        torch.testing.assert_close(gathered(stored), wanted_parameter.grad)
 
 
 def one_process_mesh(device):
@@ -118,7 +118,7 @@ def test_the_repeated_blocks_are_the_members_of_the_models_lists():
 def test_gathering_and_cutting_leave_what_is_not_sharded_as_it_is():
     tensor = torch.ones(2)
     state = {"a": [tensor, 1], "b": {"c": (1, 2)}}
-    found = whole(state)
+    found = gathered(state)
     assert found["a"][0] is tensor
     assert found["b"] == {"c": (1, 2)}
-    assert laid_out_like(tensor, nn.Parameter(torch.zeros(2))) is tensor
+    assert sharded_like(tensor, nn.Parameter(torch.zeros(2))) is tensor

@@ -1,4 +1,4 @@
-"""The small text-to-image pipeline of the default, and how it is trained from nothing.
+"""The small text-to-image pipeline of the default run, and its training from scratch.
 
-Real models are not handled here.
+Nothing here is used with published models.
 """

@@ -1,4 +1,4 @@
-"""Training the small pipeline's VAE, and putting its latents on the scale diffusion expects."""
+"""Train the small pipeline's VAE, and scale its latents for diffusion."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class AutoencoderTask(PerSampleTask):
-    """Reconstruction of pixels through a sampled latent, with a little KL to keep the latent space bounded and smooth.
+    """Reconstruction of pixels through a sampled latent, with a small KL term that keeps the latent space bounded and smooth.
 
     Batch: `{"pixels": (B, 3, H, W)}`, uint8 or float in [0, 1]: this rank's part of a global batch of `world_size * B`.
     Scalars: loss, reconstruction (mean absolute + mean squared error in [-1, 1] units), kl (nats per latent number),
@@ -55,14 +55,14 @@ class AutoencoderTask(PerSampleTask):
 
 
 def psnr(first: Tensor, second: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each picture: (N, C, H, W) uint8, or float in [0, 1] -> (N,)."""
+    """Return the peak signal-to-noise ratio in dB of each picture: (N, C, H, W) uint8, or float in [0, 1] -> (N,)."""
     first, second = signed_pixels(first), signed_pixels(second)
     return _decibel((first - second).square().flatten(1).mean(1) / 4)
 
 
 @torch.no_grad()
 def reconstruct(vae: "AutoencoderKL", pixels: Tensor, batch_size: int = 64) -> Tensor:
-    """uint8 pictures (N, 3, H, W) through the posterior mean and back, as uint8."""
+    """Encode uint8 pictures (N, 3, H, W) to the posterior mean and decode them, to uint8."""
     device = next(vae.parameters()).device
     parts = []
     for part in pixels.split(batch_size):
@@ -74,11 +74,11 @@ def reconstruct(vae: "AutoencoderKL", pixels: Tensor, batch_size: int = 64) -> T
 
 @torch.no_grad()
 def set_latent_scale(vae: "AutoencoderKL", batches: Iterable[Tensor]) -> tuple[float, float]:
-    """Measure the latents of training pictures and make `(z - shift) * scale` zero-mean and of unit variance.
+    """Measure the latents of training pictures and set the scale that makes `(z - shift) * scale` zero-mean with unit variance.
 
     `batches` yields pixels (B, 3, H, W). Writes `shift_factor` and `scaling_factor` into the VAE's config, where
-    `FluxPipeline` and `save_pretrained` find them, and returns (shift, scale). Raises `DataError` when there is nothing
-    to measure.
+    `FluxPipeline` and `save_pretrained` find them, and returns (shift, scale). Raises `DataError` if the latents do
+    not vary.
     """
     device = next(vae.parameters()).device
     count, total, squares = 0, 0.0, 0.0
@@ -99,10 +99,7 @@ def set_latent_scale(vae: "AutoencoderKL", batches: Iterable[Tensor]) -> tuple[f
 def pixel_batches(
     pixels: Tensor, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
 ) -> Callable[[int], Any]:
-    """Batches `{"pixels"}` for the loop, drawn with replacement from uint8 pictures (N, 3, H, W).
-
-    `batch_size` is global; every rank draws the whole of it and takes its own part.
-    """
+    """Return `batches(step)` of `{"pixels"}`, drawn with replacement from uint8 pictures (N, 3, H, W). `batch_size` is global."""
 
     def batch(step: int) -> dict[str, Tensor]:
         return {

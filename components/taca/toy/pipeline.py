@@ -1,12 +1,12 @@
-"""A FLUX-shaped text-to-image model small enough for a laptop, as a real `FluxPipeline` folder.
+"""A FLUX model small enough for a laptop, as a real `FluxPipeline` folder.
 
 The toy is a checkpoint and not a code path: `build_tiny_pipeline(...).save_pretrained(folder)` writes what
 `FluxPipeline.from_pretrained(folder)` of any diffusers installation reads without a network, so everything that adapts,
-samples or evaluates it works unchanged on FLUX.1-dev. Small parts take the place of large ones: a one-downsampling VAE
-(scale 2), a word-level vocabulary, two-layer text encoders.
+samples or evaluates it works unchanged on FLUX.1-dev. Its parts are small: a VAE with one
+downsampling (scale 2), a word-level vocabulary, two-layer text encoders.
 
 A 64x32 picture becomes 32x16 latents, packed 2x2 into 128 image tokens beside 24 text tokens: 5.3 image tokens for each
-text token, so that there is an imbalance for TACA to correct (FLUX has 8).
+text token, an imbalance for TACA to correct (FLUX has 8).
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "</s>"
 
 
 def word_vocabulary(captions: Iterable[str]) -> tuple[str, ...]:
-    """The distinct words of `captions` in order, cut and lower-cased as the tokenizer does."""
+    """Return the distinct words of `captions`, sorted, split and lower-cased as the tokenizer does."""
     normalizer, splitter = _word_rules()
     words: set[str] = set()
     for caption in captions:
@@ -36,9 +36,9 @@ def word_vocabulary(captions: Iterable[str]) -> tuple[str, ...]:
 
 
 def build_tiny_pipeline(config: TinyConfig, vocabulary: Sequence[str], seed: int) -> "FluxPipeline":
-    """An untrained small `FluxPipeline` in float32, weights drawn from `seed`, in eval mode.
+    """Build an untrained small `FluxPipeline` in float32, weights drawn from `seed`, in eval mode.
 
-    `vocabulary` holds the words the tokenizers know (see `word_vocabulary`); every other word becomes `<unk>`.
+    `vocabulary` holds the words of the tokenizers (see `word_vocabulary`); every other word becomes `<unk>`.
     Raises `ParameterError` for an empty vocabulary.
     """
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
@@ -82,16 +82,16 @@ def build_tiny_pipeline(config: TinyConfig, vocabulary: Sequence[str], seed: int
                 axes_dims_rope=config.rope_axes,
             ),
         )
-    _silence_residuals(pipe.vae)
-    _look_at_neighbours(pipe.text_encoder_2)
+    _zero_residuals(pipe.vae)
+    _attend_to_neighbours(pipe.text_encoder_2)
     for module in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.transformer):
         module.eval()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def _silence_residuals(vae: nn.Module) -> None:
-    """Start every residual block as the identity: the VAE learns faster (24.0 dB against 22.8 after 250 steps)."""
+def _zero_residuals(vae: nn.Module) -> None:
+    """Initialise every residual block as the identity: the VAE learns faster (24.0 dB against 22.8 after 250 steps)."""
     from diffusers.models.resnet import ResnetBlock2D
 
     for module in vae.modules():
@@ -100,11 +100,11 @@ def _silence_residuals(vae: nn.Module) -> None:
             nn.init.zeros_(module.conv2.bias)
 
 
-def _look_at_neighbours(text_encoder: "T5EncoderModel") -> None:
-    """Start three T5 heads with a sharp attention to the word before, the one before that, and the next.
+def _attend_to_neighbours(text_encoder: "T5EncoderModel") -> None:
+    """Initialise three T5 heads with sharp attention to the previous word, the one before it, and the next.
 
     FLUX gives text no positions of its own, so only the encoder can bind a colour to its garment. Learning that from flat
-    position biases takes longer than the rest of the model; started so, "jacket" knows its "red" from the first step.
+    position biases takes longer than the rest of the model; with this start, "jacket" attends to its "red" from the first step.
     """
     layer: Any = text_encoder.encoder.block[0].layer[0]
     bias = layer.SelfAttention.relative_attention_bias.weight  # (buckets, heads), shared by all layers
@@ -116,7 +116,7 @@ def _look_at_neighbours(text_encoder: "T5EncoderModel") -> None:
 
 
 def _word_rules() -> tuple[Any, Any]:
-    """(normalizer, pre-tokenizer): lower case, no punctuation but inside words ("t-shirt"), cut at spaces."""
+    """Return (normalizer, pre-tokenizer): lower case, punctuation only inside words ("t-shirt"), split at spaces."""
     from tokenizers import Regex, normalizers, pre_tokenizers
 
     normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\w\s'-]"), " ")])
@@ -124,7 +124,7 @@ def _word_rules() -> tuple[Any, Any]:
 
 
 def _tokenizer(vocabulary: Sequence[str], max_length: int, *, framed: bool) -> "PreTrainedTokenizerFast":
-    """A word-level tokenizer; `framed` puts begin and end tokens round the text, which CLIP's pooling needs."""
+    """Build a word-level tokenizer; `framed` adds begin and end tokens, which CLIP's pooling needs."""
     from tokenizers import Tokenizer, models, processors
     from transformers import PreTrainedTokenizerFast
 

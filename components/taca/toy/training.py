@@ -1,10 +1,9 @@
-"""Training the small text-to-image model from nothing: rectified flow, text encoders and transformer together, gamma =
-1.
+"""Train the small text-to-image model from scratch: rectified flow, text encoders and transformer together, gamma = 1.
 
-FLUX's text encoders come pre-trained. The toy's start random, and are trained with the transformer here, then frozen in
-everything that adapts the result. They learn at a tenth of the rate: a fast transformer needs words that hold still.
-(Loss gained by the right caption over a wrong one, after 400 steps of 16 pictures at rate 4e-3: 0.012 with encoders at
-the full rate, 0.031 with frozen ones, 0.040 at a tenth.)
+FLUX's text encoders are pre-trained. The toy's start random, are trained with the transformer here, and are frozen afterwards.
+Their learning rate is a tenth: a fast transformer needs embeddings that change slowly. (Loss gained by the right caption over a
+wrong one, after 400 steps of 16 pictures at rate 4e-3: 0.012 with encoders at the full rate, 0.031 with frozen ones, 0.040 at a
+tenth.)
 """
 
 from collections.abc import Callable, Sequence
@@ -59,7 +58,7 @@ class TextToImageTask(PerSampleTask):
         self.world_size = world_size
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Groups for AdamW: weight decay for the transformer's matrices only, `text_rate` of the rate for the encoders."""
+        """Return groups for AdamW: weight decay for the transformer's matrices only, `text_rate` of the rate for the encoders."""
         transformer = list(self.transformer.parameters())
         text = [*self.text_encoder.parameters(), *self.text_encoder_2.parameters()]
         return [
@@ -88,10 +87,10 @@ class TextToImageTask(PerSampleTask):
         return {"loss": nn.functional.mse_loss(velocity.float(), noise - latents)}
 
     def _draw(self, latents: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """This rank's noise levels (B,), noise (B, S, C) and dropped captions (B,) of the global batch at `step`."""
+        """Draw this rank's noise levels (B,), noise (B, S, C) and dropped captions (B,) at `step`."""
         total = len(latents) * self.world_size
         source = generator(self.seed, "noise level", step)
-        strata = torch.randperm(total, generator=source)  # so that every rank sees the whole range
+        strata = torch.randperm(total, generator=source)  # every rank gets the whole range
         u = (strata + torch.rand(total, generator=source)) / total
         sigma = shift_sigma(u, self.shift)
         noise = torch.randn((total, *latents.shape[1:]), generator=generator(self.seed, "noise", step))
@@ -101,7 +100,7 @@ class TextToImageTask(PerSampleTask):
 
 
 def token_ids(pipe: "FluxPipeline", captions: Sequence[str]) -> dict[str, Tensor]:
-    """Captions as the pipeline itself would tokenize them: `{"clip_ids": (N, T + 2), "t5_ids": (N, T)}`, int64."""
+    """Tokenize captions as the pipeline itself does: `{"clip_ids": (N, T + 2), "t5_ids": (N, T)}`, int64."""
     ids = {}
     for key, tokenizer in (("clip_ids", pipe.tokenizer), ("t5_ids", pipe.tokenizer_2)):
         encoded = tokenizer(
@@ -126,9 +125,9 @@ def base_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Callable[[int], dict[str, Tensor]]:
-    """Batches for `TextToImageTask`, drawn with replacement from packed latents (N, S, C) and their N captions.
+    """Return `batches(step)` for `TextToImageTask`, drawn with replacement from packed latents (N, S, C) and their N captions.
 
-    `batch_size` is global; every rank draws the whole of it and takes its own part.
+    `batch_size` is global.
     """
     ids = token_ids(pipe, captions)
     empty = token_ids(pipe, [""])

@@ -392,7 +392,7 @@ def test_nothing_is_written_through_a_link_to_another_place(studio, capsys, tmp_
         file.unlink()
     capsys.readouterr()
     assert studio.run(naming="compbench") == 2
-    assert "is a link to another place" in one_line(capsys)
+    assert "is a symbolic link" in one_line(capsys)
     assert not list((tmp_path / "elsewhere").iterdir())
 
 

@@ -225,7 +225,7 @@ def test_a_pipeline_folder_brings_its_own_scheduler(tmp_path: Path) -> None:
         (None, DataError, "cannot be read"),
         ("{", DataError, "not JSON"),
         ("[1]", DataError, "must hold an object"),
-        ('{"_class_name": "PixArtTransformer2DModel"}', ParameterError, "a dry run knows FluxTransformer2DModel"),
+        ('{"_class_name": "PixArtTransformer2DModel"}', ParameterError, "a dry run supports FluxTransformer2DModel"),
     ],
 )
 def test_a_file_that_is_no_architecture_is_refused_in_one_line(

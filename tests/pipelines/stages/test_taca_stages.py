@@ -11,7 +11,7 @@ from torchvision.io import encode_png
 
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.taca.cache import LatentCache
-from components.taca.lora import read_lora_settings
+from components.taca.lora_files import read_lora_settings
 from pipelines import presets
 from pipelines.engine.context import StageContext
 from pipelines.graph import find

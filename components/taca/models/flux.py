@@ -1,0 +1,80 @@
+"""FLUX.1 dev, schnell, Fill and Kontext, whose reference image counts as image."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.taca.families import Batch, Conventions, Family
+from components.taca.processors import Adjustment, Part, TemperatureProcessor
+
+
+class FluxTemperatureProcessor(TemperatureProcessor):
+    """Replaces `FluxAttnProcessor` in double- and single-stream blocks (FLUX, Chroma)."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+        taca: Adjustment | None = None,
+    ) -> Any:
+        """As the original, with `taca`. The rotary embedding covers the joint sequence, its text first."""
+        if taca is None:
+            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        from diffusers.models.embeddings import apply_rotary_emb
+
+        texts = taca.text_length
+        rows = {"text": slice(0, texts), "image": slice(texts, None), "joint": slice(None)}
+
+        def rotate(part: Tensor, of: Part) -> Tensor:
+            cos, sin = image_rotary_emb
+            rotated: Tensor = apply_rotary_emb(part, (cos[rows[of]], sin[rows[of]]), sequence_dim=1)
+            return rotated
+
+        return self.attend(
+            attn,
+            taca,
+            hidden_states,
+            encoder_hidden_states,
+            rotate=None if image_rotary_emb is None else rotate,
+            attn_mask=attention_mask,
+        )
+
+
+def token_positions(batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Rotary positions for the forward: those of the image without the axis that collation adds, and zeros for the text."""
+    ids = batch["img_ids"]
+    text = torch.zeros(batch["prompt_embeds"].shape[1], 3, device=ids.device, dtype=ids.dtype)
+    return {"img_ids": ids[0] if ids.ndim == 3 else ids, "txt_ids": text}
+
+
+def _embed(pipe: Any, captions: list[str], length: int) -> dict[str, Tensor]:
+    embeds, pooled, _ = pipe.encode_prompt(captions, max_sequence_length=length)
+    return {"prompt_embeds": embeds, "pooled": pooled}
+
+
+def _guidance(pipe: Any, scale: float, embedded: float) -> dict[str, Any]:
+    return {"true_cfg_scale": scale, "guidance_scale": embedded}  # models that are not distilled ignore `embedded`
+
+
+FLUX = Family(
+    name="flux",
+    transformer="FluxTransformer2DModel",
+    stock_processor="FluxAttnProcessor",
+    processor=FluxTemperatureProcessor,
+    layers=lambda config: config.num_layers + config.num_single_layers,
+    timestep_scale=1.0,
+    lora_reader="FluxLoraLoaderMixin",
+    conventions=Conventions(
+        pipeline="FluxPipeline",
+        text_parts=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+        length_tokenizer="tokenizer_2",
+        max_text_tokens=512,
+        embed_captions=_embed,
+        guidance_arguments=_guidance,
+        forward_arguments=token_positions,
+    ),
+)

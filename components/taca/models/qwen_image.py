@@ -1,0 +1,106 @@
+"""Qwen-Image, and Qwen-Image-Edit, whose reference image counts as image."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from components.taca.families import Batch, Conventions, Family
+from components.taca.processors import Adjustment, Part, TemperatureProcessor
+
+
+class QwenTemperatureProcessor(TemperatureProcessor):
+    """Replaces `QwenDoubleStreamAttnProcessor2_0`: text first, complex rotary embeddings for each stream, padding masked."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_hidden_states_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+        taca: Adjustment | None = None,
+    ) -> Any:
+        if taca is None or attention_mask is not None:  # the original explains why it takes no other mask
+            return self.original(
+                attn,
+                hidden_states,
+                encoder_hidden_states,
+                encoder_hidden_states_mask,
+                attention_mask,
+                image_rotary_emb,
+            )
+        from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
+
+        def rotate(part: Tensor, of: Part) -> Tensor:
+            of_image, of_text = image_rotary_emb
+            rotated: Tensor = apply_rotary_emb_qwen(part, of_text if of == "text" else of_image, use_real=False)
+            return rotated
+
+        mask = None
+        if encoder_hidden_states_mask is not None:
+            images = encoder_hidden_states_mask.new_ones(hidden_states.shape[:2])
+            mask = torch.cat([encoder_hidden_states_mask, images], dim=1)[:, None, None, :]  # (B, 1, 1, T + I)
+        return self.attend(
+            attn,
+            taca,
+            hidden_states,
+            encoder_hidden_states,
+            rotate=None if image_rotary_emb is None else rotate,
+            attn_mask=mask,
+        )
+
+
+def _forward_arguments(batch: Batch, dtype: torch.dtype) -> dict[str, Any]:
+    _, down, across = (int(last) + 1 for last in batch["img_ids"].flatten(0, -2).amax(0))
+    return {
+        "encoder_hidden_states_mask": batch["text_mask"],
+        "img_shapes": [[(1, down, across)]] * len(batch["latents"]),
+    }
+
+
+def _embed(pipe: Any, captions: list[str], length: int) -> dict[str, Tensor]:
+    """Embed captions padded to `length`; the pipeline itself pads to the longest of its captions."""
+    embeds, mask = pipe.encode_prompt(captions, max_sequence_length=length)
+    mask = torch.ones(embeds.shape[:2], device=embeds.device) if mask is None else mask
+    missing = length - embeds.shape[1]
+    return {"prompt_embeds": F.pad(embeds, (0, 0, 0, missing)), "text_mask": F.pad(mask.bool(), (0, missing))}
+
+
+def _guidance(pipe: Any, scale: float, embedded: float) -> dict[str, Any]:
+    distilled = pipe.transformer.config.guidance_embeds
+    return {"true_cfg_scale": scale, "guidance_scale": embedded if distilled else None}
+
+
+def _latents(vae: Any, pixels: Tensor) -> Tensor:
+    """Encode with a VAE of videos, here of one frame, that has a mean and a deviation for each channel."""
+    frames = vae.encode(pixels.to(vae.dtype)[:, :, None]).latent_dist.mean  # (B, C, 1, H / f, W / f)
+    mean, deviation = (
+        torch.tensor(values, device=frames.device, dtype=frames.dtype).view(1, -1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return (frames[:, :, 0] - mean) / deviation
+
+
+QWEN_IMAGE = Family(
+    name="qwen-image",
+    transformer="QwenImageTransformer2DModel",
+    stock_processor="QwenDoubleStreamAttnProcessor2_0",
+    processor=QwenTemperatureProcessor,
+    layers=lambda config: config.num_layers,
+    timestep_scale=1.0,
+    attention_kwargs="attention_kwargs",
+    text_mask="encoder_hidden_states_mask",
+    conventions=Conventions(
+        pipeline="QwenImagePipeline",
+        text_parts=("text_encoder", "tokenizer"),
+        length_tokenizer="tokenizer",
+        max_text_tokens=512,
+        embed_captions=_embed,
+        guidance_arguments=_guidance,
+        encode_pixels=_latents,
+        forward_arguments=_forward_arguments,
+    ),
+)

@@ -1,0 +1,57 @@
+"""Stable Diffusion 3 and 3.5."""
+
+from typing import Any
+
+from torch import Tensor
+
+from components.taca.families import Conventions, Family
+from components.taca.processors import Adjustment, TemperatureProcessor
+
+
+class SD3TemperatureProcessor(TemperatureProcessor):
+    """Replaces diffusers' `JointAttnProcessor2_0` in SD3's joint attention: image first, no rotary embedding, and a mask
+    that is ignored, as in the original."""
+
+    text_first = False
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        taca: Adjustment | None = None,
+    ) -> Any:
+        if taca is None or encoder_hidden_states is None:
+            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask)
+        return self.attend(attn, taca, hidden_states, encoder_hidden_states)
+
+
+def _embed(pipe: Any, captions: list[str], length: int) -> dict[str, Tensor]:
+    embeds, _, pooled, _ = pipe.encode_prompt(
+        captions, None, None, do_classifier_free_guidance=False, max_sequence_length=length
+    )
+    return {"prompt_embeds": embeds, "pooled": pooled}
+
+
+SD3 = Family(
+    name="sd3",
+    transformer="SD3Transformer2DModel",
+    stock_processor="JointAttnProcessor2_0",
+    processor=SD3TemperatureProcessor,
+    layers=lambda config: config.num_layers,
+    timestep_scale=1000.0,
+    guidance_halves="batch",
+    conventions=Conventions(
+        pipeline="StableDiffusion3Pipeline",
+        text_parts=("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"),
+        length_tokenizer="tokenizer_3",
+        max_text_tokens=256,
+        prepended_text_tokens=77,  # CLIP's
+        embed_captions=_embed,
+        packed=False,
+        passes_sigmas=False,
+        encoder_fallback=("text_encoder_3", "transformer"),
+        rounds_timesteps=False,
+    ),
+)

@@ -1,0 +1,69 @@
+"""The supported transformer families and pipelines, by class name.
+
+Transformers with separate cross-attention (SDXL, PixArt, Wan, ...) have no joint softmax, so TACA has no meaning there.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from components.errors import ParameterError
+from components.taca.families import Conventions, Family
+from components.taca.models.auraflow import AURAFLOW
+from components.taca.models.chroma import CHROMA
+from components.taca.models.flux import FLUX
+from components.taca.models.qwen_image import QWEN_IMAGE
+from components.taca.models.sd3 import SD3
+
+_FAMILIES = (FLUX, SD3, CHROMA, QWEN_IMAGE, AURAFLOW)
+FAMILIES: dict[str, Family] = {family.transformer: family for family in _FAMILIES}
+CONVENTIONS: dict[str, Conventions] = {kind.pipeline: kind for kind in (f.conventions for f in _FAMILIES) if kind}
+
+# Text and image never share a softmax in these.
+_CROSS_ATTENTION = (
+    "UNet2D",
+    "UNet3D",
+    "UNetMotion",
+    "PixArt",
+    "Sana",
+    "Wan",
+    "LTX",
+    "HunyuanDiT",
+    "Kandinsky",
+    "StableAudio",
+    "Cosmos",
+    "Latte",
+    "LuminaNextDiT",
+    "Allegro",
+)
+
+
+def register_family(family: Family) -> None:
+    """Add another transformer class, and its pipeline if it has one; those of the same names are replaced."""
+    FAMILIES[family.transformer] = family
+    if family.conventions:
+        CONVENTIONS[family.conventions.pipeline] = family.conventions
+
+
+def family_of(transformer: nn.Module) -> Family:
+    """The family a transformer belongs to, by its class or a base class. `ParameterError` for any other module."""
+    for cls in type(transformer).__mro__:
+        if cls.__name__ in FAMILIES:
+            return FAMILIES[cls.__name__]
+    name = type(transformer).__name__
+    if name.startswith(_CROSS_ATTENTION):
+        raise ParameterError(
+            f"TACA has no meaning for {name}: its text comes through a cross-attention of its own, and TACA balances "
+            "text against image inside one joint softmax"
+        )
+    wrapped = any(hasattr(transformer, attribute) for attribute in ("_orig_mod", "module", "base_model"))
+    hint = "; pass the transformer itself, before compiling or wrapping it" if wrapped else "; see register_family"
+    raise ParameterError(f"TACA does not support {name}; supported are {', '.join(FAMILIES)}{hint}")
+
+
+def conventions_of(pipe: Any) -> Conventions:
+    """The conventions of a pipeline, by its class or a base class. `ParameterError` for any other."""
+    for cls in type(pipe).__mro__:
+        if cls.__name__ in CONVENTIONS:
+            return CONVENTIONS[cls.__name__]
+    raise ParameterError(f"{type(pipe).__name__}: not supported; supported are {', '.join(CONVENTIONS)}")
