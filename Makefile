@@ -9,6 +9,8 @@ UV = $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SMOKE = .runs/smoke-clone
 
+# One file in one process, so that what its tests share is made once; files in the order of tests/conftest.py.
+PYTEST = OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
 CHAOS = --kills 50
 FAULTS =
 
@@ -38,11 +40,17 @@ report: setup ## render reports/index.html from the latest results
 ui: setup ## compare runs in MLflow's web interface (http://127.0.0.1:5000)
 	mlflow ui --backend-store-uri sqlite:///mlflow.db --port 5000
 
-test: lint ## lint, types and tests
-	OMP_NUM_THREADS=1 pytest -n 2 -m "not faults and not heavy"
+# Types are checked beside the tests, whose processes wait for others now and then; what mypy says comes last.
+test: setup ## lint, types and tests
+	ruff check .
+	ruff format --check .
+	@mkdir -p .mypy_cache; mypy > .mypy_cache/printed 2>&1 & types=$$!; failed=0; \
+	$(PYTEST) -m "not faults and not heavy" || failed=$$?; \
+	wait $$types || failed=$$?; \
+	cat .mypy_cache/printed; exit $$failed
 
 test-faults: setup ## slow tests: stages that are killed, stopped, or lose disk or network, against undisturbed runs
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "faults or heavy" $(FAULTS)
+	$(PYTEST) -m "faults or heavy" $(FAULTS)
 
 chaos: setup ## kill random processes of the smoke pipeline 50 times, and compare with an undisturbed run
 	python tests/faults/chaos.py $(CHAOS)

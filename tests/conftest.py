@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from repositories import make_repository
 
 # For every process that tests start, too: threads that spin while they wait slow a busy machine down.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -19,6 +20,12 @@ if threading.current_thread() is threading.main_thread():
 pytest_plugins = ["workspaces"]
 """Fixtures of `tests/support/workspaces.py`."""
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that two test processes end at the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def _copy(folder: Path) -> Path:
@@ -33,10 +40,7 @@ def _copy(folder: Path) -> Path:
     with tarfile.open(folder / ".files.tar") as archive:
         archive.extractall(folder, filter="data")
     (folder / ".files.tar").unlink()
-    author = ["-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
-    for command in (["init", "--quiet"], ["add", "--all"], [*author, "commit", "--quiet", "--message", "all"]):
-        subprocess.run(["git", *command], cwd=folder, check=True)
-    return folder
+    return make_repository(folder)
 
 
 @pytest.fixture(scope="session")

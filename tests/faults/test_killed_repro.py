@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from checkout import Checkout
+from processes import wait_until
 
 STEPS = {
     "probe": 60,
@@ -25,11 +26,9 @@ def kill_at(checkout: Checkout, stage: str, fraction: float) -> int:
     """Starts the stage, kills everything at this fraction of its steps; returns the steps that survived."""
     process = checkout.start("--single-item", "--force", stage)
     try:
-        deadline = time.monotonic() + 200
-        while checkout.progress(stage) < fraction * STEPS[stage]:
-            assert process.poll() is None, checkout.printed()[-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(
+            lambda: checkout.progress(stage) >= fraction * STEPS[stage], process, said=checkout.printed, pause=0.02
+        )
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(20)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import clean_environment
 
 from pipelines import presets
 
@@ -30,10 +31,9 @@ SPACE = {
 
 def test_dvc_and_mlflow_agree_on_a_trial_that_was_promoted_to_a_branch(copy_of_the_checkout, tmp_path):
     root = copy_of_the_checkout(tmp_path / "checkout")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIPELINES_", "MLFLOW_", "DVC_", "RAY_"))}
     who = {f"GIT_{one}_{what}": "test@localhost" for one in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**kept, **who, "PATH": path, "DVC_NO_ANALYTICS": "1"}
+    environment = clean_environment(**who, PATH=path, DVC_NO_ANALYTICS="1")
 
     def run(*command):
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)

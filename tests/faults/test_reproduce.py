@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from processes import clean_environment
+from repositories import AUTHOR
 from servers import BUCKET, Store, s3_store
 
 from pipelines import presets
@@ -32,9 +34,8 @@ class Checkout:
         self.extra = environment
 
     def call(self, *command: str) -> "subprocess.CompletedProcess[str]":
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIPELINES_", "MLFLOW_", "DVC_", "RAY_"))}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        environment = {**kept, "PATH": path, "DVC_NO_ANALYTICS": "1", "COLUMNS": "200", **self.extra}
+        environment = clean_environment(**{"PATH": path, "DVC_NO_ANALYTICS": "1", "COLUMNS": "200", **self.extra})
         return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
 
     def must(self, *command: str) -> str:
@@ -46,8 +47,7 @@ class Checkout:
         return self.call(sys.executable, "-m", "pipelines", *arguments)
 
     def commit(self, message: str) -> None:
-        author = ("-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
-        self.must("git", *author, "commit", "--quiet", "--all", "--message", message)
+        self.must("git", *AUTHOR, "commit", "--quiet", "--all", "--message", message)
 
     def manifest(self, stage: str) -> Path:
         (file,) = (self.root / ".runs").glob(f"{stage}-*/DONE.json")

@@ -9,12 +9,12 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 
 import psutil
 import pytest
 import yaml
+from processes import wait_until
 
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import tree_digests
@@ -79,11 +79,7 @@ class Sweeps:
 
     def kill_at(self, process, lines):
         """Kill the driver as soon as its journal has so many lines."""
-        deadline = time.monotonic() + 300
-        while len(self.journal()) < lines:
-            assert process.poll() is None, self.said()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: len(self.journal()) >= lines, process, 300, self.said, pause=0.02)
         os.kill(process.pid, signal.SIGKILL)
         process.wait(20)
 

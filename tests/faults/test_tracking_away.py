@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from processes import wait_until
 from servers import free_port
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
@@ -46,11 +47,7 @@ def server(empty_store, tmp_path_factory):
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + 200
-        while not answers(port):
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.3)
+        wait_until(lambda: answers(port), process, said=(folder / "log").read_text, pause=0.3)
         yield port, store
     finally:
         os.killpg(process.pid, 15)

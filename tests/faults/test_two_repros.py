@@ -3,10 +3,10 @@
 import json
 import os
 import signal
-import time
 
 import psutil
 import pytest
+from processes import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -31,11 +31,7 @@ def training(checkout):
     def start(**options):
         process = checkout.start("--single-item", "probe", **options)
         family.append(psutil.Process(process.pid))
-        deadline = time.monotonic() + 200
-        while checkout.progress("probe") < 10:
-            assert process.poll() is None, checkout.printed()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: checkout.progress("probe") >= 10, process, said=checkout.printed)
         family.extend(family[0].children(recursive=True))
         return process
 

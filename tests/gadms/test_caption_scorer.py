@@ -271,9 +271,9 @@ def train_all(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.faults
-def test_two_processes_score_and_mask_as_one_with_the_whole_batch():
+def test_two_processes_score_and_mask_as_one_with_the_whole_batch(warm_address):
     """Weights and tables: captions change ranks every epoch, scoring differentiates inside DDP's forward pass."""
-    by_rank = in_two_processes(train_all)
+    by_rank = in_two_processes(train_all, warm_address)
     for name, config in SCORES.items():
         expected = train_tiny(0, 1, config)
         for state in (states[name] for states in by_rank):

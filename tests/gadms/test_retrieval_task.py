@@ -185,8 +185,8 @@ def train_all(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]:
     return {name: train_tiny(rank, world_size, config) for name, config in TRAINED.items()}
 
 
-def test_two_processes_train_every_method_as_one_with_the_whole_batch():
-    by_rank = in_two_processes(train_all)
+def test_two_processes_train_every_method_as_one_with_the_whole_batch(warm_address):
+    by_rank = in_two_processes(train_all, warm_address)
     for method, config in TRAINED.items():
         for name, tensor in train_tiny(0, 1, config).items():
             for states in by_rank:

@@ -6,12 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from infra_files import INFRA, options_in, ray_start_options
+from processes import wait_until
 
 SCRIPT = INFRA / "slurm" / "pipeline.sbatch"
 
@@ -91,7 +91,7 @@ class Allocation:
     def run(self, *command: str, **environment: str) -> tuple[int, str]:
         """Exit code and what was said on stderr."""
         process = self.start(*command, **environment)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=200)
         return process.returncode, said
 
     def log(self) -> list[str]:
@@ -245,9 +245,9 @@ def test_notice_of_the_end_interrupts_the_command_as_ctrl_c_does(
 ) -> None:
     stage = allocation.folder / "stage"
     process = allocation.start(sys.executable, "-c", STAGE)
-    _wait_until(stage.exists)
+    wait_until(stage.exists)
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=200)
     assert process.returncode == 130
     assert stage.read_text() == "interrupted in order"
     assert sum(line.startswith("ray ended") for line in allocation.log()) == 2
@@ -259,13 +259,6 @@ def test_without_an_allocation_it_says_how_to_be_run(allocation: Allocation) -> 
     assert code != 0
     assert "submit this with sbatch" in said
     assert not allocation.calls.exists()
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 RAY = """
@@ -286,7 +279,7 @@ def test_waiting_counts_the_living_and_gives_up_in_time(tmp_path: Path, joins: i
     (tmp_path / "ray.py").write_text(RAY)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "JOINS": str(joins)}
     command = [sys.executable, str(INFRA / "slurm" / "wait_for_nodes.py"), "2", "2"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == code
     assert ("error: 1 of 2 nodes are in the Ray cluster" in done.stderr) == (code == 75)
     assert "Traceback" not in done.stderr

@@ -2,16 +2,19 @@
 
 import ast
 import json
+import os
 import subprocess
-import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
+from workspaces import forked, printed
 
 from components.errors import ParameterError
 from pipelines.dvc_files import dvc_yaml as dag
+from pipelines.engine.warm import WARM
 from pipelines.graph import Stage, all_runs, all_stages, find, runs_of
 from pipelines.identity.closure import COUNTED, ROOT, sources_behind, stage_sources
 from pipelines.params import Parameters
@@ -86,22 +89,31 @@ def test_git_keeps_the_metrics():
     assert ignored_by_git([run.metrics for run in RUNS]) == []
 
 
-@cache
-def loaded_by(*modules: str) -> set[str]:
+LOADED = """
+import importlib, json, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+ours = [m.__file__ for n, m in sys.modules.items() if n.split(".")[0] in ("components", "pipelines")]
+print(json.dumps([file for file in ours if file]))
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded_by(warm_address: str) -> Callable[..., set[str]]:
     """Files of ours that Python itself loads for these modules, found by asking it."""
-    code = (
-        "import importlib, json, sys; [importlib.import_module(name) for name in sys.argv[1:]]; "
-        "print(json.dumps([m.__file__ for n, m in sys.modules.items() "
-        "if n.split('.')[0] in ('components', 'pipelines') and getattr(m, '__file__', None)]))"
-    )
-    command = [sys.executable, "-c", code, *modules]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return {Path(path).relative_to(ROOT).as_posix() for path in json.loads(found.stdout)}
+
+    @cache
+    def ask(*modules: str) -> set[str]:
+        with printed() as texts:
+            assert forked(LOADED, *modules, **{**os.environ, WARM: warm_address}).wait(500) == 0
+        return {Path(path).relative_to(ROOT).as_posix() for path in json.loads(texts[0])}
+
+    return ask
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["prepare", "taca_generate", "gadms_pretrain", "train_parity", "report"])
-def test_what_python_loads_for_a_stage_is_in_its_closure(name):
+def test_what_python_loads_for_a_stage_is_in_its_closure(name, loaded_by):
     """But for what orchestration alone loads, such as the checkpoint store."""
     loaded = loaded_by(f"pipelines.stages.{name}") - loaded_by("pipelines.engine.context", "pipelines.engine.execution")
     counted = {path for path in loaded if path.startswith(("components/", "pipelines/stages/"))}

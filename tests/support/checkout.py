@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from processes import clean_environment
 
 OFTEN = {"report_every": 2, "checkpoint_every": 2}
 LONGER = {
@@ -39,13 +40,12 @@ class Checkout:
 
     def start(self, *arguments: str, output: str = ".output", command: str = "dvc") -> subprocess.Popen[str]:
         """`dvc repro`, or `python -m pipelines repro`; what it prints goes into the file `output`."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIPELINES_", "MLFLOW_", "DVC_", "RAY_"))}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         with open(self.root / output, "w") as file:
             return subprocess.Popen(
                 [sys.executable, "-m", command, "repro", *arguments],
                 cwd=self.root,
-                env={**kept, "PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1"},
+                env=clean_environment(PATH=path, DVC_NO_ANALYTICS="1", PYTHONUNBUFFERED="1"),
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

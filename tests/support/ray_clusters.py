@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+from processes import clean_environment
 from servers import free_port
 
 from pipelines.scratch.metric_log import MetricLog
@@ -30,9 +31,8 @@ class RayCluster:
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
         self.port, self.dashboard = free_port(), free_port()
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PIPELINES_", "MLFLOW_"))}
         self.environment = {
-            **kept,
+            **clean_environment(),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",

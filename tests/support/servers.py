@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from processes import clean_environment, wait_until
 
 KEY, SECRET = "storekeyid", "st0re-s3cret-of-the-team"
 BUCKET = "team"
@@ -25,14 +25,6 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def wait_until(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", what: str, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert process.poll() is None, f"{what} ended with {process.returncode}"
-        assert time.monotonic() < deadline, f"{what} did not answer in {seconds} s"
-        time.sleep(0.2)
-
-
 @contextmanager
 def running(
     command: list[str], what: str, ready: Callable[[], bool], **options: object
@@ -40,7 +32,7 @@ def running(
     """A server, from when it answers to the end of the context."""
     process = subprocess.Popen(command, start_new_session=True, **options)  # type: ignore[call-overload]
     try:
-        wait_until(ready, process, what)
+        wait_until(ready, process, 240, lambda: f"{what} does not answer", pause=0.2)
         yield process
     finally:
         process.terminate()
@@ -124,7 +116,6 @@ def mlflow_server(database: str, store: Store, log: Path) -> Iterator[str]:
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", database, "--artifacts-destination", f"s3://{BUCKET}/mlflow"),
     ]
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PIPELINES_"))}
     url = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:
@@ -134,6 +125,6 @@ def mlflow_server(database: str, store: Store, log: Path) -> Iterator[str]:
         except OSError:
             return False
 
-    environment = {**kept, **store.environment, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = clean_environment(**store.environment, MLFLOW_DISABLE_TELEMETRY="true")
     with open(log, "wb") as file, running(command, "mlflow", answers, env=environment, stdout=file, stderr=file):
         yield url

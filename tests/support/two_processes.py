@@ -1,41 +1,44 @@
 """The same work in two gloo processes, as the ranks of a distributed training."""
 
+import importlib
 import os
-import socket
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from servers import free_port
+from workspaces import forked
 
-Arrays = dict[str, dict[str, Any]]
-"""Name -> a state as numpy arrays, which travel between processes without shared memory."""
+from pipelines.engine.warm import WARM
 
-
-def in_two_processes(
-    work: Callable[[int, int], dict[str, dict[str, torch.Tensor]]],
-) -> list[dict[str, dict[str, torch.Tensor]]]:
-    """What `work(rank, world_size)`, a function of a module, returns on each rank: named states."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    results = mp.get_context("spawn").SimpleQueue()
-    running = mp.spawn(_rank, (work, port, results), nprocs=2, join=False, start_method="spawn")
-    found: list[Arrays] = [results.get() for _ in range(2)]
-    running.join()
-    return [
-        {name: {key: torch.from_numpy(array) for key, array in state.items()} for name, state in states.items()}
-        for states in found
-    ]
+RANK = "import sys, two_processes; two_processes.rank(int(sys.argv[1]), *sys.argv[2:])"
 
 
-def _rank(rank: int, work: Callable[[int, int], dict[str, dict[str, torch.Tensor]]], port: int, results: Any) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def in_two_processes(work: Callable[[int, int], Any], warm_address: str) -> list[Any]:
+    """What `work(rank, world_size)`, a function of a module, returns on each rank: states, and whatever else torch saves."""
+    environment = {**os.environ, WARM: warm_address, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(sys.modules[work.__module__].__file__ or "").parent
+        arguments = (str(path), work.__module__, work.__name__, folder)
+        ranks = [forked(RANK, str(number), *arguments, **environment) for number in range(2)]
+        try:
+            assert [process.wait(250) for process in ranks] == [0, 0]
+        finally:
+            for process in ranks:
+                process.kill()
+        return [torch.load(Path(folder) / f"{number}.pt") for number in range(2)]
+
+
+def rank(number: int, path: str, module: str, name: str, folder: str) -> None:
+    """The work of one rank, in its process; leaves its states in `folder`."""
+    sys.path.append(path)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", rank=number, world_size=2)
     try:
-        states = work(rank, 2)
-        results.put({name: {key: tensor.numpy() for key, tensor in state.items()} for name, state in states.items()})
+        torch.save(getattr(importlib.import_module(module), name)(number, 2), Path(folder) / f"{number}.pt")
     finally:
         dist.destroy_process_group()

@@ -1,13 +1,13 @@
 """Workspaces of a few pictures, in which stages are run as a person would run them: by the command line."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from unittest.mock import patch
 
 import psutil
 import pytest
+from processes import clean_environment, wait_until
 from shared_folders import made_once
 
 from pipelines import presets
-from pipelines.engine import warm
+from pipelines.engine.warm import WARM, WarmWorker, fork_worker, start_warm_process
 from pipelines.identity.closure import ROOT
 
 TINY = {
@@ -26,6 +27,9 @@ TINY = {
     "probe": {"training": {"steps": 6, "batch": 8, "report_every": 2, "checkpoint_every": 2}},
     "compute": {"threads": 1, "device": "cpu"},
 }
+
+COMMAND_LINE = "import sys; from pipelines.__main__ import main; sys.exit(main(sys.argv[1:]))"
+"""`python -m pipelines` as code for `forked`."""
 
 
 @dataclass
@@ -62,17 +66,25 @@ class Place:
 
     def run(self, stage: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """The same command, by the runner in this process, which has the libraries loaded, and a worker from the warm process."""
+        return self.call("run", stage, **environment)
+
+    def call(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """`python -m pipelines <arguments>` in this process."""
         from pipelines.__main__ import main
 
-        arguments = ["--workspace", str(self.root), "run", stage]
-        values = self._environment({warm.WARM: self.warm, **environment})
+        values = self._environment({WARM: self.warm, **environment})
         with patch.dict(os.environ, values, clear=True), printed() as texts:
-            code = main(arguments)
+            code = main(["--workspace", str(self.root), *arguments])
         return subprocess.CompletedProcess(arguments, code, *texts)
 
+    def fork(self, *arguments: str, **environment: str) -> WarmWorker:
+        """`python -m pipelines <arguments>` in a process of its own that has the libraries loaded."""
+        given = ["--workspace", str(self.root), *arguments]
+        return forked(COMMAND_LINE, *given, **self._environment({WARM: self.warm, **environment}))
+
     def _environment(self, extra: dict[str, str]) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIPELINES_", "MLFLOW_", "DVC_", "RAY_"))}
-        return {**kept, "PIPELINES_HOME": str(self.home), "MLFLOW_TRACKING_URI": self.store, **self.extra, **extra}
+        own = {"PIPELINES_HOME": str(self.home), "MLFLOW_TRACKING_URI": self.store}
+        return clean_environment(**{**own, **self.extra, **extra})
 
     def scratch(self, stage: str) -> list[Path]:
         return sorted(path for path in self.home.glob(f"{stage}-*") if path.is_dir())
@@ -81,6 +93,12 @@ class Place:
         """Steps that have a checkpoint, of the newest phase."""
         found = self.home.glob(f"{stage}-*/checkpoints/*/step-*")
         return sorted(int(path.name.removeprefix("step-")) for path in found)
+
+    def is_open_in(self, process: psutil.Process) -> bool:
+        """Whether the process holds a file of the scratch root open."""
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            return any(Path(file.path).is_relative_to(self.home) for file in process.open_files())
+        return False
 
     def tracked(self, stage: str | None = None) -> list[Any]:
         """MLflow runs, oldest first."""
@@ -92,6 +110,17 @@ class Place:
             return []
         chosen = f"tags.`pipelines.stage` = '{stage}'" if stage else ""
         return client.search_runs([experiment.experiment_id], chosen, order_by=["attributes.start_time ASC"])
+
+
+def forked(code: str, *arguments: str, **environment: str) -> WarmWorker:
+    """`python -c code arguments`, forked from the warm process that the environment names: the libraries are loaded."""
+    path = ["", *sys.path]  # the first is that of a script, which the forked process leaves out
+    with patch.dict(os.environ, environment, clear=True), patch.object(sys, "path", path), open(os.devnull) as unused:
+        worker = fork_worker("forked_code", 1, unused.fileno())
+    assert worker is not None, "the warm process does not answer"
+    worker.stdin.write(json.dumps({"code": code, "arguments": arguments}) + "\n")
+    worker.stdin.flush()
+    return worker
 
 
 @contextmanager
@@ -114,23 +143,13 @@ def printed() -> Iterator[list[str]]:
         texts.extend(name.read_text() for name in names)
 
 
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], timeout: float = 60) -> Any:
-    """What `condition` gives once it is true; fails when the process ends or time runs out before."""
-    deadline = time.monotonic() + timeout
-    while not (found := condition()):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-    return found
-
-
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [child for child in psutil.Process(process.pid).children() if "pipelines.engine.worker" in child.cmdline()]
 
 
 @pytest.fixture(scope="session")
 def waiting() -> Callable[..., Any]:
-    return wait_for
+    return wait_until
 
 
 @pytest.fixture(scope="session")
@@ -153,8 +172,8 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def warm_address() -> Iterator[str]:
     """Address of a warm process, whose workers have one thread."""
-    held = warm.start_warm_process(1)
-    yield os.environ.pop(warm.WARM)
+    held = start_warm_process(1)
+    yield os.environ.pop(WARM)
     os.close(held)
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
+from two_processes import in_two_processes
 
 from components.errors import ParameterError
 from components.training.accumulation import require_even, virtual_ranks
@@ -212,35 +212,35 @@ def test_a_loop_that_cannot_run_is_refused_by_name(wrong):
         LoopConfig(**{"steps": 1, "learning_rate": 0.1, **wrong})
 
 
-def _one_of_two(rank, folder, bad_rank):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def train_twice(rank, world_size):
+    """On one of two ranks: weights and history of a training, and how one ends whose loss is bad on rank 1."""
+    return {"good": train_part(rank, world_size), "bad": train_part(rank, world_size, bad_rank=1)}
+
+
+def train_part(rank, world_size, bad_rank=None):
+    context = LocalContext()
+    context.rank, context.world_size = rank, world_size
+    task = Regression(bad_step=3 if rank == bad_rank else None, normalised=False)
+
+    def batches(step):
+        inputs, targets = global_batch(step)
+        return inputs[4 * rank : 4 * rank + 4], targets[4 * rank : 4 * rank + 4]
+
     try:
-        torch.set_num_threads(1)
-        context = LocalContext()
-        context.rank, context.world_size = rank, 2
-        task = Regression(bad_step=3 if rank == bad_rank else None, normalised=False)
-
-        def batches(step):
-            inputs, targets = global_batch(step)
-            return inputs[4 * rank : 4 * rank + 4], targets[4 * rank : 4 * rank + 4]
-
-        try:
-            fit(task, batches, LoopConfig(steps=12, learning_rate=0.01, report_every=4), context)
-            torch.save((task.state_dict(), context.history), f"{folder}/{rank}.pt")
-        except NonFiniteLossError:
-            torch.save("stopped", f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+        fit(task, batches, LoopConfig(steps=12, learning_rate=0.01, report_every=4), context)
+    except NonFiniteLossError:
+        return "stopped"
+    return task.state_dict(), context.history
 
 
-def _two_processes(folder, bad_rank=None):
-    torch.multiprocessing.spawn(_one_of_two, (str(folder), bad_rank), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+@pytest.fixture(scope="module")
+def by_rank(warm_address):
+    return in_two_processes(train_twice, warm_address)
 
 
 @pytest.mark.slow
-def test_two_processes_compute_what_one_computes_on_the_global_batch(tmp_path):
-    (first, first_history), (second, _) = _two_processes(tmp_path)
+def test_two_processes_compute_what_one_computes_on_the_global_batch(by_rank):
+    (first, first_history), (second, _) = (found["good"] for found in by_rank)
     context, task = LocalContext(), Regression(normalised=False)
     fit(task, global_batch, LoopConfig(steps=12, learning_rate=0.01, report_every=4), context)
     for name, expected in task.state_dict().items():
@@ -251,8 +251,8 @@ def test_two_processes_compute_what_one_computes_on_the_global_batch(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_bad_loss_on_one_rank_stops_both(tmp_path):
-    assert _two_processes(tmp_path, bad_rank=1) == ["stopped", "stopped"]
+def test_a_bad_loss_on_one_rank_stops_both(by_rank):
+    assert [found["bad"] for found in by_rank] == ["stopped", "stopped"]
 
 
 def test_streams_do_not_depend_on_the_process_or_on_each_other():

@@ -25,7 +25,7 @@ def test_a_process_ends_when_its_standard_input_closes():
         assert process.stdout.readline() == b"ready\n"
         assert process.poll() is None
         process.stdin.close()
-        assert process.wait(30) == TRY_AGAIN
+        assert process.wait(100) == TRY_AGAIN
 
 
 def _waits_for_its_parent(line):

@@ -1,13 +1,13 @@
 """Real Ray Train workers: the same numbers as one process, and a lost worker costs nothing but time."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
+from processes import clean_environment
 from safetensors.torch import load_file
 
 from pipelines.identity.closure import ROOT
@@ -20,88 +20,99 @@ TOO_MUCH = 8 << 30
 """Bytes."""
 
 # In a process of its own, so that a Ray that hangs can be ended from outside with all it has started.
+# Arguments: how workers end, and for each training a folder and the number of workers.
 TRAIN = f"""
 import json, os, signal, sys, time
 from pathlib import Path
-
-folder, workers, end = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-
-def work(rank, world_size, on_save):
-    import torch
-    from safetensors.torch import save_file
-    from components.training.config import LoopConfig
-    from components.training.loop import fit
-    from components.training.randomness import generator
-    from components.training.task import TrainingTask
-    from pipelines.engine.context import StageContext
-    from pipelines.scratch.folder import Scratch
-
-    class Linear(TrainingTask):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(4, 1))
-
-        def forward(self, batch, step):
-            inputs, targets = batch
-            return {{"loss": (inputs @ self.weight - targets).square().mean()}}
-
-    def batches(step):
-        if end != "lives" and rank == 1 and step == {DIES_AT} and not (folder / "died").exists():
-            (folder / "died").touch()
-            if end == "raises":
-                raise RuntimeError("a library's bug, say")
-            if end == "takes all memory":
-                held = bytearray(b"x") * {TOO_MUCH}
-                time.sleep(60)
-                raise SystemExit(f"nobody minded {{len(held)}} bytes")
-            os.kill(os.getpid(), signal.SIGKILL)
-        inputs = torch.randn(8, 4, generator=generator(0, "batch", step)).chunk(world_size)[rank]
-        return inputs, inputs.sum(1, keepdim=True)
-
-    torch.set_num_threads(1)
-    context = StageContext(Scratch(folder / "scratch"), seed=0, arm=None, device=torch.device("cpu"), rank=rank,
-                           world_size=world_size, on_save=on_save)
-    task = Linear()
-    with open(folder / f"starts-{{rank}}", "a") as file:
-        file.write(f"{{world_size}} {{(context.load() or (0,))[0]}}\\n")
-    config = LoopConfig(steps={STEPS}, learning_rate=0.1, report_every=1, checkpoint_every=2)
-    fit(task, batches, config, context)
-    if rank == 0:
-        save_file(task.state_dict(), folder / "weights.safetensors")
-    return {{"rank": rank}}
 
 from pipelines.engine.execution import under_ray_train
 from pipelines.schema.running import Compute
 from pipelines.scratch.folder import Scratch
 
-Scratch(folder / "scratch").begin()
-found = under_ray_train(work, Compute(workers=workers, threads=1, device="cpu", max_failures=1), folder)
-(folder / "returned.json").write_text(json.dumps(found))
+
+def work_in(folder, end):
+    def work(rank, world_size, on_save):
+        import torch
+        from safetensors.torch import save_file
+        from components.training.config import LoopConfig
+        from components.training.loop import fit
+        from components.training.randomness import generator
+        from components.training.task import TrainingTask
+        from pipelines.engine.context import StageContext
+
+        class Linear(TrainingTask):
+            def __init__(self):
+                super().__init__()
+                self.weight = torch.nn.Parameter(torch.zeros(4, 1))
+
+            def forward(self, batch, step):
+                inputs, targets = batch
+                return {{"loss": (inputs @ self.weight - targets).square().mean()}}
+
+        def batches(step):
+            if end != "lives" and rank == 1 and step == {DIES_AT} and not (folder / "died").exists():
+                (folder / "died").touch()
+                if end == "raises":
+                    raise RuntimeError("a library's bug, say")
+                if end == "takes all memory":
+                    held = bytearray(b"x") * {TOO_MUCH}
+                    time.sleep(60)
+                    raise SystemExit(f"nobody minded {{len(held)}} bytes")
+                os.kill(os.getpid(), signal.SIGKILL)
+            inputs = torch.randn(8, 4, generator=generator(0, "batch", step)).chunk(world_size)[rank]
+            return inputs, inputs.sum(1, keepdim=True)
+
+        torch.set_num_threads(1)
+        context = StageContext(Scratch(folder / "scratch"), seed=0, arm=None, device=torch.device("cpu"), rank=rank,
+                               world_size=world_size, on_save=on_save)
+        task = Linear()
+        with open(folder / f"starts-{{rank}}", "a") as file:
+            file.write(f"{{world_size}} {{(context.load() or (0,))[0]}}\\n")
+        config = LoopConfig(steps={STEPS}, learning_rate=0.1, report_every=1, checkpoint_every=2)
+        fit(task, batches, config, context)
+        if rank == 0:
+            save_file(task.state_dict(), folder / "weights.safetensors")
+        return {{"rank": rank}}
+
+    return work
+
+
+end, *trainings = sys.argv[1:]
+for folder, workers in zip(map(Path, trainings[::2]), map(int, trainings[1::2])):
+    Scratch(folder / "scratch").begin()
+    compute = Compute(workers=workers, threads=1, device="cpu", max_failures=1)
+    found = under_ray_train(work_in(folder, end), compute, folder)
+    (folder / "returned.json").write_text(json.dumps(found))
 """
 
 
-def train(folder: Path, workers: int, end: str = "lives") -> tuple[dict[int, float], dict]:
-    """Losses by step, and the weights."""
-    folder.mkdir()
-    script = folder / "train.py"
+def train(workers: dict[Path, int], end: str = "lives") -> list[tuple[dict[int, float], dict]]:
+    """Losses by step, and the weights, of a training in each of these new folders."""
+    for folder in workers:
+        folder.mkdir()
+    script = folder.parent / "train.py"
     script.write_text(TRAIN)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PIPELINES_"))}
+    arguments = [str(word) for training in workers.items() for word in training]
     process = subprocess.Popen(
-        [sys.executable, str(script), str(folder), str(workers), end],
+        [sys.executable, str(script), end, *arguments],
         cwd=ROOT,
-        env={**environment, **(guarded_memory() if end == "takes all memory" else {}), "PYTHONPATH": str(ROOT)},
+        env=clean_environment(**(guarded_memory() if end == "takes all memory" else {}), PYTHONPATH=str(ROOT)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     seen = psutil.Process(process.pid)
     try:
-        out, _ = process.communicate(timeout=150)
+        out, _ = process.communicate(timeout=250)
     except subprocess.TimeoutExpired:
         for one in [*seen.children(recursive=True), seen]:
             one.kill()
         pytest.fail(f"Ray Train hangs: {process.communicate()[0][-3000:]}")
     assert process.returncode == 0, out[-3000:]
+    return [result(folder) for folder in workers]
+
+
+def result(folder: Path) -> tuple[dict[int, float], dict]:
     assert json.loads((folder / "returned.json").read_text()) == {"rank": 0}
     lines = MetricLog(folder / "scratch" / "metrics.jsonl").read()
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))  # each reported once
@@ -116,23 +127,28 @@ def guarded_memory() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("ray") / "two", 2)
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ray")
 
 
-def test_two_workers_have_the_losses_of_one_process(two_workers, tmp_path):
-    losses, _ = two_workers
-    alone, _ = train(tmp_path / "alone", 0)
-    assert (tmp_path / "alone" / "starts-0").read_text() == "1 0\n"
+@pytest.fixture(scope="module")
+def trained(folder):
+    """Undisturbed, by one process and by two workers."""
+    return train({folder / "alone": 0, folder / "two": 2})
+
+
+def test_two_workers_have_the_losses_of_one_process(trained, folder):
+    (alone, _), (losses, _) = trained
+    assert (folder / "alone" / "starts-0").read_text() == "1 0\n"
     assert losses == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize(
     "end", ["is killed", *(pytest.param(end, marks=pytest.mark.faults) for end in ("raises", "takes all memory"))]
 )
-def test_a_worker_that_dies_once_is_replaced_and_the_weights_are_the_same(two_workers, tmp_path, end):
-    losses, weights = two_workers
-    found, found_weights = train(tmp_path / "dies", 2, end)
+def test_a_worker_that_dies_once_is_replaced_and_the_weights_are_the_same(trained, tmp_path, end):
+    losses, weights = trained[1]
+    ((found, found_weights),) = train({tmp_path / "dies": 2}, end)
     assert (tmp_path / "dies" / "died").exists()
     for rank in (0, 1):  # both went on from the checkpoint before the death
         assert (tmp_path / "dies" / f"starts-{rank}").read_text() == "2 0\n2 4\n"

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from pipelines.engine.warm import WARM
+from pipelines.engine.warm import WARM, WORKER
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import tree_digests
 
@@ -95,7 +95,7 @@ def test_an_output_damaged_in_scratch_is_made_again(place):
 
 def test_two_at_once_do_the_work_once(place):
     first, second = (place.start("prepare", **{WARM: place.warm}) for _ in range(2))
-    texts = [process.communicate(timeout=120) for process in (first, second)]
+    texts = [process.communicate(timeout=500) for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], texts
     assert sum("found finished" in out for out, _ in texts) == 1
     assert len(place.tracked("prepare")) == 1
@@ -192,27 +192,40 @@ def test_a_server_that_is_away_stops_the_stage_before_any_work(with_people):
 
 
 @pytest.fixture
-def training(with_people, waiting):
-    """A probe in mid-training, past its second checkpoint; whatever is left of it is ended."""
-    with_people.edit(LONG)
-    process = with_people.start("probe")
-    family = [psutil.Process(process.pid)]
-    try:
-        waiting(lambda: max(with_people.steps("probe"), default=0) >= 10, process)
-        family += family[0].children(recursive=True)
-        yield with_people, process
-    finally:
-        for one in family:
-            if one.is_running():
-                one.kill()
-        process.communicate(timeout=20)
+def start_training(with_people, waiting):
+    """Starts a probe and returns its runner in mid-training, past the second checkpoint; what is left of it is ended."""
+    family: list[psutil.Process] = []
+
+    def start(**environment):
+        with_people.edit(LONG)
+        process = with_people.start("probe", **environment)
+        family.append(psutil.Process(process.pid))
+        waiting(lambda: max(with_people.steps("probe"), default=0) >= 10, process, 200)
+        family.extend(family[0].children(recursive=True))
+        started.append(process)
+        return process
+
+    started: list[subprocess.Popen] = []
+    yield start
+    for one in family:
+        if one.is_running():
+            one.kill()
+    for process in started:
+        process.communicate(timeout=100)
 
 
-def test_sigterm_ends_the_stage_with_130_and_its_run_as_killed(training, workers):
-    place, process = training
-    (worker,) = workers(process)
+@pytest.fixture
+def training(with_people, start_training):
+    """A workspace, the runner of a probe in mid-training, and its worker, which the warm process forked."""
+    process = start_training(**{WARM: with_people.warm})
+    (worker,) = (one for one in psutil.process_iter() if one.name() == WORKER and with_people.is_open_in(one))
+    return with_people, process, worker
+
+
+def test_sigterm_ends_the_stage_with_130_and_its_run_as_killed(training):
+    place, process, worker = training
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=500)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert not worker.is_running()
@@ -221,11 +234,10 @@ def test_sigterm_ends_the_stage_with_130_and_its_run_as_killed(training, workers
     assert not (place.root / "models/probe").exists()
 
 
-def test_a_worker_killed_by_the_system_leaves_a_failed_run_and_a_line(training, workers):
-    place, process = training
-    (worker,) = workers(process)
+def test_a_worker_killed_by_the_system_leaves_a_failed_run_and_a_line(training):
+    place, process, worker = training
     worker.kill()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=500)
     assert process.returncode == 75
     assert "Traceback" not in errors
     assert "SIGKILL" in errors
@@ -234,21 +246,21 @@ def test_a_worker_killed_by_the_system_leaves_a_failed_run_and_a_line(training, 
 
 
 def test_a_killed_runner_takes_its_worker_along_and_the_next_call_goes_on(
-    training, workers, waiting, place_at, tmp_path, drawn_people
+    start_training, with_people, workers, place_at, tmp_path, drawn_people
 ):
-    place, process = training
+    place, process = with_people, start_training()
     (worker,) = workers(process)
     worker.suspend()  # the worst case: the worker is slow to die
     os.kill(process.pid, signal.SIGKILL)
-    process.wait(timeout=20)
+    process.wait(timeout=100)
     done = max(place.steps("probe"))
     assert done < 120
-    second = place.start("probe")
+    second = place.start("probe", **{WARM: place.warm})
     assert "waiting" in second.stderr.readline()
     assert workers(second) == []
     worker.resume()
-    worker.wait(timeout=20)
-    out, errors = second.communicate(timeout=120)
+    worker.wait(timeout=100)
+    out, errors = second.communicate(timeout=500)
     assert second.returncode == 0, errors
     assert f"main: resuming from step {done}" in out
 

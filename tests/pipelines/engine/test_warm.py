@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from processes import wait_until
 
 from pipelines.engine import warm
 from pipelines.identity.closure import ROOT
@@ -61,7 +61,7 @@ def worker(address: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     assert found is not None
     yield found
     found.kill()
-    found.wait(10)
+    found.wait(100)
 
 
 def tell(worker: warm.WarmWorker, word: str) -> None:
@@ -71,10 +71,7 @@ def tell(worker: warm.WarmWorker, word: str) -> None:
 
 def asleep(worker: warm.WarmWorker, output: Path) -> psutil.Process:
     tell(worker, "sleep")
-    deadline = time.monotonic() + 60
-    while "asleep" not in output.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: "asleep" in output.read_text())
     return psutil.Process(worker.pid)
 
 
@@ -92,7 +89,7 @@ def test_a_worker_has_its_runners_environment_output_and_folder_and_the_librarie
 
 def test_a_killed_worker_has_the_signals_number(worker, output):
     asleep(worker, output).kill()
-    assert worker.wait(10) == -signal.SIGKILL
+    assert worker.wait(100) == -signal.SIGKILL
 
 
 def test_a_worker_ends_when_it_is_told_to_and_its_keeper_outlives_a_signal_to_all(worker, output):
@@ -101,14 +98,14 @@ def test_a_worker_ends_when_it_is_told_to_and_its_keeper_outlives_a_signal_to_al
     assert (keeper.name(), process.name()) == (warm.KEEPER, warm.WORKER)
     keeper.terminate()
     worker.terminate()
-    assert worker.wait(10) == -signal.SIGTERM
+    assert worker.wait(100) == -signal.SIGTERM
 
 
 def test_a_worker_does_not_outlive_its_keeper(worker, output):
     process = asleep(worker, output)
     process.parent().kill()
-    assert worker.wait(10) == -signal.SIGKILL
-    process.wait(10)
+    assert worker.wait(100) == -signal.SIGKILL
+    process.wait(100)
 
 
 def test_without_a_warm_process_or_for_another_number_of_threads_there_is_no_worker(address, monkeypatch, tmp_path):
@@ -144,7 +141,7 @@ time.sleep(300)
     (server,) = (child for child in psutil.Process(started.pid).children() if socket in child.cmdline())
     assert started.stdout.readline() == "asleep\n"
     started.kill()
-    server.wait(30)
+    server.wait(100)
     assert not Path(socket).parent.exists()
     assert worker.is_running()
     worker.kill()

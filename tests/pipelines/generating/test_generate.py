@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from processes import clean_environment, wait_until
+from workspaces import COMMAND_LINE, forked
 
 from components.taca.generation import Arm, apply_arm, generate
 from components.taca.lora import add_lora, save_lora
@@ -27,11 +28,14 @@ from components.taca.toy.pipeline import build_tiny_pipeline
 from components.training.randomness import stream_seed
 from pipelines import presets
 from pipelines.__main__ import main
+from pipelines.engine.warm import WARM, WarmWorker
 from pipelines.identity.closure import ROOT
 from pipelines.scratch.folder import Scratch
 
 SMALL = TinyConfig(width=32, heads=2, double_blocks=1, single_blocks=1, text_width=16, text_layers=1, text_tokens=6)
 PROMPTS = ["red hat", "blue hat", "red", "hat red blue", "blue"]
+MANY = PROMPTS * 30
+"""Enough to be stopped in the middle."""
 PICTURE = {"height": 16, "width": 8, "steps": 3}
 
 
@@ -75,17 +79,9 @@ class Studio:
     def run(self, **options: object) -> int:
         return main(self.arguments(**options))
 
-    def start(self, **options: object) -> subprocess.Popen[str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIPELINES_", "RAY_"))}
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipelines", *self.arguments(**options)],
-            cwd=ROOT,
-            env=kept,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+    def fork(self, warm_address: str, **options: object) -> WarmWorker:
+        """The command in a process of its own."""
+        return forked(COMMAND_LINE, *self.arguments(**options), **clean_environment(**{WARM: warm_address}))
 
     def shards(self) -> list[Path]:
         return sorted((self.output / "shards").glob("*.parquet"))
@@ -296,19 +292,23 @@ def test_a_damaged_shard_is_drawn_again_and_no_other(studio, damage):
     assert {path: path.stat().st_mtime_ns for path in others} == before
 
 
+@pytest.fixture(scope="module")
+def undisturbed(model, tmp_path_factory):
+    """The pictures of MANY. Look, do not touch."""
+    studio = Studio(tmp_path_factory.mktemp("undisturbed"), model)
+    studio.prompts.write_text("\n".join(MANY))
+    assert studio.run() == 0
+    return studio
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.slow
-def test_a_stopped_command_goes_on_and_ends_with_the_same_bytes(make_studio, how):
-    stopped, undisturbed = make_studio("stopped"), make_studio("undisturbed")
-    for studio in (stopped, undisturbed):
-        studio.prompts.write_text("\n".join(PROMPTS * 30))
-    process = stopped.start()
-    deadline = time.monotonic() + 120
-    while len(stopped.shards()) < 3:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(how)
+def test_a_stopped_command_goes_on_and_ends_with_the_same_bytes(make_studio, undisturbed, warm_address, how):
+    stopped = make_studio("stopped")
+    stopped.prompts.write_text("\n".join(MANY))
+    process = stopped.fork(warm_address)
+    wait_until(lambda: len(stopped.shards()) >= 3, process, pause=0.005)
+    os.kill(process.pid, how)
     assert process.wait(60) == (-signal.SIGKILL if how == signal.SIGKILL else 130)
     survived = {path: path.stat().st_mtime_ns for path in stopped.shards()}
     assert 3 <= len(survived) < 75
@@ -321,7 +321,6 @@ def test_a_stopped_command_goes_on_and_ends_with_the_same_bytes(make_studio, how
         file.write('{"file": "000')  # a kill in the middle of a line
     assert stopped.run() == 0
     assert sum(path.stat().st_mtime_ns == at for path, at in survived.items()) == recorded
-    assert undisturbed.run() == 0
     assert stopped.files() == undisturbed.files()
 
 
@@ -461,6 +460,7 @@ import psutil
 
 from pipelines import presets
 from pipelines.__main__ import main
+from pipelines.engine.warm import WARM, WarmWorker
 from pipelines.engine.ray_cluster import set_ray_defaults, start_ray
 from pipelines.errors import InfrastructureError
 from pipelines.generating.plan import Prompt, plan
@@ -519,11 +519,10 @@ def test_one_or_two_workers_or_none_give_the_same_bytes_and_a_worker_that_dies_i
     options = {"gamma": 2, "threshold": 0.8, "steps": 12}  # long enough to be killed in the middle
     assert none.run(**options) == 0
     commands = [one.arguments(**options, workers=1), two.arguments(**options, workers=2, max_failures=1)]
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIPELINES_", "RAY_"))}
     process = subprocess.Popen(
         [sys.executable, "-c", UNDER_RAY, json.dumps(commands)],
         cwd=ROOT,
-        env=kept,
+        env=clean_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

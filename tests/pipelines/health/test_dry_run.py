@@ -21,6 +21,8 @@ from pipelines.health import dry_run as dryrun
 from pipelines.identity.closure import ROOT
 from pipelines.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:

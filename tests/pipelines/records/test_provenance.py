@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from pretended_stages import make_chain, pretend
+from repositories import git, make_repository
 
 from pipelines import graph
 from pipelines.dvc_files.dvc_lock import dvc_md5
@@ -31,18 +31,7 @@ def repository(tmp_path: Path) -> Path:
     (tmp_path / "code.py").write_text("value = 1\n")
     (tmp_path / "dvc.lock").write_text("first\n")
     (tmp_path / ".gitignore").write_text("*.ignored\n")
-    for command in (
-        ["init", "--quiet"],
-        ["add", "--all"],
-        ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "a"],
-    ):
-        git(tmp_path, *command)
-    return tmp_path
-
-
-def git(root: Path, *arguments: str, given: str | None = None) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, input=given, capture_output=True, text=True, check=True)
-    return done.stdout
+    return make_repository(tmp_path)
 
 
 # -- code --------------------------------------------------------------------------------------------------------------
@@ -50,7 +39,7 @@ def git(root: Path, *arguments: str, given: str | None = None) -> str:
 
 def test_a_clean_tree_is_its_commit_and_no_patch(repository):
     state = code_state(repository)
-    assert state.revision == git(repository, "rev-parse", "HEAD").strip()
+    assert state.revision == git(repository, "rev-parse", "HEAD")
     assert (state.dirty, state.patch, state.patch_digest, state.left_out) == (False, "", "", ())
 
 

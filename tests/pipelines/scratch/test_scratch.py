@@ -88,7 +88,7 @@ def test_a_second_process_waits_for_the_first(scratch):
         )
         assert "waiting" in second.stderr.readline()
         assert second.poll() is None
-    out, _ = second.communicate(timeout=20)
+    out, _ = second.communicate(timeout=200)
     assert out == "held\n"
 
 

@@ -19,6 +19,8 @@ from pipelines.params import Parameters, load
 from pipelines.scratch.folder import Scratch
 from pipelines.stages import base_model, taca_cache, taca_generate, taca_train
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 STAGES = {module.__name__.rsplit(".", 1)[-1]: module for module in (base_model, taca_cache, taca_train, taca_generate)}
 REVISION = "0123456789abcdef0123456789abcdef01234567"

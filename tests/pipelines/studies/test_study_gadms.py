@@ -26,6 +26,8 @@ from pipelines.studies import gadms
 from pipelines.studies.engine import Opened, open_study, run_study
 from pipelines.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 PARAMS = {
     "retrieval": {
         "architecture": {

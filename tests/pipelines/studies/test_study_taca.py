@@ -1,10 +1,7 @@
 """The TACA study, whole, on a small untrained pipeline and an untrained probe."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +29,8 @@ from pipelines.stages import taca_cache, taca_evaluate, taca_generate, taca_trai
 from pipelines.studies import taca
 from pipelines.studies.engine import Opened, open_study, run_study
 from pipelines.workspace import Workspace
+
+pytestmark = pytest.mark.slow
 
 SMALL = TinyConfig(width=32, heads=2, double_blocks=1, single_blocks=1, text_width=16, text_layers=1)
 PARAMS = {
@@ -189,15 +188,14 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_bytes(prepared, finished,
     results = opened.workspace.root / "studies/results/taca.json"
     undisturbed = results.read_bytes()
     results.unlink()
-    command = [sys.executable, "-m", "pipelines", "--workspace", str(prepared.root), "study", "taca"]
-    environment = {**os.environ, "PIPELINES_HOME": str(tmp_path)}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    process = prepared.fork("study", "taca", PIPELINES_HOME=str(tmp_path))
     # Two adapters and an arm are there, a later cell is being measured.
     waiting(lambda: len(list((tmp_path / "studies/taca").glob("*.json"))) >= 5, process, 120)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    assert process.wait(100) == -signal.SIGKILL
     assert not results.exists()
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    again = prepared.call("study", "taca", PIPELINES_HOME=str(tmp_path))
+    assert again.returncode == 0, again.stderr
     assert 5 <= int(again.stdout.split(" cells, ")[1].split()[0]) < len(opened.cells)
     assert results.read_bytes() == undisturbed
 

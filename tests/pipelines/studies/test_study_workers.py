@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from processes import wait_until
 
 from components.errors import ParameterError
 from pipelines import presets
@@ -173,12 +173,8 @@ def test_workers_end_with_a_scheduler_that_is_killed_or_interrupted(workspace, t
         stderr=subprocess.DEVNULL,
     )
     lingering = workspace.root / "traces/lingering"
-    deadline = time.monotonic() + 60
-    while not lingering.exists() or not lingering.read_text():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: lingering.exists() and lingering.read_text(), process)
     worker = psutil.Process(int(lingering.read_text()))
     process.send_signal(how)
-    process.wait(timeout=30)
-    worker.wait(timeout=10)
+    process.wait(timeout=100)
+    worker.wait(timeout=100)

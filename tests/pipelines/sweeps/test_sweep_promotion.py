@@ -2,9 +2,9 @@
 
 import json
 import shutil
-import subprocess
 
 import pytest
+from repositories import git, make_repository
 
 from components.errors import DataError, ParameterError
 from pipelines import params
@@ -42,15 +42,7 @@ def workspace(tmp_path, empty_store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("PIPELINES_HOME", str(tmp_path / "home"))
     root = tmp_path / "ws"
-    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "first"]):
-        git(root, *command)
-    return Workspace.at(root)
-
-
-def git(root, *command):
-    author = ["-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", *author, *command], cwd=root, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    return Workspace.at(make_repository(root))
 
 
 @pytest.fixture
@@ -85,7 +77,7 @@ def test_the_best_trial_of_a_sweep_goes_into_params_with_comments_kept(workspace
     promoted(workspace, runs.parent)
     after = (workspace.root / "params.yaml").read_text()
     assert params.load(workspace.root / "params.yaml").gadms_finetune.training.learning_rate == 0.002
-    assert params.load(workspace.root / "params.yaml").taca.streams == ["double"]
+    assert params.load(workspace.root / "params.yaml").taca.streams == ("double",)
     changed = [line for line in after.splitlines() if line not in before.splitlines()]
     assert [line.split("#")[0].strip() for line in changed] == ["streams: [double]", "learning_rate: 0.002"]
     assert changed[0].endswith("# blocks with weights of their own for text, and those that share")
