@@ -29,7 +29,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipelines.evaluating.compbench import Weights, compbench
+    from pipelines.evaluating.compbench import compbench
+    from pipelines.evaluating.compbench_inputs import Weights
 
     compbench(
         options.prompts,

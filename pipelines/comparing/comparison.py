@@ -11,7 +11,6 @@ from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 PAGE, PEOPLE = "reports/compare.html", "data/people"
 PROMPTS, QUERIES = 8, 12
@@ -38,15 +37,17 @@ def compare(workspace: Workspace, run_ids: Sequence[str], output: Path | None = 
 
 
 def _print(comparison: Comparison, console: "Console") -> None:
+    from pipelines.reporting.tables import number_table
+
     letters = [chr(ord("A") + place) for place in range(len(comparison.runs))]
     for letter, run in zip(letters, comparison.runs, strict=True):
         console.print(f"{letter}  {run.name}  {run.run_id}", highlight=False, markup=False)
     rows = [(key, *(value or "–" for value in values)) for key, values in comparison.parameters]
-    console.print(_table("Parameters that differ", ("parameter", *letters), rows))
+    console.print(number_table("Parameters that differ", ("parameter", *letters), rows))
     metrics = comparison.metrics
     shown = [(f"{stage or 'run'}: {name}", *map(_number, values)) for stage, name, values in metrics[:SHOWN_METRICS]]
     more = f" ({len(metrics) - SHOWN_METRICS} more on the page)" if len(metrics) > SHOWN_METRICS else ""
-    console.print(_table(f"Metrics that differ{more}", ("metric", *letters), shown))
+    console.print(number_table(f"Metrics that differ{more}", ("metric", *letters), shown))
     if comparison.paired:
         headings = ("measure", "on", letters[0], *(f"{letter} minus {letters[0]}" for letter in letters[1:]))
         tests = [
@@ -58,21 +59,9 @@ def _print(comparison: Comparison, console: "Console") -> None:
             )
             for test in comparison.paired
         ]
-        console.print(_table("Paired: 95 % intervals, * where they exclude 0", headings, tests))
+        console.print(number_table("Paired: 95 % intervals, * where they exclude 0", headings, tests))
     for line in comparison.not_paired:
         console.print(line, style="yellow", highlight=False)
-
-
-def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", caption=None if rows else "none", caption_justify="left")
-    for place, heading in enumerate(headings):
-        table.add_column(escape(heading), justify="right" if place else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    return table
 
 
 def _number(value: float | None) -> str:

@@ -1,9 +1,9 @@
-"""The output folder of a curation, and what a killed run leaves for the next.
+"""The output folder of a curation, and the state from which a killed run is resumed.
 
-working/settings.json      what decides the outcome
-working/candidates.jsonl   a line for each picture that was judged; captions by a large model are dear, so each is kept at once
+working/settings.json      the options that the result depends on
+working/candidates.jsonl   one line per judged picture, written at once: captions by a large model are expensive
 manifest.parquet, shards/  the training set, written when all are judged
-decisions.parquet          every candidate with its reason; written last, when `working` goes
+decisions.parquet          every candidate with its reason; written last, when `working` is removed
 """
 
 import itertools
@@ -39,7 +39,7 @@ _SCHEMA = pa.schema(
 
 
 class CurationFolder:
-    """The folder at `path`."""
+    """The output folder at `path`. All methods but `claim` are for the process that holds it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,27 +48,27 @@ class CurationFolder:
 
     @contextmanager
     def claim(self, settings: Mapping[str, Any]) -> Iterator[None]:
-        """Hold the folder, made or left by a killed run of the same settings.
+        """Lock the folder, which is new, empty, or left by a killed run with the same settings.
 
-        Raises ParameterError when it holds anything else, InfrastructureError when another run has it.
+        Raises ParameterError when it has other content, InfrastructureError when another run has locked it.
         """
         if self.path.exists() and not self._working.is_dir() and any(self.path.iterdir()):
             raise ParameterError(f"{self.path} is not empty: choose another --output")
-        refusal = f"{self.path}: another run writes there; wait for it, or choose another --output"
+        refusal = f"{self.path}: another run writes there: wait for it, or choose another --output"
         with file_lock(self._working / "lock", refusal):
             stored = self._working / "settings.json"
             known = json.loads(stored.read_text()) if stored.is_file() else None
             if known is not None and known != dict(settings):
                 changed = sorted(key for key in {*known, *settings} if known.get(key) != settings.get(key))
                 raise ParameterError(
-                    f"{self.path} was begun with other {', '.join(changed)}: choose another --output, or remove it"
+                    f"{self.path} was started with other {', '.join(changed)}: choose another --output, or remove it"
                 )
             write_atomically(stored, json.dumps(dict(settings), indent=1, sort_keys=True) + "\n")
-            self._forget_half_a_dataset()
+            self._remove_unfinished_output()
             yield
 
-    def _forget_half_a_dataset(self) -> None:
-        """What was written after judging is written again; and a line that was cut off by a kill is no line."""
+    def _remove_unfinished_output(self) -> None:
+        """Remove what is written after judging, which is written again, and a line that was cut off by a kill."""
         shutil.rmtree(self.path / "shards", ignore_errors=True)
         for name in (DATASET_MANIFEST, DECISIONS, f".{DATASET_MANIFEST}.unfinished"):
             (self.path / name).unlink(missing_ok=True)
@@ -78,14 +78,14 @@ class CurationFolder:
                 file.truncate(whole)
 
     def judged(self) -> int:
-        """Pictures that are judged."""
+        """Return the number of judged pictures."""
         if not self._lines.is_file():
             return 0
         with open(self._lines, "rb") as file:
             return sum(1 for _ in file)
 
     def candidates(self) -> Iterator[Candidate]:
-        """Every candidate so far, picture by picture."""
+        """Yield every candidate so far, picture by picture."""
         if not self._lines.is_file():
             return
         with open(self._lines, encoding="utf-8") as file:
@@ -95,20 +95,20 @@ class CurationFolder:
                     yield Candidate(**{**entry, "box": box, "captions": tuple(entry["captions"])})
 
     def addresses(self) -> Iterator[str]:
-        """Of the judged pictures, in order."""
+        """Yield the addresses of the judged pictures, in order."""
         if self._lines.is_file():
             with open(self._lines, encoding="utf-8") as file:
                 yield from (json.loads(line)["address"] for line in file)
 
     def record(self, addresses: Sequence[str], judged: Sequence[Sequence[Candidate]]) -> None:
-        """Keep what was judged of some pictures."""
+        """Append the candidates of some pictures."""
         with open(self._lines, "a", encoding="utf-8") as file:
             for address, candidates in zip(addresses, judged, strict=True):
                 entry = {"address": address, "candidates": [asdict(candidate) for candidate in candidates]}
                 file.write(json.dumps(entry) + "\n")
 
     def conclude(self, reasons: Sequence[str], image_ids: Sequence[int | None]) -> None:
-        """Write the decisions, and remove what only a killed run would need."""
+        """Write the decisions, and remove the state for resuming."""
         rows = (
             {**asdict(candidate), "reason": reason, "image_id": image_id}
             for candidate, reason, image_id in zip(self.candidates(), reasons, image_ids, strict=True)
@@ -121,8 +121,8 @@ class CurationFolder:
 
 
 def require_same(expected: str, found: str, folder: Path) -> None:
-    """Raise DataError unless the picture that comes next is the one that was judged then."""
+    """Raise DataError unless the next picture is the one that the killed run judged."""
     if expected != found:
         raise DataError(
-            f"{folder}: the pictures changed since the run was begun ({expected} then, {found} now): choose another --output"
+            f"{folder}: the pictures changed since the run was started ({expected} then, {found} now): choose another --output"
         )

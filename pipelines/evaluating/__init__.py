@@ -1,4 +1,1 @@
-"""Commands that score results against published protocols: T2I-CompBench, leaderboards, other data sets.
-
-The metrics are in `components.evaluation`.
-"""
+"""Scores results by published protocols: T2I-CompBench, leaderboards, other data sets. Metrics: `components.evaluation`."""

@@ -1,4 +1,4 @@
-"""`python -m pipelines leaderboard --dataset cuhk-pedes`: published results, and this workspace's own where they compare."""
+"""Prints published results of person retrieval, with the results of this workspace where they are comparable."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -21,31 +21,31 @@ def show_leaderboards(workspace: Workspace, dataset: str | None = None, setting:
     console, own = Console(), own_results(workspace)
     source = params.load(workspace.path("params.yaml")).prepare.source
     for name in (dataset,) if dataset else DATASETS:
-        _show(name, leaderboard(name, setting, own if _compares(source, name, setting) else None), console)
+        _show(name, leaderboard(name, setting, own if _is_comparable(source, name, setting) else None), console)
     console.print(_remark(source, own), style="dim", highlight=False)
 
 
 def own_results(workspace: Workspace) -> dict[str, dict[str, Any]]:
-    """Arm -> its metrics on the test split, as far as there are any."""
+    """Arm -> its metrics on the test split, for the arms that have results."""
     paths = {arm: workspace.path(EVALUATED.format(arm=arm)) for arm in GADMS_ARMS}
     return {arm: json.loads(path.read_text(encoding="utf-8")) for arm, path in paths.items() if path.is_file()}
 
 
-def _compares(source: str, dataset: str, setting: str) -> bool:
-    """Whether this workspace's models were trained and tested as the table's were."""
+def _is_comparable(source: str, dataset: str, setting: str) -> bool:
+    """Whether the models of this workspace were trained and tested on the data of the table."""
     return source.lower() == dataset and setting == "fine-tuned"
 
 
 def _remark(source: str, own: dict[str, dict[str, Any]]) -> str:
     selection = (
-        "Published numbers are mostly the best epoch on the test set; this workspace's are what training ended with."
+        "Published numbers are mostly of the best epoch on the test set; those of this workspace are of the last step."
     )
     if not own:
-        return f"{selection} There are no results of this workspace."
+        return f"{selection} This workspace has no results."
     if source.lower() in DATASETS:
         return selection
     first = ", ".join(f"{arm} {metrics['R@1']:.1f}" for arm, metrics in own.items())
-    return f"{selection} This workspace's results are on {source!r} and compare with none of these: R@1 {first}."
+    return f"{selection} This workspace's results are on {source!r} and cannot be compared with these: R@1 {first}."
 
 
 def _show(dataset: str, rows: list[Result], console: "Console") -> None:

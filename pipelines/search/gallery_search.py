@@ -1,4 +1,4 @@
-"""`python -m pipelines search "a woman in a red coat"`: the gallery's best matches for a sentence."""
+"""Finds the best matches for a sentence in the gallery of the pipeline."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ INDEX, MODEL, PEOPLE = "data/index", "models/retrieval/gadms", "data/people"
 def search(query: str, workspace: Workspace, top: int = 5, picture: Path | None = None) -> None:
     """Print the `top` matches of `query`; with `picture`, also write them side by side, best first, into that PNG.
 
-    Raises ParameterError for an empty query or top < 1, DataError when the index is not there or was made by another model.
+    Raises ParameterError for an empty query or top < 1, DataError when the index does not exist or was made by another model.
     """
     if not query.strip():
         raise ParameterError('search: the sentence is empty; write one, as in search "a woman in a red coat"')
@@ -20,7 +20,7 @@ def search(query: str, workspace: Workspace, top: int = 5, picture: Path | None 
         raise ParameterError(f"search: --top {top}: must be at least 1")
     for path in (INDEX, MODEL, PEOPLE):
         if not workspace.path(path).is_dir():
-            raise DataError(f"search: {path} is not there: run `dvc repro index`")
+            raise DataError(f"search: {path} does not exist: run `dvc repro index`")
 
     from components.search.query import TextSearch
 
@@ -40,7 +40,7 @@ def search(query: str, workspace: Workspace, top: int = 5, picture: Path | None 
     )
     for heading in ("rank", "cosine", "identity", "picture"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("its caption", overflow="fold")
+    table.add_column("caption", overflow="fold")
     for rank, match in enumerate(matches, 1):
         row = match.metadata
         table.add_row(
@@ -54,7 +54,7 @@ def search(query: str, workspace: Workspace, top: int = 5, picture: Path | None 
 
 
 def _require_same_model(workspace: Workspace) -> None:
-    """The index names the weights that made it: vectors of other weights look like vectors, but mean nothing."""
+    """Raise DataError when other weights made the index: their vectors cannot be compared."""
     from components.files import file_digest
     from components.gadms.model import WEIGHTS_FILE
     from components.search.index import REFERENCE_FILE

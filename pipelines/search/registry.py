@@ -1,7 +1,7 @@
-"""`python -m pipelines register`: the text search in MLflow's model registry, for whoever serves models from there.
+"""Puts the text search into MLflow's model registry, for serving.
 
-The model is a pyfunc that stands alone: encoder, index and the code that reads them. It is logged by a run of its own below that of
-the `index` stage, so that a version leads back to everything it was made from, and its tags name the bytes.
+The model is a self-contained pyfunc: encoder, index and the code that reads them. A child run of the `index` stage logs it, so
+that a version can be traced to its inputs; tags of the version hold digests of its files.
 """
 
 from importlib import metadata
@@ -17,14 +17,24 @@ from pipelines.scratch.manifest import Manifest
 from pipelines.search.gallery_search import INDEX, MODEL
 from pipelines.workspace import Workspace
 
-NEEDS = ("mlflow", "torch", "torchvision", "open_clip_torch", "safetensors", "pyarrow", "pandas", "numpy", "tokenizers")
+PACKAGES = (
+    "mlflow",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "safetensors",
+    "pyarrow",
+    "pandas",
+    "numpy",
+    "tokenizers",
+)
 EXAMPLE = {"query": ["a woman in a red coat"]}
 
 
 def register(name: str, workspace: Workspace) -> str:
-    """Log and register the workspace's text search as the next version of `name`. Returns a line that says how to load it.
+    """Register the workspace's text search as the next version of `name`. Returns a line that says how to load it.
 
-    Raises DataError when model or index is not there, or when the run that made the index is not known.
+    Raises DataError when the model or the index does not exist, or the run that made the index is unknown.
     """
     manifest = _index_run(workspace)
     from pipelines.tracking.runs import connect, tracking_uri
@@ -44,7 +54,7 @@ def register(name: str, workspace: Workspace) -> str:
         "pipelines.index": digest(manifest.outputs[INDEX]),
         "pipelines.encoder": digest(tree_digests(workspace.path(MODEL))),
     }
-    _quietly()
+    _silence_mlflow()
     with mlflow.start_run(
         experiment_id=tracker.experiment,
         parent_run_id=manifest.run,
@@ -57,7 +67,7 @@ def register(name: str, workspace: Workspace) -> str:
             artifacts={"encoder": str(workspace.path(MODEL)), "index": str(workspace.path(INDEX))},
             code_paths=[str(ROOT / "components")],
             signature=_signature(),
-            pip_requirements=[f"{package}=={_public_version(package)}" for package in NEEDS],
+            pip_requirements=[f"{package}=={_public_version(package)}" for package in PACKAGES],
             registered_model_name=name,
         )
     version = logged.registered_model_version
@@ -71,15 +81,16 @@ def register(name: str, workspace: Workspace) -> str:
 def _index_run(workspace: Workspace) -> Manifest:
     for path in (MODEL, INDEX):
         if not workspace.path(path).is_dir():
-            raise DataError(f"register: {path} is not there: run `dvc repro index`")
+            raise DataError(f"register: {path} does not exist: run `dvc repro index`")
     found = find_by_content(INDEX, tree_digests(workspace.path(INDEX)), workspace.home)
     if found is None or not found.run:
-        raise DataError(f"register: no known run made {INDEX}: run `dvc repro --force {graph.find('index').address}`")
+        raise DataError(
+            f"register: the run that made {INDEX} is unknown: run `dvc repro --force {graph.find('index').address}`"
+        )
     return found
 
 
-def _quietly() -> None:
-    """No advice on the way."""
+def _silence_mlflow() -> None:
     import logging
     import warnings
 
@@ -88,7 +99,7 @@ def _quietly() -> None:
 
 
 def _public_version(package: str) -> str:
-    """Without a local part such as "+cpu", which no package index serves."""
+    """The installed version without a local part such as "+cpu", which no package index serves."""
     return metadata.version(package).partition("+")[0]
 
 

@@ -1,7 +1,7 @@
-"""The text search as MLflow loads it: this file is the model's code (`python_model` in registry.py), its folders are artifacts.
+"""The text search as an MLflow model: this file is its code (`python_model` in registry.py), its folders are artifacts.
 
-MLflow runs the file when it loads the model, in whatever process and checkout; `components` travels with the model (`code_paths`).
-So no object of ours is pickled, and weights are read as safetensors.
+MLflow runs the file when it loads the model, in any process; the model contains `components` (`code_paths`). So nothing is pickled,
+and weights are read as safetensors.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
 class PersonSearch(PythonModel):
-    """Sentences under `query`, as rows of a table or as {"query": [...]}; for each, the best matches of the gallery, best first."""
+    """Finds the best matches for each sentence in the column `query` of a table, or in {"query": [...]}, best first."""
 
     def load_context(self, context: PythonModelContext) -> None:
         from components.search.query import TextSearch
@@ -35,7 +35,7 @@ class PersonSearch(PythonModel):
 
 
 def _sentences(cells: Iterable[Any]) -> list[str]:
-    """MLflow makes {"query": [a, b]} one row whose cell is the list."""
+    """Flatten cells that are lists: MLflow makes {"query": [a, b]} one row whose cell is the list."""
     return [str(sentence) for cell in cells for sentence in ([cell] if isinstance(cell, str) else cell)]
 
 

@@ -137,7 +137,7 @@ def test_a_manifest_keeps_its_captions_identities_and_splits(pictures, tmp_path)
         (("--crop",), 2, "need --detector"),
         (("--keep-fraction", "0.5"), 2, "need a --matcher"),
         (("--near-duplicates", "16"), 2, "between 0 and 15"),
-        (("--detector", "nowhere.pth"), 3, "nothing there"),
+        (("--detector", "nowhere.pth"), 3, "does not exist"),
         (("--captioner", "a", "--probe", "b"), 2, "give one of them"),
     ],
 )

@@ -186,8 +186,8 @@ def test_missing_and_foreign_pictures_are_reported_and_the_rest_is_scored(bench,
     assert found["without_pictures"] == ["color"]
     assert not list((bench / "out").rglob("grid.png"))
     printed = capsys.readouterr().out
-    assert "non_spatial of taca: 1 pictures of 1 prompts are not there" in printed
-    assert "1 files are no picture of these prompts, such as 'notes.txt'" in printed
+    assert "non_spatial of taca: 1 pictures of 1 prompts are missing" in printed
+    assert "1 files are not pictures of these prompts, such as 'notes.txt'" in printed
     assert "color: no folder of pictures, not scored" in printed
     assert "complex of taca: BLIP-VQA left out: no BLIP folder is given" in printed
 

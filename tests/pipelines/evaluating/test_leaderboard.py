@@ -41,12 +41,12 @@ def test_results_on_drawn_people_are_said_to_compare_with_nothing(root, capsys):
     assert code == 0
     assert [name in out for name in ("cuhk-pedes", "icfg-pedes", "rstpreid")] == [True] * 3
     assert "here" not in [cell.strip() for line in out.splitlines() for cell in line.split("│")]
-    assert "on 'drawn' and compare with none of these: R@1 gadms 76.5" in " ".join(out.split())
+    assert "on 'drawn' and cannot be compared with these: R@1 gadms 76.5" in " ".join(out.split())
 
 
 def test_without_results_the_published_ones_are_shown_and_an_unknown_set_is_refused(root, capsys):
     shutil.rmtree(root / "metrics")
     code, out, _ = board(root, capsys, "--dataset", "icfg-pedes")
-    assert (code, "There are no results of this workspace." in " ".join(out.split())) == (0, True)
+    assert (code, "This workspace has no results." in " ".join(out.split())) == (0, True)
     code, _, err = board(root, capsys, "--dataset", "market")
     assert (code, err.count("\n")) == (2, 1)

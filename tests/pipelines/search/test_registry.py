@@ -116,10 +116,10 @@ def test_a_registered_search_answers_in_a_fresh_process_as_the_search_does_here(
 
 
 def test_an_index_that_no_known_run_made_is_one_line(workspace):
-    with pytest.raises(DataError, match="no known run made data/index: run `dvc repro --force index`"):
+    with pytest.raises(DataError, match="the run that made data/index is unknown: run `dvc repro --force index`"):
         register("people", workspace)
 
 
 def test_a_missing_index_is_one_line(tmp_path):
-    with pytest.raises(DataError, match="models/retrieval/gadms is not there: run `dvc repro index`"):
+    with pytest.raises(DataError, match="models/retrieval/gadms does not exist: run `dvc repro index`"):
         register("people", Workspace(tmp_path, tmp_path / ".home"))
