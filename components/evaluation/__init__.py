@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "AttributeProbe": "attribute_probe",
-    "ProbeTask": "attribute_probe",
+    "AttributeProbe": "probe.model",
+    "ProbeTask": "probe.training",
     "AlignmentScores": "alignment",
     "score_alignment": "alignment",
     "Interval": "intervals",

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from components.errors import DataError
-from components.evaluation.attribute_probe import MISSING, AttributeProbe
 from components.evaluation.intervals import Interval, bootstrap_difference, bootstrap_mean
+from components.evaluation.probe.model import MISSING, AttributeProbe
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,45 @@ from components.gadms.tasks import RetrievalBatch
 from components.gadms.tokenizer import wrong_token_mask
 from components.persons.augmentation import AugmentationConfig
 from components.persons.transforms import augment
-from components.training.randomness import generator, rank_part
+from components.training.randomness import ShuffledEpochs, generator, rank_part
 
 
-class CaptionBatches:
-    """`batches(step)`: this rank's rows of the global batch of a step.
+class AugmentedBatches:
+    """Base class of retrieval batches: one rank's part, and the augmentation of its pictures.
 
-    One sample is one caption with its picture. Every epoch is a fresh permutation named by (seed, epoch); the stream
-    of samples is cut into global batches without regard to epoch ends, so nothing is dropped. `batch_size` is global.
+    `augmentation`: of training pictures, by numbers drawn for the global batch of the step; None only normalises them.
+    """
 
-    captions, image_ids, identities: one entry per caption. `pixels(image_ids)` gives uint8 (n, 3, H, W).
-    `wrong_words`: per caption the positions of hallucinated words, if known (diagnostics). `augmentation`: what is done to
-    pictures, by numbers drawn for the global batch of the step; None only normalises them.
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        augmentation: AugmentationConfig | None,
+    ) -> None:
+        if batch_size % world_size:
+            raise ParameterError(f"batch_size {batch_size}: must be a multiple of the {world_size} workers")
+        self.encoder, self.augmentation = encoder, augmentation
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+
+    def augmented(self, pixels: Tensor, step: int) -> Tensor:
+        """Augment and normalise this rank's rows, uint8 (b, 3, H, W), on the encoder's device."""
+        if self.augmentation is None:
+            return self.encoder.normalize_pixels(pixels)
+        stream, pixels = generator(self.seed, "augment", step), pixels.to(self.encoder.device)
+        return augment(pixels, self.augmentation, stream, rank=self.rank, world_size=self.world_size)
+
+
+class CaptionBatches(AugmentedBatches):
+    """Returns by step this rank's rows of the global batch.
+
+    A sample is one caption with its picture. The stream of shuffled epochs is cut into global batches without regard to epoch ends,
+    so nothing is dropped. `batch_size` is global.
+
+    captions, image_ids, identities: one entry per caption. `pixels(image_ids)` returns uint8 (n, 3, H, W). `wrong_words`: per
+    caption the positions of hallucinated words, if known (diagnostics).
     """
 
     def __init__(
@@ -42,25 +69,23 @@ class CaptionBatches:
     ) -> None:
         if not captions:
             raise DataError("retrieval training: no captions in the training split")
-        if batch_size % world_size:
-            raise ParameterError(f"batch_size {batch_size}: must be a multiple of the {world_size} workers")
-        self.encoder, self.pixels, self.augmentation = encoder, pixels, augmentation
+        super().__init__(encoder, batch_size, seed, rank, world_size, augmentation)
+        self.pixels = pixels
         self.ids = encoder.tokenizer(captions)
         self.image_ids = list(image_ids)
         self.identities = torch.tensor(list(identities), dtype=torch.long)
-        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.wrong = None
         if wrong_words is not None:
             pairs = zip(captions, wrong_words, strict=True)
             self.wrong = torch.stack([wrong_token_mask(text, words, encoder.tokenizer) for text, words in pairs])
-        self._permutations: dict[int, Tensor] = {}
+        self._epochs = ShuffledEpochs(len(self.ids), seed, "epoch")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __call__(self, step: int) -> RetrievalBatch:
         index = rank_part(self._rows(step), self.rank, self.world_size)
-        pixels = self._augmented(self.pixels([self.image_ids[row] for row in index.tolist()]), step)
+        pixels = self.augmented(self.pixels([self.image_ids[row] for row in index.tolist()]), step)
         device = self.encoder.device
         batch = RetrievalBatch(
             pixels=pixels,
@@ -72,25 +97,6 @@ class CaptionBatches:
             batch["wrong"] = self.wrong[index].to(device)
         return batch
 
-    def _augmented(self, pixels: Tensor, step: int) -> Tensor:
-        """uint8 (b, 3, H, W) of this rank's rows -> normalised, on the encoder's device."""
-        if self.augmentation is None:
-            return self.encoder.normalize_pixels(pixels)
-        stream = generator(self.seed, "augment", step)
-        pixels = pixels.to(self.encoder.device)
-        return augment(pixels, self.augmentation, stream, rank=self.rank, world_size=self.world_size)
-
     def _rows(self, step: int) -> Tensor:
         """Caption rows of the global batch, int64 (batch_size,)."""
-        places = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs = places // len(self)
-        return torch.cat(
-            [self._permutation(int(epoch))[places[epochs == epoch] % len(self)] for epoch in epochs.unique()]
-        )
-
-    def _permutation(self, epoch: int) -> Tensor:
-        if epoch not in self._permutations:
-            if len(self._permutations) > 1:
-                self._permutations.clear()
-            self._permutations[epoch] = torch.randperm(len(self), generator=generator(self.seed, "epoch", epoch))
-        return self._permutations[epoch]
+        return self._epochs.rows(torch.arange(step * self.batch_size, (step + 1) * self.batch_size))

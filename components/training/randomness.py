@@ -33,6 +33,26 @@ def sampled_rows(count: int, batch_size: int, source: torch.Generator, rank: int
     return rank_part(torch.randint(count, (batch_size,), generator=source), rank, world_size)
 
 
+class ShuffledEpochs:
+    """An endless stream of row numbers below `count`: each epoch is a permutation named by (seed, name, epoch)."""
+
+    def __init__(self, count: int, seed: int, name: str) -> None:
+        self.count, self.seed, self.name = count, seed, name
+        self._orders: dict[int, Tensor] = {}
+
+    def rows(self, positions: Tensor) -> Tensor:
+        """Return the row numbers at rising positions of the stream, int64 (N,)."""
+        epochs = positions // self.count
+        return torch.cat([self._order(int(e))[positions[epochs == e] % self.count] for e in epochs.unique()])
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            if len(self._orders) > 1:
+                self._orders.clear()
+            self._orders[epoch] = torch.randperm(self.count, generator=generator(self.seed, self.name, epoch))
+        return self._orders[epoch]
+
+
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
     """Return a NumPy generator for the stream `names`."""
     return np.random.default_rng(stream_seed(seed, *names))

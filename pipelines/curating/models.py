@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from components.evaluation.attribute_probe import AttributeProbe
+from components.evaluation.probe.model import AttributeProbe
 from components.gadms.embedding import embed_captions, embed_images
 from components.gadms.model import DualEncoder
 from components.persons.curation.candidates import Judge, Matcher

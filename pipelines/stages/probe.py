@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.evaluation.attribute_probe import AttributeProbe, ProbeTask, evaluate_probe, probe_batches
+from components.evaluation.probe.accuracy import evaluate_probe
+from components.evaluation.probe.model import AttributeProbe
+from components.evaluation.probe.training import ProbeTask, probe_batches
 from components.persons.drawn.attributes import ATTRIBUTES, MIRRORED
 from components.persons.shards import PersonDataset
 from components.training.loop import fit

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.evaluation.alignment import score_alignment
-from components.evaluation.attribute_probe import AttributeProbe
 from components.evaluation.intervals import bootstrap_mean
+from components.evaluation.probe.model import AttributeProbe
 from components.persons.shards import PersonDataset
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from components.errors import DataError
 from components.evaluation.alignment import score_alignment
-from components.evaluation.attribute_probe import AttributeProbe
+from components.evaluation.probe.model import AttributeProbe
 from components.persons.prompts import DatasetPrompt, prompts
 from components.persons.shards import PersonDataset
 from components.taca.config import TacaConfig

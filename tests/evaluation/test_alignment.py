@@ -4,7 +4,7 @@ import torch
 
 from components.errors import DataError
 from components.evaluation.alignment import AlignmentScores, paired_difference, score_alignment
-from components.evaluation.attribute_probe import AttributeProbe
+from components.evaluation.probe.model import AttributeProbe
 
 
 class Oracle(AttributeProbe):

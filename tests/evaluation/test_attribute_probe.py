@@ -5,14 +5,9 @@ import pytest
 import torch
 
 from components.errors import DataError, ParameterError
-from components.evaluation.attribute_probe import (
-    MISSING,
-    AttributeProbe,
-    ProbeTask,
-    balanced_accuracy,
-    evaluate_probe,
-    probe_batches,
-)
+from components.evaluation.probe.accuracy import balanced_accuracy, evaluate_probe
+from components.evaluation.probe.model import MISSING, AttributeProbe
+from components.evaluation.probe.training import ProbeTask, probe_batches
 from components.training.config import LoopConfig
 from components.training.context import LocalContext
 from components.training.loop import fit

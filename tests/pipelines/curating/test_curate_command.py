@@ -15,7 +15,7 @@ from pipelines.__main__ import main
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory):
-    from components.evaluation.attribute_probe import AttributeProbe
+    from components.evaluation.probe.model import AttributeProbe
     from components.persons.drawn.attributes import ATTRIBUTES
 
     folder = tmp_path_factory.mktemp("probe")

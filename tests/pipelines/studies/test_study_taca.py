@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from components.errors import ParameterError
-from components.evaluation.attribute_probe import AttributeProbe
 from components.evaluation.intervals import bootstrap_crossed
+from components.evaluation.probe.model import AttributeProbe
 from components.persons.drawn.attributes import ATTRIBUTES
 from components.persons.shards import PersonDataset
 from components.taca.reference import write_reference
