@@ -105,12 +105,15 @@ def test_noise_makes_captions_that_a_reader_can_read(corpus):
 
 @pytest.mark.parametrize("rate", [0.1, 0.3])
 def test_the_rate_is_the_share_of_statements_that_are_false(corpus, rate):
-    noise, wrong, total = CaptionNoise(corpus, rate), 0, 0
+    noise, replaced, attributes, wrong, total = CaptionNoise(corpus, rate), 0, 0, 0, 0
     for seed, shown in enumerate(corpus):
         told, _, false = told_and_true(noise, shown, seed)
+        replaced += sum(name in shown for name in false)
+        attributes += sum(name in shown for name in NOISY_ATTRIBUTES)
         wrong += len(mark_false(told, false).wrong_words)
         total += sum(word.attribute in NOISY_ATTRIBUTES for word in told.words)
-    assert wrong / total == pytest.approx(rate, rel=0.2)
+    assert abs(replaced / attributes - rate) < 4 * (rate * (1 - rate) / attributes) ** 0.5  # a binomial
+    assert wrong / total == pytest.approx(rate, rel=0.08)  # what is invented adds some wrong words
 
 
 def test_word_frequency_does_not_tell_wrong_words_from_right_ones(corpus):
