@@ -75,7 +75,7 @@ def test_complex_prompts_name_a_spatial_relation_an_action_or_both(tmp_path):
     published(tmp_path, "complex_val_action.txt", [COMPLEX[1] + " And more."])  # and up to the first full stop
     assert relations(COMPLEX, tmp_path) == {COMPLEX[0]: "spatial", COMPLEX[1]: "action", COMPLEX[2]: "both"}
     (tmp_path / "complex_val_action.txt").unlink()
-    with pytest.raises(DataError, match=r"complex_val_action\.txt: not there"):
+    with pytest.raises(DataError, match=r"complex_val_action\.txt: missing"):
         relations(COMPLEX, tmp_path)
 
 
