@@ -1,8 +1,8 @@
 """`dvc repro`, one at a time in a checkout, with a warm process beside it (`pipelines.engine.warm`).
 
-DVC locks the files of the stage that runs, and a second `dvc repro` fails somewhere in the middle, at the first stage that they
-share. Here the second says so at once, or waits. A DVC that was killed leaves its entries in `.dvc/tmp/rwlock`: DVC drops those of
-processes that are gone, but not a file torn in mid-write, nor entries whose number another program has by now. Those go here.
+DVC locks the files of the running stage, and a second `dvc repro` fails at the first stage that both run. Here the second fails at
+once, or waits. A DVC that was killed leaves entries in `.dvc/tmp/rwlock`: DVC drops those of dead processes, but neither a torn
+file nor entries whose process id another program has now. Those are removed here.
 """
 
 import json
@@ -23,7 +23,7 @@ from pipelines.params import load
 
 
 def repro(root: Path, arguments: list[str], *, wait: bool) -> None:
-    """Become `dvc repro <arguments>` in `root`, with the checkout's lock held until that ends.
+    """Replace this process by `dvc repro <arguments>` in `root`, which holds the checkout's lock until it ends.
 
     Raises InfrastructureError when another one runs: at once, or with `wait` after PIPELINES_LOCK_TIMEOUT seconds.
     """
@@ -34,7 +34,7 @@ def repro(root: Path, arguments: list[str], *, wait: bool) -> None:
     os.ftruncate(lock, 0)
     os.write(lock, str(os.getpid()).encode())
     drop_stale_entries(folder / "rwlock")
-    os.set_inheritable(lock, True)  # DVC holds it for as long as it lives; it closes it for the stages that it starts
+    os.set_inheritable(lock, True)  # DVC keeps it open and closes it in the stages that it starts
     os.chdir(root)
     start_warm_process(load(root / "params.yaml").compute.threads)
     sys.stdout.flush()
@@ -55,7 +55,7 @@ def _lock(descriptor: int, root: Path, timeout: float) -> None:
 
 
 def drop_stale_entries(path: Path) -> None:
-    """Remove DVC's file of read and write locks when it is torn, or no DVC that lives is in it."""
+    """Remove DVC's file of read and write locks when it is torn, or names no running DVC."""
     try:
         entries = json.loads(path.read_text())
         holders = {info["pid"] for infos in entries.get("read", {}).values() for info in infos}
@@ -67,7 +67,7 @@ def drop_stale_entries(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     if holders and not any(_is_dvc(pid) for pid in holders):
-        print(f"warning: {path} names no DVC that lives; removed", file=sys.stderr, flush=True)
+        print(f"warning: {path} names no running DVC; removed", file=sys.stderr, flush=True)
         path.unlink(missing_ok=True)
 
 

@@ -1,6 +1,6 @@
-"""Research runs: many small measurements, kept one by one, and a summary whose numbers are committed.
+"""Studies: many small measurements, each kept, and a committed summary. No stages and no arms of the pipeline itself.
 
-`python -m pipelines study <name>` reads `studies/<name>.yaml`, measures what is not measured yet, and writes
-`studies/results/<name>.json`. `engine` is the same for every study; a study brings `<name>.py` (which cells there are, and what
-they add up to) and `<name>_cells.py` (how one cell is measured).
+`python -m pipelines study <name>` reads `studies/<name>.yaml`, measures the cells without a result, and writes
+`studies/results/<name>.json`. `engine` is the same for every study; a study defines `<name>.py` (its cells and its summary) and
+`<name>_cells.py` (how a cell is measured).
 """

@@ -1,11 +1,11 @@
-"""The life of a study.
+"""Running a study.
 
     studies/<name>.yaml -> cells -> measure those without a kept result -> studies/results/<name>.json
 
-One after another, or several at once in processes of their own (`workers.py`): the results are the same bytes. A kill costs at
-most what was being measured: the same command goes on with the next. A cell that fails is named, the
-others are measured, and the command ends with exit code 1. The results file is written at the end, after an interrupt too, from
-every result that is there; it holds no clock and no machine, so the same results give the same bytes.
+Cells are measured one after another, or several at once in processes of their own (`workers.py`), with the same bytes. A kill costs
+at most the cells that were being measured; the same command continues with the rest. A cell that fails is reported, the others are
+measured, and the command ends with exit code 1. The results file is written at the end, also after an interrupt, from all results;
+it holds neither times nor machines, so the same results give the same bytes.
 """
 
 import importlib
@@ -27,8 +27,8 @@ from pipelines.schema.reading import read
 from pipelines.schema.section import Section
 from pipelines.studies.cells import Cell, Result, Study
 from pipelines.studies.identity import fingerprints, input_digests, provenance
-from pipelines.studies.measuring import Job, Outcome, measure
-from pipelines.studies.progress import Teller
+from pipelines.studies.measuring import CellTask, Outcome, measure
+from pipelines.studies.progress import StudyProgress
 from pipelines.studies.store import ResultStore
 from pipelines.studies.workers import measure_together
 from pipelines.workspace import Workspace
@@ -38,7 +38,7 @@ FOLDER, RESULTS = "studies", "studies/results"
 
 @dataclass(frozen=True)
 class Opened:
-    """A study as it stands in one workspace. `cells` holds every cell after those it needs; `identities` is by key."""
+    """A study in one workspace. `cells` has every cell after those it needs; `identities` are the fingerprints by key."""
 
     name: str
     study: Study
@@ -51,16 +51,16 @@ class Opened:
 
     @property
     def threads(self) -> int:
-        """Of each process that measures; results depend on it, so that it is the study's, or else the one of params.yaml."""
+        """Threads of each process that measures, on which results depend: the study's, or else those of params.yaml."""
         return self.study.threads or self.params.compute.threads
 
     def done(self) -> dict[str, Result]:
-        """key -> kept result, in the order of the cells."""
+        """Return the kept results by key, in the order of the cells."""
         kept = {cell.key: self.store.read(self.identities[cell.key]) for cell in self.cells}
         return {key: result for key, result in kept.items() if result is not None}
 
     def chosen(self, pattern: str | None) -> list[Cell]:
-        """The cells whose key matches a shell pattern, and those that they need. Raises ParameterError when none does."""
+        """Return the cells whose key matches a shell pattern, and those they need. Raises ParameterError when none matches."""
         wanted = {cell.key for cell in self.cells if pattern is None or fnmatchcase(cell.key, pattern)}
         if not wanted:
             raise ParameterError(f"study {self.name}: no cell matches {pattern!r}; `--list` shows them")
@@ -71,9 +71,9 @@ class Opened:
 
 
 def open_study(name: str, workspace: Workspace, study: Study | None = None) -> Opened:
-    """Read the study's plan and the parameters, and identify every cell.
+    """Read the study's plan and the parameters, and fingerprint every cell.
 
-    `study` is what the module `pipelines.studies.<name>` brings, unless given. Raises ParameterError for an unknown study or a
+    `study` defaults to `STUDY` of the module `pipelines.studies.<name>`. Raises ParameterError for an unknown study or a
     mistake in its plan, DataError for an input that is not there.
     """
     file = workspace.path(f"{FOLDER}/{name}.yaml")
@@ -94,10 +94,10 @@ def open_study(name: str, workspace: Workspace, study: Study | None = None) -> O
 
 
 def run_study(opened: Opened, only: str | None = None, workers: int = 1) -> Path:
-    """Measure what is chosen and not done, `workers` cells at once, then write the results file. Returns its path.
+    """Measure the chosen cells without a result, `workers` at once, then write the results file. Returns its path.
 
     Raises ParameterError for no workers, StageFailedError (exit code 1) when a cell failed, having measured the others,
-    KeyboardInterrupt after an interrupt, having written what there is.
+    KeyboardInterrupt after an interrupt, having written the results so far.
     """
     if workers < 1:
         raise ParameterError(f"study {opened.name}: --workers {workers}: give 1 or more")
@@ -113,7 +113,7 @@ def run_study(opened: Opened, only: str | None = None, workers: int = 1) -> Path
 
 
 def list_cells(opened: Opened, only: str | None = None) -> None:
-    """Print a line for each chosen cell: done or not, and its key."""
+    """Print one line per chosen cell: whether it is done, and its key."""
     done = opened.done()
     chosen = opened.chosen(only)
     for cell in chosen:
@@ -122,7 +122,7 @@ def list_cells(opened: Opened, only: str | None = None) -> None:
 
 
 def write_results(opened: Opened) -> Path:
-    """Write `studies/results/<name>.json` from every result that is there, measuring nothing."""
+    """Write `studies/results/<name>.json` from the results so far, without measuring."""
     done = opened.done()
     reads = sorted({key for cell in opened.cells for key in cell.reads})
     document = {
@@ -154,37 +154,37 @@ def write_results(opened: Opened) -> Path:
 def _measure(opened: Opened, chosen: Sequence[Cell], workers: int) -> list[str]:
     """Measure the cells of `chosen` that have no result. Returns the keys of those that failed."""
     ready = {cell.key for cell in chosen if opened.store.read(opened.identities[cell.key]) is not None}
-    todo = [_job(opened, cell) for cell in chosen if cell.key not in ready]
+    todo = [_task(opened, cell) for cell in chosen if cell.key not in ready]
     print(f"study {opened.name}: {len(chosen)} cells, {len(ready)} done before", flush=True)
     if not todo:
         return []
-    with Teller(len(todo)) as teller:
+    with StudyProgress(len(todo)) as progress:
         if workers > 1:
-            return measure_together(todo, workers, opened.threads, teller)
-        return _measure_here(todo, opened.threads, teller)
+            return measure_together(todo, workers, opened.threads, progress)
+        return _measure_here(todo, opened.threads, progress)
 
 
-def _measure_here(jobs: Sequence[Job], threads: int, teller: Teller) -> list[str]:
-    """In this process, one after another. Returns the keys of those that failed."""
+def _measure_here(tasks: Sequence[CellTask], threads: int, progress: StudyProgress) -> list[str]:
+    """Measure in this process, one after another. Returns the keys of those that failed."""
     import torch
 
     torch.set_num_threads(threads)
     failed: list[str] = []
-    shelf: dict[Hashable, Any] = {}
-    for job in jobs:
-        teller.begin(job.cell.key)
-        missing = [key for key in job.cell.needs if key in failed]
-        outcome = Outcome(None, f"needs {missing[0]}") if missing else measure(job, shelf)
+    cache: dict[Hashable, Any] = {}
+    for task in tasks:
+        progress.begin(task.cell.key)
+        missing = [key for key in task.cell.needs if key in failed]
+        outcome = Outcome(None, f"needs {missing[0]}") if missing else measure(task, cache)
         if outcome.result is None:
-            failed.append(job.cell.key)
-            teller.failed(job.cell.key, str(outcome.reason))
+            failed.append(task.cell.key)
+            progress.failed(task.cell.key, str(outcome.reason))
         else:
-            teller.done(job.cell.key, outcome.result)
+            progress.done(task.cell.key, outcome.result)
     return failed
 
 
-def _job(opened: Opened, cell: Cell) -> Job:
-    return Job(
+def _task(opened: Opened, cell: Cell) -> CellTask:
+    return CellTask(
         cell=cell,
         identity=opened.identities[cell.key],
         code=opened.study.code,
@@ -212,7 +212,7 @@ def _require_inputs(name: str, cells: Sequence[Cell], workspace: Workspace) -> N
 
 
 def _rounded(value: Any) -> Any:
-    """Floats of 6 significant digits: enough for a reader, and few enough for a diff."""
+    """Round floats to 6 significant digits, which is enough for a reader and keeps diffs short."""
     if isinstance(value, Mapping):
         return {str(key): _rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

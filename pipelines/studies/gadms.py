@@ -1,11 +1,11 @@
-"""The GA-DMS study: does masking by a score help when captions are wrong, and which score finds what is wrong?
+"""The GA-DMS study: does masking by a score help when captions are wrong, and which score finds the wrong words?
 
-*Arms*: methods that go on from one common start for each seed, which learned from true sentences of other people as CLIP learned
-before it saw any of these, and are searched with true sentences for people never seen.
-*Scores*: every token score on trained encoders, held against the words that noise made wrong.
+*Arms*: methods that resume from one common start per seed, which was trained contrastively on true captions of other people, and
+are evaluated with true captions of unseen people.
+*Scores*: every token score on trained encoders, compared with the words that noise made wrong.
 
-Noise changes the captions alone; pictures, people and the plan of each sentence are the same at every level. A seed is that of
-the noise, the start, the order of the data and the masks, so that arms of one seed differ in their method and nothing else.
+Noise changes only the captions; pictures, people and the plan of each sentence are the same at every level. A seed is that of the
+noise, the start, the order of the data and the masks, so that arms of one seed differ only in their method.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from components.evaluation.intervals import bootstrap_crossed
 from components.gadms.config import ScoringConfig
@@ -25,23 +25,14 @@ from pipelines.graph import PEOPLE
 from pipelines.params import Parameters
 from pipelines.schema.reading import checked
 from pipelines.schema.section import Section
-from pipelines.studies.cells import Cell, Result, Study
+from pipelines.studies.cells import Cell, Distinct, Result, Study
 
 READS = ("pictures", "retrieval", "gadms_finetune")
 METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
 
 
-def _distinct(values: list[Any]) -> list[Any]:
-    if len(set(values)) < len(values):
-        raise ValueError("a value is listed twice")
-    return values
-
-
-Listed = (Field(min_length=1), AfterValidator(_distinct))
-
-
 class Schedule(Section):
-    """How long one phase trains; the rest is gadms_finetune.training."""
+    """The length and rates of one phase of training; everything else is gadms_finetune.training."""
 
     steps: Positive
     warmup_steps: Count
@@ -49,17 +40,17 @@ class Schedule(Section):
 
 
 class Start(Schedule):
-    """Contrastive learning from random weights on the first `people` of the training split, at a `noise` of its own."""
+    """Contrastive training from random weights on the first `people` of the training split, at its own `noise`."""
 
     noise: Fraction
     people: Positive
 
 
 class Scores(Section):
-    """Token scores, each under a name of its own, and whose encoder computes them on how many captions."""
+    """Token scores by name, the arms whose encoders compute them, and the number of captions."""
 
     scores: Annotated[dict[str, ScoringConfig], Field(min_length=1)]
-    encoders: Annotated[list[str], *Listed]
+    encoders: Annotated[list[str], *Distinct]
     captions: Positive
     unseen_noise: Annotated[Fraction, Field(gt=0)]
 
@@ -67,28 +58,28 @@ class Scores(Section):
 class GadmsPlan(Section):
     """`studies/gadms.yaml`."""
 
-    noise: Annotated[list[Fraction], *Listed]
-    seeds: Annotated[list[Count], *Listed]
+    noise: Annotated[list[Fraction], *Distinct]
+    seeds: Annotated[list[Count], *Distinct]
     people: Positive
     start: Start
     training: Schedule
     arms: dict[Annotated[str, Field(pattern=r"^\w+$")], dict[str, Any]]
-    baselines: Annotated[list[str], *Listed]
+    baselines: Annotated[list[str], *Distinct]
     scores: Scores
 
     @model_validator(mode="after")
     def _names_of_arms(self) -> Self:
         if unknown := [arm for arm in self.baselines if arm not in self.arms]:
-            raise ValueError(f"baselines: {unknown[0]} is no arm: {', '.join(self.arms)}")
+            raise ValueError(f"baselines: {unknown[0]} is not an arm: {', '.join(self.arms)}")
         if nameless := [arm for arm, changes in self.arms.items() if not isinstance(changes.get("name"), str)]:
-            raise ValueError(f"arms.{nameless[0]}: has no name of a method")
+            raise ValueError(f"arms.{nameless[0]}: has no method name")
         if unknown := [arm for arm in self.scores.encoders if arm not in self.arms]:
-            raise ValueError(f"scores.encoders: {unknown[0]} is no arm: {', '.join(self.arms)}")
+            raise ValueError(f"scores.encoders: {unknown[0]} is not an arm: {', '.join(self.arms)}")
         return self
 
 
 def cells(plan: GadmsPlan, params: Parameters) -> list[Cell]:
-    """Every cell: a start for each seed; for each noise the arms that go on from it, and scores by some of their encoders."""
+    """Return every cell: a start per seed; for each noise level the arms that resume from it, and scores on their encoders."""
     found = []
     for seed in plan.seeds:
         settings = {"seed": seed, "skip": 0, **plan.start.model_dump()}
@@ -98,7 +89,7 @@ def cells(plan: GadmsPlan, params: Parameters) -> list[Cell]:
         for arm, changes in plan.arms.items():
             method = _checked_method(arm, changes, params)
             if noise == 0 and method.scoring.name == "truth":
-                continue  # there is nothing to know
+                continue  # there are no wrong words
             settings = {**data, **plan.training.model_dump(), **changes}
             found.append(Cell(key(f"arms/{arm}", noise, seed), "train", settings, READS, PEOPLE, (start_key(seed),)))
         for arm in plan.scores.encoders:
@@ -109,13 +100,13 @@ def cells(plan: GadmsPlan, params: Parameters) -> list[Cell]:
 
 
 def _checked_method(arm: str, changes: Mapping[str, Any], params: Parameters) -> RetrievalConfig:
-    """The arm's method. Raises ParameterError for changes that do not fit one."""
+    """Return the arm's method. Raises ParameterError for invalid changes."""
     own = asdict(params.gadms_finetune.method)
     return checked({**own, **changes}, RetrievalConfig, f"studies/gadms.yaml: arms.{arm}")
 
 
 def summarise(plan: GadmsPlan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:
-    """By noise: each arm's R@1 and its paired differences to the baselines; the AUC of each score. What is not done is left out."""
+    """Return, by noise level, each arm's R@1 with paired differences to the baselines, and the AUC of each score."""
     bootstrap = {"resamples": params.gadms_evaluate.resamples, "seed": params.seed}
     summary: dict[str, Any] = {"arms": {}, "scores": {}}
     for noise in plan.noise:
@@ -130,10 +121,10 @@ def summarise(plan: GadmsPlan, params: Parameters, results: Mapping[str, Result]
 def _arm(
     plan: GadmsPlan, results: Mapping[str, Result], arm: str, noise: float, bootstrap: Mapping[str, int]
 ) -> dict[str, Any] | None:
-    """One arm over its seeds; None without one.
+    """Return the summary of an arm over its finished seeds; None without any.
 
-    "R@1" is its mean over seeds and people with an interval for which both were resampled, "by_seed" its value for each of "seeds";
-    the other metrics are means over seeds. "minus" holds the paired difference to each baseline over the seeds both have.
+    "interval" is that of R@1 with seeds and people resampled, "by_seed" its value for each of "seeds"; the other metrics are means
+    over seeds. "minus" holds the paired difference to each baseline over the seeds that both have.
     """
     own = _of_seeds(plan, results, arm, noise)
     if not own:
@@ -160,7 +151,7 @@ def _arm(
 
 
 def _aucs(plan: GadmsPlan, results: Mapping[str, Result], arm: str, noise: float) -> dict[str, Any] | None:
-    """The AUC of each score on one arm's encoders, by kind of words ("seen", "seen_colour", "unseen", "unseen_colour")."""
+    """Return the AUC of each score on one arm's encoders, by kind ("seen", "seen_colour", "unseen", "unseen_colour")."""
     cells = {seed: results.get(key(f"scores/{arm}", noise, seed)) for seed in plan.seeds}
     done = {seed: result for seed, result in cells.items() if result is not None}
     if not done:
@@ -180,13 +171,13 @@ def _of_seeds(plan: GadmsPlan, results: Mapping[str, Result], arm: str, noise: f
 
 
 def _hits(result: Result) -> NDArray[np.float64]:
-    """Percent of each person's sentences that find one of their pictures first, (people,), people in order of their number."""
+    """Return R@1 of each person's captions in percent, (people,), ordered by identity."""
     ranks, people = np.array(result["first_rank"]), np.array(result["identity"])
     return np.array([100.0 * (ranks[people == person] == 1).mean() for person in np.unique(people)])
 
 
 def _means(own: Mapping[int, Result], prefix: str) -> dict[str, float]:
-    """Means over seeds of what training reported under names with this prefix."""
+    """Return the means over seeds of the results with this prefix."""
     names = sorted({name for result in own.values() for name in result if name.startswith(prefix)})
     return {
         name.removeprefix(prefix): float(np.mean([result[name] for result in own.values() if name in result]))
@@ -195,11 +186,12 @@ def _means(own: Mapping[int, Result], prefix: str) -> dict[str, float]:
 
 
 def key(line: str, noise: float, seed: int) -> str:
-    """The cell of a line (an arm, scores on an arm's encoder) at one noise level and seed."""
+    """Return the key of a line's cell (an arm, or scores on an arm's encoder) at one noise level and seed."""
     return f"{line}/noise-{noise:g}/seed-{seed}"
 
 
 def start_key(seed: int) -> str:
+    """Return the key of the common start of a seed."""
     return f"start/seed-{seed}"
 
 

@@ -1,6 +1,6 @@
-"""How the cells of the GA-DMS study are measured: an encoder trained and searched with, or its token scores held against the truth.
+"""The measurements of the GA-DMS study: train and evaluate an encoder, or compare its token scores with the wrong words.
 
-Training is that of the stage `gadms_finetune`, on the training pictures with captions of the cell's own noise.
+Training is that of the stage `gadms_finetune`, on the training pictures with captions at the cell's noise level.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
 from pipelines.scratch.metric_log import MetricLog
 from pipelines.stages.parts.retrieval import new_encoder, train_arm
-from pipelines.studies.cells import Bench, Cell
+from pipelines.studies.cells import Cell, CellContext
 
 DATA = ("noise", "seed", "skip", "people")
 SCHEDULE = ("steps", "warmup_steps", "learning_rate")
@@ -30,46 +30,46 @@ COLOURS = frozenset(
     word for name, values in SYNONYMS.items() if name.endswith("_colour") for words in values.values() for word in words
 )
 WATCHED = ("noise_auc", "noise_precision", "noise_recall", "wrong_share", "noise_rate")
-"""What training reports of scores and masks where wrong words are known."""
+"""Metrics of scores and masks that training reports where wrong words are known."""
 
 
-def start(cell: Cell, bench: Bench) -> dict[str, Any]:
-    """An encoder from random weights after contrastive learning: what arms begin with.
+def start(cell: Cell, context: CellContext) -> dict[str, Any]:
+    """Train the common start of the arms: an encoder from random weights, trained contrastively.
 
-    Its vocabulary is that of the whole training split: it has tokens for the words that arms will meet.
+    Its vocabulary is that of the whole training split, which includes the words of the arms' captions.
     """
-    people = _people(cell, bench)
-    params = bench.params(seed=stream_seed(cell.settings["seed"], "start"))
-    every = PersonDataset.open(bench.inputs["people"]).rows(split="train", form="long")
+    people = _people(cell, context)
+    params = context.params(seed=stream_seed(cell.settings["seed"], "start"))
+    every = PersonDataset.open(context.inputs["people"]).rows(split="train", form="long")
     encoder = new_encoder(params, every.column("caption"))
-    _train(encoder, people, {"name": "contrastive"}, cell, bench, params)
+    _train(encoder, people, {"name": "contrastive"}, cell, context, params)
     return _search(encoder, people)
 
 
-def train(cell: Cell, bench: Bench) -> dict[str, Any]:
-    """The start trained on by a method.
+def train(cell: Cell, context: CellContext) -> dict[str, Any]:
+    """Train the start with a method and evaluate it.
 
-    "first_rank" and "identity" are lists over the test sentences; retrieval metrics in percent. Under "training/" is what
-    training reported of its scores and masks, the mean over the second half of its reports.
+    "first_rank" and "identity" are lists over the test captions; retrieval metrics in percent. "training/..." are the metrics of
+    scores and masks, as means over the second half of the reports.
     """
-    people = _people(cell, bench)
-    (start,) = bench.needs.values()
+    people = _people(cell, context)
+    (start,) = context.needs.values()
     encoder = DualEncoder.load(start / "encoder")
     own = {name: value for name, value in cell.settings.items() if name not in (*DATA, *SCHEDULE)}
-    context = _train(encoder, people, own, cell, bench, bench.params(seed=cell.settings["seed"]))
-    return {**_search(encoder, people), **_watched(context)}
+    training = _train(encoder, people, own, cell, context, context.params(seed=cell.settings["seed"]))
+    return {**_search(encoder, people), **_watched(training)}
 
 
-def score(cell: Cell, bench: Bench) -> dict[str, Any]:
-    """How often each score puts a right word above a wrong one of any caption, for an arm's trained encoder.
+def score(cell: Cell, context: CellContext) -> dict[str, Any]:
+    """Return the AUC of each score for right over wrong words, on an arm's trained encoder.
 
-    "seen": captions it was trained on (none without noise); "unseen": those of test people, described with `unseen_noise`. With
-    "_colour": colour words alone, which are false as often as true ones are frequent, and sit in the same places.
+    "seen": captions it was trained on (none without noise); "unseen": those of test people, with `unseen_noise`. "_colour": colour
+    words only, whose wrong and right ones have the same frequency and position.
     """
     settings = cell.settings
-    (trained,) = bench.needs.values()
-    encoder = DualEncoder.load(trained / "encoder").to(bench.device)
-    seen = _people(cell, bench)
+    (trained,) = context.needs.values()
+    encoder = DualEncoder.load(trained / "encoder").to(context.device)
+    seen = _people(cell, context)
     unseen = recaptioned(seen, settings["unseen_noise"], settings["seed"], split="test")
     found: dict[str, Any] = {}
     for kind, people, split in (("seen", seen, "train"), ("unseen", unseen, "test")):
@@ -82,38 +82,43 @@ def score(cell: Cell, bench: Bench) -> dict[str, Any]:
     return found
 
 
-def _people(cell: Cell, bench: Bench) -> PersonDataset:
-    """The data set with the captions of this noise and seed; made once for all cells of a process that share them."""
+def _people(cell: Cell, context: CellContext) -> PersonDataset:
+    """Return the data set with captions at this noise and seed, made once per process."""
     noise, seed, skip, number = (cell.settings[name] for name in DATA)
-    folder = bench.inputs["people"]
-    return bench.shared(
+    folder = context.inputs["people"]
+    return context.shared(
         ("people", noise, seed, skip, number),
         lambda: recaptioned(PersonDataset.open(folder), noise, seed, people=number, skip=skip),
     )
 
 
 def _train(
-    encoder: DualEncoder, people: PersonDataset, method: Mapping[str, Any], cell: Cell, bench: Bench, params: Parameters
+    encoder: DualEncoder,
+    people: PersonDataset,
+    method: Mapping[str, Any],
+    cell: Cell,
+    context: CellContext,
+    params: Parameters,
 ) -> StageContext:
-    """Train in place and keep the encoder. `method`: how it differs from gadms_finetune.method."""
+    """Train in place and save the encoder. `method` holds changes to gadms_finetune.method."""
     settings = params.gadms_finetune
     changed = replace(settings.method, **{"warmup_steps": 0, **method})
     schedule = {name: cell.settings[name] for name in SCHEDULE}
-    context = bench.context(params.seed, changed.name)
+    training = context.training_context(params.seed, changed.name)
     train_arm(
         encoder,
         people,
         changed,
         replace(settings.training, **schedule, validate_every=None),
         params,
-        context,
-        bench.files / "encoder",
+        training,
+        context.files / "encoder",
     )
-    return context
+    return training
 
 
 def _search(encoder: DualEncoder, people: PersonDataset) -> dict[str, Any]:
-    """The test sentences, which are true, search the test pictures."""
+    """Evaluate retrieval of test pictures with test captions, which are true."""
     rows = list(people.rows(split="test", form="long"))
     gallery = {row["image_id"]: row["identity"] for row in rows}
     identities = [row["identity"] for row in rows]
@@ -126,8 +131,8 @@ def _search(encoder: DualEncoder, people: PersonDataset) -> dict[str, Any]:
     return {**results.metrics(), "first_rank": results.first_rank.tolist(), "identity": identities}
 
 
-def _watched(context: StageContext) -> dict[str, float]:
-    lines = [line["metrics"] for line in MetricLog(context.scratch.metrics_file).read()]
+def _watched(training: StageContext) -> dict[str, float]:
+    lines = [line["metrics"] for line in MetricLog(training.scratch.metrics_file).read()]
     later = lines[len(lines) // 2 :]
     found = {}
     for name in WATCHED:
@@ -138,7 +143,7 @@ def _watched(context: StageContext) -> dict[str, float]:
 
 
 def _colours(words: Mapping[str, Sequence[Any]]) -> tuple[list[float], list[bool]]:
-    """Scores of the words that name a colour, and which of them are wrong."""
+    """Return the scores of colour words, and which of them are wrong."""
     rows = [
         (score, wrong)
         for word, score, wrong in zip(words["word"], words["score"], words["wrong"], strict=True)

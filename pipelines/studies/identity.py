@@ -1,8 +1,8 @@
-"""What a cell's result depends on, in one number; and which revision of the code that was.
+"""Fingerprints of cells, and the code revision of a study's results.
 
-The same idea as a stage's fingerprint (`pipelines/identity/fingerprint.py`): the source files behind the measuring function,
-the settings, the sections of params.yaml that the cell reads, the contents of its inputs, the cells it needs, the lock of
-packages and the thread count. So a kept result is what this code would measure, whichever revision measured it.
+Like a stage's fingerprint (`pipelines/identity/fingerprint.py`), a cell's covers everything that its result depends on: the source
+files behind the measuring function, the settings, the sections of params.yaml that the cell reads, the contents of its inputs, the
+cells it needs, the package lock and the thread count. So a kept result equals what this code would measure, at any revision.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ ENGINE_VERSION = 1
 def fingerprints(
     cells: Sequence[Cell], code: str, params: Parameters, workspace: Workspace, threads: int
 ) -> dict[str, str]:
-    """key -> 64 hexadecimal digits. `cells` come after those that they need."""
+    """Return the fingerprint of each cell by key, 64 hexadecimal digits. `cells` come after those that they need."""
     root = fingerprint.ROOT
     shared = {
         "engine": ENGINE_VERSION,
@@ -38,7 +38,7 @@ def fingerprints(
         found[cell.key] = digest(
             {
                 **shared,
-                "work": cell.work,
+                "work": cell.function,
                 "settings": dict(cell.settings),
                 "parameters": params.only(cell.reads),
                 "inputs": {name: contents[path] for name, path in cell.inputs.items()},
@@ -49,15 +49,15 @@ def fingerprints(
 
 
 def input_digests(cells: Sequence[Cell], workspace: Workspace) -> dict[str, str]:
-    """path -> SHA-256 over everything at or below it, for every input of `cells`."""
+    """Return the SHA-256 over everything at or below each input path of `cells`."""
     paths = sorted({path for cell in cells for path in cell.inputs.values()})
     return {path: digest(tree_digests(workspace.path(path))) for path in paths}
 
 
 def provenance(code: str, plan: Path) -> Mapping[str, Any]:
-    """The revision, and whether files that the results come from (sources, lock, `plan`) differ from it. None without git.
+    """Return the revision, and whether sources, lock or `plan` differ from it. None without git.
 
-    Other files may differ: a README, or the results that the study itself writes.
+    Other files may differ, such as the results that the study itself writes.
     """
     revision = code_revision(closure.ROOT) or None
     files = [*sources_behind([code]), LOCK, *([str(plan)] if plan.is_relative_to(closure.ROOT) else [])]

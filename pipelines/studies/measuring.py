@@ -1,4 +1,4 @@
-"""One cell measured: everything that takes, in a form that can travel to another process."""
+"""Measuring one cell, in a form that can be sent to another process."""
 
 import importlib
 import shutil
@@ -10,13 +10,13 @@ from typing import Any
 
 from pipelines.errors import is_expected
 from pipelines.schema.running import Compute
-from pipelines.studies.cells import Bench, Cell, Result
+from pipelines.studies.cells import Cell, CellContext, Result
 from pipelines.studies.store import ResultStore
 
 
 @dataclass(frozen=True)
-class Job:
-    """A cell with what it may read. `code` is the module of the functions that cells name; `needs` are the folders of cells."""
+class CellTask:
+    """A cell with what it may read. `code` is the module of its function; `needs` are the folders of the cells it needs."""
 
     cell: Cell
     identity: str
@@ -30,35 +30,35 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell's result, or why there is none."""
+    """A cell's result, or the reason for having none."""
 
     result: Result | None
     reason: str | None = None
 
 
-def measure(job: Job, shelf: dict[Hashable, Any]) -> Outcome:
-    """Measure the cell and keep its result, unless it is there: a cell before it may have asked for the same.
+def measure(task: CellTask, cache: dict[Hashable, Any]) -> Outcome:
+    """Measure the cell and keep its result, unless it exists: an earlier cell may have measured the same.
 
-    A failure is an outcome and not an exception, whatever it is: it is reported, and the other cells are worth having.
+    Any exception is an outcome too: it is reported, and the other cells are still measured.
     """
     from pipelines.engine.ray_cluster import device_of
 
-    result = job.store.read(job.identity)
+    result = task.store.read(task.identity)
     if result is not None:
         return Outcome(result)
-    bench = Bench(
-        parameters=job.parameters,
-        inputs=job.inputs,
-        needs=job.needs,
-        folder=job.store.folder(job.identity),
-        device=device_of(job.compute),
-        shelf=shelf,
+    context = CellContext(
+        parameters=task.parameters,
+        inputs=task.inputs,
+        needs=task.needs,
+        folder=task.store.folder(task.identity),
+        device=device_of(task.compute),
+        cache=cache,
     )
-    shutil.rmtree(bench.files, ignore_errors=True)  # of a cell that was killed
+    shutil.rmtree(context.files, ignore_errors=True)  # left by a process that was killed
     try:
-        result = getattr(importlib.import_module(job.code), job.cell.work)(job.cell, bench)
-        job.store.write(job.cell, job.identity, result)
-    except Exception as error:  # whatever it is: it is reported, and the other cells are worth having
+        result = getattr(importlib.import_module(task.code), task.cell.function)(task.cell, context)
+        task.store.write(task.cell, task.identity, result)
+    except Exception as error:  # whatever it is, it is reported
         if not is_expected(error):
             traceback.print_exc()
         return Outcome(None, str(error) or type(error).__name__)

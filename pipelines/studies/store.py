@@ -1,7 +1,7 @@
-"""Results of cells in the scratch root: one JSON file each, named by its fingerprint, there whole or not at all.
+"""Results of cells in the scratch root: one JSON file each, named by its fingerprint and written atomically.
 
 <home>/studies/<name>/
-    lock                 held by the one process that measures
+    lock                 held by the process that measures
     <fingerprint>.json   the result, and the digests of the files kept with it; written last
     <fingerprint>/       files/ (kept), and checkpoints while it is being measured
 """
@@ -20,7 +20,7 @@ from pipelines.locks.file_lock import file_lock
 from pipelines.studies.cells import Cell, Result
 
 DIGITS = 16
-"""Of a fingerprint, in file names."""
+"""Digits of a fingerprint in file names."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class ResultStore:
     root: Path
 
     def folder(self, identity: str) -> Path:
-        """Scratch of one cell."""
+        """Return the scratch folder of a cell."""
         return self.root / identity[:DIGITS]
 
     def files(self, identity: str) -> Path:
-        """What the cell kept with its result."""
+        """Return the folder of files kept with a cell's result."""
         return self.folder(identity) / "files"
 
     def read(self, identity: str) -> Result | None:
-        """The result, if it is there and the files kept with it are as they were."""
+        """Return the result, if it exists and the files kept with it are unchanged."""
         try:
             record = json.loads(self._record(identity).read_text(encoding="utf-8"))
             whole = record["fingerprint"] == identity and record["files"] == tree_digests(self.files(identity))
@@ -60,7 +60,7 @@ class ResultStore:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the study. Raises InfrastructureError when another process does: it measures the very same cells."""
+        """Lock the study. Raises InfrastructureError when another process has locked it: it measures the same cells."""
         refusal = f"{self.root}: another process measures this study; run again when it has ended"
         with file_lock(self.root / "lock", refusal):
             yield

@@ -1,10 +1,10 @@
-"""The TACA study: does it help, how much and when, on the small base model, without guidance and with.
+"""The TACA study: does it help, how much and when, on the small base model, with and without guidance.
 
-Three questions, each over several seeds and always on the same prompts and noise as the base model, so that differences are
-paired. *Arms*: base, LoRA at gamma 1, TACA without training, both. *Map*: gamma by threshold, without training. *Variants*: what
-TACA is not (an additive bias, the opposite block of the attention) and other forms of its schedule, without training.
+Three parts, each over several seeds and on the same prompts and noise as the base model, so that differences are paired. *Arms*:
+base, LoRA at gamma 1, TACA without training, both. *Map*: gamma by threshold, without training. *Variants*: alternatives to TACA
+(an additive bias, the opposite block of the attention) and other forms of its schedule, without training.
 
-A seed is that of the LoRA's start, data order and noise, and of the noise that pictures begin with. The base model is one.
+A seed is that of the LoRA's initialisation, data order and noise, and of the pictures' initial noise. The base model is the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from components.evaluation.intervals import bootstrap_crossed
 from components.settings import Count, Fraction, Positive, to_json
@@ -23,38 +23,31 @@ from pipelines.graph import ADAPTERS, BASE, PEOPLE, TACA_ARMS
 from pipelines.params import Parameters
 from pipelines.schema.reading import checked
 from pipelines.schema.section import Section
-from pipelines.studies.cells import Cell, Result, Study
+from pipelines.studies.cells import Cell, Distinct, Result, Study
 
 REFERENCE, TEMPERATURE = "base", "taca"
 TRAINED = {"lora": "lora", "taca_lora": "taca"}
-"""arm -> the adapter it draws with."""
-HEATED = ("taca", "taca_lora")
-"""Arms that draw under the temperature schedule."""
+"""Arm -> its adapter."""
+SCHEDULED = ("taca", "taca_lora")
+"""Arms that generate with the temperature schedule."""
 Label = TypeVar("Label")
 
 
-def _distinct(values: list[Any]) -> list[Any]:
-    if len(set(values)) < len(values):
-        raise ValueError("a value is listed twice")
-    return values
-
-
-Listed = (Field(min_length=1), AfterValidator(_distinct))
-Seeds = Annotated[list[Count], *Listed]
-Guidances = Annotated[list[Annotated[float, Field(ge=1)]], *Listed]
-Gammas = Annotated[list[Annotated[float, Field(gt=0)]], *Listed]
-Thresholds = Annotated[list[Fraction], *Listed]
+Seeds = Annotated[list[Count], *Distinct]
+Guidances = Annotated[list[Annotated[float, Field(ge=1)]], *Distinct]
+Gammas = Annotated[list[Annotated[float, Field(gt=0)]], *Distinct]
+Thresholds = Annotated[list[Fraction], *Distinct]
 
 
 class Arms(Section):
-    """The four arms. Their base is what everything else is compared to."""
+    """The four arms; everything is compared to the base."""
 
     seeds: Seeds
     prompts: Positive
 
 
 class Map(Section):
-    """gamma by threshold. Gamma 1 is the base, and need not be listed."""
+    """Gamma by threshold. Gamma 1 is the base and need not be listed."""
 
     gammas: Gammas
     thresholds: Thresholds
@@ -63,7 +56,7 @@ class Map(Section):
 
 
 class Variants(Section):
-    """Schedules by name: how each differs from the section `taca` of params.yaml."""
+    """Schedules by name, each as changes to the section `taca` of params.yaml."""
 
     schedules: dict[str, dict[str, Any]]
     seeds: Seeds
@@ -82,17 +75,19 @@ class TacaPlan(Section):
     def _compared_to_the_base(self) -> Self:
         for name, part in (("map", self.map), ("variants", self.variants)):
             if not set(part.seeds) <= set(self.arms.seeds) or part.prompts > self.arms.prompts:
-                raise ValueError(f"{name}: seeds and prompts must be among those of arms, whose base it is compared to")
+                raise ValueError(
+                    f"{name}: seeds and prompts must be among those of arms, for the comparison to its base"
+                )
         return self
 
 
 def cells(plan: TacaPlan, params: Parameters) -> list[Cell]:
-    """Every cell of the study: adapters, then arms, map and variants."""
+    """Return every cell of the study: adapters, then arms, map and variants."""
     default = params.taca
     found = [_train(arm, seed) for seed in plan.arms.seeds for arm in ADAPTERS]
     for seed, guidance, arm in product(plan.arms.seeds, plan.guidance, TACA_ARMS):
         needs = (train_key(TRAINED[arm], seed),) if arm in TRAINED else ()
-        schedule = default if arm in HEATED else None
+        schedule = default if arm in SCHEDULED else None
         found.append(_draw(f"arms/{arm}", plan.arms.prompts, guidance, seed, schedule, needs))
     for part, schedules in (
         (plan.map, {map_line(*point): schedule for point, schedule in _map_schedules(plan, default).items()}),
@@ -115,7 +110,7 @@ def summarise(plan: TacaPlan, params: Parameters, results: Mapping[str, Result])
             {"gamma": gamma, "threshold": threshold, **row}
             for (gamma, threshold), row in compare.rows(plan.map, points).items()
         ]
-        # The default schedule itself, on the variants' seeds and prompts: what they are to be read against.
+        # The default schedule itself, on the variants' seeds and prompts: their reference.
         lines = {TEMPERATURE: f"arms/{TEMPERATURE}", **{each: f"variants/{each}" for each in plan.variants.schedules}}
         summary["variants"][name] = compare.rows(plan.variants, lines)
     return summary
@@ -123,22 +118,22 @@ def summarise(plan: TacaPlan, params: Parameters, results: Mapping[str, Result])
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Arms beside the base at one guidance: prompt by prompt, seed by seed."""
+    """Paired comparison to the base at one guidance scale, by prompt and seed."""
 
     results: Mapping[str, Result]
     guidance: float
     bootstrap: Mapping[str, int]
 
     def rows(self, part: Arms | Map | Variants, lines: Mapping[Label, str]) -> dict[Label, dict[str, Any]]:
-        """label -> `row` of its line, for those that have one."""
+        """Return the `row` of each line by label, for those that have one."""
         rows = {label: self.row(part, line) for label, line in lines.items()}
         return {label: row for label, row in rows.items() if row}
 
     def row(self, part: Arms | Map | Variants, line: str) -> dict[str, Any] | None:
-        """One line over the seeds that it and the base have, on the first `part.prompts` prompts. None without a seed.
+        """Return the summary of a line over the seeds that it and the base have, on the first `part.prompts` prompts; or None.
 
-        "sigma" is the threshold that the schedule had for this model (None for none), "active_steps" what that means for
-        its sampler. "alignment" and "difference" (to the base) are intervals in percent and percentage points, "by_seed" and
+        "sigma" is the threshold of the schedule for this model (None for none), "active_steps" its number of sampler steps.
+        "alignment" and "difference" (to the base) are intervals in percent and percentage points, "by_seed" and
         "difference_by_seed" their values for each of "seeds".
         """
         pairs = {
@@ -169,7 +164,7 @@ class _Comparison:
 
 
 def _shown(result: Result, prompts: Sequence[int]) -> NDArray[np.float64]:
-    """Percent of each prompt's attributes that its picture shows, (P,), NaN where it asks for none."""
+    """Return the percentage of each prompt's attributes that its picture shows, (P,), NaN for a prompt without attributes."""
     of = dict(zip(result["prompt_ids"], result["shown"], strict=True))
     return np.array([np.nan if of[prompt] is None else of[prompt] for prompt in prompts], dtype=np.float64)
 
@@ -221,7 +216,7 @@ def map_line(gamma: float, threshold: float) -> str:
 
 
 def draw_key(line: str, guidance: float, seed: int) -> str:
-    """The cell of one line (an arm, a point of the map, a variant) at one guidance and seed."""
+    """Return the key of a line's cell (an arm, a point of the map, a variant) at one guidance scale and seed."""
     return f"{line}/guidance-{guidance:g}/seed-{seed}"
 
 

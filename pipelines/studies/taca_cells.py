@@ -1,7 +1,7 @@
-"""How the cells of the TACA study are measured: a LoRA trained, or pictures drawn and judged by the probe.
+"""The measurements of the TACA study: train a LoRA, or generate pictures and score them with the probe.
 
-The same functions as the stages call, with the same streams of noise: at the seed of params.yaml, an arm's cell gives the
-numbers of the stages `taca_generate` and `taca_evaluate`.
+The stages' own functions, with the same streams of noise: at the seed of params.yaml, an arm's cell gives the results of the stages
+`taca_generate` and `taca_evaluate`.
 """
 
 import math
@@ -22,39 +22,39 @@ from components.taca.reference import DTYPES, load_base
 from components.taca.schedule import TemperatureSchedule
 from components.training.randomness import stream_seed
 from pipelines.stages import taca_train
-from pipelines.studies.cells import Bench, Cell
+from pipelines.studies.cells import Cell, CellContext
 
 SCHEDULE_FIELDS = tuple(field.name for field in fields(TacaConfig))
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What every drawing uses."""
+    """The models and data that every generation uses."""
 
     pipe: Any
     probe: AttributeProbe
     people: PersonDataset
 
 
-def train(cell: Cell, bench: Bench) -> dict[str, Any]:
-    """A LoRA, as the stage `taca_train` trains it, with another seed for its start, data order and noise."""
-    context = bench.context(cell.settings["seed"], cell.settings["arm"])
+def train(cell: Cell, context: CellContext) -> dict[str, Any]:
+    """Train a LoRA as the stage `taca_train` does, with the cell's seed."""
+    training = context.training_context(cell.settings["seed"], cell.settings["arm"])
     return taca_train.run(
-        bench.params(seed=cell.settings["seed"]), bench.inputs, {"adapter": bench.files / "adapter"}, context
+        context.params(seed=cell.settings["seed"]), context.inputs, {"adapter": context.files / "adapter"}, training
     )
 
 
-def draw(cell: Cell, bench: Bench) -> dict[str, Any]:
-    """Pictures for the first `prompts` evaluation prompts, and how much of each prompt the probe sees in them.
+def draw(cell: Cell, context: CellContext) -> dict[str, Any]:
+    """Generate pictures for the first `prompts` evaluation prompts and score their alignment with the probe.
 
-    "shown" is the percentage of a prompt's attributes that its picture shows (None where it asks for none), "prompt_ids"
-    which prompts those are; "alignment" is the mean.
+    "shown" is the percentage of each prompt's attributes that its picture shows (None for a prompt without attributes),
+    "prompt_ids" the prompts, "alignment" the mean.
     """
-    settings, params = cell.settings, bench.params()
-    loaded = bench.shared("loaded", lambda: _load(bench))
+    settings, params = cell.settings, context.params()
+    loaded = context.shared("loaded", lambda: _load(context))
     height, width, steps = params.pictures.height, params.pictures.width, params.taca_generate.steps
     schedule = _schedule(settings, loaded.pipe, height, width)
-    adapters = [folder / "adapter" for folder in bench.needs.values()]
+    adapters = [folder / "adapter" for folder in context.needs.values()]
     asked = prompts(loaded.people, "test", settings["prompts"])
     with apply_arm(loaded.pipe, Arm(adapter=adapters[0] if adapters else None, schedule=schedule)):
         pictures = generate(
@@ -76,15 +76,15 @@ def draw(cell: Cell, bench: Bench) -> dict[str, Any]:
     }
 
 
-def _load(bench: Bench) -> Loaded:
-    dtype = DTYPES[bench.params().taca_generate.base_dtype]
-    pipe = load_base(bench.inputs["base"], dtype=dtype).to(bench.device)
-    probe = AttributeProbe.load(bench.inputs["probe"])
-    return Loaded(pipe, probe, PersonDataset.open(bench.inputs["people"]))
+def _load(context: CellContext) -> Loaded:
+    dtype = DTYPES[context.params().taca_generate.base_dtype]
+    pipe = load_base(context.inputs["base"], dtype=dtype).to(context.device)
+    probe = AttributeProbe.load(context.inputs["probe"])
+    return Loaded(pipe, probe, PersonDataset.open(context.inputs["people"]))
 
 
 def _schedule(settings: Mapping[str, Any], pipe: Any, height: int, width: int) -> TemperatureSchedule | None:
-    """The schedule that the settings mean for this model; None when they hold none."""
+    """Return the schedule of the settings for this model; None without one."""
     chosen = {name: settings[name] for name in SCHEDULE_FIELDS if name in settings}
     return schedule_for_pictures(pipe, TacaConfig(**chosen), height=height, width=width) if chosen else None
 

@@ -22,7 +22,7 @@ from pipelines.schema.section import Section
 from pipelines.studies import identity
 from pipelines.studies.cells import Cell, Study
 from pipelines.studies.engine import list_cells, open_study, run_study, write_results
-from pipelines.studies.progress import Teller
+from pipelines.studies.progress import StudyProgress
 from pipelines.workspace import Workspace
 
 INPUTS = {"numbers": "data/numbers.txt"}
@@ -59,19 +59,19 @@ class Toy:
             raise error
         self.measured.append(cell.key)
 
-    def keep(self, cell: Cell, bench: Any) -> dict[str, Any]:
-        bench.files.mkdir(parents=True)
-        (bench.files / "kept.txt").write_text(str(cell.settings["number"]))
+    def keep(self, cell: Cell, context: Any) -> dict[str, Any]:
+        context.files.mkdir(parents=True)
+        (context.files / "kept.txt").write_text(str(cell.settings["number"]))
         self.begin(cell)
         return {"sum": cell.settings["number"], "parts": [1, 2, 3]}
 
-    def add(self, cell: Cell, bench: Any) -> dict[str, Any]:
+    def add(self, cell: Cell, context: Any) -> dict[str, Any]:
         self.begin(cell)
-        kept = int((bench.needs["base"] / "kept.txt").read_text())
-        given = int(bench.inputs["numbers"].read_text())
-        return {"sum": kept + given + cell.settings["number"] + bench.params().seed}
+        kept = int((context.needs["base"] / "kept.txt").read_text())
+        given = int(context.inputs["numbers"].read_text())
+        return {"sum": kept + given + cell.settings["number"] + context.params().seed}
 
-    def alone(self, cell: Cell, bench: Any) -> dict[str, Any]:
+    def alone(self, cell: Cell, context: Any) -> dict[str, Any]:
         self.begin(cell)
         return {"sum": cell.settings["number"]}
 
@@ -172,7 +172,7 @@ def test_cells_that_need_a_failed_one_are_not_tried(toy, workspace, capsys):
 
 
 def test_a_result_without_a_json_form_is_a_failure_and_not_a_file(toy, workspace):
-    sys.modules["toy_study_cells"].alone = lambda cell, bench: {"sum": float("nan")}
+    sys.modules["toy_study_cells"].alone = lambda cell, context: {"sum": float("nan")}
     with pytest.raises(StageFailedError):
         run(workspace)
     assert results(workspace)["done"] == 4
@@ -299,10 +299,10 @@ def test_on_a_terminal_there_is_a_bar_and_elsewhere_a_line_a_cell():
     told = {}
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=80, highlight=False)
-        with Teller(2, console) as teller:
+        with StudyProgress(2, console) as progress:
             for key in ("map/gamma-1", "map/gamma-2"):
-                teller.begin(key)
-                teller.done(key, {"alignment": 55.5, "many": [1, 2]})
+                progress.begin(key)
+                progress.done(key, {"alignment": 55.5, "many": [1, 2]})
         told[terminal] = console.file.getvalue()
     assert "[2/2] map/gamma-2: alignment 55.5 (" in told[False]
     assert "2/2" in told[True]

@@ -99,7 +99,7 @@ def test_every_arm_goes_on_from_the_start_of_its_seed_which_learned_from_other_p
         assert before.keys() == after.keys()
         change = max((before[name].float() - after[name].float()).abs().max().item() for name in before)
         assert 0 < change < 0.02  # two steps at 0.001
-    people = {cell.work: (cell.settings["skip"], cell.settings["people"]) for cell in opened.cells}
+    people = {cell.function: (cell.settings["skip"], cell.settings["people"]) for cell in opened.cells}
     assert people == {"start": (0, 4), "train": (4, 6), "score": (4, 6)}
 
 
@@ -188,11 +188,11 @@ def test_the_studys_own_plan_is_valid_and_what_it_promises():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"arms": {"random": {"name": "random"}}}, "baselines: contrastive is no arm: random"),
-        ({"arms": {**ARMS, "other": {"mtp_weight": 1}}}, "arms.other: has no name of a method"),
+        ({"arms": {"random": {"name": "random"}}}, "baselines: contrastive is not an arm: random"),
+        ({"arms": {**ARMS, "other": {"mtp_weight": 1}}}, "arms.other: has no method name"),
         (
             {"scores": {**PLAN["scores"], "encoders": ["best"]}},
-            "scores.encoders: best is no arm: contrastive, ",
+            "scores.encoders: best is not an arm: contrastive, ",
         ),
         ({"arms": {**ARMS, "odd": {"name": "gadmz"}}}, "studies/gadms.yaml: arms.odd: name = 'gadmz'"),
         ({"arms": {**ARMS, "odd": {"name": "gadms", "mtp": 1}}}, "studies/gadms.yaml: arms.odd: mtp: unknown key"),

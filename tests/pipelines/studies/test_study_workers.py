@@ -32,36 +32,36 @@ CELLS = textwrap.dedent(
     from pathlib import Path
 
 
-    def start(cell, bench):
-        bench.files.mkdir(parents=True)
-        (bench.files / "kept.txt").write_text("100")
+    def start(cell, context):
+        context.files.mkdir(parents=True)
+        (context.files / "kept.txt").write_text("100")
         return {"sum": 100}
 
 
-    def add(cell, bench):
+    def add(cell, context):
         import torch
 
-        traces = Path(bench.inputs["traces"])
+        traces = Path(context.inputs["traces"])
         (traces / f"{cell.settings['number']}.pid").write_text(str(os.getpid()))
         wanted = int((traces / "together").read_text())
         deadline = time.monotonic() + 60
         while len(list(traces.glob("*.pid"))) < wanted:  # of cells that are measured at the same time
             assert time.monotonic() < deadline, "waited in vain"
             time.sleep(0.02)
-        (kept,) = bench.needs.values()
-        shared = bench.shared("twice", lambda: 2)
+        (kept,) = context.needs.values()
+        shared = context.shared("twice", lambda: 2)
         total = int((kept / "kept.txt").read_text()) + shared * cell.settings["number"]
         return {"sum": total, "threads": torch.get_num_threads()}
 
 
-    def die(cell, bench):
-        if (Path(bench.inputs["traces"]) / "die").exists():
+    def die(cell, context):
+        if (Path(context.inputs["traces"]) / "die").exists():
             os.kill(os.getpid(), 9)
         return {"sum": 1}
 
 
-    def linger(cell, bench):
-        (Path(bench.inputs["traces"]) / "lingering").write_text(str(os.getpid()))
+    def linger(cell, context):
+        (Path(context.inputs["traces"]) / "lingering").write_text(str(os.getpid()))
         time.sleep(120)
         return {"sum": 1}
     '''
@@ -78,7 +78,7 @@ def cells(plan: Plan, params: Any) -> list[Cell]:
     found += [Cell(f"add/{n}", "add", {"number": n}, (), {}, needs=("start",)) for n in plan.numbers]
     found += [Cell("die", "die", {}, (), {}), Cell("after/die", "start", {"late": True}, (), {}, needs=("die",))]
     twins = [Cell(f"twin/{name}", "start", {"twin": True}, (), {}) for name in ("one", "other")]
-    return [Cell(c.key, c.work, c.settings, c.reads, traces, c.needs) for c in [*found, *twins]]
+    return [Cell(c.key, c.function, c.settings, c.reads, traces, c.needs) for c in [*found, *twins]]
 
 
 def summarise(plan: Plan, params: Any, results: Any) -> dict[str, Any]:
