@@ -460,7 +460,6 @@ import psutil
 
 from pipelines import presets
 from pipelines.__main__ import main
-from pipelines.engine.warm import WARM, WarmWorker
 from pipelines.engine.ray_cluster import set_ray_defaults, start_ray
 from pipelines.errors import InfrastructureError
 from pipelines.generating.plan import Prompt, plan
