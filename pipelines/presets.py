@@ -15,7 +15,7 @@ from pipelines import params
 
 
 def read(name: str, root: Path) -> dict[str, Any]:
-    """A preset's values. Raises ParameterError naming what there is."""
+    """Return a preset's values. Raises ParameterError that names the existing presets."""
     path = root / "presets" / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in (root / "presets").glob("*.yaml"))
@@ -24,14 +24,14 @@ def read(name: str, root: Path) -> dict[str, Any]:
 
 
 def flags(name: str, root: Path) -> list[str]:
-    """The preset as `-S key=value` flags for `dvc exp run`; one that params.yaml leaves to its default is added with a plus."""
+    """Return the preset as `-S key=value` flags for `dvc exp run`; a key that params.yaml does not state gets a plus."""
     document = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
     leaves = _leaves(read(name, root), document)
     return [f"-S {'' if _is_written(key, document) else '+'}{key}={value}" for key, value in leaves]
 
 
 def apply(name: str, root: Path) -> list[str]:
-    """Write the preset into params.yaml, comments kept; returns a line for each value that changed."""
+    """Write the preset into params.yaml and keep its comments; returns a line per changed value."""
     return edit(root / "params.yaml", read(name, root))
 
 
@@ -56,7 +56,7 @@ def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
     from ruamel.yaml.representer import RoundTripRepresenter
 
     class Representer(RoundTripRepresenter):
-        """Writes null as it was written, not as nothing, and a small number with the point without which it is read as text."""
+        """Writes null as `null`, and a small number with a point, without which YAML 1.1 reads it as text."""
 
     Representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
     Representer.add_representer(float, lambda self, x: self.represent_scalar("tag:yaml.org,2002:float", _decimal(x)))
@@ -78,7 +78,7 @@ def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
             _add(target, last, value)
         elif target[last] != value:
             changes.append(f"{key}: {target[last]} -> {value}")
-            target[last] = _written_alike(value, target[last])
+            target[last] = _in_same_style(value, target[last])
     text = io.StringIO()
     editor.dump(document, text)
     trial = path.with_name(f".{path.name}.trial")
@@ -91,8 +91,8 @@ def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
     return changes
 
 
-def _written_alike(value: Any, before: Any) -> Any:
-    """A list in brackets stays one."""
+def _in_same_style(value: Any, before: Any) -> Any:
+    """Keep a list in brackets that was in brackets."""
     from ruamel.yaml.comments import CommentedSeq
 
     if isinstance(value, list) and isinstance(before, CommentedSeq) and before.fa.flow_style():
@@ -102,12 +102,12 @@ def _written_alike(value: Any, before: Any) -> Any:
 
 
 def _add(section: Any, key: str, value: Any) -> None:
-    """A new key of a ruamel mapping, in front of its last one."""
+    """Insert a key of a ruamel mapping before its last one."""
     section.insert(max(0, len(section) - 1), key, value)
 
 
 def _leaves(values: Mapping[str, Any], document: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """`values` by dotted key. A mapping in place of a plain value (a threshold given as a rule) is itself a value."""
+    """Return `values` by dotted key. A mapping in place of a plain value (a threshold given as a rule) is itself a value."""
     leaves: list[tuple[str, Any]] = []
     for key, value in values.items():
         here = document.get(key, {})
@@ -119,7 +119,7 @@ def _leaves(values: Mapping[str, Any], document: Any, prefix: str = "") -> list[
 
 
 def _is_written(key: str, document: Any) -> bool:
-    """Whether the file states a value for a dotted key."""
+    """Return whether the file states a value for a dotted key."""
     for part in key.split("."):
         if not isinstance(document, Mapping) or part not in document:
             return False
@@ -128,5 +128,5 @@ def _is_written(key: str, document: Any) -> bool:
 
 
 def _decimal(number: float) -> str:
-    """As YAML 1.1 reads a number: 0.00001 is 1.0e-05, for 1e-05 is text to it."""
+    """Return a number as YAML 1.1 reads it: 0.00001 is 1.0e-05, because 1e-05 is text."""
     return yaml.safe_dump(number).split("\n")[0]

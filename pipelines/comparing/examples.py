@@ -9,7 +9,7 @@ from components.evaluation.grids import side_by_side
 from components.persons.shards import PersonDataset
 from pipelines.comparing.differences import common_stages
 from pipelines.comparing.runs import ComparedRun
-from pipelines.stages.parts.report_pictures import spread
+from pipelines.stages.parts.report_pictures import select_spread
 
 
 def picture_grid(runs: Sequence[ComparedRun], prompts: int) -> Any:
@@ -22,7 +22,7 @@ def picture_grid(runs: Sequence[ComparedRun], prompts: int) -> Any:
             continue
         sets = [PersonDataset.open(folder) for folder in folders if folder]
         drawn = [_evaluation_pictures(dataset) for dataset in sets]
-        common = spread([prompt for prompt in drawn[0] if all(prompt in each for each in drawn)], prompts)
+        common = select_spread([prompt for prompt in drawn[0] if all(prompt in each for each in drawn)], prompts)
         if not common:
             continue
         pictures = [

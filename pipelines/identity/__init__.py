@@ -1,1 +1,1 @@
-"""What a result depends on: source files, parameters, inputs, as one fingerprint. Nothing is run or written here."""
+"""The fingerprint of a result: source files, parameters and inputs. Nothing is run or written here."""

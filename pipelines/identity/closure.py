@@ -17,12 +17,12 @@ COUNTED = ("components", "pipelines.stages", "pipelines.streaming")
 
 
 def stage_sources(stage: Stage, root: Path = ROOT) -> list[str]:
-    """Paths of the source files behind `stage`, sorted, relative to the repository, POSIX."""
+    """Return the paths of the source files behind `stage`, sorted, relative to the repository, POSIX."""
     return sources_behind([f"pipelines.stages.{name}" for name in (stage.name, *stage.code)], root)
 
 
 def sources_behind(modules: Sequence[str], root: Path = ROOT, counted: Sequence[str] = COUNTED) -> list[str]:
-    """Paths of `modules` and of all that they import from `counted` packages; sorted, relative to the repository, POSIX."""
+    """Return the paths of `modules` and of all they import from `counted` packages; sorted, relative to the repository, POSIX."""
     todo = list(modules)
     seen: set[str] = set()
     files: set[Path] = set()
@@ -44,7 +44,7 @@ def _is_in(packages: Sequence[str], module: str) -> bool:
 
 
 def _file(module: str, root: Path) -> Path | None:
-    """The file of a module or package; None for a name inside a module (`from package import name`)."""
+    """Return the file of a module or package; None for a name inside a module (`from package import name`)."""
     path = root.joinpath(*module.split("."))
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.is_file():
@@ -54,7 +54,7 @@ def _file(module: str, root: Path) -> Path | None:
 
 @cache
 def _imports(file: Path) -> tuple[str, ...]:
-    """Every dotted name that `file` imports; `from a import b` gives both `a` and `a.b`, as `b` may be a module."""
+    """Return every dotted name that `file` imports; `from a import b` yields both `a` and `a.b`, because `b` may be a module."""
     names: list[str] = []
     for node in ast.walk(ast.parse(file.read_bytes(), filename=str(file))):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""What a result depends on, in one number.
+"""The fingerprint: a digest of everything that a result depends on.
 
 Two stage runs with the same fingerprint give the same outputs, so they share checkpoints and results. Counted: source files behind
 the stage, the parameters it reads, its inputs' contents, the lock of installed packages, the thread count (floating-point sums are
@@ -23,7 +23,7 @@ LOCK = "requirements.lock"
 
 
 def tree_digests(path: Path) -> dict[str, str]:
-    """SHA-256 of every file at or below `path`, by its path relative to it ("" for a plain file). A missing path gives {}."""
+    """Return the SHA-256 of every file at or below `path`, by relative path ("" for a plain file); {} for a missing path."""
     if path.is_file():
         return {"": _digest(path)}
     # Links to folders are followed: a published set in data/raw is often one.
@@ -32,7 +32,7 @@ def tree_digests(path: Path) -> dict[str, str]:
 
 
 def _digest(path: Path) -> str:
-    """As `file_digest`; a file that did not change since is read once in a process.
+    """Return `file_digest`; an unchanged file is read once per process.
 
     A file written in the last two seconds is read in any case: another write may fall on the same tick of its clock.
     """
@@ -48,12 +48,12 @@ def _settled_digest(path: str, size: int, modified: int, changed: int, inode: in
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value. Raises TypeError for anything that has no JSON form."""
+    """Return the SHA-256 of a JSON value. Raises TypeError for anything that has no JSON form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def fingerprint(run: StageRun, parameters: Mapping[str, Any], inputs: Mapping[str, Path], threads: int) -> str:
-    """Identifies the result of `run`: 64 hexadecimal digits. `parameters` holds the keys that the stage reads."""
+    """Return the fingerprint of the result of `run`, 64 hexadecimal digits. `parameters` holds the keys that the stage reads."""
     return digest(
         {
             "runner": RUNNER_VERSION,

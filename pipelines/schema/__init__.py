@@ -1,1 +1,1 @@
-"""The sections of `params.yaml`: every knob, its type, its range and its default meaning."""
+"""The sections of `params.yaml` that are the pipeline's own; the settings of components are in the components, stated once."""

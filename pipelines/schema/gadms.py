@@ -1,4 +1,4 @@
-"""Sections on finding people: the dual encoder, GA-DMS and what it is compared to, evaluation and search."""
+"""Sections on person retrieval: the dual encoder, its training by GA-DMS and other methods, evaluation and search."""
 
 from typing import Annotated, Any, Literal
 
@@ -27,9 +27,9 @@ class Retrieval(Section):
 
 
 class GadmsPretrain(Section):
-    """Pre-training: on generated people that were curated, on the people of `prepare`, or not at all (`none`).
+    """Pre-training: on curated generated people, on the people of `prepare`, or none.
 
-    `streaming` is for a corpus that fits in no memory: Ray Data reads it ahead with `readers` processes a worker, 0 in the worker.
+    `streaming` is for a corpus larger than memory: Ray Data reads it ahead in `readers` processes per worker, 0 in the worker.
     """
 
     corpus: Literal["curated", "people", "none"] = "curated"
@@ -47,7 +47,7 @@ class GadmsFinetune(Section):
 
 
 class GadmsEvaluate(Section):
-    """Retrieval on the test split, and scores of a few training captions whose wrong words are known."""
+    """Retrieval on the test split, and token scores of training captions whose wrong words are known."""
 
     resamples: Annotated[int, Field(ge=100)]
     scored_captions: Positive

@@ -1,4 +1,4 @@
-"""Sections on people: where they come from, and which generated ones are kept."""
+"""Sections on people: their source, and the curation of generated ones."""
 
 from dataclasses import KW_ONLY
 from typing import Annotated, Literal
@@ -19,7 +19,7 @@ class Pictures(Section):
 
 
 class Prepare(Section):
-    """Where the people come from. `drawn` makes them; the others are read from data/raw."""
+    """The source of the people: `drawn` draws them; the others are read from data/raw."""
 
     source: str
     identities: dict[Literal["train", "val", "test"], Positive]
@@ -47,7 +47,7 @@ class PersonDetector(PersonLimits):
 
 
 class Curate(Section):
-    """Which generated people are kept: those the rules allow, that are sharp, and of these the best matches of their captions.
+    """Curation of generated people: the rules, the sharpness, and of the rest the best matches of picture and captions.
 
     `aspect` is a range of width / height; null, and a `short_side` of 0, allow all. Without a detector nobody is looked for.
     """

@@ -13,12 +13,12 @@ Checked = TypeVar("Checked")
 
 
 def read(file: Path, schema: type[Checked], name: str) -> Checked:
-    """The file as `schema` has it; `name` is what a message calls it. Raises ParameterError with one line."""
+    """Read and validate a YAML file; `name` stands for it in messages. Raises ParameterError with one line."""
     return checked(read_yaml(file), schema, name)
 
 
 def read_yaml(file: Path) -> Any:
-    """What the file holds. Raises ParameterError when it cannot be read or is not YAML."""
+    """Read a YAML file. Raises ParameterError when it cannot be read or is not YAML."""
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -28,7 +28,7 @@ def read_yaml(file: Path) -> Any:
 
 
 def checked(value: object, schema: type[Checked], where: str) -> Checked:
-    """`value` as the schema has it. Raises ParameterError for the first mistake: `where: key = value: what is allowed`."""
+    """Validate `value` against `schema`. Raises ParameterError for the first mistake: `where: key = value: what is allowed`."""
     try:
         return TypeAdapter(schema).validate_python(value)
     except ValidationError as error:

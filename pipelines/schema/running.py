@@ -1,4 +1,4 @@
-"""Sections on where it runs and what it shows."""
+"""Sections on the machine, the report and the parity check."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -10,14 +10,14 @@ from pipelines.schema.section import Section
 
 
 class TrainParity(Section):
-    """The same training by two Ray Train workers and by one process, for a few steps."""
+    """The same few training steps by Ray Train workers and by one process."""
 
     steps: Positive
     workers: Annotated[int, Field(ge=2)]
 
 
 class Report(Section):
-    """How much the report shows."""
+    """The number of examples in the report."""
 
     people: Positive
     queries: Positive
@@ -25,7 +25,7 @@ class Report(Section):
 
 
 class Compute(Section):
-    """Where and on what it runs. Results do not depend on it, but for `threads` (the order of floating-point sums)."""
+    """The machine. Results do not depend on it, except on `threads` (the order of floating-point sums)."""
 
     workers: Count = 0
     threads: Positive = 2

@@ -1,4 +1,4 @@
-"""The base of every section of a YAML file of ours."""
+"""The base class of sections of YAML files."""
 
 from pydantic import BaseModel
 
@@ -6,6 +6,6 @@ from components.settings import STRICT
 
 
 class Section(BaseModel):
-    """A section: frozen, its values of the stated types, an unknown key an error."""
+    """A frozen section with strict types, in which an unknown key is an error."""
 
     model_config = {**STRICT, "frozen": True}

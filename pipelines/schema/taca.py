@@ -1,4 +1,4 @@
-"""Sections on drawing people: the model, TACA, its LoRA, and what judges them."""
+"""Sections on generating people: the base model, TACA's LoRA, sampling, and evaluation."""
 
 from typing import Annotated, Literal
 
@@ -28,14 +28,14 @@ class BaseModelSection(Section):
     training: TrainingConfig
 
     def pinned_revision(self) -> str:
-        """The commit of a published model. Raises ParameterError until it is filled in: a branch can move."""
+        """Return the commit of a published model. Raises ParameterError without one: a branch can move."""
         if self.revision is None:
             raise ParameterError(f"base_model.revision is null: set it to the full commit of {self.source}")
         return self.revision
 
 
 class TacaCache(Section):
-    """How many training captions the LoRA sees, with their pictures, encoded once."""
+    """The training captions and pictures of the LoRA, encoded once."""
 
     captions: Positive
     batch: Positive
@@ -43,7 +43,7 @@ class TacaCache(Section):
 
 
 class TacaTrain(Section):
-    """The LoRA that repairs what the temperature shifts. The base is frozen; the LoRA itself is float32 always."""
+    """Training of the LoRA that repairs what the temperature shifts. The base is frozen; the LoRA itself is always float32."""
 
     rank: Positive
     caption_dropout: Fraction
@@ -73,6 +73,6 @@ class TacaEvaluate(Section):
 
 
 class TacaAttention(Section):
-    """How many of the evaluation prompts the attention mass on text is measured on."""
+    """The number of evaluation prompts on which the attention mass on text is measured."""
 
     prompts: Positive

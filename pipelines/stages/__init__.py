@@ -1,1 +1,1 @@
-"""One file a stage, each a function `run(params, inputs, outputs, context) -> metrics`."""
+"""One file per stage, each a function `run(params, inputs, outputs, context) -> metrics`; nothing else but `parts`."""

@@ -1,4 +1,4 @@
-"""Give the rest a text-to-image model to adapt: train a small FLUX pipeline, or pin a published one."""
+"""Provide the text-to-image model that is adapted: train a small FLUX pipeline, or pin a published one."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -50,7 +50,7 @@ def run(
     task = TextToImageTask(pipe, caption_dropout=settings.caption_dropout, shift=config.shift, **ranks)
     fit(task, pairs, settings.training, context.phase("flow"), prefix="flow")
 
-    if context.rank == 0:  # transformers writes nothing on another rank, and half a pipeline is none
+    if context.rank == 0:  # transformers writes nothing on another rank: the folder would be incomplete
         pipe.save_pretrained(outputs["base_weights"], safe_serialization=True)
         write_reference(outputs["base_weights"], outputs["base"])
     parameters = sum(parameter.numel() for parameter in pipe.transformer.parameters())

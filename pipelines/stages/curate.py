@@ -1,4 +1,4 @@
-"""Keep the generated people that are fit to learn from: as the rules want them, sharp enough, and matching their captions.
+"""Select generated people for training: those that the rules allow, that are sharp enough, and that match their captions.
 
 The match is scored by a small dual encoder trained here, contrastively, on the train split alone. Why each picture was kept or
 dropped is in `curated/decisions.parquet`.
@@ -23,7 +23,7 @@ from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.training.loop import fit
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
-from pipelines.stages.parts.retrieval import caption_batches, match_scores, new_encoder
+from pipelines.stages.parts.retrieval_training import caption_batches, match_scores, new_encoder
 
 
 def run(
@@ -85,6 +85,6 @@ def run(
 
 
 def _blocks(dataset: PersonDataset, image_ids: Sequence[int], size: tuple[int, int]) -> Iterator[torch.Tensor]:
-    """Pictures uint8 (n, 3, *size), as many at a time as one looks at together."""
+    """Yield the pictures uint8 (n, 3, *size), up to 512 at a time."""
     for start in range(0, len(image_ids), 512):
         yield dataset.pixels(image_ids[start : start + 512], *size)

@@ -1,4 +1,4 @@
-"""Text-to-person retrieval on the test split, and how well the score finds wrong words in training captions."""
+"""Evaluate text-to-person retrieval on the test split, and how well token scores find wrong words in training captions."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,10 +27,10 @@ SCORES = {
     "path": ScoringConfig("path"),
     "leave-one-out": ScoringConfig("leave-one-out"),
 }
-"""The token scores whose words are kept for the report; the first is the paper's, and gives `noise_auc`; the second keeps
-the sign that the paper's ReLU drops."""
+"""The token scores that the report shows; the first is the paper's and the metric `noise_auc`; the second keeps the sign
+that the paper's ReLU drops."""
 NOISE_LEVELS = (0.0, 0.2, 0.4)
-"""Rates of wrong facts at which the test pictures are described again and searched for."""
+"""Rates of wrong facts in the new captions by which the test pictures are searched."""
 
 
 def run(
@@ -101,7 +101,7 @@ def run(
 def scored_words(
     encoder: DualEncoder, rows: Sequence[Mapping[str, Any]], people: PersonDataset
 ) -> tuple[dict[str, list[Any]], dict[str, float]]:
-    """Every word of captions with a column for each of SCORES, and the AUC of each."""
+    """Return every word of the captions with a column for each of SCORES, and the AUC of each."""
     columns: dict[str, list[Any]] = {}
     aucs: dict[str, float] = {}
     for name, config in SCORES.items():
@@ -112,6 +112,6 @@ def scored_words(
 
 
 def chance(query_ids: torch.Tensor, gallery_ids: torch.Tensor) -> dict[str, float]:
-    """R@1 of a random ranking, in percent: the mean fraction of the gallery that is right."""
+    """Return R@1 of a random ranking, in percent: the mean fraction of the gallery that is correct."""
     right = (query_ids[:, None] == gallery_ids[None, :]).double().mean(1)
     return {"R@1": 100 * right.mean().item()}

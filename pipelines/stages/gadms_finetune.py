@@ -1,4 +1,4 @@
-"""Fine-tune the pre-trained dual encoder on real people, by the same arm's method."""
+"""Fine-tune the pre-trained dual encoder on real people by the arm's method."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from components.gadms.model import DualEncoder
 from components.persons.shards import PersonDataset
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
-from pipelines.stages.parts.retrieval import train_arm
+from pipelines.stages.parts.retrieval_training import train_arm
 
 
 def run(

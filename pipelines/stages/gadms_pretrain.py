@@ -1,4 +1,4 @@
-"""Pre-train the dual encoder: contrastive warm-up, then this arm's method, on generated people unless told otherwise."""
+"""Pre-train the dual encoder: contrastive warm-up, then the arm's method, by default on generated people."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +8,8 @@ from components.persons.shards import PersonDataset
 from components.persons.streaming.corpus import open_corpus
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
-from pipelines.stages.parts.retrieval import new_encoder, train_arm
-from pipelines.stages.parts.streamed import train_streamed
+from pipelines.stages.parts.retrieval_training import new_encoder, train_arm
+from pipelines.stages.parts.streamed_training import train_streamed
 
 
 def run(

@@ -1,4 +1,4 @@
-"""Embed a gallery with the retrieval model, so that sentences can search it."""
+"""Embed a gallery with the retrieval model for text search."""
 
 from collections.abc import Mapping
 from pathlib import Path

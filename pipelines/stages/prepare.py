@@ -1,4 +1,4 @@
-"""Bring a source of people (drawn here, or a published set in data/raw) into the internal form, checked."""
+"""Convert a source of people (drawn here, or a published set in data/raw) to the internal form, and validate it."""
 
 import json
 import tempfile

@@ -1,4 +1,4 @@
-"""Train the attribute classifier that judges generated people, on real pictures only, and judge it on held-out ones."""
+"""Train the attribute classifier that judges generated people, on real pictures only, and evaluate it on held-out ones."""
 
 import json
 from collections.abc import Mapping

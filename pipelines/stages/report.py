@@ -1,4 +1,4 @@
-"""Collect every metric, curve and result into one report, with the pictures that it shows.
+"""Collect every metric, curve and result in one report, and the pictures that it shows.
 
 `reports/report.json` is a result like any other: it holds no clock, address, revision or duration. `python -m pipelines report`
 makes the page from it, and adds what the tracking server knows.
@@ -61,7 +61,7 @@ def run(
 
 
 def alignment_section(metrics: Mapping[str, Any], tables: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """source -> arms with their means, attributes and paired differences to the base arm."""
+    """Return, by source, each arm's means, attributes and paired difference to the base arm."""
     section = {}
     for source in sorted(set(tables[BASELINE]["source"])):
         differences = alignment_differences(tables, BASELINE, source, seed)
@@ -76,7 +76,7 @@ def alignment_section(metrics: Mapping[str, Any], tables: Mapping[str, Any], see
 
 
 def parity(path: Path) -> dict[str, Any]:
-    """Two loss curves of the same training, and how far apart they get."""
+    """Return the two loss curves of the same training, and their largest relative difference."""
     curves = read_csv(path)
     step = curves.pop("step")
     local = curves.pop("local")
@@ -92,12 +92,12 @@ def parity(path: Path) -> dict[str, Any]:
 
 
 def columns(path: Path) -> dict[str, list[Any]]:
-    """A Parquet file as lists by column."""
+    """Read a Parquet file as lists by column."""
     return pq.read_table(path).to_pydict()
 
 
 def read_csv(path: Path) -> dict[str, list[Any]]:
-    """A table of numbers as lists by column; an empty cell is None, a column "step" holds whole numbers."""
+    """Read a table of numbers as lists by column; an empty cell is None, a column "step" holds integers."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {
@@ -107,7 +107,7 @@ def read_csv(path: Path) -> dict[str, list[Any]]:
 
 
 def to_text(report: Any) -> str:
-    """JSON with sorted keys and floats of 6 significant digits; what is not finite becomes null."""
+    """Return JSON with sorted keys and floats of 6 significant digits; a float that is not finite becomes null."""
     return json.dumps(_rounded(report), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 

@@ -1,6 +1,6 @@
-"""How much of the image's attention goes to the text, per layer and sampler step: the base model, and the same under TACA.
+"""Measure how much of the image's attention goes to the text, per layer and sampler step, with and without TACA.
 
-No training is involved. The prompts are some of the evaluation prompts, from the noise that `taca_generate` draws them from.
+The base model is not trained. The prompts are some of the evaluation prompts, with the noise of `taca_generate`.
 """
 
 from collections.abc import Mapping
@@ -67,7 +67,7 @@ def run(
 
 
 def compare(base: TextMass, taca: TextMass, where: Tensor, seed: int) -> dict[str, Any]:
-    """Text mass in percent over the calls and layers `where` (K, L) TACA is on, and its paired difference, by prompt."""
+    """Return both text masses in percent, over the calls and layers in `where` (K, L), and their paired difference over prompts."""
     if not where.any():
         return {}
     off, on = (100 * measured.mass[:, where].double().mean(1) for measured in (base, taca))  # (N,)
@@ -76,7 +76,7 @@ def compare(base: TextMass, taca: TextMass, where: Tensor, seed: int) -> dict[st
 
 
 def only(active: Tensor, layer: int) -> Tensor:
-    """`active` (K, L) in one layer, and nowhere else."""
+    """Return `active` (K, L) restricted to one layer."""
     kept = active.clone()
     kept[:, :layer] = kept[:, layer + 1 :] = False
     return kept

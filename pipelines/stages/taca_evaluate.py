@@ -1,4 +1,4 @@
-"""Do generated people show what their prompts asked for? Attribute by attribute, by the probe, with intervals."""
+"""Evaluate whether generated people show the attributes of their prompts, by the probe, with intervals."""
 
 import json
 from collections.abc import Mapping

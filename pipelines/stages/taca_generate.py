@@ -1,4 +1,4 @@
-"""Draw people for prompts: evaluation prompts (test split) and a corpus (train split) for retrieval to learn from.
+"""Draw people for prompts: evaluation prompts (test split), and a corpus (train split) for retrieval pre-training.
 
 Every arm has the same prompts and the same noise. The result is a dataset folder: split "val" holds the evaluation pictures,
 their `source` naming the guidance; split "train" the corpus, each picture with the long captions of the one whose prompt it has.
@@ -22,7 +22,7 @@ from pipelines.params import Parameters
 
 CORPUS_ARM = "taca_lora"
 SHOWN, SHOWN_IN_A_ROW = 40, 10
-"""Pictures of each set on the sheet that the tracking server shows."""
+"""Pictures per set, and per row, on the contact sheet in MLflow."""
 
 
 def run(
@@ -68,8 +68,8 @@ def run(
 def _drawn(
     pipe: Any, asked: list[DatasetPrompt], guidance: float, source: str, params: Parameters, context: StageContext
 ) -> Iterator[tuple[list[DatasetPrompt], torch.Tensor]]:
-    """Prompts and their pictures, batch by batch. Each batch is kept on its own, so that what a kill left is not drawn again and
-    a corpus of any size is written once and never held whole."""
+    """Yield prompts with their pictures, batch by batch. Each batch is a checkpoint of its own, so that a resumed run draws only
+    what is missing, and a corpus of any size is written once and never held in memory."""
     settings = params.taca_generate
     for start in range(0, len(asked), settings.batch):
         part = asked[start : start + settings.batch]

@@ -1,6 +1,6 @@
-"""The same training, by one process and by Ray Train workers: two loss curves that should lie on each other.
+"""Train the same steps in one process and with Ray Train workers, and compare the loss curves.
 
-The only stage that always starts Ray processes. It shows that local mode and a cluster's workers compute the same.
+The only stage that always starts Ray processes. It shows that local mode and workers compute the same.
 """
 
 import csv
@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
 from pipelines.stages import gadms_pretrain, taca_train
-from pipelines.stages.parts.parity import losses_of
+from pipelines.stages.parts.parity import train_losses
 
 TRAININGS: dict[str, tuple[Callable[..., Any], str, str]] = {
     "taca": (taca_train.run, "taca", "taca_train"),
@@ -32,7 +32,7 @@ def run(
         changes["method"] = replace(own.method, warmup_steps=settings.steps // 2)
     shortened = params.model_copy(update={section: own.model_copy(update=changes)})
     local, distributed = (
-        losses_of(function, arm, shortened, inputs, context, workers) for workers in (0, settings.workers)
+        train_losses(function, arm, shortened, inputs, context, workers) for workers in (0, settings.workers)
     )
     with open(outputs["parity"], "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

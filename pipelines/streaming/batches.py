@@ -1,4 +1,4 @@
-"""What a retrieval stage takes in place of its lists of captions when it streams."""
+"""Batches of a streamed corpus for retrieval training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ def streamed_batches(
     window: int = WINDOW_BLOCKS,
     augmentation: AugmentationConfig | None = None,
 ) -> Iterator[StreamedBatches]:
-    """This rank's batches of a corpus; readers end with the block.
+    """Yield this rank's batches of a corpus; the readers end with the block.
 
     `readers` Ray processes read ahead for each rank; 0 reads in this one. The batches are the same.
     """

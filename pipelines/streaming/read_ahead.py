@@ -22,11 +22,11 @@ from pipelines.engine.ray_cluster import set_ray_defaults, start_ray
 from pipelines.schema.running import Compute
 
 AHEAD = 4
-"""Steps that a reader may have finished before they are asked for; and the unit of what Ray's object store is to hold."""
+"""Steps that a reader may read ahead; Ray's object store must hold as many per reader."""
 
 
 class ReadAhead:
-    """`read(step)` as of `reader`, by `readers` processes of Ray; with none, in this process when asked.
+    """Reads the steps of `reader` ahead in `readers` Ray processes; with none, in this process when called.
 
     Steps are cheap in order, up to `steps`; one out of order starts the pipeline anew there. A reader asks Ray for no CPU of its
     own: it is part of its rank's share of the machine, and a rank that waits for a reader that waits for a CPU would wait for ever.
@@ -39,7 +39,7 @@ class ReadAhead:
         self._started = False
 
     def read(self, step: int) -> Arrays:
-        """The arrays of `step`, read-only. Raises what reading raises (DataError), and IndexError from `steps` on."""
+        """Return the read-only arrays of `step`. Raises DataError as `reader` does, and IndexError from `steps` on."""
         if not 0 <= step < self._steps:
             raise IndexError(f"step {step} of {self._steps}")
         if self._readers == 0:
@@ -58,7 +58,7 @@ class ReadAhead:
         return {name: rows[0] for name, rows in batch.items()}
 
     def close(self) -> None:
-        """End the readers, and Ray if it was started here."""
+        """Stop the readers, and Ray if it was started here."""
         self._batches = None  # the generator's end stops the pipeline
         if self._started:
             import ray
@@ -107,7 +107,7 @@ class ReadAhead:
 
 
 class _Reading:
-    """In a reader process: a step number to that step's arrays, as one row."""
+    """Maps a step number to the arrays of the step, as one row, in a reader process."""
 
     def __init__(self, reader: SampleReader, first: int) -> None:
         self._reader, self._first = reader, first
@@ -118,6 +118,6 @@ class _Reading:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The reader's own DataError, of which Ray keeps the text in a wrapping of its own; else `error`."""
+    """Return the reader's own DataError, whose text Ray wraps in another error; else `error`."""
     found = re.findall(r"components\.errors\.DataError: (.+)", str(error))
     return DataError(found[-1]) if found else error

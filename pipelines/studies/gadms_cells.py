@@ -21,7 +21,7 @@ from components.training.randomness import stream_seed
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
 from pipelines.scratch.metric_log import MetricLog
-from pipelines.stages.parts.retrieval import new_encoder, train_arm
+from pipelines.stages.parts.retrieval_training import new_encoder, train_arm
 from pipelines.studies.cells import Cell, CellContext
 
 DATA = ("noise", "seed", "skip", "people")

@@ -1,1 +1,1 @@
-"""What several stages share, and parts of long ones. Counted in the fingerprint like the stages themselves."""
+"""Code that several stages share, and parts of long ones. It counts in the fingerprint; code that no stage calls is elsewhere."""

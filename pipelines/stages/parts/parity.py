@@ -1,4 +1,4 @@
-"""The losses of a training stage, run by a given number of workers in a scratch folder of its own."""
+"""Runs a training stage with a given number of workers in a temporary scratch folder, for its losses."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from pipelines.scratch.folder import Scratch
 from pipelines.scratch.metric_log import MetricLog
 
 
-def losses_of(
+def train_losses(
     function: Callable[..., Any],
     arm: str,
     params: Parameters,
@@ -23,7 +23,7 @@ def losses_of(
     context: StageContext,
     workers: int,
 ) -> dict[int, float]:
-    """The reported training loss by step. `workers` 0 trains in this process; each worker has one thread."""
+    """Run a training stage and return its reported loss by step. `workers` 0 trains in this process; each worker has one thread."""
     device = common_device(context, params.train_parity.workers)
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         scratch = Scratch(Path(folder) / "scratch")
@@ -52,7 +52,7 @@ def losses_of(
 
 
 def common_device(context: StageContext, workers: int) -> torch.device:
-    """The stage's; the CPU where this process does not see a GPU for each worker, as both curves need one kind of device."""
+    """Return the stage's device, or the CPU where not every worker has a GPU, because both curves need the same kind of device."""
     if context.device.type == "cuda" and torch.cuda.device_count() < workers:
         return torch.device("cpu")
     return context.device

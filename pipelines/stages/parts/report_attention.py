@@ -1,4 +1,4 @@
-"""The attention mass on text as the report shows it: for each layer a curve over sampler steps, with TACA and without."""
+"""The report's section on the attention mass on text: a curve over sampler steps per layer, with and without TACA."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ SETTING = ("prompts", "steps", "active_steps", "text_tokens", "image_tokens", "u
 
 
 def attention_section(metrics: Mapping[str, Any], table: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """metrics: of the stage `taca_attention`; table: its rows of arm, prompt_id, step, sigma, layer, active and mass.
+    """Return the section. metrics: of `taca_attention`; table: its rows of arm, prompt_id, step, sigma, layer, active and mass.
 
     Each layer has, in the order of the forward pass, its `mass` in percent by arm and step (mean over prompts), whether TACA is
     `active` in it at each step, and the `change` over those steps: {} where there are none.

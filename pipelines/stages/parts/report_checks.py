@@ -1,4 +1,4 @@
-"""What the pipeline set out to show, each with its value, its target, and whether it was met. Whatever they say."""
+"""The report's targets, each with its value and whether it is met. Reported whether or not they are met."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ GARMENTS = ("upper_colour", "lower_colour")
 
 
 def checks(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Targets against the metrics of all stages, by address. `met` is None where this run cannot tell."""
+    """Compare the metrics of all stages, by address, with the targets. `met` is None where this run does not measure it."""
     found = []
     for guidance, scores in sorted(metrics["taca_evaluate@base"].items()):
         where = f"base, {guidance.replace('_', ' ')}"

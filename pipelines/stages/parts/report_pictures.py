@@ -1,4 +1,4 @@
-"""The pictures of the report: generated people beside their prompts, galleries found for sentences, what curation kept."""
+"""The report's pictures: generated people with their prompts, matches of queries, examples of curation decisions."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,17 +16,17 @@ from components.search.query import TextSearch
 from pipelines.graph import TACA_ARMS
 
 GALLERY = 8
-"""Pictures shown for a query."""
+"""Pictures per query."""
 EXAMPLES = 8
-"""Pictures shown for a reason of curation."""
+"""Pictures per reason of curation."""
 SEEN = 192
-"""Pixels of height that a picture on a contact_sheet should have."""
+"""Height in pixels that a picture on a contact sheet is enlarged to, at least half."""
 GOLDEN = 0.6180339887498949
 Item = TypeVar("Item")
 
 
 class Album:
-    """Writes pictures below `folder`, all of one size, and large plates of them below `shown` too (for the tracking server)."""
+    """Writes pictures of one size below `folder`, and contact sheets of them below `shown` too (for MLflow)."""
 
     def __init__(self, folder: Path, shown: Path, height: int, width: int) -> None:
         self.folder, self.shown = folder, shown
@@ -42,7 +42,7 @@ class Album:
         return f"{name}.png"
 
     def add_plate(self, name: str, rows: Sequence[Sequence[Tensor]]) -> None:
-        """Write rows of pictures as one sheet, small ones enlarged to be seen."""
+        """Write rows of pictures as one contact sheet, small ones enlarged."""
         if any(rows):
             factor = max(1, SEEN // self.size[0])
             rows = [[p.repeat_interleave(factor, 1).repeat_interleave(factor, 2) for p in row] for row in rows]
@@ -57,15 +57,15 @@ def people(
     tables: Mapping[str, Mapping[str, list[Any]]],
     number: int,
 ) -> list[dict[str, Any]]:
-    """`number` prompts with the real picture they tell of and what each arm drew, attributes marked right or wrong.
+    """Return `number` prompts with the real picture they describe and each arm's picture, attributes marked right or wrong.
 
     Shown at the first guidance, where the arms differ by themselves. tables: the arms' alignment, with the columns source and
-    prompt_id and one an attribute.
+    prompt_id and one per attribute.
     """
     drawn = {arm: PersonDataset.open(inputs[f"generated/{arm}"]) for arm in TACA_ARMS}
     rows = {arm: drawn[arm].rows(split="val") for arm in TACA_ARMS}
     source = rows[TACA_ARMS[0]][0]["source"]
-    prompts = spread([row for row in rows[TACA_ARMS[0]] if row["source"] == source], number)
+    prompts = select_spread([row for row in rows[TACA_ARMS[0]] if row["source"] == source], number)
     pictures = {
         arm: {row["identity"]: row["image_id"] for row in rows[arm] if row["source"] == source} for arm in TACA_ARMS
     }
@@ -96,10 +96,10 @@ def people(
 
 
 def queries(album: Album, real: PersonDataset, model: Path, index: Path, number: int) -> list[dict[str, Any]]:
-    """`number` captions, spread over the indexed pictures, and the gallery pictures found for each, the right ones marked."""
+    """Return `number` captions, spread over the indexed pictures, with the matches of each, correct ones marked."""
     search = TextSearch.open(model, index)
     indexed = set(search.index.image_ids.tolist())
-    asked = spread([row for row in real.rows(form="long") if row["image_id"] in indexed], number)
+    asked = select_spread([row for row in real.rows(form="long") if row["image_id"] in indexed], number)
     found = search.many([row["caption"] for row in asked], GALLERY)
     section, sheet = [], []
     for place, (row, matches) in enumerate(zip(asked, found, strict=True)):
@@ -129,7 +129,7 @@ def queries(album: Album, real: PersonDataset, model: Path, index: Path, number:
 
 
 def curation_examples(album: Album, curated: Path, generated: Path) -> dict[str, list[dict[str, Any]]]:
-    """reason -> examples, spread from the best match of picture and captions to the worst."""
+    """Return examples by reason, spread from the best match of picture and captions to the worst."""
     decisions = pq.read_table(curated / "decisions.parquet").to_pylist()
     drawn = PersonDataset.open(generated)
     captions = {row["image_id"]: row["caption"] for row in drawn.rows(split="train", form=prompt_form(drawn))}
@@ -138,7 +138,7 @@ def curation_examples(album: Album, curated: Path, generated: Path) -> dict[str,
         mine = sorted(
             (row for row in decisions if row["reason"] == reason), key=lambda row: (-row["match"], row["image_id"])
         )
-        chosen = spread(mine, EXAMPLES)
+        chosen = select_spread(mine, EXAMPLES)
         name = reason.replace(" ", "-")
         pictures = album.pixels(drawn, [row["image_id"] for row in chosen])
         section[reason] = [
@@ -152,8 +152,8 @@ def curation_examples(album: Album, curated: Path, generated: Path) -> dict[str,
     return section
 
 
-def spread(items: Sequence[Item], number: int) -> list[Item]:
-    """`number` of `items`, one from each equal part, at a place that shifts from part to part; all when there are no more.
+def select_spread(items: Sequence[Item], number: int) -> list[Item]:
+    """Select `number` of `items`, one from each equal part, at an offset that shifts from part to part; all if there are fewer.
 
     The shift (the golden ratio, a low-discrepancy sequence) keeps an even stride from picking the same view of every person.
     """
@@ -163,7 +163,7 @@ def spread(items: Sequence[Item], number: int) -> list[Item]:
 
 
 def _marks(table: Mapping[str, list[Any]], source: str, prompt: int) -> dict[str, list[str]]:
-    """Which of a prompt's attributes the picture shows, and which not."""
+    """Return which of a prompt's attributes the picture shows, and which not."""
     (row,) = (
         i for i, key in enumerate(zip(table["source"], table["prompt_id"], strict=True)) if key == (source, prompt)
     )

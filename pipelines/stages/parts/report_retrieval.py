@@ -1,4 +1,4 @@
-"""Retrieval as the report shows it: whom it finds, what it takes for something else, and which words it believes."""
+"""The report's sections on retrieval: metrics by arm, results by attribute, and scored words of captions."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,17 +10,17 @@ from components.evaluation.breakdown import by_attribute, mistaken_attributes
 from components.evaluation.comparison import retrieval_differences
 from components.evaluation.retrieval import RetrievalResult
 from components.persons.shards import PersonDataset
-from pipelines.stages.parts.report_pictures import Album, spread
+from pipelines.stages.parts.report_pictures import Album, select_spread
 
 MASKING_BASELINE = "random"
 WORD_COLUMNS = ("caption_id", "position", "word", "wrong")
-"""Of a table of scored words; the others are scores."""
+"""Columns of a table of scored words that are not scores."""
 
 
 def retrieval_section(
     metrics: Mapping[str, Any], tables: Mapping[str, Any], real: PersonDataset, seed: int
 ) -> dict[str, Any]:
-    """Each arm's metrics and its paired difference in R@1 to random masking; what needs no training beside them."""
+    """Return each arm's metrics and its paired difference in R@1 to random masking, and the untrained baselines."""
     rows = real.rows()
     identities = dict(zip(rows.column("caption_id"), rows.column("identity"), strict=True))
     differences = retrieval_differences(tables, MASKING_BASELINE, identities, seed)
@@ -35,10 +35,10 @@ def retrieval_section(
 
 
 def breakdown_section(tables: Mapping[str, Any], real: PersonDataset, seed: int) -> dict[str, Any]:
-    """Retrieval by what the searched picture shows: {} for a data set that states no attributes.
+    """Return retrieval by the attributes of the searched picture: {} for a data set without attributes.
 
     "attributes": name -> value -> the number of queries, and for each arm its R@1 with an interval over people. "mistaken": arm ->
-    attribute -> how often the picture found in place of the right one shows something else, and how often a random one would.
+    attribute -> how often a wrong first match differs in it, and how often a random picture would.
     """
     rows = real.rows(form="long")
     shown = {
@@ -66,13 +66,13 @@ def breakdown_section(tables: Mapping[str, Any], real: PersonDataset, seed: int)
 
 
 def heatmaps(album: Album, real: PersonDataset, words: Mapping[str, list[Any]], number: int) -> list[dict[str, Any]]:
-    """`number` captions with their pictures, spread over those that hold a wrong word: their words, and every score of each."""
+    """Return `number` captions with their pictures, spread over those with a wrong word: their words, and every score of each."""
     names = [name for name in words if name not in WORD_COLUMNS]
     captions: dict[int, list[int]] = {}
     for place, caption in enumerate(words["caption_id"]):
         captions.setdefault(caption, []).append(place)
     noisy = [caption for caption, places in captions.items() if any(words["wrong"][place] for place in places)]
-    chosen = spread(noisy, number)
+    chosen = select_spread(noisy, number)
     rows = real.rows()
     images = dict(zip(rows.column("caption_id"), rows.column("image_id"), strict=True))
     pictures = album.pixels(real, [images[caption] for caption in chosen])
@@ -88,7 +88,7 @@ def heatmaps(album: Album, real: PersonDataset, words: Mapping[str, list[Any]], 
 
 
 def _results(table: Mapping[str, Sequence[Any]]) -> RetrievalResult:
-    """A table of ranks as the metrics take it."""
+    """Convert a table of ranks to the argument of the metrics."""
     first = torch.tensor(table["first_rank"])
     precision = torch.tensor(table["average_precision"], dtype=torch.float64)
     penalty = torch.tensor(table["inverse_negative_penalty"], dtype=torch.float64)

@@ -28,7 +28,7 @@ from pipelines.scratch.folder import Scratch
 from pipelines.scratch.manifest import Manifest
 from pipelines.stages import report
 from pipelines.stages.parts import report_checks
-from pipelines.stages.parts.report_pictures import spread
+from pipelines.stages.parts.report_pictures import select_spread
 from pipelines.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -370,10 +370,10 @@ def test_numbers_that_are_not_finite_become_null_and_keys_are_sorted():
 
 
 def test_spread_takes_each_part_once_and_not_always_the_same_place_of_it():
-    chosen = spread(range(80), 10)
+    chosen = select_spread(range(80), 10)
     assert [item // 8 for item in chosen] == list(range(10))
     assert len({item % 4 for item in chosen}) > 2
-    assert spread([1, 2], 5) == [1, 2]
+    assert select_spread([1, 2], 5) == [1, 2]
 
 
 def test_the_page_holds_everything_and_copes_without_mlflow(finished, monkeypatch, tmp_path):

@@ -17,7 +17,7 @@ from pipelines.engine.context import StageContext
 from pipelines.identity.closure import ROOT
 from pipelines.params import load
 from pipelines.scratch.folder import Scratch
-from pipelines.stages.parts.streamed import train_streamed
+from pipelines.stages.parts.streamed_training import train_streamed
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the retrieval stages share: building the encoder from params, feeding it, and one phase of its training."""
+"""Training of the dual encoder in a stage: the encoder from params, its batches, and one phase."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,9 +20,9 @@ from pipelines.params import Parameters
 
 
 def new_encoder(params: Parameters, captions: Iterable[str], root: Path = Path()) -> DualEncoder:
-    """The encoder that `retrieval` names: published weights, or a new one with the vocabulary of `captions`.
+    """Create the encoder of the section `retrieval`: published weights, or a new one with the vocabulary of `captions`.
 
-    A file or folder of weights is looked for in `root`, the workspace.
+    A file or folder of weights is relative to `root`, the workspace.
     """
     settings = params.retrieval
     height, width = settings.image_size or (params.pictures.height, params.pictures.width)
@@ -48,7 +48,7 @@ def caption_batches(
     context: StageContext,
     augmentation: AugmentationConfig | None = None,
 ) -> CaptionBatches:
-    """This rank's batches of captions with their pictures."""
+    """Return this rank's batches of captions with their pictures."""
     size = encoder.image_size
     wrong = rows.column("wrong_words")
     return CaptionBatches(
@@ -75,9 +75,9 @@ def train_arm(
     context: StageContext,
     output: Path,
 ) -> dict[str, object]:
-    """Train `encoder` on the train split of `dataset` by the method of this arm, and save it.
+    """Train `encoder` on the train split of `dataset` by the method of the arm, and save it.
 
-    With `validate_every`, what is saved are the weights that found most in the val split; a dataset without one keeps the last.
+    With `validate_every`, the weights that are best on the val split are saved; without a val split, the last.
     """
     rows = dataset.rows(split="train", form="long")
     identities = len(set(rows.column("identity")))
@@ -111,7 +111,7 @@ def train_arm(
 def _validation(
     task: RetrievalTask, dataset: PersonDataset, rows: Rows | None, training: ValidatedTrainingConfig
 ) -> PeriodicValidation | None:
-    """What looks at the val split while `task` trains; None without one."""
+    """Return the validation that runs while `task` trains, or None."""
     if rows is None or task.best is None or training.validate_every is None:
         return None
     size = task.encoder.image_size
@@ -128,7 +128,7 @@ def _validation(
 
 
 def match_scores(encoder: DualEncoder, dataset: PersonDataset, rows: Rows) -> dict[int, float]:
-    """Mean cosine of each picture with its captions, by image_id."""
+    """Return the mean cosine of each picture with its captions, by image_id."""
     size, image_ids = encoder.image_size, rows.column("image_id")
     pictures = sorted(set(image_ids))
     images = embed_images(encoder, pictures, lambda ids: dataset.pixels(ids, *size))
@@ -142,6 +142,6 @@ def match_scores(encoder: DualEncoder, dataset: PersonDataset, rows: Rows) -> di
 
 
 def _consecutive(identities: Sequence[int]) -> list[int]:
-    """Identities as 0..n-1, in order of their numbers: what a classifier needs."""
+    """Number identities 0..n-1 in their order, as a classifier needs them."""
     place = {identity: i for i, identity in enumerate(sorted(set(identities)))}
     return [place[identity] for identity in identities]

@@ -1,4 +1,4 @@
-"""One phase of retrieval training on a corpus that is streamed, in place of `retrieval.train_arm`."""
+"""One phase of training the dual encoder on a streamed corpus."""
 
 from pathlib import Path
 
@@ -24,9 +24,9 @@ def train_streamed(
     output: Path,
     readers: int = 2,
 ) -> dict[str, object]:
-    """Train `encoder` on a corpus by the method of this arm, and save it. `readers` processes read ahead for each worker.
+    """Train `encoder` on a corpus by the method of the arm, and save it. `readers` processes read ahead for each worker.
 
-    Raises ParameterError for an identity loss and for a selection of weights, which a stream has no data for.
+    Raises ParameterError for an identity loss or a selection of weights, because a stream has no data for either.
     """
     if training.validate_every:
         raise ParameterError("validate_every: a streamed corpus is its train split alone; set it to null")
