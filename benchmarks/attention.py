@@ -1,16 +1,16 @@
-"""What TACA's attention costs, as ratios to plain attention in the same process.
+"""The cost of TACA's attention, as ratios to plain attention in the same process.
 
     python benchmarks/attention.py [--json FILE] [--device cpu|cuda] [--rounds 7] [--quick]
 
 On a CPU: float32, one thread, few heads (the ratio does not depend on their number). On a GPU: bfloat16, all heads. The methods:
 
     plain            one attention call, as diffusers makes it
-    split            ours: image and text queries apart, the text keys scaled for the first (components.taca.attention)
-    two passes       the paper's "selective recomposition": two whole calls, and the image rows of one written over the other's
+    split            ours: image and text queries apart, text keys scaled for the image queries (components.taca.attention)
+    two passes       the paper's "selective recomposition": two full calls; the image rows of one replace those of the other
     flex, eager      the released code for FLUX: flex_attention with a score modification, not compiled
-    explicit         the released code for SD3: logits, softmax and product, one after the other
+    explicit         the released code for SD3: logits, softmax and product in separate operations
 
-Then whole steps of the small model with TACA on and off. Nothing is asserted. Takes some two minutes on one CPU thread.
+Then full steps of the small model with TACA on and off. Nothing is asserted. Takes about two minutes on one CPU thread.
 """
 
 import argparse
@@ -37,7 +37,7 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Shape:
-    """A joint sequence. `heads` is the model's; a CPU takes `cpu_heads`."""
+    """A joint sequence. `heads` are those of the model; `cpu_heads` are used on a CPU."""
 
     name: str
     text: int
@@ -65,7 +65,7 @@ def methods(shape: Shape, device: torch.device) -> dict[str, Attention]:
     from diffusers.models.attention_dispatch import dispatch_attention_fn
     from torch.nn.attention.flex_attention import flex_attention
 
-    gamma = torch.full((1, 1, 1, 1), GAMMA, device=device)  # as the processors get it: a float32 tensor
+    gamma = torch.full((1, 1, 1, 1), GAMMA, device=device)  # a float32 tensor, as in the processors
     text = shape.text_slice
     image = slice(shape.text, None) if shape.text_first else slice(0, shape.image)
 
@@ -106,7 +106,7 @@ def methods(shape: Shape, device: torch.device) -> dict[str, Attention]:
 
 
 def measure(shape: Shape, device: torch.device, rounds: int, budget: float) -> list[dict[str, Any]]:
-    """Forward, and forward with backward, of every method on one shape."""
+    """Time forward, and forward with backward, of every method on one shape."""
     heads = shape.heads if device.type == "cuda" else shape.cpu_heads
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     source = torch.Generator().manual_seed(0)
@@ -141,7 +141,7 @@ def measure(shape: Shape, device: torch.device, rounds: int, budget: float) -> l
 
 
 def measure_steps(device: torch.device, rounds: int) -> list[dict[str, Any]]:
-    """Whole steps of the small model, every sample above the threshold: TACA on against off."""
+    """Time full steps of the small model with every sample above the threshold: TACA on against off."""
     from components.taca.install import enable_taca
     from components.taca.lora import add_lora
     from components.taca.schedule import TemperatureSchedule
@@ -178,7 +178,7 @@ def measure_steps(device: torch.device, rounds: int) -> list[dict[str, Any]]:
 
 
 def _small_transformer() -> tuple[Any, str]:
-    """The default's transformer, as trained where it is there, else of the same shape with random weights."""
+    """The transformer of the default: the trained one if it exists, else one of the same shape with random weights."""
     from diffusers import FluxTransformer2DModel
 
     folder = ROOT / "models/base/transformer"
@@ -191,7 +191,7 @@ def _small_transformer() -> tuple[Any, str]:
 
 
 def _sample(config: Any, batch: int, device: torch.device) -> dict[str, Tensor]:
-    """A batch of the default's size: 64x32 pictures, 128 image and 24 text tokens."""
+    """A batch of the default size: 64x32 pictures, 128 image and 24 text tokens."""
     source = torch.Generator().manual_seed(0)
     sizes = {
         "latents": (batch, 128, config.in_channels),
@@ -208,16 +208,16 @@ def _row(shape: str, mode: str, method: str, timing: Timing, plain: Timing) -> d
     if timing.failure:
         return row | {"failure": timing.failure}
     return row | {
-        "milliseconds": 1000 * timing.least,
+        "milliseconds": 1000 * timing.minimum,
         "median_milliseconds": 1000 * timing.median,
-        "ratio": timing.least / plain.least,
+        "ratio": timing.minimum / plain.minimum,
         "median_ratio": timing.median / plain.median,
         "repetitions": len(timing.seconds),
     }
 
 
 def show(rows: list[dict[str, Any]], device: torch.device, console: Console) -> None:
-    """One table."""
+    """Print the table."""
     table = Table(title=" · ".join(f"{key} {value}" for key, value in describe(device).items()), title_justify="left")
     for heading in ("what", "mode", "method", "ratio", "of medians", "ms", "median ms", "n", "remarks"):
         table.add_column(heading, justify="left" if heading in ("what", "mode", "method", "remarks") else "right")
@@ -247,14 +247,16 @@ def show(rows: list[dict[str, Any]], device: torch.device, console: Console) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the numbers into this file")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7, help="repetitions of each method (slow ones: fewer)")
-    parser.add_argument("--quick", action="store_true", help="one small shape, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="one small shape, as a smoke test")
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")  # that is what is measured
+    warnings.filterwarnings(
+        "ignore", message="flex_attention called without torch.compile"
+    )  # this is the method that is measured
     rows = []
     for shape in QUICK if options.quick else SHAPES:
         rows += measure(shape, device, options.rounds, budget=3.0)

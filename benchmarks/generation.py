@@ -1,9 +1,9 @@
-"""Pictures a second of the default checkpoint: TACA off and on, by one worker and by two.
+"""The throughput of the default checkpoint in pictures per second: TACA off and on, with one worker and with two.
 
     python benchmarks/generation.py [--json FILE] [--pictures 192] [--rounds 2] [--model models/base.json]
 
 Workers are the actors of `python -m pipelines generate`, one CPU thread each (or one GPU). The clock starts when every worker has
-drawn its first shard, so loading the model and starting Ray are not in it. Nothing is asserted. Takes some two minutes.
+drawn its first shard, so it excludes loading the model and starting Ray. Nothing is asserted. Takes about two minutes.
 """
 
 import argparse
@@ -32,7 +32,7 @@ WORKERS = (1, 2)
 
 
 def measure(drawing: DrawSettings, pictures: int, compute: Compute) -> dict[str, Any]:
-    """Draw `pictures` and one shard more a worker, which is not counted; a shard is one batch."""
+    """Draw `pictures`, and before them one shard per worker that is not counted; a shard is one batch."""
     prompts = [Prompt(str(number), f"a woman in a red coat, number {number}") for number in range(pictures)]
     extra = [Prompt(f"first {number}", "a man in a blue coat") for number in range(compute.workers * drawing.batch)]
     shards = plan([*extra, *prompts], seed=0, images_per_prompt=1, shard_size=drawing.batch)
@@ -48,7 +48,7 @@ def measure(drawing: DrawSettings, pictures: int, compute: Compute) -> dict[str,
 
 
 def drawing_of(model: Path, chosen: Parameters, batch: int, taca: dict[str, Any] | None) -> DrawSettings:
-    """As params.yaml draws, without guidance."""
+    """The settings of params.yaml, without guidance."""
     return DrawSettings(
         model=model.absolute(),
         adapter=None,
@@ -65,10 +65,18 @@ def drawing_of(model: Path, chosen: Parameters, batch: int, taca: dict[str, Any]
 
 
 def show(rows: list[dict[str, Any]], device: torch.device, console: Console) -> None:
-    """One table."""
+    """Print the table."""
     title = " · ".join(f"{key} {value}" for key, value in describe(device).items() if key != "clock")
     table = Table(title=f"{title} · wall time", title_justify="left")
-    for heading in ("workers", "TACA", "pictures", "seconds", "pictures a second", "to TACA off", "to 1 worker"):
+    for heading in (
+        "workers",
+        "TACA",
+        "pictures",
+        "seconds",
+        "pictures / second",
+        "relative to TACA off",
+        "relative to 1 worker",
+    ):
         table.add_column(heading, justify="left" if heading == "TACA" else "right")
     for row in rows:
         taca = f"on at {row['active_steps']} of {row['steps']} steps" if row["active_steps"] else "off"
@@ -79,11 +87,11 @@ def show(rows: list[dict[str, Any]], device: torch.device, console: Console) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the numbers into this file")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--model", type=Path, default=ROOT / "models/base.json", help="a model reference")
-    parser.add_argument("--pictures", type=int, default=192, help="counted in each row")
+    parser.add_argument("--pictures", type=int, default=192, help="pictures per row (default 192)")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=2, help="times each row is measured; the best is kept")
+    parser.add_argument("--rounds", type=int, default=2, help="repetitions of each row; the best is kept")
     options = parser.parse_args()
     torch.set_num_threads(1)
     chosen = params.load(ROOT / "params.yaml")
@@ -96,7 +104,7 @@ def main() -> None:
     start_ray(Compute(workers=max(WORKERS), threads=1))
     best: dict[tuple[int, bool], dict[str, Any]] = {}
     try:
-        for _ in range(options.rounds):  # in turns, so that each meets the same machine
+        for _ in range(options.rounds):  # in turns, so that the state of the machine affects all alike
             for workers in WORKERS:
                 for on in (False, True):
                     drawing = drawing_of(options.model, chosen, options.batch, taca if on else None)

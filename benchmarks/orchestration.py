@@ -1,13 +1,13 @@
-"""What the system adds to a stage: seconds over the bare function, by part, and as a share of the default pipeline.
+"""The overhead of the system for a stage: seconds beyond the bare function, by layer, and as a fraction of the default pipeline.
 
     python benchmarks/orchestration.py [--rounds 3] [--json FILE]
 
 One training stage (the probe, at a few steps) runs in a copy of this checkout in four ways, each with one more layer: the function
 alone; in a process of its own, with its imports; under the runner, with fingerprint, MLflow and provenance; under `dvc repro`. The
-differences are what each layer adds. Then the last with a worker forked from a warm process, as `python -m pipelines repro` has it.
-Seconds are wall time, the least of the rounds, with processor seconds beside them, which other programs on the machine disturb
-less. Then: a stage that is found finished, `dvc repro` with nothing to do, a checkpoint by size, and the logging of a step. The
-share uses the durations in mlflow.db, where the default pipeline has run. Some three minutes.
+differences are the overhead of each layer. Then the last with a worker forked from a warm process, as in
+`python -m pipelines repro`. Seconds are wall time, the minimum of the rounds; processor seconds, which other programs affect less,
+are beside them. Then: restoring a finished stage, `dvc repro` with nothing to do, a checkpoint by size, and the logging of a step.
+The fraction uses the durations in mlflow.db, where the default pipeline has run. Takes about three minutes.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from pipelines.engine.warm import WARM, warm_process
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 5
 IMPORTS = 15.0
-"""Seconds after which a warm process has imported everything."""
+"""Seconds within which a warm process has imported everything."""
 FORKED = "under dvc repro, worker forked"
 TINY = {
     "prepare": {"identities": {"train": 24, "val": 8, "test": 8}},
@@ -93,7 +93,7 @@ took("close the run", close)
 
 @dataclass(frozen=True)
 class Took:
-    """Wall and processor seconds of a command and its children, and what it printed."""
+    """Wall and processor seconds of a command and its children, and its output."""
 
     wall: float
     cpu: float
@@ -101,7 +101,7 @@ class Took:
 
 
 def copy_of_the_checkout(folder: Path) -> Path:
-    """This checkout's files at tiny sizes, committed, with nothing computed."""
+    """The files of this checkout at tiny sizes, committed, without results."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
     for name in filter(None, names):
@@ -118,7 +118,7 @@ def copy_of_the_checkout(folder: Path) -> Path:
 
 
 def run(root: Path, *command: str, **extra: str) -> Took:
-    """A command of this environment in `root`; ends the benchmark when it fails."""
+    """Run a command of this environment in `root`; end the benchmark when it fails."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIPELINES_", "MLFLOW_", "DVC_", "RAY_"))}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {
@@ -137,15 +137,15 @@ def run(root: Path, *command: str, **extra: str) -> Took:
     return Took(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout)
 
 
-def least(rounds: int, action: Callable[[], Took]) -> Took:
-    """The round with the least wall time; processor seconds are the least of all rounds."""
+def best_of(rounds: int, action: Callable[[], Took]) -> Took:
+    """The round with the minimal wall time, with the minimal processor seconds of all rounds."""
     found = [action() for _ in range(rounds)]
     best = min(found, key=lambda took: took.wall)
     return Took(best.wall, min(took.cpu for took in found), best.output)
 
 
 def layers(root: Path, rounds: int) -> dict[str, Took]:
-    """The stage with one more layer each time; nothing is found finished."""
+    """Time the stage with one more layer each time; no finished result is reused."""
 
     def forget() -> None:
         for folder in (root / ".runs").glob("probe-*"):
@@ -167,29 +167,29 @@ def layers(root: Path, rounds: int) -> dict[str, Took]:
         forget()
         return run(root, "-m", "dvc", "repro", "--single-item", "--force", "probe", **{WARM: os.environ[WARM]})
 
-    alone = least(rounds, bare)
+    alone = best_of(rounds, bare)
     wall, cpu = map(float, alone.output.split()[-2:])
     cold = {
         "the function": Took(wall, cpu),
         "in a process": alone,
-        "under the runner": least(rounds, runner),
-        "under dvc repro": least(rounds, dvc),
+        "under the runner": best_of(rounds, runner),
+        "under dvc repro": best_of(rounds, dvc),
     }
     with warm_process(TINY["compute"]["threads"]):
         time.sleep(IMPORTS)
-        forked = least(rounds + 1, warmed)
+        forked = best_of(rounds + 1, warmed)
     return {
         **cold,
         FORKED: forked,
-        "found finished, under dvc repro": least(
+        "found finished, under dvc repro": best_of(
             rounds, lambda: run(root, "-m", "dvc", "repro", "--single-item", "--force", "probe")
         ),
-        "dvc repro, nothing to do": least(rounds, lambda: run(root, "-m", "dvc", "repro", "probe")),
+        "dvc repro, nothing to do": best_of(rounds, lambda: run(root, "-m", "dvc", "repro", "probe")),
     }
 
 
 def checkpoints(folder: Path, rounds: int) -> list[dict[str, float]]:
-    """Milliseconds that training stands still for a save, by size."""
+    """Milliseconds for which a save blocks training, by size."""
     import torch
 
     from components.training.checkpoint import CheckpointStore
@@ -209,7 +209,7 @@ def checkpoints(folder: Path, rounds: int) -> list[dict[str, float]]:
 
 
 def logging_of_a_step(folder: Path) -> float:
-    """Microseconds that a report costs the training process. Delivery to MLflow is the runner's, beside it."""
+    """Microseconds of a report in the training process. The runner delivers it to MLflow in parallel."""
     from pipelines.scratch.metric_log import MetricLog
 
     log = MetricLog(folder / "metrics.jsonl")
@@ -221,7 +221,7 @@ def logging_of_a_step(folder: Path) -> float:
 
 
 def default_pipeline() -> dict[str, float]:
-    """Seconds of the newest finished run of each stage in mlflow.db, by address; empty where there is none."""
+    """Seconds of the newest finished run of each stage in mlflow.db, by address; empty without the file."""
     store = ROOT / "mlflow.db"
     if not store.is_file():
         return {}
@@ -235,7 +235,7 @@ def default_pipeline() -> dict[str, float]:
 
 
 def show(found: dict[str, Took], parts: list[tuple[str, float]], console: Console) -> float:
-    """The tables of a stage; returns the seconds that the system adds."""
+    """Print the tables of a stage; return the seconds that the system adds."""
     table = Table(title=f"one training stage ({STEPS} steps), seconds", title_justify="left")
     for heading in ("", "wall", "adds", "processor"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -260,7 +260,7 @@ def show(found: dict[str, Took], parts: list[tuple[str, float]], console: Consol
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="also write the numbers into this file")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory(prefix="orchestration-") as temporary:
@@ -268,16 +268,16 @@ def main() -> None:
         run(root, "-m", "dvc", "repro", "prepare")
         run(root, "-m", "dvc", "repro", "probe")  # compiles bytecode, fetches files
         found = layers(root, options.rounds)
-        output = least(options.rounds, lambda: run(root, "-c", PARTS, str(root))).output
+        output = best_of(options.rounds, lambda: run(root, "-c", PARTS, str(root))).output
         parts = [(line.split("\t")[0], float(line.split("\t")[1])) for line in output.splitlines() if "\t" in line]
         saves, report = checkpoints(Path(temporary), options.rounds), logging_of_a_step(Path(temporary))
     adds = show(found, parts, console)
     sizes = ", ".join(f"{row['mebibytes']} MiB {row['milliseconds']:.0f} ms" for row in saves)
-    console.print(f"checkpoint, training stands still: {sizes}; a report of 6 metrics: {report:.0f} us")
+    console.print(f"checkpoint, training is blocked: {sizes}; a report of 6 metrics: {report:.0f} us")
     seconds = default_pipeline()
     share: dict[str, Any] = {}
     if seconds:
-        inside = found["under dvc repro"].wall - found["under the runner"].wall  # what cost/seconds does not hold
+        inside = found["under dvc repro"].wall - found["under the runner"].wall  # not included in cost/seconds
         total = sum(seconds.values()) + inside * len(seconds)
         share = {
             "stages": len(seconds),

@@ -1,17 +1,16 @@
-"""What retrieval metrics cost: ours against the dense formulation that published code uses.
+"""The cost of retrieval metrics: ours against the dense formulation of published code.
 
     python benchmarks/retrieval.py [--json FILE] [--sizes 5000 10000 20000] [--threads 1] [--quick]
 
-    dense   the whole matrix of similarities, argsorted, and a cumulative sum over the matches: IRRA's utils/metrics.py, without
-            its loops over queries and over columns, which take longer and need more
-    ours    blocks of scores, compared with those of the relevant pictures and forgotten (components.evaluation.retrieval)
+    dense   the full similarity matrix, argsorted, and a cumulative sum over the matches: IRRA's utils/metrics.py, without
+            its loops over queries and over columns, which need more time and memory
+    ours    blocks of scores, compared with those of the relevant pictures and discarded (components.evaluation.retrieval)
 
-Each runs in a process of its own, so that the peak of its memory is its own; the same seed gives both the same embeddings: N
-queries and N pictures of N / 20 people, 512 numbers each. The largest is what ICFG-PEDES (19 848 queries and pictures, 1000
-people) asks for. Both compute in float32, and matrices of another shape round its last bit otherwise: two pictures whose scores
-differ by no more than that may change places. Ratios are of processor time, which other work on the machine disturbs less than
-elapsed time. Nothing is asserted. Takes some two minutes on one thread; the dense form of 20 000 needs 15 GB, and is left out
-where they are not free.
+Each method runs in its own process, so that peak memory can be attributed; the same seed gives both the same embeddings: N queries
+and N pictures of N / 20 people, 512 numbers each. The largest N is about that of ICFG-PEDES (19 848 queries and pictures, 1000
+people). Both compute in float32, and matrices of another shape round its last bit differently: two pictures whose scores differ by
+no more than that may change places. Ratios are of processor time, which other programs affect less than wall time. Nothing is
+asserted. Takes about two minutes on one thread; the dense form of 20 000 needs 15 GB, and is skipped where they are not free.
 """
 
 import argparse
@@ -32,7 +31,7 @@ METHODS = ("dense", "ours")
 METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
 PER_PERSON, WIDTH, SPREAD = 20, 512, 3.0
 DENSE_BYTES = 37
-"""A pair's bytes in the dense form when it needs most: similarity 4, order, labels, sums and one temporary 8 each, matches 1."""
+"""Peak bytes per pair of the dense form: similarity 4; order, labels, sums and one temporary 8 each; matches 1."""
 
 
 def embeddings(size: int) -> tuple["Tensor", "Tensor", "Tensor"]:
@@ -52,7 +51,7 @@ def embeddings(size: int) -> tuple["Tensor", "Tensor", "Tensor"]:
 
 
 def dense(queries: "Tensor", gallery: "Tensor", query_ids: "Tensor", gallery_ids: "Tensor") -> dict[str, float]:
-    """The metrics from a complete ranking. Ties fall as argsort lets them."""
+    """The metrics from a complete ranking; argsort decides the order of ties."""
     import torch
     from torch.nn.functional import normalize
 
@@ -74,7 +73,7 @@ def dense(queries: "Tensor", gallery: "Tensor", query_ids: "Tensor", gallery_ids
 
 
 def measure(method: str, size: int, threads: int) -> dict[str, Any]:
-    """One method, in this process: its metrics, seconds, and the peak memory of the process before and after, in MB."""
+    """Run one method in this process: its metrics, seconds, and the peak memory of the process before and after, in MB."""
     import torch
 
     from components.evaluation.retrieval import retrieval_metrics
@@ -104,7 +103,7 @@ def _peak() -> float:
 
 
 def _free_mb() -> float:
-    """Memory that can be used without swapping; infinite where the system does not say."""
+    """Memory that can be used without swapping, in MB; infinite where the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -113,7 +112,7 @@ def _free_mb() -> float:
 
 
 def _run(method: str, size: int, threads: int) -> dict[str, Any] | None:
-    """`measure` in a new process; None where the dense form does not fit into memory, with a quarter to spare."""
+    """`measure` in a new process; None where the dense form does not fit into memory with a quarter to spare."""
     if method == "dense" and 1.25 * DENSE_BYTES * size**2 / 1e6 > _free_mb():
         return None
     command = [sys.executable, __file__, "--measure", method, str(size), "--threads", str(threads)]
@@ -125,7 +124,7 @@ def _run(method: str, size: int, threads: int) -> dict[str, Any] | None:
 
 
 def compare(sizes: list[int], threads: int) -> list[dict[str, Any]]:
-    """A row a size: both methods, and how they relate."""
+    """One row per size: both methods and their ratios."""
     rows = []
     for size in sizes:
         row: dict[str, Any] = {"size": size, **{method: _run(method, size, threads) for method in METHODS}}
@@ -140,7 +139,7 @@ def compare(sizes: list[int], threads: int) -> list[dict[str, Any]]:
 
 
 def _added(found: dict[str, Any]) -> float:
-    """Memory beyond what the process had with the embeddings in it, MB; 1 stands for less, which is not measured."""
+    """Memory beyond that of the process with the embeddings, in MB; at least 1, the resolution of the measurement."""
     return max(1.0, found["peak_mb"] - found["before_mb"])
 
 
@@ -186,7 +185,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), metavar="N", help="queries, and pictures")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default 1)")
-    parser.add_argument("--quick", action="store_true", help=f"only {QUICK[0]}: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help=f"only {QUICK[0]}, as a smoke test")
     parser.add_argument("--measure", nargs=2, metavar=("METHOD", "N"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -198,7 +197,7 @@ def main() -> None:
         import torch
         from timing import save
 
-        torch.set_num_threads(options.threads)  # what the rows were measured with
+        torch.set_num_threads(options.threads)  # as in the measurements
         save(options.json, torch.device("cpu"), rows)
 
 

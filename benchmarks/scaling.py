@@ -1,7 +1,7 @@
-"""A model of the step time on many GPUs, and how far it can be checked on two cores.
+"""A model of the step time on many GPUs, and a check of it on two cores.
 
     python benchmarks/scaling.py             # the tables of docs/scaling.md
-    python benchmarks/scaling.py --measure   # one worker and two on this machine, predicted and measured (needs two idle cores)
+    python benchmarks/scaling.py --measure   # one and two workers on this machine, predicted and measured (needs two idle cores)
 
 The step is taken apart into what a GPU computes, what it exchanges, what it reads, and the checkpoint's share. Exchange hides
 behind computation where PyTorch can hide it; reading hides behind everything. What is assumed stands in `H100`, `flux` and `gadms`.
@@ -21,7 +21,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Cluster:
-    """A node and its links. Rates are what programs reach, not what the data sheet says."""
+    """A node and its links. Rates are those that programs reach, not those of the data sheet."""
 
     peak: float  # FLOP/s of one GPU, dense bf16
     within: float  # bytes/s of one GPU to its node
@@ -44,7 +44,7 @@ class Workload:
     name: str
     flops: float  # of one sample, forward, backward and recomputation
     utilisation: float  # of the peak, with enough samples on a GPU
-    floor: float  # seconds of a step however small: kernels are launched one by one
+    floor: float  # minimal seconds of a step: kernels are launched one by one
     gradients: float  # bytes that are summed over the GPUs
     gathered: float  # bytes of frozen weights that fsdp gathers in a step, forward and backward
     decoding: float  # core seconds of one sample
@@ -98,7 +98,7 @@ def gadms() -> Workload:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of a step on each GPU: what is left visible of each part."""
+    """Seconds of a step on each GPU, by part; overlapped time is not counted."""
 
     compute: float
     exchange: float
@@ -119,18 +119,20 @@ def all_reduce(size: float, nodes: int, cluster: Cluster) -> float:
 
 
 def step(work: Workload, batch: int, nodes: int, cluster: Cluster, *, fsdp: bool = False) -> Step:
-    """Of a global batch on `nodes` full nodes (0: one GPU alone)."""
+    """The time of a step with a global batch on `nodes` full nodes (0: one GPU)."""
     gpus = nodes * cluster.gpus or 1
     samples = batch / gpus
     compute = max(work.floor, samples * work.flops / (cluster.peak * work.utilisation))
     exchange = 0.0
     if nodes:
         summed = all_reduce(work.gradients, nodes, cluster)
-        bucket = summed * min(1.0, 25 * 2**20 / work.gradients)  # DDP's last bucket has nothing left to hide behind
+        bucket = summed * min(1.0, 25 * 2**20 / work.gradients)  # nothing overlaps with DDP's last bucket
         exchange = max(summed - compute * 2 / 3, bucket)
-        if fsdp:  # over all GPUs, as components/training/distribution.py does: with several nodes the slow link decides
+        if (
+            fsdp
+        ):  # over all GPUs, as components/training/distribution.py does: with several nodes the slow link is the limit
             gather = work.gathered * (gpus - 1) / gpus / (cluster.within if nodes == 1 else cluster.between)
-            exchange += max(gather - compute, gather / 57)  # the first block's weights are waited for
+            exchange += max(gather - compute, gather / 57)  # the weights of the first block overlap with nothing
     reading = samples * work.decoding / cluster.cores
     saving = (work.checkpoint / cluster.disk + work.checkpoint / 1.5e9) / work.every  # written, then digested (SHA-256)
     return Step(compute, exchange, max(0.0, reading - compute - exchange), saving)
@@ -177,7 +179,7 @@ def _task(width: int) -> Any:
 
 
 def _work(rank: int, world: int, port: int, samples: int, steps: int, found: Any) -> None:
-    """One process: times steps of the training loop, and with two of them sums of the gradients' size."""
+    """One process: time steps of the training loop and, with two processes, all-reduces of the size of the gradients."""
     import torch
     import torch.distributed as dist
 
@@ -214,7 +216,7 @@ def _work(rank: int, world: int, port: int, samples: int, steps: int, found: Any
 
 
 def measure(console: Console, samples: int = 32, steps: int = 20) -> None:
-    """One worker on the whole batch, one on half of it, two on half each. The model: half the batch, and what is not hidden."""
+    """Time one worker on the batch, one on half of it, and two on half each. Prediction: half the batch, plus unhidden sums."""
     import socket
 
     import torch.multiprocessing as mp
@@ -237,8 +239,10 @@ def measure(console: Console, samples: int = 32, steps: int = 20) -> None:
 
     whole, half, two = run(1, samples), run(1, samples // 2), run(2, samples // 2)
     predicted = half[1] + max(two[2] - half[1] * 2 / 3, two[2] / 4)  # four blocks, of which the last bucket is one
-    table = Table(title=f"4 blocks of width 192, 64 tokens, batch {samples}, one thread a worker", title_justify="left")
-    for heading in ("", "median ms", "least ms"):
+    table = Table(
+        title=f"4 blocks of width 192, 64 tokens, batch {samples}, one thread per worker", title_justify="left"
+    )
+    for heading in ("", "median ms", "min ms"):
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row("1 worker, whole batch", f"{1000 * whole[0]:.1f}", f"{1000 * whole[1]:.1f}")
     table.add_row("1 worker, half of it", f"{1000 * half[0]:.1f}", f"{1000 * half[1]:.1f}")
@@ -254,7 +258,7 @@ def measure(console: Console, samples: int = 32, steps: int = 20) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help="check the model with two processes here")
+    parser.add_argument("--measure", action="store_true", help="check the model with two processes on this machine")
     options = parser.parse_args()
     console = Console(width=120)
     if options.measure:

@@ -1,18 +1,18 @@
-"""What scoring the tokens of a batch of captions costs, relative to a plain forward pass of the text tower.
+"""The cost of scoring the tokens of a batch of captions, relative to a plain forward pass of the text tower.
 
     python benchmarks/scores.py [--json FILE] [--captions 16] [--tokens 40] [--rounds 3] [--device cpu] [--quick]
 
     eye         as the released code: every token in the graph, and for each of the 8 layers a gradient of the B x B similarities
-    trace       the same numbers from one gradient of their diagonal's sum
+    trace       the same numbers from one gradient of the sum of their diagonal
     ours        the gradient through the end tokens alone (components.gadms.scores.gradient), with the forward pass it needs
-    ours, cached   the same when a forward pass has left the layers' queries, keys and values
-    path        a forward and backward pass a point (components.gadms.scores.leave_one_out)
-    leave-one-out  a forward pass a token
+    ours, cached   the same when a forward pass has stored the queries, keys and values of the layers
+    path        a forward and backward pass per point (components.gadms.scores.leave_one_out)
+    leave-one-out  a forward pass per token
 
-The text tower of ViT-B/16 with random weights, captions of equal length, features of their pictures given. What all the gradients
-must agree in is checked before anything is timed. The end tokens' pass reads every weight of the scored layers for a single token
-a caption: the more captions, the less it costs beside a pass over all tokens. Takes some two minutes of one thread; leave-one-out
-is timed once.
+The text tower is that of ViT-B/16 with random weights; captions have equal length, and the features of their pictures are given.
+The gradients of all methods are compared before anything is timed. The pass over end tokens reads every weight of the scored
+layers for one token per caption: the more captions, the cheaper it is relative to a pass over all tokens. Takes about two minutes
+on one thread; leave-one-out is timed once.
 """
 
 import argparse
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ARCHITECTURE, LAYERS = "ViT-B-16-quickgelu", 8
 TARGETS = {"ours": 1.1, "ours, cached": 0.15}
 BUDGET = 60.0
-"""Seconds after which a method sits out, from its second repetition on."""
+"""A method that takes longer is not repeated."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def case(captions: int, tokens: int, device: "torch.device", quick: bool) -> Cas
     from components.training.randomness import generator
 
     config = deepcopy(get_model_config(ARCHITECTURE))
-    config["vision_cfg"]["layers"] = 1  # nothing here looks at a picture
+    config["vision_cfg"]["layers"] = 1  # no picture is encoded here
     if quick:
         config["text_cfg"].update(width=64, heads=4)
     encoder = DualEncoder.create(config).to(device)
@@ -66,7 +66,7 @@ def case(captions: int, tokens: int, device: "torch.device", quick: bool) -> Cas
 
 
 def recorded(case: Case) -> tuple["Tensor", list["Tensor"]]:
-    """Similarities (B, B) of pictures and captions, and the last layers' attention outputs (B, L, W), all in one graph."""
+    """Similarities (B, B) of pictures and captions, and the attention outputs (B, L, W) of the last layers, in one graph."""
     import torch
     from torch.nn import functional as F
 
@@ -86,7 +86,7 @@ def recorded(case: Case) -> tuple["Tensor", list["Tensor"]]:
 
 
 def eye_gradients(case: Case) -> list["Tensor"]:
-    """(B, W) of each layer: the released code's way."""
+    """(B, W) per layer, as the released code computes them."""
     import torch
 
     similarity, outputs = recorded(case)
@@ -151,7 +151,7 @@ def methods(case: Case) -> dict[str, Callable[[], object]]:
 
 
 def largest_difference(case: Case) -> float:
-    """Between the end tokens' gradients of the three ways, relative to the largest of them."""
+    """The largest difference between the gradients of the end tokens by the three methods, relative to the largest gradient."""
     from components.gadms.scores.gradient import end_token_maps
 
     ours = end_token_maps(case.encoder, case.ids, case.image, layers=LAYERS).gradients
@@ -164,11 +164,11 @@ def largest_difference(case: Case) -> float:
 
 
 def measure(case: Case, device: "torch.device", rounds: int) -> list[dict[str, Any]]:
-    """A row a method: seconds, and how many plain forward passes that is."""
+    """One row per method: seconds, and their ratio to a plain forward pass."""
     every = methods(case)
     once = {"leave-one-out": every.pop("leave-one-out")}
     timings = take_turns(every, device, rounds=rounds, budget=BUDGET) | take_turns(once, device, rounds=1, budget=0)
-    plain = timings["plain forward"].least
+    plain = timings["plain forward"].minimum
     return [_row(name, timing, plain) for name, timing in timings.items()]
 
 
@@ -177,9 +177,9 @@ def _row(name: str, timing: Timing, plain: float) -> dict[str, Any]:
         return {"method": name, "failure": timing.failure}
     return {
         "method": name,
-        "seconds": timing.least,
+        "seconds": timing.minimum,
         "median": timing.median,
-        "relative": timing.least / plain,
+        "relative": timing.minimum / plain,
         "target": TARGETS.get(name),
     }
 
@@ -202,17 +202,17 @@ def show(rows: list[dict[str, Any]], case: Case, difference: float) -> None:
         table.add_row(row["method"], f"{row['seconds']:.3f}", f"{row['median']:.3f}", f"{row['relative']:.2f}", target)
     console = Console()
     console.print(table)
-    console.print(f"The gradients of eye, trace and ours differ by {difference:.0e} of their largest.", style="dim")
+    console.print(f"The gradients of eye, trace and ours differ by {difference:.0e} of the largest.", style="dim")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
-    parser.add_argument("--captions", type=int, default=16, help="of a batch (default 16)")
-    parser.add_argument("--tokens", type=int, default=40, help="of a caption, start and end included (default 40)")
+    parser.add_argument("--captions", type=int, default=16, help="per batch (default 16)")
+    parser.add_argument("--tokens", type=int, default=40, help="per caption, start and end included (default 40)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quick", action="store_true", help="a narrow tower, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="a narrow tower, as a smoke test")
     options = parser.parse_args()
     import torch
 

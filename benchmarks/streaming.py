@@ -1,16 +1,16 @@
-"""What training batches of a large corpus cost, and how much memory: lists against a stream.
+"""The time and memory that training batches of a large corpus take: lists against a stream.
 
     python benchmarks/streaming.py [--json FILE] [--pairs 50000 200000] [--batch 256] [--readers 0 2] [--lists]
         [--stream-only]
 
-    prepare   WebPerson's layout (Parquet shards) into the internal form: every picture decoded, digested, and written
-    lists     what retrieval training does without `streaming`: the manifest, all captions tokenised, pictures by random access
-    stream    one epoch of batches, read in the process that trains (readers 0) or ahead of it by so many processes of Ray Data
+    prepare   WebPerson's layout (Parquet shards) into the internal form: every picture decoded, digested and written
+    lists     retrieval training without `streaming`: the manifest, all captions tokenised, pictures by random access
+    stream    one epoch of batches, read in the training process (readers 0) or ahead of it by that many processes of Ray Data
 
-Pairs are pictures of 16 x 8 pixels with a sentence each: the smallest that are worth a decoder, so that what is measured is the
-machinery and not the decoder. Each measurement runs in a process of its own, so that the peak of its memory is its own; where
-there are readers, theirs is the sum of what each holds alone. Wall time, and the processor time of the process itself. Nothing is
-asserted. The corpora are made in a temporary folder, 200 000 pairs in about a minute on one core.
+Pairs are pictures of 16 x 8 pixels with a sentence each, so that decoding is cheap and the pipeline itself is measured. Each
+measurement runs in its own process, so that peak memory can be attributed; with readers, their memory is the sum of what each
+holds alone. Reported are wall time, and the processor time of the process itself. Nothing is asserted. The corpora are made in a
+temporary folder, 200 000 pairs in about a minute on one core.
 """
 
 import argparse
@@ -46,7 +46,7 @@ WORDS = (
 
 
 def make(folder: Path, pairs: int) -> None:
-    """WebPerson's layout. Every picture is another, since equal ones would be dropped."""
+    """Write a corpus in WebPerson's layout. All pictures differ, as duplicates would be dropped."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -76,7 +76,7 @@ def make(folder: Path, pairs: int) -> None:
 
 
 def prepare(folder: Path, pairs: int) -> int:
-    """Returns pictures."""
+    """Prepare the corpus; return the number of pictures."""
     from components.persons.published.readers import find_dataset
     from components.persons.published.validation import ValidatedRecords
     from components.persons.shards import write_records
@@ -87,7 +87,7 @@ def prepare(folder: Path, pairs: int) -> int:
 
 
 def lists(folder: Path, batch: int) -> int:
-    """Returns captions, of one epoch."""
+    """Read one epoch from lists; return the number of captions."""
     import torch
 
     from components.gadms.tokenizer import CaptionTokenizer
@@ -105,7 +105,7 @@ def lists(folder: Path, batch: int) -> int:
 
 
 def stream(folder: Path, batch: int, readers: int) -> tuple[int, float, float]:
-    """Captions of one epoch, seconds after the first batch (readers start slowly), MiB that the readers hold alone at most."""
+    """Captions of one epoch, seconds from the first batch on (readers start slowly), and peak MiB that the readers hold alone."""
     from components.gadms.tokenizer import CaptionTokenizer
     from components.persons.streaming.corpus import open_corpus
     from components.persons.streaming.sample_reader import SampleReader
@@ -140,7 +140,7 @@ def _held_by_readers() -> float:
 
 
 def measure(what: str, folder: Path, pairs: int, batch: int, readers: int) -> dict[str, Any]:
-    """In this process."""
+    """Run one measurement in this process."""
     begin, used, held = time.perf_counter(), time.process_time(), 0.0
     if what == "stream":
         count, seconds, held = stream(folder, batch, readers)
@@ -160,9 +160,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, nargs="+", default=[50_000, 200_000])
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--readers", type=int, nargs="+", default=[0, 2])
-    parser.add_argument("--lists", action="store_true", help="also lists, which need memory")
+    parser.add_argument("--lists", action="store_true", help="also measure lists, which need memory")
     parser.add_argument(
-        "--stream-only", action="store_true", help="stream WebPerson's shards as they are, prepare nothing"
+        "--stream-only", action="store_true", help="stream WebPerson's shards as published, without preparing them"
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--one", nargs=3, metavar=("WHAT", "FOLDER", "READERS"), help=argparse.SUPPRESS)
@@ -173,7 +173,7 @@ def main() -> None:
         return
     rows = []
     print(
-        f"{'what':8} {'pairs':>8} {'readers':>8} {'a second':>9} {'seconds':>8} {'CPU s':>6} {'peak MiB':>9} {'readers MiB':>12}"
+        f"{'what':8} {'pairs':>8} {'readers':>8} {'/ second':>9} {'seconds':>8} {'CPU s':>6} {'peak MiB':>9} {'readers MiB':>12}"
     )
     for pairs in options.pairs:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,12 +1,12 @@
-"""What sweeps cost and save.
+"""The savings and the overhead of sweeps.
 
-    python benchmarks/sweeps.py --asha        16 configurations with ASHA against the same 16 at full length (some 20 minutes)
-    python benchmarks/sweeps.py --overhead    seconds of a trial beside the bare training function (some 3 minutes)
+    python benchmarks/sweeps.py --asha        16 configurations with ASHA against the same 16 at full length (about 20 minutes)
+    python benchmarks/sweeps.py --overhead    seconds of a trial beyond the bare training function (about 3 minutes)
 
-Both run `python -m pipelines sweep` in a workspace of their own, one thread a trial; --asha two trials at once, --overhead one.
-Trial-seconds are wall time of the trials' processes, with their start: nothing else should run meanwhile. The two sweeps of --asha
-have scratch roots of their own and share only what all trials share; seed noise is the standard deviation over three seeds of the
-best of the full sweep. Results are printed, and kept in benchmarks/results/sweeps.json beside what was measured before.
+Both run `python -m pipelines sweep` in a workspace of their own, one thread per trial; --asha two trials at once, --overhead one.
+Trial-seconds are wall time of the processes of trials, including their start: nothing else should run meanwhile. The two sweeps of
+--asha have separate scratch roots and share only the stages that all trials share; seed noise is the standard deviation over three
+seeds of the best configuration of the full sweep. Results are printed, and added to benchmarks/results/sweeps.json.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SAMPLES, SEEDS, MORE = 16, 3, 6
 
 
 class Place:
-    """A workspace with a scratch root and a tracking store of its own."""
+    """A workspace with its own scratch root and tracking store."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder
@@ -44,7 +44,7 @@ class Place:
         return self.root / "home"
 
     def sweep(self, space: str, *options: str, folder: Path = SPACES) -> tuple[dict[str, Any], float]:
-        """Run a sweep; its results and its wall time. What it prints is shown."""
+        """Run a sweep; return its results and its wall time. Its output is shown."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIPELINES_", "MLFLOW_", "RAY_"))}
         store = {"PIPELINES_HOME": str(self.home), "MLFLOW_TRACKING_URI": f"sqlite:///{self.root / 'mlflow.db'}"}
         command = [sys.executable, "-m", "pipelines", "--workspace", str(self.root), "sweep", space]
@@ -56,11 +56,11 @@ class Place:
 
 
 def asha(folder: Path) -> dict[str, Any]:
-    """Both sweeps, and the best of the full one with other seeds."""
+    """Run both sweeps, and the best configuration of the full one with other seeds."""
     samples, two = ["--samples", str(SAMPLES)], ["--workers", "2"]
     full_place, asha_place = Place(folder / "full"), Place(folder / "asha")
     full, _ = full_place.sweep("asha", *samples, *two, "--no-scheduler")
-    for scratch in full_place.home.iterdir():  # what all trials share, and nothing that a trial made
+    for scratch in full_place.home.iterdir():  # the stages that all trials share, and no result of a trial
         if (scratch / "DONE.json").is_file() and not scratch.name.startswith("gadms_finetune"):
             shutil.copytree(scratch, asha_place.home / scratch.name)
     stopped, _ = asha_place.sweep("asha", *samples, *two)
@@ -104,9 +104,9 @@ def _full_steps() -> int:
 
 
 def overhead(folder: Path) -> dict[str, Any]:
-    """Per trial: the bare function, the stage, the trial's process, and the sweep; and what a sweep costs once."""
+    """Seconds per trial of the bare function, the stage, the process of the trial and the sweep; and once per sweep."""
     place = Place(folder / "overhead")
-    place.sweep("overhead", "--samples", "1")  # what all trials share is made here
+    place.sweep("overhead", "--samples", "1")  # computes the stages that all trials share
     _, once = place.sweep("overhead", "--samples", "2")
     results, several = place.sweep("overhead", "--samples", str(2 + MORE))
     last = results["trials"][-MORE:]
@@ -122,7 +122,7 @@ def overhead(folder: Path) -> dict[str, Any]:
 
 
 def _bare(place: Place, trial: Mapping[str, Any]) -> float:
-    """Seconds of the stage's training function called in this process, libraries loaded: the least of three."""
+    """Seconds of the training function of the stage in this process, with libraries loaded: the minimum of three."""
     import torch
 
     from components.training.context import LocalContext
@@ -171,13 +171,13 @@ def show_asha(found: Mapping[str, Any]) -> None:
 
 def show_overhead(found: Mapping[str, Any]) -> None:
     rows = [
-        ("training function, bare, warm", f"{found['bare_seconds']:.1f} s"),
-        ("its stage (a process, imports, MLflow)", f"{found['stage_seconds']:.1f} s"),
-        ("the trial's process", f"{found['process_seconds']:.1f} s"),
-        ("a trial in a sweep", f"{found['sweep_seconds']:.1f} s"),
-        ("added to the bare function", f"{found['sweep_seconds'] - found['bare_seconds']:.1f} s"),
+        ("training function alone, warm", f"{found['bare_seconds']:.1f} s"),
+        ("as a stage (process, imports, MLflow)", f"{found['stage_seconds']:.1f} s"),
+        ("process of the trial", f"{found['process_seconds']:.1f} s"),
+        ("trial in a sweep", f"{found['sweep_seconds']:.1f} s"),
+        ("added to the function alone", f"{found['sweep_seconds'] - found['bare_seconds']:.1f} s"),
         ("added to the stage", f"{found['sweep_seconds'] - found['stage_seconds']:.1f} s"),
-        ("once a sweep (Ray, shared stages found, summary)", f"{found['once_seconds']:.1f} s"),
+        ("once per sweep (Ray, shared stages restored, summary)", f"{found['once_seconds']:.1f} s"),
     ]
     show(f"Seconds of a trial, mean of {found['trials']}, one at a time", rows)
 
@@ -185,8 +185,8 @@ def show_overhead(found: Mapping[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--asha", action="store_true", help="early stopping against full length")
-    parser.add_argument("--overhead", action="store_true", help="what a trial costs beside its training")
-    parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE", help="where results are kept")
+    parser.add_argument("--overhead", action="store_true", help="overhead of a trial")
+    parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE", help="file of results")
     options = parser.parse_args()
     if not (options.asha or options.overhead):
         parser.error("say --asha, --overhead, or both")

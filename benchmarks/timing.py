@@ -1,7 +1,7 @@
-"""How the benchmarks measure: everything that is compared runs in one process, in turns, so that it meets the same machine.
+"""Timing for the benchmarks: compared methods run in one process, in turns, so that the state of the machine affects all alike.
 
-On a CPU, the processor time of this process, on one thread: other programs on the machine slow it little. On a GPU, wall time
-between two synchronisations. The minimum is the least disturbed run and is what ratios are made of; the median is given beside it.
+On a CPU, the time is the processor time of this process on one thread, which other programs affect little. On a GPU, it is wall
+time between two synchronisations. Ratios are of minima, the least disturbed runs; medians are reported beside them.
 """
 
 import gc
@@ -19,13 +19,13 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each repetition, or why there are none."""
+    """The seconds of each repetition, or the error that prevented them."""
 
     seconds: tuple[float, ...] = ()
     failure: str | None = None
 
     @property
-    def least(self) -> float:
+    def minimum(self) -> float:
         return min(self.seconds)
 
     @property
@@ -36,7 +36,7 @@ class Timing:
 def take_turns(
     methods: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int, budget: float
 ) -> dict[str, Timing]:
-    """Time each method once a round, in an order that rotates, after one untimed call of each.
+    """Time each method once per round, in a rotating order, after one untimed call of each.
 
     A method that has used up `budget` seconds sits out after its second repetition. One that raises is kept with its error.
     """
@@ -53,7 +53,7 @@ def take_turns(
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """What the numbers belong to."""
+    """The software and the device that the numbers were measured with."""
     import diffusers
 
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -67,12 +67,12 @@ def describe(device: torch.device) -> dict[str, str]:
 
 
 def save(path: Path, device: torch.device, rows: list[dict[str, Any]]) -> None:
-    """Everything that was printed, as JSON."""
+    """Write the rows as JSON."""
     path.write_text(json.dumps({"environment": describe(device), "rows": rows}, indent=1) + "\n")
 
 
 def _failure(method: Callable[[], object], device: torch.device) -> str | None:
-    """The untimed call: kernels are chosen and memory is fetched. Returns what it raised."""
+    """Make the untimed call, which selects kernels and allocates memory. Returns its error, if any."""
     try:
         _time(method, device)
     except (RuntimeError, NotImplementedError) as error:

@@ -1,4 +1,4 @@
-"""What a training step of GA-DMS costs, beside a plain contrastive step of the same towers and beside the released way of doing it.
+"""The cost of a training step of GA-DMS, beside a plain contrastive step of the same towers and beside the released implementation.
 
     python benchmarks/train_step.py [--architecture small|NAME] [--batch 32] [--words 24 80] [--device cpu|cuda]
                                     [--rounds 3] [--json FILE]
@@ -6,13 +6,13 @@
     contrastive   one pass through each tower, InfoNCE
     random        the step of the control: both copies masked at random, SDM and masked-token prediction
     gadms         the same, masked by gradient-attention scores, which are computed for the next visit
-    reference     the released step, restated: no caption is trimmed, scores by one gradient of a B x B matrix for each scored
-                  layer, a copy to the CPU for each caption, and logits of the vocabulary at all 77 positions
+    reference     the released step, reimplemented: no caption is trimmed, scores by one gradient of a B x B matrix per scored
+                  layer, a copy to the CPU per caption, and logits of the vocabulary at all 77 positions
 
-A step is forward, backward and AdamW, in float32. The weights are random; captions are random words whose number is drawn around
-`--words` (CUHK-PEDES has 23.5 in the mean) with a deviation of a third; 80 fills all positions, so that nothing can be trimmed.
+A step is forward, backward and AdamW, in float32. The weights are random; captions are random words, their number drawn around
+`--words` (the mean of CUHK-PEDES is 23.5) with a deviation of a third; 80 fills all positions, so that nothing can be trimmed.
 `small` has the towers of a laptop (96 x 48 pixels, 4 and 6 blocks of width 128) and CLIP's vocabulary; NAME is one of open_clip,
-at 384 x 128. Nothing is asserted. The default takes some two minutes on one thread.
+at 384 x 128. Nothing is asserted. The default takes about two minutes on one thread.
 """
 
 import argparse
@@ -45,7 +45,7 @@ METHODS = ("contrastive", "random", "gadms", "reference")
 
 
 def random_batch(encoder: DualEncoder, size: int, words: int) -> RetrievalBatch:
-    """A batch of its own identity each, with captions of about `words` random tokens."""
+    """A batch of different identities, with captions of about `words` random tokens."""
     random, tokens = generator(0, "train step benchmark"), encoder.tokenizer
     lengths = (words + words / 3 * torch.randn(size, generator=random)).round().clamp(5, 75).long()
     ids = torch.zeros(size, 77, dtype=torch.long)
@@ -101,7 +101,7 @@ def reference_losses(
     image: Tensor,
     image_tokens: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """SDM and masked-token prediction with nothing trimmed, and logits at every position; image as `encode_image` gives it."""
+    """SDM and masked-token prediction without trimming, with logits at every position; image as `encode_image` returns it."""
     end = batch["ids"].argmax(-1)
     rows = torch.arange(len(end), device=end.device)
     matching = all_positions(encoder, copies.noise_ids)[rows, end]
@@ -113,13 +113,13 @@ def reference_losses(
 
 
 def all_positions(encoder: DualEncoder, ids: Tensor) -> Tensor:
-    """Every token's projected feature, (B, 77, D)."""
+    """The projected features of all tokens, (B, 77, D)."""
     hidden = encoder.clip.transformer(encoder.embed_tokens(ids), attn_mask=encoder.clip.attn_mask)
     return encoder.project_text(hidden)
 
 
 class Step:
-    """A task with an optimiser of its own; a call makes one step of it."""
+    """A task with its own optimiser; a call makes one step."""
 
     def __init__(self, task: RetrievalTask, loss: Callable[[RetrievalTask], Tensor]) -> None:
         self.task, self.loss = task.train(), loss
@@ -132,7 +132,7 @@ class Step:
 
 
 def steps(encoder: DualEncoder, batch: RetrievalBatch) -> dict[str, Step]:
-    """A step of each method, with weights of its own."""
+    """A step of each method, each with its own weights."""
     size = len(batch["ids"])
     stored: dict[int, Any] = {}
 
@@ -180,11 +180,11 @@ def main() -> None:
         longest = int(batch["ids"].argmax(-1).max()) + 1
         timings = take_turns(steps(encoder, batch), device, rounds=options.rounds, budget=60)
         for name in METHODS:
-            least = timings[name].least
-            relative = least / timings["contrastive"].least
-            faster = timings["reference"].least / least
+            minimum = timings[name].minimum
+            relative = minimum / timings["contrastive"].minimum
+            faster = timings["reference"].minimum / minimum
             rows.append({"words": words, "longest": longest, "method": name, "seconds": list(timings[name].seconds)})
-            table.add_row(str(words), str(longest), name, f"{least:.2f}", f"{relative:.2f}", f"{faster:.2f}")
+            table.add_row(str(words), str(longest), name, f"{minimum:.2f}", f"{relative:.2f}", f"{faster:.2f}")
     Console().print(table)
     if options.json:
         save(options.json, device, rows)
