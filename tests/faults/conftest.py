@@ -16,6 +16,13 @@ OUTPUTS = ("models/probe", "metrics/probe", "curves/probe")
 
 
 @pytest.fixture
+def place(place: Any) -> Any:
+    """A workspace whose stages have processes of their own, as a user's have."""
+    place.warm = ""
+    return place
+
+
+@pytest.fixture
 def long() -> dict[str, Any]:
     """What makes a probe long enough."""
     return LONG

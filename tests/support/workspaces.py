@@ -65,8 +65,17 @@ class Place:
         )
 
     def run(self, stage: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """The same command, by the runner in this process, which has the libraries loaded, and a worker from the warm process."""
-        return self.call("run", stage, **environment)
+        """The same command to its end: by the runner in this process, with a worker from the warm process, where there is one."""
+        if self.warm:
+            return self.call("run", stage, **environment)
+        process = self.start(stage, **environment)
+        try:
+            out, errors = process.communicate(timeout=500)
+        finally:
+            if process.poll() is None:
+                for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+                    one.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
     def call(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`python -m pipelines <arguments>` in this process."""
@@ -173,6 +182,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def warm_address() -> Iterator[str]:
     """Address of a warm process, whose workers have one thread."""
     held = start_warm_process(1)
+    os.set_inheritable(held, False)
     yield os.environ.pop(WARM)
     os.close(held)
 
