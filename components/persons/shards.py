@@ -165,7 +165,7 @@ class DatasetWriter:
     def _flush_captions(self, count: int) -> None:
         """Write the first `count` pending rows of the manifest as a row group."""
         if self._manifest is None:
-            self._manifest = pq.ParquetWriter(self._unfinished, MANIFEST_SCHEMA, compression="zstd", **_FIXED)
+            self._manifest = pq.ParquetWriter(self._unfinished, MANIFEST_SCHEMA, compression="zstd", **PARQUET_SETTINGS)
         table = pa.table({name: column[:count] for name, column in self._columns.items()}, schema=MANIFEST_SCHEMA)
         self._manifest.write_table(table)
         for column in self._columns.values():
@@ -176,12 +176,12 @@ class DatasetWriter:
         ids, images = zip(*self._pending[split], strict=True)
         table = pa.table({"image_id": ids, "image": images}, schema=SHARD_SCHEMA)
         path = self.folder / "shards" / f"{split}-{number:05d}.parquet"
-        pq.write_table(table, path, compression="none", row_group_size=ROWS_PER_GROUP, **_FIXED)
+        pq.write_table(table, path, compression="none", row_group_size=ROWS_PER_GROUP, **PARQUET_SETTINGS)
         self._shards_written[split] = number + 1
         self._pending[split], self._pending_bytes[split] = [], 0
 
 
-_FIXED: dict[str, Any] = {
+PARQUET_SETTINGS: dict[str, Any] = {
     "use_dictionary": False,
     "write_statistics": False,
     "version": "2.6",

@@ -10,7 +10,6 @@ patched modules is checked against the transformer's config and reported.
 
 import logging
 import weakref
-from types import TracebackType
 from typing import Any
 
 from torch import nn
@@ -77,9 +76,7 @@ class TacaHandle:
     def __enter__(self) -> "TacaHandle":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.remove()
 
 

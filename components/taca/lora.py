@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -184,9 +183,7 @@ class AdapterGate:
     def __enter__(self) -> "AdapterGate":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.remove()
 
     def _before(self, transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

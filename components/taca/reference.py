@@ -37,7 +37,7 @@ def write_reference(location: str | Path, path: Path, *, revision: str | None = 
         folder = Path(location)
         if not folder.is_dir():
             raise DataError(f"{location}: no such folder; for a model on the Hugging Face hub, give the revision too")
-        stored = _relative(folder.resolve(), path.resolve().parent)
+        stored = Path(os.path.relpath(folder.resolve(), path.resolve().parent)).as_posix()
     else:
         if len(revision) != 40 or set(revision) - set("0123456789abcdef"):
             raise ParameterError(
@@ -124,11 +124,6 @@ def verify_files(folder: Path, files: Mapping[str, str]) -> None:
                 f"{folder / name}: SHA-256 {actual[:12]}... differs from the reference's {expected[:12]}...; "
                 "rebuild or download the model, or write a new reference"
             )
-
-
-def _relative(folder: Path, start: Path) -> str:
-    """Return `folder` relative to `start`, with forward slashes, so that the reference does not depend on the machine."""
-    return Path(os.path.relpath(folder, start)).as_posix()
 
 
 def _folder_of(reference: Mapping[str, Any], reference_path: Path) -> Path:

@@ -21,21 +21,9 @@ CONVENTIONS: dict[str, Conventions] = {kind.pipeline: kind for kind in (f.conven
 
 # Text and image never share a softmax in these.
 _CROSS_ATTENTION = (
-    "UNet2D",
-    "UNet3D",
-    "UNetMotion",
-    "PixArt",
-    "Sana",
-    "Wan",
-    "LTX",
-    "HunyuanDiT",
-    "Kandinsky",
-    "StableAudio",
-    "Cosmos",
-    "Latte",
-    "LuminaNextDiT",
-    "Allegro",
-)
+    "UNet2D", "UNet3D", "UNetMotion", "PixArt", "Sana", "Wan", "LTX", "HunyuanDiT", "Kandinsky", "StableAudio", "Cosmos", "Latte",
+    "LuminaNextDiT", "Allegro",
+)  # fmt: skip
 
 
 def register_family(family: Family) -> None:

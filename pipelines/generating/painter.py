@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from components.errors import DataError
 from components.files import file_digest
 from components.persons.pixels import encode_png
+from components.persons.shards import PARQUET_SETTINGS, ROWS_PER_GROUP
 from components.taca.config import TacaConfig
 from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_for_pictures
 from components.taca.reference import DTYPES, load_base, read_reference
@@ -39,7 +40,6 @@ SCHEMA = pa.schema(
         ("image", pa.binary()),
     ]
 )
-_ROWS_PER_GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -75,18 +75,10 @@ class DrawSettings:
             )
         sources = stage_sources(find("taca_generate@base").stage)
         return {
+            **asdict(self),
             "generator": GENERATOR_VERSION,
             "model": digest(read_reference(self.model)["files"]),
             "adapter": adapter and digest(adapter),
-            "taca": self.taca and dict(self.taca),
-            "adapter_threshold": self.adapter_threshold,
-            "height": self.height,
-            "width": self.width,
-            "steps": self.steps,
-            "guidance": self.guidance,
-            "embedded_guidance": self.embedded_guidance,
-            "dtype": self.dtype,
-            "batch": self.batch,
             "threads": threads,
             "code": digest({source: file_digest(ROOT / source) for source in sources}),
             "packages": file_digest(ROOT / LOCK),
@@ -157,26 +149,15 @@ class Painter:
 
 def write_shard(shard: Shard, images: list[bytes], path: Path) -> None:
     """Write a shard as Parquet with fixed settings, so that the same pictures give the same bytes; by a rename."""
-    columns: Mapping[str, Any] = {
-        "image_id": [picture.image_id for picture in shard.pictures],
-        "prompt_id": [picture.prompt_id for picture in shard.pictures],
-        "prompt": [picture.prompt for picture in shard.pictures],
-        "seed": [picture.seed for picture in shard.pictures],
-        "index": [picture.index for picture in shard.pictures],
-        "image": images,
-    }
+    columns = {name: [getattr(picture, name) for picture in shard.pictures] for name in SCHEMA.names if name != "image"}
     temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
         pq.write_table(
-            pa.table(columns, schema=SCHEMA),
+            pa.table({**columns, "image": images}, schema=SCHEMA),
             file,
             compression="none",  # PNG is compressed already
-            row_group_size=_ROWS_PER_GROUP,
-            use_dictionary=False,
-            write_statistics=False,
-            version="2.6",
-            data_page_version="1.0",
-            store_schema=False,
+            row_group_size=ROWS_PER_GROUP,
+            **PARQUET_SETTINGS,
         )
         file.flush()
         os.fsync(file.fileno())

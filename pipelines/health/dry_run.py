@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from components.errors import DataError, ParameterError
+from components.errors import DataError
 from pipelines import presets
 from pipelines.health import architectures
 from pipelines.health.architectures import Architecture
 from pipelines.health.encoder_plan import encoder_table
-from pipelines.health.weights import retrieval_weights
+from pipelines.health.weights import check_weights
 from pipelines.params import Parameters
 from pipelines.workspace import Workspace
 
@@ -114,35 +114,9 @@ def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = N
 
 def missing(chosen: Parameters, workspace: Workspace) -> list[str]:
     """Return what is missing for the run, one line each with what to do."""
-    encoder = retrieval_weights(chosen, workspace)
-    lines = [] if encoder.state.is_there else [f"{encoder.subject}: {encoder.facts}: {'; '.join(encoder.remarks)}"]
-    return [*_missing_weights(chosen), *lines, *_missing_data(chosen, workspace)]
-
-
-def _missing_weights(chosen: Parameters) -> list[str]:
-    source, revision = chosen.base_model.source, chosen.base_model.revision
-    if source == "tiny":
-        return []
-    from huggingface_hub import try_to_load_from_cache
-
-    lines = []
-    try:
-        chosen.base_model.pinned_revision()
-    except ParameterError as error:
-        lines.append(str(error))
-    found = [
-        try_to_load_from_cache(source, file, revision=revision)
-        for file in (
-            "transformer/diffusion_pytorch_model.safetensors",
-            "transformer/diffusion_pytorch_model.safetensors.index.json",
-        )
-    ]
-    if not any(isinstance(path, str) for path in found):
-        pinned = revision or "<commit>"
-        lines.append(
-            f"weights of {source} are not in the Hugging Face cache: `hf download {source} --revision {pinned}`"
-        )
-    return lines
+    weights = [found for found in check_weights(chosen, workspace) if not found.state.is_there]
+    lines = [f"{found.subject}: {found.facts}: {'; '.join(found.remarks)}" for found in weights]
+    return [*lines, *_missing_data(chosen, workspace)]
 
 
 def _missing_data(chosen: Parameters, workspace: Workspace) -> list[str]:

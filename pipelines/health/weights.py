@@ -13,7 +13,7 @@ from pipelines.workspace import Workspace
 
 def check_weights(chosen: Parameters, workspace: Workspace) -> list[Finding]:
     """Check the base model that TACA adapts, and the weights that retrieval starts from."""
-    return [_base_model(chosen), retrieval_weights(chosen, workspace)]
+    return [_base_model(chosen), _retrieval_weights(chosen, workspace)]
 
 
 def _base_model(chosen: Parameters) -> Finding:
@@ -39,7 +39,7 @@ def _base_model(chosen: Parameters) -> Finding:
     return Finding(subject, State.WHOLE, True, f"{settings.source}: {len(files)} files in the Hugging Face cache")
 
 
-def retrieval_weights(chosen: Parameters, workspace: Workspace) -> Finding:
+def _retrieval_weights(chosen: Parameters, workspace: Workspace) -> Finding:
     """Check weights given by an open_clip tag, which are in the Hugging Face cache, or by a file or model folder."""
     settings, subject = chosen.retrieval, "retrieval.pretrained"
     if not settings.pretrained:

@@ -86,7 +86,7 @@ def test_a_mask_given_with_the_call_spares_padding_and_reaches_no_processor() ->
         all_words = run(model, inputs | {"joint_attention_kwargs": {"taca_text_mask": torch.ones_like(words)}})
         some = run(model, inputs | {"joint_attention_kwargs": {"taca_text_mask": words}})
         none = run(model, inputs | {"joint_attention_kwargs": {"taca_text_mask": torch.zeros_like(words)}})
-        with pytest.raises(ParameterError, match="padding=False needs to know"):
+        with pytest.raises(ParameterError, match="padding=False needs a mask of the text"):
             run(model, inputs)
         with pytest.raises(ParameterError, match=r"shape \(2, 5\)"):
             run(model, inputs | {"joint_attention_kwargs": {"taca_text_mask": words[:, :5]}})

@@ -165,9 +165,9 @@ def test_presets_hold_the_recipe_of_the_paper(workspace: Workspace, name: str) -
 def test_what_is_missing_is_listed_with_what_to_do_and_is_no_error(workspace: Workspace, name: str) -> None:
     chosen = presets.resolve(workspace.root, name)
     source = chosen.base_model.source
-    revision, weights, data = dryrun.missing(chosen, workspace)
-    assert revision == f"base_model.revision is null: set it to the full commit of {source}"
-    assert weights.endswith(f"not in the Hugging Face cache: `hf download {source} --revision <commit>`")
+    model, data = dryrun.missing(chosen, workspace)
+    revision = f"base_model.revision is null: set it to the full commit of {source}"
+    assert model == f"base_model.source: {source}: {revision}; `hf download {source} --revision <commit>`"
     assert "taca-pairs/manifest.csv does not exist" in data
 
 
@@ -175,9 +175,15 @@ def test_weights_in_the_cache_and_data_in_place_are_not_missing(workspace: Works
     commit = "0123456789" * 4
     presets.edit(workspace.root / "params.yaml", presets.read("flux-dev", workspace.root))
     presets.edit(workspace.root / "params.yaml", {"base_model": {"revision": commit}})
-    folder = workspace.root / "hub/models--black-forest-labs--FLUX.1-dev/snapshots" / commit / "transformer"
-    folder.mkdir(parents=True)
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    assert (
+        "not in the Hugging Face cache: `hf download"
+        in dryrun.missing(presets.resolve(workspace.root, None), workspace)[0]
+    )
+    folder = workspace.root / "hub/models--black-forest-labs--FLUX.1-dev/snapshots" / commit
+    (folder / "transformer").mkdir(parents=True)
+    parts = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
+    (folder / "model_index.json").write_text(json.dumps(parts))
+    (folder / "transformer/diffusion_pytorch_model.safetensors.index.json").write_text('{"weight_map": {}}')
     manifest = workspace.path("data/raw/taca-pairs/manifest.csv")
     manifest.parent.mkdir(parents=True)
     manifest.write_text("image_path,caption,identity,split\na.png,a cat,1,train\n")
