@@ -7,7 +7,10 @@ Nothing is written or downloaded.
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from components.errors import DataError
 from components.persons.published.inventory import Inventory, count_differences, take_inventory
@@ -20,9 +23,6 @@ from pipelines.health.weights import check_weights
 from pipelines.params import Parameters
 from pipelines.workspace import Workspace
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 RAW = Path("data/raw")
 
 
@@ -33,8 +33,6 @@ def doctor(workspace: Workspace, checks: Iterable[str] = (), preset: str | None 
         ParameterError: the parameters are not valid.
         DataError: something that they require is missing.
     """
-    from rich.console import Console
-
     chosen = presets.resolve(workspace.root, preset)
     console, unmet = Console(), []
     for name in list(checks) or list(CHECKS):
@@ -113,10 +111,7 @@ CHECKS: dict[str, Check] = {"data": check_data, "weights": check_weights, "clust
 """By name, which is also the option."""
 
 
-def _show(name: str, findings: list[Finding], console: "Console") -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
+def _show(name: str, findings: list[Finding], console: Console) -> None:
     colours = {State.INCOMPLETE: "yellow", State.DIFFERENT: "yellow", State.WHOLE: "green", State.MADE: "green"}
     table = Table(title=name, title_justify="left")
     table.add_column("what")

@@ -8,11 +8,20 @@ what is missing. Nothing is written or downloaded.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.table import Table
 from torch import nn
 
 from components.errors import DataError
+from components.taca.conventions import latent_shape, sampler_sigmas
+from components.taca.footprint import TrainingMemory, count_activations, training_memory
+from components.taca.generation import active_steps
+from components.taca.install import enable_taca
+from components.taca.lora import add_lora
+from components.taca.reference import DTYPES
+from components.taca.schedule import TemperatureSchedule, resolve_schedule
+from components.training.context import Strategy
 from pipelines import presets
 from pipelines.health import architectures
 from pipelines.health.architectures import Architecture
@@ -20,14 +29,6 @@ from pipelines.health.encoder_plan import encoder_table
 from pipelines.health.weights import check_weights
 from pipelines.params import Parameters
 from pipelines.workspace import Workspace
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from components.taca.footprint import TrainingMemory
-    from components.taca.schedule import TemperatureSchedule
-    from components.training.context import Strategy
 
 GPUS = (1, 2, 4, 8)
 GPU_SIZES = (24, 40, 48, 80, 141)
@@ -41,7 +42,7 @@ class TrainingLayout:
     strategy: str
     gpus: int
     batch: int
-    bytes: "TrainingMemory"
+    bytes: TrainingMemory
 
     @property
     def smallest_gpu(self) -> str:
@@ -53,7 +54,7 @@ class RunPlan:
     """The facts that the dry run prints."""
 
     architecture: Architecture
-    schedule: "TemperatureSchedule"
+    schedule: TemperatureSchedule
     parameters: int
     patched_modules: int
     joint_layers: int
@@ -68,21 +69,12 @@ class RunPlan:
 
 def dry_run(workspace: Workspace, preset: str | None = None, architecture: Path | None = None) -> None:
     """Print the plan. Raises ParameterError or DataError for parameters that are not valid; what is missing is not an error."""
-    from rich.console import Console
-
     chosen = presets.resolve(workspace.root, preset)
     show(plan(chosen, workspace, architecture), chosen, Console())
 
 
 def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = None) -> RunPlan:
     """Compute everything that is printed."""
-    from components.taca.conventions import sampler_sigmas
-    from components.taca.generation import active_steps
-    from components.taca.install import enable_taca
-    from components.taca.lora import add_lora
-    from components.taca.reference import DTYPES
-    from components.taca.schedule import resolve_schedule
-
     size = chosen.pictures
     model = architectures.find(chosen, workspace.root, architecture)
     tokens = model.image_tokens(size.height, size.width)
@@ -133,10 +125,6 @@ def _missing_data(chosen: Parameters, workspace: Workspace) -> list[str]:
 
 def _memory(chosen: Parameters, model: Architecture) -> tuple[tuple[TrainingLayout, ...], int]:
     """Compute memory for each strategy and number of GPUs, and the activations of the first without checkpointing."""
-    from components.taca.conventions import latent_shape
-    from components.taca.footprint import count_activations, training_memory
-    from components.taca.reference import DTYPES
-
     settings, size = chosen.taca_train, chosen.pictures
     _, *latent = latent_shape(model.pipe, size.height, size.width)
     batches = {gpus: max(1, settings.training.batch // (gpus * settings.training.accumulate)) for gpus in GPUS}
@@ -172,7 +160,7 @@ def _memory(chosen: Parameters, model: Architecture) -> tuple[tuple[TrainingLayo
     return tuple(rows), counted[batches[1]].bytes(checkpointing=False)
 
 
-def show(found: RunPlan, chosen: Parameters, console: "Console") -> None:
+def show(found: RunPlan, chosen: Parameters, console: Console) -> None:
     """Print a plan."""
     console.print(_model_table(found, chosen))
     console.print(_memory_table(found.memory))
@@ -191,9 +179,7 @@ def show(found: RunPlan, chosen: Parameters, console: "Console") -> None:
         console.print(f"missing: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _model_table(found: RunPlan, chosen: Parameters) -> "Table":
-    from rich.table import Table
-
+def _model_table(found: RunPlan, chosen: Parameters) -> Table:
     model, size, schedule = found.architecture, chosen.pictures, found.schedule
     tokens = f"{found.image_tokens} image, {model.text_tokens} text ({found.image_tokens / model.text_tokens:.1f} : 1)"
     table = Table(title="Dry run", title_justify="left", show_header=False)
@@ -221,9 +207,7 @@ def _levels(sigmas: Sequence[float]) -> str:
     return " ".join(f"{sigma:.4f}" for sigma in sigmas)
 
 
-def _memory_table(memory: Sequence[TrainingLayout]) -> "Table":
-    from rich.table import Table
-
+def _memory_table(memory: Sequence[TrainingLayout]) -> Table:
     table = Table(title="Memory of LoRA training, GB on each GPU", title_justify="left")
     headings = (
         "strategy", "GPUs", "batch a GPU", "weights", "gathered", "LoRA", "gradients", "Adam", "average",

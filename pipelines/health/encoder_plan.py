@@ -1,17 +1,13 @@
 """The dry run's table of what the retrieval stages would train, from shapes alone."""
 
-from typing import TYPE_CHECKING
-
 import torch
+from rich.table import Table
 
 from components.gadms.decoder import CrossModalDecoder
 from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
 from components.training.config import ValidatedTrainingConfig
 from pipelines.params import Parameters
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def encoder_rows(chosen: Parameters) -> list[tuple[str, str]]:
@@ -35,10 +31,8 @@ def encoder_rows(chosen: Parameters) -> list[tuple[str, str]]:
     ]
 
 
-def encoder_table(chosen: Parameters) -> "Table":
+def encoder_table(chosen: Parameters) -> Table:
     """Return `encoder_rows` as a table."""
-    from rich.table import Table
-
     table = Table(title="Retrieval", title_justify="left", show_header=False)
     for row in encoder_rows(chosen):
         table.add_row(*row)
