@@ -378,7 +378,7 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(studio, capsys, th
     (studio.output / theirs).parent.mkdir(parents=True)
     (studio.output / theirs).write_text("{}")
     assert studio.run() == 2
-    assert "is not ours" in one_line(capsys)
+    assert "is not of a generation" in one_line(capsys)
     assert [str(p.relative_to(studio.output)) for p in studio.output.rglob("*") if p.is_file()] == [theirs]
 
 
