@@ -14,7 +14,7 @@ from components.evaluation.compbench.pictures import PromptPicture, open_picture
 from components.evaluation.compbench.prompts import BLIP_VQA, CLIP_SCORE, METRIC, THREE_IN_ONE, relations
 from components.evaluation.compbench.published import UNIDET_FILE, write_result
 from components.files import file_digest, write_atomically
-from pipelines.evaluating.compbench_inputs import Arm, Category, Weights, find_categories, require_a_metric
+from pipelines.evaluating.compbench_inputs import ArmPictures, Category, Weights, find_categories, require_a_metric
 
 if TYPE_CHECKING:
     from components.evaluation.compbench.scoring import CategoryScores, Instruments
@@ -103,7 +103,7 @@ def _readings(categories: Sequence[Category], weights: Weights, output: Path, ab
     return readings
 
 
-def _score(category: Category, arm: Arm, instruments: "Instruments", console: Any) -> "CategoryScores":
+def _score(category: Category, arm: ArmPictures, instruments: "Instruments", console: Any) -> "CategoryScores":
     from rich.progress import track
 
     from components.evaluation.compbench.scoring import score_category

@@ -23,7 +23,7 @@ PARTS = {THREE_IN_ONE: (BLIP_VQA, CLIP_SCORE, UNIDET)}
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmPictures:
     """The pictures of one category in a folder, which holds samples/ or the pictures, and perhaps UniDet's result."""
 
     name: str
@@ -38,7 +38,7 @@ class Category:
     name: str
     file: Path
     prompts: Sequence[str]
-    arms: Sequence[Arm]
+    arms: Sequence[ArmPictures]
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ def find_categories(
             continue
         texts = read_prompts(file)
         arms = [
-            Arm(arm, _results_folder(folder), match_pictures(texts, _samples(folder), per_prompt))
+            ArmPictures(arm, _results_folder(folder), match_pictures(texts, _samples(folder), per_prompt))
             for arm, folder in folders.items()
         ]
         found.append(Category(category, file, texts, arms))

@@ -86,7 +86,7 @@ def test_every_place_of_the_map_shows_its_number_and_colour(whole, tmp_path):
 
 def test_arms_and_variants_show_a_dot_for_each_seed(whole, tmp_path):
     html = rendered(tmp_path, whole)
-    before, _, after = html.partition("How strong, how long")
+    before, _, after = html.partition("γ and threshold")
     arms = len(re.findall('class="seed"', before))
     assert arms == 2 * (4 + 3) * 5  # two guidances; four means and three differences; five seeds
     assert len(re.findall('class="seed"', after)) == 2 * 6 * 3  # the default schedule and five variants, three seeds
@@ -109,7 +109,7 @@ def test_an_unfinished_study_is_shown_as_far_as_it_is(tmp_path):
 def test_without_results_there_is_nothing_to_show_and_a_broken_file_is_named(tmp_path):
     assert study_views(Workspace(tmp_path, tmp_path)) == {}
     for text in ("{", "{}", "[]"):
-        with pytest.raises(DataError, match=r"studies/results/taca\.json: cannot be shown .* study taca"):
+        with pytest.raises(DataError, match=r"studies/results/taca\.json: cannot be read .* study taca"):
             rendered(tmp_path, text)
 
 

@@ -109,5 +109,5 @@ def test_an_unfinished_study_is_shown_as_far_as_it_is(tmp_path):
 
 
 def test_a_broken_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"studies/results/gadms\.json: cannot be shown .* study gadms"):
+    with pytest.raises(DataError, match=r"studies/results/gadms\.json: cannot be read .* study gadms"):
         rendered(tmp_path, {"summary": {}})

@@ -53,7 +53,7 @@ def test_both_sides_are_shown_with_what_stopping_early_saved(tmp_path):
         "35 %",
         "19 %",
         "−1.2",
-        "Seed noise 1.3",
+        "Seed noise is 1.3",
         "within it",
         "7.2 s",
     ):
