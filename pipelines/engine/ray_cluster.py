@@ -179,9 +179,9 @@ def require_bundles(minimum: int, cpus: int, gpus: int, nodes: Iterable[Mapping[
         return
     short = "GPUs" if gpus and sum(bundles_on(node, cpus, 0) for node in nodes) >= minimum else "CPUs"
     has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes) or "no node"
-    asked = f"{minimum} x ({cpus} CPUs" + (f", {gpus} GPU)" if gpus else ")")
+    requested = f"{minimum} x ({cpus} CPUs" + (f", {gpus} GPU)" if gpus else ")")
     raise InfrastructureError(
-        f"{cluster} can never give {asked}: it lacks {short}, its nodes have {has}; lower compute.workers, min_workers or "
+        f"{cluster} can never give {requested}: it lacks {short}, its nodes have {has}; lower compute.workers, min_workers or "
         "threads, or set compute.device"
     )
 

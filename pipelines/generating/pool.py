@@ -1,4 +1,7 @@
-"""Draws shards in this process or in Ray actors that each hold the model. A lost actor costs the time of its shard."""
+"""Draws shards in this process or in Ray actors that each hold the model. A lost actor costs the time of its shard.
+
+A pool of its own: unlike the processes of a study (`studies/workers.py`), actors may be on other nodes and reserve a GPU each.
+"""
 
 import time
 from collections import deque

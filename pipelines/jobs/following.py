@@ -82,13 +82,13 @@ class FollowedJob:
         """Follow the running attempt, or start the next one."""
         for attempt in range(1, ATTEMPTS):
             submission = self.request.submission(attempt)
-            info = self._asked(lambda submission=submission: self.cluster.info(submission))  # type: ignore[misc]
+            info = self._retry(lambda submission=submission: self.cluster.info(submission))  # type: ignore[misc]
             ended = info is not None and info.status.is_terminal()
             if ended and not (info.status.value == "SUCCEEDED" and self.finished()):
                 continue  # without a result, or with one that somebody has deleted since
             self.submission, self._printed = submission, 0  # before it is submitted, so that an interrupt stops it
             if info is None:
-                self._asked(lambda attempt=attempt: self.cluster.submit(self.request, attempt))  # type: ignore[misc]
+                self._retry(lambda attempt=attempt: self.cluster.submit(self.request, attempt))  # type: ignore[misc]
                 self._print(f"job {submission} submitted to {self.cluster.address}")
             else:
                 self._print(f"job {submission} runs on {self.cluster.address}: following it")
@@ -99,7 +99,7 @@ class FollowedJob:
         """Follow the attempt; return None when it has succeeded, the reason when it is lost."""
         assert self.submission is not None
         while True:
-            info = self._asked(lambda: self.cluster.info(str(self.submission)))
+            info = self._retry(lambda: self.cluster.info(str(self.submission)))
             self._print_log(final=info is not None and info.status.is_terminal())
             each_poll()
             if info is None:
@@ -129,7 +129,7 @@ class FollowedJob:
             raise StageFailedError(f"job {self.submission} was interrupted", INTERRUPTED)
         raise StageFailedError(f"job {self.submission} failed", code or TRY_AGAIN)
 
-    def _asked(self, ask: Callable[[], Any]) -> Any:
+    def _retry(self, ask: Callable[[], Any]) -> Any:
         """Return what `ask` returns once the cluster answers. Raises InfrastructureError after `patience` seconds."""
 
         def warn(error: Exception) -> None:

@@ -15,6 +15,8 @@ from components.files import write_atomically
 from pipelines.reporting.formats import environment
 from pipelines.sweeps.journal import COMPLETE, STOPPED
 from pipelines.sweeps.population_page import draw_population
+from pipelines.sweeps.spaces import Distribution
+from pipelines.sweeps.suggesting import optuna_distribution
 
 if TYPE_CHECKING:
     import optuna
@@ -139,15 +141,10 @@ def _last_of_lineages(document: Mapping[str, Any]) -> set[int]:
 
 
 def _distribution(parameter: Mapping[str, Any]) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if "choice" in parameter:
-        return CategoricalDistribution([_plain(value) for value in parameter["choice"]])
-    kind = next(kind for kind in ("int", "uniform", "loguniform") if kind in parameter)
-    low, high = parameter[kind]
-    if kind == "int":
-        return IntDistribution(low, high, step=round(parameter.get("step") or 1))
-    return FloatDistribution(low, high, step=parameter.get("step"), log=kind == "loguniform")
+    fields = {key: value for key, value in parameter.items() if key in Distribution.model_fields}
+    return optuna_distribution(
+        Distribution.model_validate(fields), [_plain(value) for value in parameter.get("choice", ())]
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -51,7 +51,7 @@ class Winner:
 def promote(
     run_id: str, workspace: Workspace, *, whole: bool = False, commit: bool = False, branch: str | None = None
 ) -> None:
-    """Write the trial behind `run_id` into params.yaml, and show the difference; commit or branch as asked.
+    """Write the trial behind `run_id` into params.yaml, and show the difference; commit or branch as requested.
 
     Raises ParameterError for a run that is no trial's, DataError when params.yaml has changes that a commit would take along.
     """

@@ -89,7 +89,7 @@ def _frozen_trial(space: Space, trial: Trial) -> "optuna.trial.FrozenTrial":
 
     states = _states()
     values = space.searched(trial.values)
-    distributions = {path: _distribution(space.parameters[path]) for path in values}
+    distributions = {path: _index_distribution(space.parameters[path]) for path in values}
     converted = {path: _optuna_value(space.parameters[path], value) for path, value in values.items()}
     fitting = {path: value for path, value in converted.items() if value is not None}
     facts: dict[str, Any] = {
@@ -132,15 +132,20 @@ def _draw(space: Space, document: Mapping[str, Any], trial: "optuna.trial.Trial"
     return values
 
 
-def _distribution(of: Distribution) -> "optuna.distributions.BaseDistribution":
+def optuna_distribution(of: Distribution, choices: Sequence[Any]) -> "optuna.distributions.BaseDistribution":
+    """Return Optuna's form of a distribution; `choices` stand for the values of a choice, which Optuna may not accept itself."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if of.choice is not None:
-        return CategoricalDistribution(tuple(range(len(of.choice))))
+        return CategoricalDistribution(choices)
     if of.int:
         return IntDistribution(of.int[0], of.int[1], step=round(of.step or 1))
     low, high = of.bounds or [0.0, 0.0]
     return FloatDistribution(low, high, step=of.step, log=of.loguniform is not None)
+
+
+def _index_distribution(of: Distribution) -> "optuna.distributions.BaseDistribution":
+    return optuna_distribution(of, range(len(of.choice or ())))
 
 
 def _optuna_value(of: Distribution, value: Any) -> Any:
