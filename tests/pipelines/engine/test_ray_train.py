@@ -103,7 +103,7 @@ def train(workers: dict[Path, int], end: str = "lives") -> list[tuple[dict[int, 
     )
     seen = psutil.Process(process.pid)
     try:
-        out, _ = process.communicate(timeout=250)
+        out, _ = process.communicate(timeout=600)
     except subprocess.TimeoutExpired:
         for one in [*seen.children(recursive=True), seen]:
             one.kill()

@@ -528,7 +528,7 @@ def test_one_or_two_workers_or_none_give_the_same_bytes_and_a_worker_that_dies_i
     )
     seen = psutil.Process(process.pid)
     try:
-        told, _ = process.communicate(timeout=200)
+        told, _ = process.communicate(timeout=600)
     except subprocess.TimeoutExpired:
         for child in [*seen.children(recursive=True), seen]:
             child.kill()
