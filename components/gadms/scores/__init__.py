@@ -1,4 +1,4 @@
-"""Scores of caption tokens: one file for each family of scores, and `scoring`, which knows them by name.
+"""Scores of caption tokens: one file per family of scores, and `scoring`, the table of them.
 
 Masking is elsewhere.
 """

@@ -72,7 +72,7 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
     "bag_side": {"left": ("left",), "right": ("right",)},
     "view": {"front": ("front",), "back": ("behind",), "left": ("left",), "right": ("right",)},
 }
-"""Attribute -> value -> the words for it in long captions. "none" has no word: what is not there is not mentioned."""
+"""Attribute -> value -> the words for it in long captions. "none" has no word, because captions do not mention what is absent."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "upper": ("upper_kind", "upper_colour", "upper_pattern"),
