@@ -93,7 +93,7 @@ def lists(folder: Path, batch: int) -> int:
     from components.gadms.tokenizer import CaptionTokenizer
     from components.persons.shards import PersonDataset
 
-    dataset = PersonDataset.open(folder / "people")
+    dataset = PersonDataset(folder / "people")
     rows = dataset.rows("train", "long")
     ids = CaptionTokenizer()(rows.column("caption"))
     image_ids = rows.column("image_id")

@@ -53,7 +53,7 @@ def cross_domain(
 
     Raises DataError for a folder without a model, without a dataset, or without a caption in `split`.
     """
-    opened = {name: PersonDataset.open(folder) for name, folder in datasets.items()}
+    opened = {name: PersonDataset(folder) for name, folder in datasets.items()}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, folder in models.items():
         encoder = DualEncoder.load(folder).to(device)

@@ -22,7 +22,7 @@ def prompt_form(dataset: PersonDataset) -> str:
     return "short" if "short" in dataset.forms() else "long"
 
 
-def prompts(dataset: PersonDataset, split: str, number: int) -> list[DatasetPrompt]:
+def dataset_prompts(dataset: PersonDataset, split: str, number: int) -> list[DatasetPrompt]:
     """Return one prompt per picture for the first `number` pictures of a split: its first caption of the prompt form."""
     captions: dict[int, list[CaptionRow]] = {}
     for row in dataset.rows(split=split, form="long"):

@@ -26,7 +26,6 @@ from components.errors import DataError, ParameterError
 from components.persons.pictures import PictureReader
 from components.persons.pixels import decode_rgb, resized
 from components.persons.records import SPLITS, Record
-from components.persons.statistics import manifest_statistics
 
 FORMS = ("short", "long")
 DATASET_MANIFEST = "manifest.parquet"
@@ -246,7 +245,10 @@ class Rows(Sequence[dict[str, Any]]):
 
 
 class PersonDataset:
-    """Reads a dataset folder. Shards are memory-mapped, and up to `cache_bytes` of row groups are cached."""
+    """Reads a dataset folder. Shards are memory-mapped, and up to `cache_bytes` of row groups are cached.
+
+    Raises DataError where the folder holds no dataset.
+    """
 
     def __init__(self, folder: str | Path, *, cache_bytes: int = 512 << 20) -> None:
         self.folder = Path(folder)
@@ -264,11 +266,6 @@ class PersonDataset:
         self._files: dict[str, pq.ParquetFile] = {}
         self._groups: OrderedDict[tuple[str, int], pa.ChunkedArray] = OrderedDict()
         self._cached, self._cache_bytes = 0, cache_bytes
-
-    @classmethod
-    def open(cls, folder: str | Path) -> "PersonDataset":
-        """Open the dataset in `folder`. Raises DataError where there is none."""
-        return cls(folder)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "cache_bytes": self._cache_bytes}  # reopened where it is unpickled
@@ -313,10 +310,6 @@ class PersonDataset:
         for slot, image_id in enumerate(image_ids):
             batch[slot] = torch.from_numpy(resized(self.picture(int(image_id)), height, width))
         return batch.permute(0, 3, 1, 2).contiguous()
-
-    def statistics(self) -> dict[str, Any]:
-        """Return `manifest_statistics` of this dataset."""
-        return manifest_statistics(self.folder / DATASET_MANIFEST)
 
     def _group(self, shard: str, group: int) -> pa.ChunkedArray:
         key = (shard, group)

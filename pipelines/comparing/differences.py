@@ -161,6 +161,6 @@ def identities_of(people: Path | None, captions: Sequence[int]) -> dict[int, int
         return {}
     from components.persons.shards import PersonDataset
 
-    rows = PersonDataset.open(people).rows(form="long")
+    rows = PersonDataset(people).rows(form="long")
     known = dict(zip(rows.column("caption_id"), rows.column("identity"), strict=True))
     return {caption: known[caption] for caption in captions} if set(captions) <= set(known) else {}

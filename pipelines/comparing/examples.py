@@ -20,7 +20,7 @@ def picture_grid(runs: Sequence[ComparedRun], prompts: int) -> Any:
         folders = [run.stages[key].output("generated") for run in runs]
         if not all(folders):
             continue
-        sets = [PersonDataset.open(folder) for folder in folders if folder]
+        sets = [PersonDataset(folder) for folder in folders if folder]
         drawn = [_evaluation_pictures(dataset) for dataset in sets]
         common = select_spread([prompt for prompt in drawn[0] if all(prompt in each for each in drawn)], prompts)
         if not common:
@@ -75,5 +75,5 @@ def disputed_queries(runs: Sequence[ComparedRun], people: Path | None, number: i
 def _captions(people: Path | None) -> dict[int, str]:
     if people is None or not people.is_dir():
         return {}
-    rows = PersonDataset.open(people).rows(form="long")
+    rows = PersonDataset(people).rows(form="long")
     return dict(zip(rows.column("caption_id"), rows.column("caption"), strict=True))

@@ -77,5 +77,5 @@ def _pictures(people: Path | None, image_ids: Sequence[int]) -> list[str | None]
         return [None] * len(image_ids)
     from components.persons.shards import PersonDataset
 
-    dataset = PersonDataset.open(people)
+    dataset = PersonDataset(people)
     return [data_uri(dataset.image_bytes(image_id)) for image_id in image_ids]

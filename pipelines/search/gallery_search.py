@@ -72,6 +72,6 @@ def _draw(image_ids: list[int], workspace: Workspace, path: Path) -> None:
     from components.evaluation.figures import contact_sheet, save_png
     from components.persons.shards import PersonDataset
 
-    people = PersonDataset.open(workspace.path(PEOPLE))
+    people = PersonDataset(workspace.path(PEOPLE))
     width, height = Image.open(io.BytesIO(people.image_bytes(image_ids[0]))).size
     save_png(contact_sheet([list(people.pixels(image_ids, height, width))]), path)

@@ -30,7 +30,7 @@ def run(
         reference = write_reference(settings.source, outputs["base"], revision=revision)
         return {"files": len(reference["files"])}
 
-    people, size = PersonDataset.open(inputs["people"]), params.pictures
+    people, size = PersonDataset(inputs["people"]), params.pictures
     rows = people.rows(split="train", form="short")
     captions = rows.column("caption")
     pixels = people.pixels(rows.column("image_id"), size.height, size.width)

@@ -18,7 +18,7 @@ from components.gadms.tasks import RetrievalTask
 from components.persons.curation.candidates import rule_reasons
 from components.persons.curation.keypoints import KeypointRCNN
 from components.persons.curation.limits import PersonLimits, Rules
-from components.persons.curation.selection import Thresholds, decide, quality
+from components.persons.curation.selection import KEPT, Thresholds, decide, quality
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.training.loop import fit
 from pipelines.engine.context import StageContext
@@ -29,7 +29,7 @@ from pipelines.stages.parts.retrieval_training import caption_batches, match_sco
 def run(
     params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
 ) -> dict[str, Any]:
-    people, generated = PersonDataset.open(inputs["people"]), PersonDataset.open(inputs["generated"])
+    people, generated = PersonDataset(inputs["people"]), PersonDataset(inputs["generated"])
     settings, size = params.curate, (params.pictures.height, params.pictures.width)
     rows = people.rows(split="train", form="long")
     root = inputs["people"].parents[1]  # the workspace
@@ -52,7 +52,7 @@ def run(
     limits = {field.name: getattr(found, field.name) for field in fields(PersonLimits)} if found else {}
     rules = Rules(short_side=settings.short_side, aspect=settings.aspect, **limits)
     refused, hashes = rule_reasons((generated.picture(i) for i in drawn), rules, detector)
-    decisions = decide(
+    reasons = decide(
         quality(_blocks(generated, drawn, size)),
         [matches[i] for i in drawn],
         thresholds,
@@ -65,8 +65,8 @@ def run(
     for row in corpus:
         captions.setdefault(row["image_id"], []).append(row)
     with DatasetWriter(outputs["curated"]) as writer:
-        for image_id, decision in zip(drawn, decisions, strict=True):
-            if decision.kept:
+        for image_id, reason in zip(drawn, reasons, strict=True):
+            if reason == KEPT:
                 writer.add(
                     generated.image_bytes(image_id),
                     [CaptionRow(row["caption"], "long", tuple(row["wrong_words"])) for row in captions[image_id]],
@@ -74,13 +74,12 @@ def run(
                     split="train",
                     source="generated",
                 )
-    table = {"image_id": drawn, "match": [matches[i] for i in drawn], "reason": [d.reason for d in decisions]}
+    table = {"image_id": drawn, "match": [matches[i] for i in drawn], "reason": reasons}
     pq.write_table(pa.table(table), outputs["curated"] / "decisions.parquet", compression="none")
-    reasons = sorted({d.reason for d in decisions})
     return {
         "pictures": len(drawn),
-        "kept": sum(d.kept for d in decisions),
-        "dropped": {reason: sum(d.reason == reason for d in decisions) for reason in reasons if reason != "kept"},
+        "kept": reasons.count(KEPT),
+        "dropped": {reason: reasons.count(reason) for reason in sorted(set(reasons) - {KEPT})},
     }
 
 

@@ -36,7 +36,7 @@ NOISE_LEVELS = (0.0, 0.2, 0.4)
 def run(
     params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
 ) -> dict[str, Any]:
-    settings, people = params.gadms_evaluate, PersonDataset.open(inputs["people"])
+    settings, people = params.gadms_evaluate, PersonDataset(inputs["people"])
     encoder = DualEncoder.load(inputs["model"]).to(context.device)
     queries = list(people.rows(split="test", form="long"))
     gallery = {row["image_id"]: row for row in queries}

@@ -16,5 +16,5 @@ def run(
 ) -> dict[str, Any]:
     settings = params.gadms_finetune
     encoder = DualEncoder.load(inputs["pretrained"])
-    people = PersonDataset.open(inputs["people"])
+    people = PersonDataset(inputs["people"])
     return train_arm(encoder, people, settings.method, settings.training, params, context, outputs["model"])

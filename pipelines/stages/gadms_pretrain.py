@@ -23,7 +23,7 @@ def run(
         return train_streamed(
             encoder, stream, settings.method, settings.training, params, context, outputs["model"], settings.readers
         )
-    corpus = PersonDataset.open(folder)
+    corpus = PersonDataset(folder)
     encoder = new_encoder(params, corpus.rows(split="train", form="long").column("caption"), root=root)
     if settings.corpus == "none":  # fine-tuning begins with the published weights
         encoder.save(outputs["model"])

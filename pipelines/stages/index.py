@@ -16,7 +16,7 @@ from pipelines.params import Parameters
 def run(
     params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
 ) -> dict[str, Any]:
-    people, encoder = PersonDataset.open(inputs["people"]), DualEncoder.load(inputs["model"]).to(context.device)
+    people, encoder = PersonDataset(inputs["people"]), DualEncoder.load(inputs["model"]).to(context.device)
     rows = {row["image_id"]: row for row in people.rows(split=params.index.split, form="long")}
     image_ids = list(rows)
     vectors = embed_images(

@@ -18,7 +18,7 @@ from pipelines.params import Parameters
 def run(
     params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
 ) -> dict[str, Any]:
-    people, size = PersonDataset.open(inputs["people"]), params.pictures
+    people, size = PersonDataset(inputs["people"]), params.pictures
     probe = AttributeProbe(ATTRIBUTES, height=size.height, width=size.width, seed=params.seed)
 
     def labelled(split: str) -> tuple[Any, Any]:

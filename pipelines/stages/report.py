@@ -34,7 +34,7 @@ def run(
     metrics = {run.address: json.loads(inputs[run.metrics].read_text()) for run in runs}
     alignment = {arm: columns(inputs[f"results/alignment/{arm}.parquet"]) for arm in TACA_ARMS}
     ranks = {arm: columns(inputs[f"results/retrieval/{arm}.parquet"]) for arm in GADMS_ARMS}
-    real = PersonDataset.open(inputs["people"])
+    real = PersonDataset(inputs["people"])
     album = Album(outputs["figures"], context.figures, params.pictures.height, params.pictures.width)
     checked = checks(metrics)
     report = {

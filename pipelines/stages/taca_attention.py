@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from components.evaluation.intervals import bootstrap_difference
-from components.persons.prompts import prompts
+from components.persons.prompts import dataset_prompts
 from components.persons.shards import PersonDataset
 from components.taca.diagnostics import TextMass, measure_text_mass
 from components.taca.generation import Arm, apply_arm, schedule_for_pictures
@@ -25,8 +25,8 @@ from pipelines.params import Parameters
 def run(
     params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
 ) -> dict[str, Any]:
-    settings, people = params.taca_generate, PersonDataset.open(inputs["people"])
-    evaluation = prompts(people, "test", settings.prompts)
+    settings, people = params.taca_generate, PersonDataset(inputs["people"])
+    evaluation = dataset_prompts(people, "test", settings.prompts)
     # Evenly spaced: neighbours are pictures of one person.
     asked = evaluation[:: max(1, len(evaluation) // params.taca_attention.prompts)][: params.taca_attention.prompts]
 

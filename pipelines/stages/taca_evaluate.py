@@ -19,7 +19,7 @@ from pipelines.params import Parameters
 def run(
     params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
 ) -> dict[str, Any]:
-    probe, generated = AttributeProbe.load(inputs["probe"]), PersonDataset.open(inputs["generated"])
+    probe, generated = AttributeProbe.load(inputs["probe"]), PersonDataset(inputs["generated"])
     rows = list(generated.rows(split="val"))
     tables, metrics = [], {}
     for source in sorted({row["source"] for row in rows}):

@@ -12,7 +12,7 @@ import torch
 
 from components.evaluation.figures import contact_sheet, save_png
 from components.persons.pixels import encode_png
-from components.persons.prompts import DatasetPrompt, prompts
+from components.persons.prompts import DatasetPrompt, dataset_prompts
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_for_pictures
 from components.taca.reference import DTYPES, load_base
@@ -28,7 +28,7 @@ SHOWN, SHOWN_IN_A_ROW = 40, 10
 def run(
     params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
 ) -> dict[str, Any]:
-    settings, people = params.taca_generate, PersonDataset.open(inputs["people"])
+    settings, people = params.taca_generate, PersonDataset(inputs["people"])
     size: dict[str, Any] = {"height": params.pictures.height, "width": params.pictures.width}
     pipe = load_base(inputs["base"], dtype=DTYPES[settings.base_dtype]).to(context.device)
     schedule = schedule_for_pictures(pipe, params.taca, **size)
@@ -37,10 +37,10 @@ def run(
         schedule=schedule if context.arm in ("taca", "taca_lora") else None,
         adapter_threshold=schedule.active_from,
     )
-    evaluation = prompts(people, "test", settings.prompts)
+    evaluation = dataset_prompts(people, "test", settings.prompts)
     wanted = [("val", f"guidance {scale:g}", scale, evaluation) for scale in settings.guidance]
     if context.arm == CORPUS_ARM:
-        wanted.append(("train", "corpus", settings.corpus_guidance, prompts(people, "train", settings.corpus)))
+        wanted.append(("train", "corpus", settings.corpus_guidance, dataset_prompts(people, "train", settings.corpus)))
 
     with apply_arm(pipe, arm), DatasetWriter(outputs["generated"]) as writer:
         for split, source, scale, asked in wanted:

@@ -40,7 +40,7 @@ def start(cell: Cell, context: CellContext) -> dict[str, Any]:
     """
     people = _people(cell, context)
     params = context.params(seed=stream_seed(cell.settings["seed"], "start"))
-    every = PersonDataset.open(context.inputs["people"]).rows(split="train", form="long")
+    every = PersonDataset(context.inputs["people"]).rows(split="train", form="long")
     encoder = new_encoder(params, every.column("caption"))
     _train(encoder, people, {"name": "contrastive"}, cell, context, params)
     return _search(encoder, people)
@@ -88,7 +88,7 @@ def _people(cell: Cell, context: CellContext) -> PersonDataset:
     folder = context.inputs["people"]
     return context.shared(
         ("people", noise, seed, skip, number),
-        lambda: recaptioned(PersonDataset.open(folder), noise, seed, people=number, skip=skip),
+        lambda: recaptioned(PersonDataset(folder), noise, seed, people=number, skip=skip),
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from components.errors import DataError
 from components.evaluation.alignment import score_alignment
 from components.evaluation.probe.model import AttributeProbe
-from components.persons.prompts import DatasetPrompt, prompts
+from components.persons.prompts import DatasetPrompt, dataset_prompts
 from components.persons.shards import PersonDataset
 from components.taca.config import TacaConfig
 from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_for_pictures
@@ -55,7 +55,7 @@ def draw(cell: Cell, context: CellContext) -> dict[str, Any]:
     height, width, steps = params.pictures.height, params.pictures.width, params.taca_generate.steps
     schedule = _schedule(settings, loaded.pipe, height, width)
     adapters = [folder / "adapter" for folder in context.needs.values()]
-    asked = prompts(loaded.people, "test", settings["prompts"])
+    asked = dataset_prompts(loaded.people, "test", settings["prompts"])
     with apply_arm(loaded.pipe, Arm(adapter=adapters[0] if adapters else None, schedule=schedule)):
         pictures = generate(
             loaded.pipe,
@@ -80,7 +80,7 @@ def _load(context: CellContext) -> Loaded:
     dtype = DTYPES[context.params().taca_generate.base_dtype]
     pipe = load_base(context.inputs["base"], dtype=dtype).to(context.device)
     probe = AttributeProbe.load(context.inputs["probe"])
-    return Loaded(pipe, probe, PersonDataset.open(context.inputs["people"]))
+    return Loaded(pipe, probe, PersonDataset(context.inputs["people"]))
 
 
 def _schedule(settings: Mapping[str, Any], pipe: Any, height: int, width: int) -> TemperatureSchedule | None:

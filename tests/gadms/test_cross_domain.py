@@ -47,7 +47,7 @@ def folders(tmp_path_factory):
 
 def dense(folder, data):
     """R@1 and mAP in percent by sorting the whole matrix in float64."""
-    encoder, people = DualEncoder.load(folder), PersonDataset.open(data)
+    encoder, people = DualEncoder.load(folder), PersonDataset(data)
     rows = list(people.rows(split="test", form="long"))
     images = list(dict.fromkeys(row["image_id"] for row in rows))
     who = {row["image_id"]: row["identity"] for row in rows}

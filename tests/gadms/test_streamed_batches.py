@@ -44,7 +44,7 @@ def batches(encoder, folder, *, rank=0, world_size=1, augmentation=None):
 
 def test_a_streamed_batch_is_the_listed_batch_of_the_same_captions(encoder, folder):
     """With the same augmentation: its numbers belong to the places of the batch."""
-    dataset = PersonDataset.open(folder)
+    dataset = PersonDataset(folder)
     rows = dataset.rows("train", "long")
     streamed = batches(encoder, folder, augmentation=AUGMENTATION)(5)
     listed = CaptionBatches(

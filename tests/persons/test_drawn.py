@@ -80,7 +80,7 @@ def test_noise_changes_no_picture_and_no_short_caption(drawn, tmp_path):
 def test_it_goes_through_the_internal_form(drawn, tmp_path):
     records = read_dataset(drawn)
     write_records(records, tmp_path / "people")
-    dataset = PersonDataset.open(tmp_path / "people")
+    dataset = PersonDataset(tmp_path / "people")
     assert len(dataset.rows(form="short")) == len(records)
     assert len(dataset.rows(form="long")) == 2 * len(records)
     row = dataset.rows(split="train", form="long")[0]

@@ -14,7 +14,8 @@ from components.persons.published.json_stream import list_elements
 from components.persons.published.ledger import Ledger
 from components.persons.published.readers import find_dataset, read_listing
 from components.persons.published.validation import ValidatedRecords, validate_records
-from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset, write_records
+from components.persons.shards import DATASET_MANIFEST, CaptionRow, DatasetWriter, PersonDataset, write_records
+from components.persons.statistics import manifest_statistics
 
 
 def value(rng, depth=0):
@@ -152,7 +153,7 @@ def test_a_set_with_too_many_bad_records_leaves_no_dataset(tmp_path):
     with pytest.raises(DataError, match="1 of 4 records are bad"):
         write_records(ValidatedRecords(find_dataset("mals", tmp_path)), tmp_path / "out")
     with pytest.raises(DataError, match="not a prepared dataset"):
-        PersonDataset.open(tmp_path / "out")
+        PersonDataset(tmp_path / "out")
 
 
 def test_an_empty_list_of_pictures_is_refused(tmp_path):
@@ -169,11 +170,11 @@ def test_a_manifest_of_many_captions_is_written_in_parts_and_read_as_one(tmp_pat
                 writer.add(b"x", captions, identity=i // 2, split="train", source="s")
         return folder
 
-    whole = PersonDataset.open(write(tmp_path / "whole"))
+    whole = PersonDataset(write(tmp_path / "whole"))
     monkeypatch.setattr("components.persons.shards._MANIFEST_ROWS", 8)
-    parts = PersonDataset.open(write(tmp_path / "parts"))
+    parts = PersonDataset(write(tmp_path / "parts"))
     groups = pq.ParquetFile(tmp_path / "parts/manifest.parquet").metadata
     assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [8, 8, 6]
     assert list(parts.rows()) == list(whole.rows())
-    assert parts.statistics() == whole.statistics()
+    assert manifest_statistics(parts.folder / DATASET_MANIFEST) == manifest_statistics(whole.folder / DATASET_MANIFEST)
     assert not list((tmp_path / "parts").glob(".*"))

@@ -24,7 +24,7 @@ def people(tmp_path_factory):
             captions += [CaptionRow(compose(person, int(rng.integers(2**62))).text, wrong_words=(0,)) for _ in range(2)]
             split = "train" if number < TRAIN else "test"
             writer.add(b"", captions, identity=number, split=split, source="", attributes=person)
-    return PersonDataset.open(folder)
+    return PersonDataset(folder)
 
 
 def captions(dataset, split, form):
@@ -103,4 +103,4 @@ def test_people_without_attributes_cannot_be_described_again(tmp_path):
     with DatasetWriter(tmp_path) as writer:
         writer.add(b"", [CaptionRow("A man.")], identity=0, split="train", source="")
     with pytest.raises(DataError, match="only drawn people can be described again"):
-        recaptioned(PersonDataset.open(tmp_path), 0.2, 0)
+        recaptioned(PersonDataset(tmp_path), 0.2, 0)

@@ -9,7 +9,15 @@ from PIL import Image
 
 from components.errors import DataError, ParameterError
 from components.persons.records import Record
-from components.persons.shards import MANIFEST_SCHEMA, CaptionRow, DatasetWriter, PersonDataset, write_records
+from components.persons.shards import (
+    DATASET_MANIFEST,
+    MANIFEST_SCHEMA,
+    CaptionRow,
+    DatasetWriter,
+    PersonDataset,
+    write_records,
+)
+from components.persons.statistics import manifest_statistics
 
 
 def png(seed, size=(16, 32), kind="PNG"):
@@ -37,7 +45,7 @@ def contents(folder):
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    dataset = PersonDataset.open(write(tmp_path / "a", images_per_shard=20))
+    dataset = PersonDataset(write(tmp_path / "a", images_per_shard=20))
     assert dataset.manifest.schema.names == MANIFEST_SCHEMA.names
     assert [dataset.image_bytes(i) for i in range(150)] == [png(i) for i in range(150)]
     rows = list(dataset.rows())
@@ -100,7 +108,7 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
 
 
 def test_rows_select_by_split_and_form(tmp_path):
-    dataset = PersonDataset.open(write(tmp_path / "a", count=30))
+    dataset = PersonDataset(write(tmp_path / "a", count=30))
     short = dataset.rows(split="train", form="short")
     assert len(short) == 5
     assert {row["split"] for row in short} == {"train"}
@@ -121,7 +129,7 @@ def test_pixels_are_squashed_and_rgb(tmp_path):
         grey = io.BytesIO()
         Image.new("L", (8, 8), 77).save(grey, "PNG")
         writer.add(grey.getvalue(), [CaptionRow("x y")], identity=1, split="train", source="s")
-    pixels = PersonDataset.open(tmp_path / "a").pixels(torch.tensor([2, 0, 1]), 32, 16)
+    pixels = PersonDataset(tmp_path / "a").pixels(torch.tensor([2, 0, 1]), 32, 16)
     assert pixels.shape == (3, 3, 32, 16)
     assert pixels.dtype == torch.uint8
     assert (pixels[0] == 77).all()
@@ -136,12 +144,12 @@ def test_shrinking_is_antialiased(tmp_path):
     Image.fromarray(board.astype(np.uint8)).save(buffer, "PNG")
     with DatasetWriter(tmp_path / "a") as writer:
         writer.add(buffer.getvalue(), [CaptionRow("x y")], identity=1, split="train", source="s")
-    pixels = PersonDataset.open(tmp_path / "a").pixels([0], 16, 16).float()
+    pixels = PersonDataset(tmp_path / "a").pixels([0], 16, 16).float()
     assert (pixels - 127.5).abs().max() < 12
 
 
 def test_statistics_count_pictures_captions_and_identities(tmp_path):
-    statistics = PersonDataset.open(write(tmp_path / "a", count=30)).statistics()
+    statistics = manifest_statistics(write(tmp_path / "a", count=30) / DATASET_MANIFEST)
     assert statistics["train"] == {
         "images": 10,
         "captions": 25,
@@ -155,7 +163,7 @@ def test_statistics_count_pictures_captions_and_identities(tmp_path):
 
 
 def test_an_opened_dataset_can_be_sent_to_a_worker(tmp_path):
-    dataset = PersonDataset.open(write(tmp_path / "a", count=9))
+    dataset = PersonDataset(write(tmp_path / "a", count=9))
     dataset.image_bytes(0)
     assert pickle.loads(pickle.dumps(dataset)).image_bytes(4) == png(4)
 
@@ -164,7 +172,7 @@ def test_records_are_written_with_their_short_captions_and_wrong_words(tmp_path)
     (tmp_path / "x.png").write_bytes(png(0))
     record = Record(str(tmp_path / "x.png"), 7, ("a b c", "d e"), "test", "s", "short one", {"hat": "cap"}, ((2,), ()))
     write_records([record], tmp_path / "a")
-    rows = list(PersonDataset.open(tmp_path / "a").rows())
+    rows = list(PersonDataset(tmp_path / "a").rows())
     assert [(r["caption"], r["form"], r["wrong_words"]) for r in rows] == [
         ("short one", "short", []),
         ("a b c", "long", [2]),
@@ -181,7 +189,7 @@ def test_a_writer_that_failed_leaves_no_dataset(tmp_path):
     with pytest.raises(KeyError):
         fail()
     with pytest.raises(DataError, match=r"manifest\.parquet is missing"):
-        PersonDataset.open(tmp_path / "a")
+        PersonDataset(tmp_path / "a")
 
 
 def test_mistakes_are_refused(tmp_path):
@@ -197,7 +205,7 @@ def test_mistakes_are_refused(tmp_path):
     write(tmp_path / "b", count=3)
     with pytest.raises(ParameterError, match="already holds"):
         DatasetWriter(tmp_path / "b")
-    dataset = PersonDataset.open(tmp_path / "b")
+    dataset = PersonDataset(tmp_path / "b")
     with pytest.raises(DataError, match="image_id 3"):
         dataset.image_bytes(3)
     (tmp_path / "b/shards/val-00000.parquet").unlink()
@@ -209,4 +217,4 @@ def test_an_undecodable_picture_is_named(tmp_path):
     with DatasetWriter(tmp_path / "a") as writer:
         writer.add(b"nothing", [CaptionRow("x")], identity=1, split="train", source="s")
     with pytest.raises(DataError, match="image_id 0"):
-        PersonDataset.open(tmp_path / "a").pixels([0], 8, 4)
+        PersonDataset(tmp_path / "a").pixels([0], 8, 4)

@@ -111,7 +111,7 @@ def test_a_window_as_long_as_the_corpus_is_a_uniform_shuffle():
 
 
 def test_an_epoch_of_steps_is_the_dataset_with_the_numbers_of_its_rows(folder):
-    stream, dataset = reader(folder), PersonDataset.open(folder)
+    stream, dataset = reader(folder), PersonDataset(folder)
     rows = dataset.rows(split="train", form="long")
     assert len(stream) == len(rows)
     assert list(open_corpus(folder).captions()) == rows.column("caption")
@@ -131,7 +131,7 @@ def test_an_epoch_of_steps_is_the_dataset_with_the_numbers_of_its_rows(folder):
 @pytest.mark.parametrize(("split", "form"), [("val", "long"), ("test", "short")])
 def test_another_split_or_form_is_streamed_by_name(folder, split, form):
     corpus = open_corpus(folder, split=split, form=form)
-    rows = PersonDataset.open(folder).rows(split=split, form=form)
+    rows = PersonDataset(folder).rows(split=split, form=form)
     read = [text for block in range(len(corpus.sizes)) for text in corpus.read(block).captions]
     assert read == rows.column("caption") == list(corpus.captions())
 

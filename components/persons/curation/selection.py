@@ -44,17 +44,6 @@ class Thresholds:
         )
 
 
-@dataclass(frozen=True)
-class Decision:
-    """KEPT, or the reason why a picture is dropped."""
-
-    reason: str
-
-    @property
-    def kept(self) -> bool:
-        return self.reason == KEPT
-
-
 def quality(blocks: Iterable[Tensor]) -> Quality:
     """Measure uint8 pictures block by block, (n, 3, H, W) each, so that a corpus need not fit in memory."""
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
@@ -77,8 +66,8 @@ def decide(
     refused: Sequence[str | None] | None = None,
     hashes: Sequence[int] | None = None,
     near: int | None = None,
-) -> list[Decision]:
-    """Decide on N pictures; `matches` (N,) says how well each fits its captions (higher is better).
+) -> list[str]:
+    """Return for each of N pictures KEPT or the reason to drop it; `matches` (N,): how well each fits its captions.
 
     `refused` holds the reasons of the rules (`components.persons.curation.rules`), None where there is none. `keep_fraction` of the
     pictures that pass the quality test are kept, at least one; ties are broken by position. With `near`, only the best match of
@@ -99,8 +88,7 @@ def decide(
             "lower curate.quality_share, or loosen the rules in curate"
         )
     none: list[int] = [0] * len(matches)
-    final = final_reasons(reasons, matches, hashes or none, keep_fraction=keep_fraction, near=near)
-    return [Decision(reason) for reason in final]
+    return final_reasons(reasons, matches, hashes or none, keep_fraction=keep_fraction, near=near)
 
 
 def final_reasons(

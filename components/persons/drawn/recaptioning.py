@@ -30,7 +30,7 @@ def recaptioned(
         ParameterError: `rate` outside [0, 1], or fewer than `skip` + `people` identities. DataError: a caption's picture states no
             attributes, as in published sets.
     """
-    fresh = PersonDataset.open(dataset.folder)
+    fresh = PersonDataset(dataset.folder)
     table = dataset.manifest
     inside = np.asarray(pc.equal(table["split"], split))
     identities = list(dict.fromkeys(pc.filter(table["identity"], pa.array(inside)).to_pylist()))

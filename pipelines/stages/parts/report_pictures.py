@@ -62,7 +62,7 @@ def people(
     Shown at the first guidance, where the arms differ by themselves. tables: the arms' alignment, with the columns source and
     prompt_id and one per attribute.
     """
-    drawn = {arm: PersonDataset.open(inputs[f"generated/{arm}"]) for arm in TACA_ARMS}
+    drawn = {arm: PersonDataset(inputs[f"generated/{arm}"]) for arm in TACA_ARMS}
     rows = {arm: drawn[arm].rows(split="val") for arm in TACA_ARMS}
     source = rows[TACA_ARMS[0]][0]["source"]
     prompts = select_spread([row for row in rows[TACA_ARMS[0]] if row["source"] == source], number)
@@ -131,7 +131,7 @@ def queries(album: Album, real: PersonDataset, model: Path, index: Path, number:
 def curation_examples(album: Album, curated: Path, generated: Path) -> dict[str, list[dict[str, Any]]]:
     """Return examples by reason, spread from the best match of picture and captions to the worst."""
     decisions = pq.read_table(curated / "decisions.parquet").to_pylist()
-    drawn = PersonDataset.open(generated)
+    drawn = PersonDataset(generated)
     captions = {row["image_id"]: row["caption"] for row in drawn.rows(split="train", form=prompt_form(drawn))}
     section = {}
     for reason in sorted({row["reason"] for row in decisions}, key=lambda reason: (reason != KEPT, reason)):

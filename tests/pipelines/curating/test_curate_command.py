@@ -61,7 +61,7 @@ def test_a_folder_of_pictures_becomes_a_dataset_that_prepare_reads_with_a_reason
     assert dropped.pop("tiny.png") == "too small"
     assert list(dropped.values()) == ["near duplicate"]
     assert set(dropped) <= {"03.png", "03-again.jpg"}
-    dataset = PersonDataset.open(out)
+    dataset = PersonDataset(out)
     for address, row in decisions.items():
         if row["reason"] == "kept":
             assert dataset.image_bytes(row["image_id"]) == (pictures / address).read_bytes()
@@ -126,7 +126,7 @@ def test_a_manifest_keeps_its_captions_identities_and_splits(pictures, tmp_path)
         "image_path,caption,identity,split\n00.png,a man,5,test\n01.png,a woman,6,train\n00.png,he,5,test\ntiny.png,x,7,train\n"
     )
     assert curate(manifest, "--output", tmp_path / "out", "--short-side", 32) == 0
-    rows = [(row["identity"], row["caption"], row["split"]) for row in PersonDataset.open(tmp_path / "out").rows()]
+    rows = [(row["identity"], row["caption"], row["split"]) for row in PersonDataset(tmp_path / "out").rows()]
     assert rows == [(5, "a man", "test"), (5, "he", "test"), (6, "a woman", "train")]
 
 

@@ -225,7 +225,7 @@ def write_index(root: Path) -> None:
         "vision_cfg": {"image_size": [64, 32], "layers": 1, "width": 24, "head_width": 12, "patch_size": 16},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 1},
     }
-    people = PersonDataset.open(root / "data/people")
+    people = PersonDataset(root / "data/people")
     rows = {row["image_id"]: row for row in people.rows(form="long")}
     tokenizer = CaptionTokenizer.from_corpus([row["caption"] for row in rows.values()])
     encoder = DualEncoder.create(config, tokenizer=tokenizer, seed=1)
@@ -279,7 +279,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 def test_the_report_marks_right_matches_and_wrong_attributes(finished):
     content = json.loads((finished / "reports/report.json").read_text())
-    identity = {row["image_id"]: row["identity"] for row in PersonDataset.open(finished / "data/people").rows()}
+    identity = {row["image_id"]: row["identity"] for row in PersonDataset(finished / "data/people").rows()}
     for query in content["queries"]:
         assert len(query["matches"]) == PROMPTS
         assert sum(match["right"] for match in query["matches"]) == 2  # two pictures of each identity

@@ -30,7 +30,7 @@ def workspace(tmp_path: Path) -> Workspace:
             writer.add(
                 bytes(encode_png(pixels).numpy()), [caption], identity=100 + image // 2, split="test", source="noise"
             )
-    people = PersonDataset.open(tmp_path / "data/people")
+    people = PersonDataset(tmp_path / "data/people")
     config = {
         "embed_dim": 16,
         "quick_gelu": True,
@@ -52,7 +52,7 @@ def workspace(tmp_path: Path) -> Workspace:
 def brute_force(workspace: Workspace) -> list[int]:
     """Image ids, best first, by the cosine of every picture with the query, one by one."""
     encoder = DualEncoder.load(workspace.path("models/retrieval/gadms"))
-    people = PersonDataset.open(workspace.path("data/people"))
+    people = PersonDataset(workspace.path("data/people"))
     (query,) = embed_captions(encoder, [QUERY])
     cosine = {}
     for image in range(12):
@@ -75,7 +75,7 @@ def test_the_picture_shows_the_matches_side_by_side(workspace, tmp_path):
     path = tmp_path / "out" / "found.png"
     search(QUERY, workspace, top=3, picture=path)
     sheet = decode_image(str(path), mode=ImageReadMode.RGB)
-    people = PersonDataset.open(workspace.path("data/people"))
+    people = PersonDataset(workspace.path("data/people"))
     gap = 4
     for place, expected in enumerate(people.pixels(brute_force(workspace)[:3], HEIGHT, WIDTH)):
         left = gap + place * (WIDTH + gap)

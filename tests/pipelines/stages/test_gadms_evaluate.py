@@ -28,7 +28,7 @@ CONFIG = {
 def evaluated(drawn_people: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The folder of its outputs, and its metrics."""
     root = tmp_path_factory.mktemp("evaluated")
-    people = PersonDataset.open(drawn_people.root / "data/people")
+    people = PersonDataset(drawn_people.root / "data/people")
     tokenizer = CaptionTokenizer.from_corpus(people.rows(form="long").column("caption"))
     DualEncoder.create(CONFIG, tokenizer=tokenizer, seed=1).save(root / "model")
     params = Parameters.partial(load(drawn_people.root / "params.yaml").only(("seed", "pictures", "gadms_evaluate")))
@@ -41,7 +41,7 @@ def evaluated(drawn_people: Any, tmp_path_factory: pytest.TempPathFactory) -> tu
 def test_what_is_found_first_is_right_exactly_where_the_first_rank_says_so(evaluated, drawn_people):
     root, metrics = evaluated
     table = pq.read_table(root / "ranks.parquet").to_pydict()
-    rows = PersonDataset.open(drawn_people.root / "data/people").rows(split="test", form="long")
+    rows = PersonDataset(drawn_people.root / "data/people").rows(split="test", form="long")
     who = dict(zip(rows.column("image_id"), rows.column("identity"), strict=True))
     right = [who[found] == who[own] for found, own in zip(table["found_image_id"], table["image_id"], strict=True)]
     assert right == [rank == 1 for rank in table["first_rank"]]
@@ -65,7 +65,7 @@ def test_without_wrong_words_there_is_nothing_to_score(evaluated):
 
 def test_every_score_has_a_column_beside_the_words_it_scores(evaluated, drawn_people):
     root, _ = evaluated
-    noisy = recaptioned(PersonDataset.open(drawn_people.root / "data/people"), 0.4, 0)
+    noisy = recaptioned(PersonDataset(drawn_people.root / "data/people"), 0.4, 0)
     rows = [row for row in noisy.rows(split="train", form="long") if row["wrong_words"]][:3]
     columns, aucs = gadms_evaluate.scored_words(DualEncoder.load(root / "model"), rows, noisy)
     assert list(columns) == ["caption_id", "position", "word", "wrong", *gadms_evaluate.SCORES]

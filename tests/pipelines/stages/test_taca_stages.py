@@ -77,7 +77,7 @@ def run(root, address, **changed):
 
 def drawn(root, arm):
     """Pixels of an arm's pictures, by their source."""
-    people = PersonDataset.open(root / "data/generated" / arm)
+    people = PersonDataset(root / "data/generated" / arm)
     rows = people.rows(split="val", form="short")
     pixels = people.pixels(rows.column("image_id"), 32, 16)
     return dict(zip(("guidance 1", "guidance 2"), pixels.split(2), strict=True))

@@ -139,7 +139,7 @@ def test_differences_are_paired_by_person_and_seed(finished):
 
 def test_scores_are_held_against_the_words_that_this_noise_made_wrong(prepared, finished):
     opened, document = finished
-    people = PersonDataset.open(prepared.root / "data/people")
+    people = PersonDataset(prepared.root / "data/people")
     noisy = recaptioned(people, 0.5, 1, people=6, skip=4)
     encoder = DualEncoder.load(opened.store.files(opened.identities["arms/random/noise-0.5/seed-1"]) / "encoder")
     rows = [row for row in noisy.rows(split="train", form="long") if row["wrong_words"]][:5]

@@ -60,7 +60,7 @@ def prepared(place_at: Callable[[Path], Any], tmp_path_factory: pytest.TempPathF
     place = place_at(tmp_path_factory.mktemp("study") / "workspace")
     place.edit(PARAMS)
     (place.root / "data/people").symlink_to(drawn_people.root / "data/people")
-    people = PersonDataset.open(place.root / "data/people")
+    people = PersonDataset(place.root / "data/people")
     pipe = build_tiny_pipeline(SMALL, word_vocabulary(people.rows(split="train", form="short").column("caption")), 0)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():  # FLUX starts with a silent output layer: give it a voice
