@@ -44,10 +44,9 @@ def temperature_adjusted_attention(
     Control arms: effect "bias" adds log(gamma) to the logits instead (the kernel must take a float mask); queries
     "text" acts on text queries x image keys, and gamma then broadcasts to the image keys.
 
-    Returns (B, S, H, D) in query's dtype. Exact and differentiable in query, key, value and gamma. A gamma that is
-    the number 1, or a sequence that is all text or all image, is one stock attention call. Raises `ParameterError`
-    for shapes that do not fit and for `parallel_config` (context parallelism shards the sequence that `text`
-    indexes).
+    Returns (B, S, H, D) in query's dtype. Exact and differentiable in query, key, value and gamma. A gamma that is the number 1,
+    or a sequence that is all text or all image, is one stock attention call. Raises `ParameterError` for shapes that do not fit
+    and for `parallel_config` (context parallelism shards the sequence that `text` indexes).
     """
     if parallel_config is not None:
         raise ParameterError("TACA: context parallelism shards the joint sequence and is not supported; disable it")

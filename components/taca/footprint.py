@@ -13,16 +13,14 @@ DDP holds the gradients a second time, in its buckets. FSDP gathers the block in
 in a buffer of its own; the parameters outside blocks stay gathered; with gradient accumulation the gradients are whole
 until the last part (4 L more). Buffers of the model are never sharded.
 
-Activations are what autograd keeps for the backward pass of one micro-batch. They are counted, not estimated: the
-training step's forward runs on tensors without memory, under CUDA's autocast rules and with flash attention, and every
-tensor saved is measured once. With gradient checkpointing the inputs of every block stay, and one block at a time is
-computed again:
+Activations are what autograd keeps for the backward pass of one micro-batch. They are counted, not estimated: the training step's
+forward runs on tensors without memory, under CUDA's autocast rules and with flash attention, and every tensor saved is measured
+once. With gradient checkpointing the inputs of every block stay, and one block at a time is computed again:
 
     activations = outside + sum over blocks of inputs + the largest block's own
 
-Not in it: gradients of activations while a block is being computed backwards (less than the block's own again; tests
-bound it on real steps), the CUDA context and libraries (about 1 GB), the allocator's fragmentation. `MARGIN` is
-reserved for them in `fits`.
+Not in it: gradients of activations while a block is being computed backwards (less than the block's own again; tests bound it on
+real steps), the CUDA context and libraries (about 1 GB), the allocator's fragmentation. `MARGIN` is reserved for them in `fits`.
 """
 
 from collections.abc import Iterator, Mapping

@@ -88,13 +88,7 @@ def schedule_for_pictures(pipe: Any, config: TacaConfig, *, height: int, width: 
 
 
 def active_steps(
-    pipe: Any,
-    schedule: TemperatureSchedule,
-    *,
-    height: int,
-    width: int,
-    steps: int,
-    dtype: torch.dtype | None = None,
+    pipe: Any, schedule: TemperatureSchedule, *, height: int, width: int, steps: int, dtype: torch.dtype | None = None
 ) -> int:
     """Count the sampler's steps at which `schedule` is on, timesteps rounded as the pipeline rounds them.
 
@@ -125,9 +119,8 @@ def generate(
     embedded_guidance: the scale that guidance-distilled models (FLUX.1-dev) take as an input; ignored by others.
     progress: called with (done, total) after every batch.
 
-    The picture of a (prompt, seed) does not depend on its neighbours. In the same batch composition it is bit-equal; in
-    another batch size matrix kernels round differently, which moves a value by about 1e-5 and rarely an 8-bit pixel by
-    one.
+    The picture of a (prompt, seed) does not depend on its neighbours. In the same batch composition it is bit-equal; in another
+    batch size matrix kernels round differently, which moves a value by about 1e-5 and rarely an 8-bit pixel by one.
 
     Raises `ParameterError` when prompts and seeds differ in number or a setting is out of range.
     """

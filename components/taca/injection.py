@@ -164,9 +164,8 @@ def _guides(pipe: Any) -> bool:
 def _is_on(schedule: TemperatureSchedule, sigma: Tensor) -> bool:
     """Whether any sample needs the temperature, where that is cheap to find out; True is always safe.
 
-    Reading a timestep from an accelerator waits for it. Sampling reads: once per step, and steps with TACA off then
-    run the stock kernel. Training on an accelerator and compiled models do not: a sample with gamma 1 costs and gives
-    the same either way.
+    Reading a timestep from an accelerator waits for it. Sampling reads: once per step, and steps with TACA off then run the stock
+    kernel. Training on an accelerator and compiled models do not: a sample with gamma 1 costs and gives the same either way.
     """
     if schedule.gamma == 1:
         return False

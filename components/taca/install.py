@@ -92,8 +92,7 @@ def enable_taca(transformer: Any, schedule: TemperatureSchedule) -> TacaHandle:
     `unconditional=False` needs the pipeline for models that run both halves of guidance in one batch (SD3, AuraFlow): only it
     says whether there are two.
 
-    Raises `ParameterError` for other transformers, layers that are not there, and attention processors other than the
-    stock ones.
+    Raises `ParameterError` for other transformers, layers that are not there, and attention processors other than the stock ones.
     """
     pipe = None if isinstance(transformer, nn.Module) else transformer
     if pipe is not None:

@@ -80,9 +80,8 @@ class TemperatureSchedule(TacaConfig):
     def active_steps(self, sigmas: Sequence[float] | Tensor, dtype: torch.dtype = torch.float32) -> int:
         """Count the sampler steps with TACA on.
 
-        sigmas: the noise level of each step, e.g. a diffusers scheduler's `sigmas`; the terminal 0 is not a step and
-        is left out. dtype: that of the latents; pipelines round t = 1000 sigma to it before the transformer sees t /
-        1000.
+        sigmas: the noise level of each step, e.g. a diffusers scheduler's `sigmas`; the terminal 0 is not a step and is left out.
+        dtype: that of the latents; pipelines round t = 1000 sigma to it before the transformer sees t / 1000.
         """
         values = torch.as_tensor(sigmas, dtype=torch.float32).cpu()
         seen = (values[values > 0] * 1000).to(dtype) / 1000

@@ -16,20 +16,14 @@ if TYPE_CHECKING:
 
 
 def transfer_threshold(
-    threshold: float,
-    *,
-    from_shift: float = 1.0,
-    to_shift: float = 1.0,
-    from_tokens: int = 4096,
-    to_tokens: int = 4096,
+    threshold: float, *, from_shift: float = 1.0, to_shift: float = 1.0, from_tokens: int = 4096, to_tokens: int = 4096
 ) -> float:
     """Return the threshold for another model that is equivalent to `threshold` on the one it was chosen for.
 
-    Two rules of the same form; use one. By shift: the same fraction of a sampler's steps is active when the
-    schedule's shift goes from `from_shift` to `to_shift`. By resolution: the image is equally hidden at `to_tokens`
-    image tokens as at `from_tokens` (SD3's resolution shift, arXiv 2403.03206 Eq. 23, factor sqrt(to / from)). Both
-    together multiply the factors, which counts twice for a model whose shift already follows its resolution, as FLUX's
-    does.
+    Two rules of the same form; use one. By shift: the same fraction of a sampler's steps is active when the schedule's shift goes
+    from `from_shift` to `to_shift`. By resolution: the image is equally hidden at `to_tokens` image tokens as at `from_tokens`
+    (SD3's resolution shift, arXiv 2403.03206 Eq. 23, factor sqrt(to / from)). Both together multiply the factors, which counts
+    twice for a model whose shift already follows its resolution, as FLUX's does.
     """
     if not 0 <= threshold <= 1:
         hint = f"; for timestep {threshold:g} of 0..1000 give {threshold / 1000:g}" if threshold > 1 else ""

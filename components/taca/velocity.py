@@ -34,9 +34,8 @@ class VelocityTask(PerSampleTask):
     `null_prompt_embeds` (T, D), `null_pooled` (P,), `null_text_mask` (T,), which classifier-free guidance needs.
     `guidance` is the embedded scale of a guidance-distilled model (FLUX.1-dev).
 
-    Noise, noise levels and dropped captions depend on (seed, name, step) and are drawn for the global batch of
-    `world_size` * B samples; rank r uses samples r B to (r + 1) B. So the data is the same for any number of
-    workers.
+    Noise, noise levels and dropped captions depend on (seed, name, step) and are drawn for the global batch of `world_size` * B
+    samples; rank r uses samples r B to (r + 1) B. So the data is the same for any number of workers.
 
     forward(batch, step) -> {"loss": scalar, this rank's mean}.
     """

@@ -168,11 +168,7 @@ def _state(
 
 @torch.no_grad()
 def _resume(
-    task: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage | None,
-    meter: "_Meter",
-    context: Context,
+    task: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None, meter: "_Meter", context: Context
 ) -> int:
     loaded = context.load()
     if loaded is None:

@@ -25,12 +25,7 @@ class QwenTemperatureProcessor(TemperatureProcessor):
     ) -> Any:
         if taca is None or attention_mask is not None:  # the original explains why it takes no other mask
             return self.original(
-                attn,
-                hidden_states,
-                encoder_hidden_states,
-                encoder_hidden_states_mask,
-                attention_mask,
-                image_rotary_emb,
+                attn, hidden_states, encoder_hidden_states, encoder_hidden_states_mask, attention_mask, image_rotary_emb
             )
         from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 

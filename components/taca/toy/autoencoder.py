@@ -76,9 +76,8 @@ def reconstruct(vae: "AutoencoderKL", pixels: Tensor, batch_size: int = 64) -> T
 def set_latent_scale(vae: "AutoencoderKL", batches: Iterable[Tensor]) -> tuple[float, float]:
     """Measure the latents of training pictures and set the scale that makes `(z - shift) * scale` zero-mean with unit variance.
 
-    `batches` yields pixels (B, 3, H, W). Writes `shift_factor` and `scaling_factor` into the VAE's config, where
-    `FluxPipeline` and `save_pretrained` find them, and returns (shift, scale). Raises `DataError` if the latents do
-    not vary.
+    `batches` yields pixels (B, 3, H, W). Writes `shift_factor` and `scaling_factor` into the VAE's config, where `FluxPipeline`
+    and `save_pretrained` find them, and returns (shift, scale). Raises `DataError` if the latents do not vary.
     """
     device = next(vae.parameters()).device
     count, total, squares = 0, 0.0, 0.0

@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 class TextToImageTask(PerSampleTask):
     """Velocity matching from token ids, over the whole noise range.
 
-    x_t = (1 - sigma) x_0 + sigma noise, target noise - x_0 (Lipman et al. 2023; Esser et al. 2024, section 3). Noise
-    levels are stratified over the global batch, u = (k + U) / B, and shifted as the sampler shifts them, sigma = s u /
-    (1 + (s - 1) u).
+    x_t = (1 - sigma) x_0 + sigma noise, target noise - x_0 (Lipman et al. 2023; Esser et al. 2024, section 3). Noise levels are
+    stratified over the global batch, u = (k + U) / B, and shifted as the sampler shifts them, sigma = s u / (1 + (s - 1) u).
 
     Batch: `{"latents": (B, S, C) packed and scaled, "img_ids": (S, 3), "clip_ids": (B, T + 2), "t5_ids": (B, T),
     "empty_clip_ids": (T + 2,), "empty_t5_ids": (T,)}`; a fraction `caption_dropout` of the captions is replaced by the
