@@ -309,8 +309,8 @@ def test_virtual_ranks_are_those_of_one_worker_after_the_other():
     ("task", "batches", "accumulate", "message"),
     [
         (Regression(), global_batch, 2, "Regression needs its whole batch at once; set accumulate to 1"),
-        (Independent(), global_batch, 2, r"given batches in 1 part\(s\) a step"),
-        (Independent(), parts_of(4), 2, r"given batches in 4 part\(s\) a step"),
+        (Independent(), global_batch, 2, r"gets batches in 1 part\(s\) per step"),
+        (Independent(), parts_of(4), 2, r"gets batches in 4 part\(s\) per step"),
     ],
 )
 def test_what_cannot_be_computed_in_parts_is_refused_before_the_first_step(task, batches, accumulate, message):
