@@ -1,4 +1,4 @@
-"""Measuring: retrieval, attributes in generated pictures, and how sure we are of either."""
+"""Metrics of retrieval and of attributes in generated pictures, with confidence intervals."""
 
 from importlib import import_module
 from typing import Any

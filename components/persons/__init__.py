@@ -1,4 +1,4 @@
-"""People in pictures: records, readers for the published sets, the drawn set, caption noise, transforms, loading."""
+"""Datasets of people in pictures: records, shards, readers of published datasets, the drawn dataset, curation, transforms."""
 
 import importlib
 from typing import Any

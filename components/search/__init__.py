@@ -1,4 +1,4 @@
-"""Search a gallery of pictures with a sentence: a vector index in a folder, and a model to ask it."""
+"""Text search in a gallery of pictures: a vector index in a folder, and the model that encodes queries."""
 
 from importlib import import_module
 from typing import Any

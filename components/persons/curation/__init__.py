@@ -1,1 +1,1 @@
-"""Pictures of any kind on their way to a training set: rules, captions, near duplicates, selection."""
+"""Curation of pictures for a training set: rules, captions, near duplicates, selection."""

@@ -1,4 +1,4 @@
-"""Published datasets and manifests, read exactly as they are distributed, and every record checked.
+"""Published datasets and manifests, read exactly as distributed, with every record validated.
 
 Nothing is drawn or filtered.
 """
