@@ -471,7 +471,7 @@ def test_the_drawn_graph_leaves_out_what_follows_and_keeps_what_does_not():
         assert read <= reached
 
 
-def test_no_two_boxes_of_the_graph_overlap():
+def test_no_two_boxes_of_the_graph_overlap_and_no_line_passes_behind_one():
     labels = {stage.name: diagram.Label("", "") for stage in all_stages()}
     svg = str(diagram.draw(all_stages(), labels))
     assert svg == str(diagram.draw(all_stages(), labels))
@@ -480,6 +480,10 @@ def test_no_two_boxes_of_the_graph_overlap():
     assert len(boxes) == len(all_stages())
     for i, (x, y) in enumerate(boxes):
         assert all(abs(x - u) >= diagram.WIDTH or abs(y - v) >= diagram.HEIGHT for u, v in boxes[:i])
+    crossings = [list(map(float, found)) for found in re.findall(r"([\d.]+),([\d.]+) L([\d.]+),", svg)]
+    assert crossings
+    for left, level, right in crossings:  # a line is level where it passes a layer
+        assert not any(u < right and left < u + diagram.WIDTH and v < level < v + diagram.HEIGHT for u, v in boxes)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.31, 0.94), (-2, 1250), (5, 5), (1e-6, 3e-6), (-0.2, -0.1)])
