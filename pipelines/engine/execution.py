@@ -10,8 +10,8 @@ import logging
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -67,21 +67,8 @@ class RankFolders:
     after_save: Callable[[], None] = lambda: None
 
 
-class FolderSource(Protocol):
-    """Opens the folders of each rank, in the process of that rank."""
-
-    def open(self, rank: int) -> AbstractContextManager[RankFolders]: ...
-
-
-@dataclass(frozen=True)
-class SharedFolders:
-    """The same folders for all ranks: on this machine, or in a folder that every node sees."""
-
-    folders: RankFolders
-
-    @contextmanager
-    def open(self, rank: int) -> Iterator[RankFolders]:
-        yield self.folders
+FolderSource = Callable[[int], AbstractContextManager[RankFolders]]
+"""Opens the folders of a rank, in the process of that rank."""
 
 
 def stage_function(run: StageRun) -> StageFunction:
@@ -90,7 +77,9 @@ def stage_function(run: StageRun) -> StageFunction:
     return cast(StageFunction, importlib.import_module(f"pipelines.stages.{run.stage.name}").run)
 
 
-def execute(run: StageRun, source: FolderSource, params: Parameters, compute: Compute, storage: Path | str) -> Metrics:
+def execute(
+    run: StageRun, open_folders: FolderSource, params: Parameters, compute: Compute, storage: Path | str
+) -> Metrics:
     """Call the stage function of `run` and return its metrics, under Ray Train if it trains.
 
     Outputs are written below `writing` in the scratch folder, at their paths in the workspace. Ray Train's own files go below
@@ -99,7 +88,7 @@ def execute(run: StageRun, source: FolderSource, params: Parameters, compute: Co
 
     def on_rank(rank: int, world_size: int, on_save: OnSave) -> Metrics:
         torch.set_num_threads(compute.threads)
-        with source.open(rank) as folders:
+        with open_folders(rank) as folders:
 
             def saved(metrics: Mapping[str, float]) -> None:
                 if rank == 0:

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -42,29 +43,31 @@ class StageTask:
 
 
 def main() -> int:
-    request = StageTask(**json.loads(sys.stdin.readline()))
-    compute, scratch = Compute(**request.compute), Scratch(Path(request.scratch))
+    task = StageTask(**json.loads(sys.stdin.readline()))
+    compute, scratch = Compute(**task.compute), Scratch(Path(task.scratch))
     os.environ.update(thread_settings(compute.threads))  # before any library is imported
     try:
-        from pipelines.engine.execution import RankFolders, SharedFolders, execute, stage_function
+        from pipelines.engine.execution import RankFolders, execute, stage_function
 
-        run = graph.find(request.address)
+        run = graph.find(task.address)
         stage_function(run)
         if sys.stdin.readline().strip() != "go":
             return TRY_AGAIN
         if run.stage.trains:
             signal.signal(signal.SIGTERM, _stop_handler(scratch))
         end_with_parent()
-        folders = SharedFolders(RankFolders(Path(request.root), scratch))
-        metrics = execute(run, folders, Parameters.partial(request.parameters), compute, scratch.folder)
+        folders = RankFolders(Path(task.root), scratch)
+        metrics = execute(
+            run, lambda rank: nullcontext(folders), Parameters.partial(task.parameters), compute, scratch.folder
+        )
         write_atomically(scratch.result_file, json.dumps(metrics, sort_keys=True))
     except BaseException as raised:
-        return report_error(_full_disk(raised) or raised, request.address)
+        return report_error(_full_disk(raised) or raised, task.address)
     return 0
 
 
 def _stop_handler(scratch: Scratch) -> Callable[[int, FrameType | None], None]:
-    """A signal handler that requests a stop, and ends this process when that takes too long, or at a second signal."""
+    """A signal handler that tasks a stop, and ends this process when that takes too long, or at a second signal."""
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.engine.execution import RankFolders
@@ -21,12 +22,12 @@ from pipelines.scratch.storage import Storage, files_below
 FOLLOW_SECONDS = 2.0
 
 
+@dataclass(frozen=True)
 class JobFolders:
-    """Opens the folders of one job's ranks (a `FolderSource`)."""
+    """Opens the folders of one job's ranks."""
 
-    def __init__(self, storage: Storage, task: JobTask) -> None:
-        self.storage = storage
-        self.task = task
+    storage: Storage
+    task: JobTask
 
     @contextmanager
     def open(self, rank: int) -> Iterator[RankFolders]:

@@ -8,6 +8,7 @@ seconds, and losing its processes (its node died, or the head came back without 
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, StageFailedError, one_line
@@ -20,30 +21,22 @@ LOST = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE", "JO
 """How Ray calls the end of a job whose node is gone."""
 
 
+@dataclass
 class FollowedJob:
     """The job of `request` on `cluster`; `submission` is the id of the attempt that is followed, once there is one.
 
     `finished` returns whether the result is there: a job may succeed between the check for its result and the first poll.
     """
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        request: JobRequest,
-        *,
-        patience: float,
-        retries: int,
-        finished: Callable[[], bool] = lambda: False,
-        quiet: bool = False,
-    ) -> None:
-        self.cluster = cluster
-        self.request = request
-        self.patience = patience
-        self.retries = retries
-        self.finished = finished
-        self.quiet = quiet
-        self.submission: str | None = None
-        self._printed = 0
+    cluster: Cluster
+    request: JobRequest
+    _: KW_ONLY
+    patience: float
+    retries: int
+    finished: Callable[[], bool] = lambda: False
+    quiet: bool = False
+    submission: str | None = None
+    _printed: int = 0
 
     def follow(self, each_poll: Callable[[], None] = lambda: None) -> None:
         """Return when the job has succeeded, calling `each_poll` meanwhile.

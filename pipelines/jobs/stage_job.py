@@ -49,7 +49,7 @@ def _run(storage: Storage, task: JobTask, compute: Compute, lock: FolderLock | N
     folders = JobFolders(storage, task)
     folders.begin()
     own, meter = storage.path(run_folder(task.key)), Meter(here=True)
-    metrics = execution.execute(run, folders, Parameters.partial(task.parameters), compute, own)
+    metrics = execution.execute(run, folders.open, Parameters.partial(task.parameters), compute, own)
     if lock:
         lock.require()
     cost = meter.read(run, compute)

@@ -1,11 +1,8 @@
 """The results of a sweep as one JSON document; docs/sweeps.md has its schema."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from components.files import write_atomically
 from pipelines.sweeps.documents import value_at
 from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Trial
 from pipelines.sweeps.spaces import Objective, Space
@@ -99,8 +96,3 @@ def _trial(trial: Trial, space: Space) -> dict[str, Any]:
         "origin": trial.origin,
         "error": trial.error,
     }
-
-
-def write_results(path: Path, document: Mapping[str, Any]) -> None:
-    """Write the document to `path`."""
-    write_atomically(path, json.dumps(document, indent=1, sort_keys=True) + "\n")

@@ -25,7 +25,7 @@ from pipelines.sweeps.options import SweepOptions
 from pipelines.sweeps.plan import make_plan, sections_read
 from pipelines.sweeps.population import rounds
 from pipelines.sweeps.progress import SweepProgress, print_results
-from pipelines.sweeps.results import best_trial, summary, write_results
+from pipelines.sweeps.results import best_trial, summary
 from pipelines.sweeps.spaces import read_space
 from pipelines.sweeps.sweep_runs import SweepRuns, earlier_trials
 from pipelines.sweeps.validation import base_document, validate, validated
@@ -162,8 +162,8 @@ def _write_summary(opened: Sweep, runs: SweepRuns, trials: list[Trial]) -> None:
         "base": json.loads(json.dumps(opened.space.base)),
     }
     document = summary(opened.identity, opened.name, opened.space, opened.document, trials, settings)
-    write_results(opened.journal.root / "results.json", document)
-    write_results(opened.workspace.path(f"{RESULTS}/{opened.name}.json"), document)
+    for path in (opened.journal.root / "results.json", opened.workspace.path(f"{RESULTS}/{opened.name}.json")):
+        write_atomically(path, json.dumps(document, indent=1, sort_keys=True) + "\n")
     console = Console(highlight=False, soft_wrap=True)
     print_results(trials, opened.space, console)
     counts = ", ".join(f"{count} {state}" for state, count in document["counts"].items() if count)
