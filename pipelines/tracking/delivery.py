@@ -2,7 +2,7 @@
 
 `RunState` is saved after the server has taken a batch. When a process is killed in between, or a reply is lost, the delivery is
 unconfirmed: then the server is asked which points of those metrics it has, and only the rest is sent. How the run ends is saved
-before the server is told; a run that ended and was never closed is closed by the next process that reaches the server.
+before it is sent; a run that ended and was never closed is closed by the next process that reaches the server.
 """
 
 import re
@@ -93,7 +93,7 @@ class TrackedRun:
         self._unconfirmed = False
 
     def end(self, status: str, metrics: Mapping[str, float], tags: Mapping[str, str] | None = None) -> None:
-        """Save how the run shall end: its status, final metrics, and tags that are known only now. `close` tells the server."""
+        """Save how the run ends: its status, final metrics, and tags that are known only now. `close` tells the server."""
         state = RunState.load(self.folder)
         when = int(time.time() * 1000)
         state.ended = RunEnd(status=status, metrics=dict(metrics), tags=dict(tags or {}), time=when)

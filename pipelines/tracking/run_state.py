@@ -12,7 +12,7 @@ STATE_FILE = "mlflow.json"
 
 
 class RunEnd(BaseModel):
-    """How a run shall end: its status, final metrics and tags, and the time in ms since 1970."""
+    """How a run ends: its status, final metrics and tags, and the time in ms since 1970."""
 
     status: str
     metrics: dict[str, float]
@@ -29,8 +29,8 @@ class RunState(BaseModel):
         run, parent: ids; None before the run is created, or for a parent whose status is set by others.
         described: whether parameters and inputs were logged.
         delivered: the last step that the server has, by phase and metric.
-        ended: written before the server is told.
-        closed: whether the server was told.
+        ended: how the run ends, saved before it is sent.
+        closed: whether the server has confirmed the end.
     """
 
     uri: str
@@ -59,5 +59,5 @@ class RunState(BaseModel):
         write_atomically(folder / STATE_FILE, json.dumps(self.model_dump()))
 
     def must_be_closed(self, uri: str) -> bool:
-        """Return whether the run has ended and the server at `uri` was never told."""
+        """Return whether the run has ended and the server at `uri` has not confirmed it."""
         return self.uri == uri and not self.closed and self.ended is not None

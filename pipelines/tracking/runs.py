@@ -149,7 +149,7 @@ class Tracker:
     def open(self, folder: Path, facts: RunFacts, parent: str | None = None) -> TrackedRun:
         """Open the stage's run: the one that `folder` remembers, or a new one below the pipeline's run.
 
-        `parent` replaces the pipeline's run; whoever created it sets its status. Raises InfrastructureError when the server stops
+        `parent` replaces the pipeline's run; its creator sets its status. Raises InfrastructureError when the server stops
         answering.
         """
         try:

@@ -29,7 +29,7 @@ def lease_of(tmp_path, monkeypatch):
         lease.release()
 
 
-def stop_the_heart(lease):
+def stop_renewing(lease):
     """As a machine that lost power, or was suspended: the file stays, and nobody renews it."""
     lease._stop.set()
     lease._thread.join()
@@ -56,7 +56,7 @@ def test_a_living_holder_on_another_machine_is_not_taken_over_however_long_it_wo
 def test_a_holder_that_went_silent_is_taken_over_and_finds_out(lease_of):
     first, second = lease_of("a"), lease_of("b")
     first.acquire(1)
-    stop_the_heart(first)
+    stop_renewing(first)
     started = time.monotonic()
     second.acquire(10)
     assert time.monotonic() - started >= STALE
@@ -69,7 +69,7 @@ def test_a_holder_that_went_silent_is_taken_over_and_finds_out(lease_of):
 def test_a_dead_process_of_this_machine_is_not_waited_for(lease_of):
     first, second = lease_of("a"), lease_of("a")  # flock, which the second holds by now, says that the first is dead
     first.acquire(1)
-    stop_the_heart(first)
+    stop_renewing(first)
     started = time.monotonic()
     second.acquire(10)
     assert time.monotonic() - started < STALE / 2
@@ -87,10 +87,10 @@ def test_a_clock_that_is_a_day_off_changes_nothing(lease_of, monkeypatch, skew):
         second.acquire(2 * STALE)
 
 
-def test_of_two_that_wait_for_a_dead_one_only_one_gets_it(lease_of):
+def test_of_two_that_wait_for_a_dead_holder_only_one_gets_the_lease(lease_of):
     dead, *waiting = (lease_of(name) for name in "abc")
     dead.acquire(1)
-    stop_the_heart(dead)
+    stop_renewing(dead)
     got = []
 
     def wait(lease):

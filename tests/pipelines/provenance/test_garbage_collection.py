@@ -1,4 +1,4 @@
-"""`gc`: what is needed stays, what is not goes, and nobody who works is disturbed."""
+"""`gc` removes what is not needed, and no folder that is in use."""
 
 import fcntl
 import json
@@ -61,14 +61,14 @@ def test_the_result_of_the_present_parameters_stays_without_its_checkpoints(plac
     assert left(folder) == {"outputs", "DONE.json", "lock"}
 
 
-def test_what_is_unfinished_but_would_be_gone_on_with_keeps_its_checkpoints(place):
+def test_an_unfinished_result_of_the_present_parameters_keeps_its_checkpoints(place):
     folder = result(place, current(place), done=False)
     assert collect(place, dry=False) == []
     assert "checkpoints" in left(folder)
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["md5 in the manifest", "md5 computed"])
-def test_what_dvc_lock_says_is_the_result_stays_though_the_parameters_have_changed(place, told):
+def test_a_result_in_dvc_lock_is_kept_though_the_parameters_have_changed(place, told):
     needed, other = result(place, "a" * 64), result(place, "b" * 64, "other people")
     md5 = dvc_md5(needed / "outputs/data/people")
     if told:
@@ -81,7 +81,7 @@ def test_what_dvc_lock_says_is_the_result_stays_though_the_parameters_have_chang
     assert left(other) == {"lock"}
 
 
-def test_what_nothing_asks_for_goes_and_a_dry_run_only_says_so(place, capsys):
+def test_an_unused_result_is_removed_and_a_dry_run_only_reports_it(place, capsys):
     stale, paused = result(place, "a" * 64), result(place, "b" * 64, done=False)
     before = {folder: left(folder) for folder in (stale, paused)}
     would = collect(place, dry=True)
@@ -92,7 +92,7 @@ def test_what_nothing_asks_for_goes_and_a_dry_run_only_says_so(place, capsys):
     assert collect(place, dry=False) == []
 
 
-def test_a_folder_that_somebody_works_in_is_not_touched(place, capsys):
+def test_a_folder_that_is_in_use_is_not_touched(place, capsys):
     here, elsewhere = result(place, "a" * 64), result(place, "b" * 64)
     lease = {"token": "t", "machine": "another", "host": "other", "pid": 1, "beat": 3}
     (elsewhere / "lease.json").write_text(json.dumps(lease))

@@ -39,11 +39,11 @@ def last() -> Step:
         ("prepare", False, ["prepare", "base_model", "taca_cache", "taca_train@lora"]),
     ],
 )
-def test_stages_are_repeated_in_the_order_of_the_graph_from_where_was_asked(last, first, whole, expected):
+def test_stages_are_repeated_in_the_order_of_the_graph_from_the_given_stage(last, first, whole, expected):
     assert [one.address for one in _steps(last, first, whole)] == expected
 
 
-def test_beginning_with_a_stage_that_it_does_not_come_from_is_one_line(last):
+def test_a_first_stage_that_the_target_does_not_depend_on_is_refused_in_one_line(last):
     with pytest.raises(
         ParameterError, match="--from index: taca_train@lora does not depend on it; choose one of prepare"
     ):

@@ -1,4 +1,4 @@
-"""`verify` on a chain that is whole, and with each kind of link broken."""
+"""`verify` on an unchanged chain, and with each kind of record changed."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def edit_lock(place: Chain, change: Callable[[dict[str, Any]], None]) -> None:
     file.write_text(yaml.safe_dump(document))
 
 
-def test_a_chain_that_nobody_touched_is_whole(chain, tracker, capsys):
+def test_an_unchanged_chain_has_no_disagreement(chain, tracker, capsys):
     assert broken(chain, tracker) == []
     verify(["data/taca_cache", str(chain.root / "models/base/part.json")], chain.workspace)
     assert "verified: 3 stages" in capsys.readouterr().out  # not the probe: neither comes from it
@@ -195,7 +195,7 @@ def test_a_broken_link_is_found_and_named(tamper, place, tracker):
         assert any(expected in line for line in lines), lines
 
 
-def test_what_is_wrong_is_said_where_it_was_made_and_not_of_every_stage_that_reads_it(place, tracker):
+def test_a_wrong_file_is_reported_at_the_stage_that_made_it_and_not_at_every_reader(place, tracker):
     edited_output(place)
     edited_raw(place)
     named = {line.split(":")[0] for line in broken(place, tracker)}

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pipelines.scratch.folder import LINK_FROM_BYTES, Scratch, put_in_place
 from pipelines.scratch.manifest import Manifest
 from pipelines.scratch.metric_log import MetricLog
 
-FACTS = Manifest(stage="probe", fingerprint="0123", metrics={"accuracy": 0.5})
+MANIFEST = Manifest(stage="probe", fingerprint="0123", metrics={"accuracy": 0.5})
 
 
 @pytest.fixture
@@ -35,9 +36,9 @@ def write_outputs(scratch):
     return ["models/probe", "metrics.json"]
 
 
-def test_a_finished_stage_is_done_with_its_facts(scratch):
+def test_a_finished_stage_has_a_manifest_with_its_digests(scratch):
     assert scratch.done() is None
-    written = scratch.finish(write_outputs(scratch), FACTS)
+    written = scratch.finish(write_outputs(scratch), MANIFEST)
     assert scratch.done() == written
     assert written.metrics == {"accuracy": 0.5}
     assert set(written.outputs) == {"models/probe", "metrics.json"}
@@ -45,13 +46,13 @@ def test_a_finished_stage_is_done_with_its_facts(scratch):
 
 def test_an_output_that_was_not_written_is_named_and_nothing_is_done(scratch):
     with pytest.raises(RuntimeError, match="did not write curves"):
-        scratch.finish([*write_outputs(scratch), "curves"], FACTS)
+        scratch.finish([*write_outputs(scratch), "curves"], MANIFEST)
     assert scratch.done() is None
 
 
 @pytest.mark.parametrize("tamper", ["change", "remove", "add"])
 def test_an_output_that_was_tampered_with_is_not_done(scratch, tamper):
-    scratch.finish(write_outputs(scratch), FACTS)
+    scratch.finish(write_outputs(scratch), MANIFEST)
     weights = scratch.outputs / "models" / "probe" / "weights"
     if tamper == "change":
         weights.write_bytes(b"1235")
@@ -64,9 +65,24 @@ def test_an_output_that_was_tampered_with_is_not_done(scratch, tamper):
 
 @pytest.mark.parametrize("content", ["", "{", '{"outputs"', "[]", '{"outputs": {}}'])
 def test_a_torn_manifest_is_not_done(scratch, content):
-    scratch.finish(write_outputs(scratch), FACTS)
+    scratch.finish(write_outputs(scratch), MANIFEST)
     (scratch.folder / "DONE.json").write_text(content)
     assert scratch.done() is None
+
+
+def test_a_manifest_of_older_code_is_read_and_keeps_its_keys(tmp_path):
+    """Written before provenance, cost and DVC's md5 were recorded."""
+    older = {
+        "fingerprint": "f",
+        "metrics": {"a": 1, "b": 1.0},
+        "outputs": {"a": {"": "0"}},
+        "run": "r",
+        "stage": "probe",
+    }
+    (tmp_path / "DONE.json").write_text(json.dumps(older))
+    manifest = Manifest.read(tmp_path / "DONE.json")
+    assert (manifest.provenance, manifest.cost, manifest.inputs) == (None, {}, {})
+    assert manifest.to_json() == json.dumps(older) + "\n"
 
 
 def test_a_new_attempt_keeps_checkpoints_and_drops_half_outputs(scratch):

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from pipelines.scratch.metric_log import MetricLog
+from pipelines.tracking.run_state import RunState
 from pipelines.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -194,6 +195,24 @@ def test_a_killed_process_leaves_neither_its_run_nor_its_pipelines_as_running(tr
         tracker.client.set_tag(run, "pipelines.started", "1000.0")  # this number belongs to another process by now
     tracker.end_orphans()
     assert [tracker.client.get_run(run).info.status for run in (tracked.run_id, parent)] == ["KILLED", "KILLED"]
+
+
+def test_a_state_of_older_code_is_read_and_one_that_cannot_be_read_is_a_new_run(tracker, folder, facts):
+    older = {
+        "uri": "u",
+        "token": "t",
+        "run": "r",
+        "parent": None,
+        "described": True,
+        "delivered": {"main": {"loss": 5}},
+    }
+    ended = {"status": "FINISHED", "metrics": {"accuracy": 0.75}, "time": 1}
+    (folder / "mlflow.json").write_text(json.dumps({**older, "ended": ended, "closed": False}))
+    assert RunState.load(folder).must_be_closed("u")
+    for text in ("{", "[]", '{"run": "r"}'):
+        (folder / "mlflow.json").write_text(text)
+        assert RunState.find(folder) is None
+    assert tracker.client.get_run(tracker.open(folder, facts).run_id).info.status == "RUNNING"
 
 
 def test_a_living_process_keeps_its_runs(tracker, folder, facts):

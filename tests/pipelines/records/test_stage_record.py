@@ -1,4 +1,4 @@
-"""What a result says of where it comes from: code, data, machine; and that no secret is among it."""
+"""The record of a stage run: code, inputs, machine; and that it contains no secret."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def test_secrets_and_large_files_are_left_out_of_the_patch_and_named(repository,
     assert "s3cr3t" not in state.patch
 
 
-def test_a_copy_that_is_no_repository_knows_what_it_was_told(tmp_path):
+def test_a_copy_of_a_checkout_has_the_state_that_was_written_into_it(tmp_path):
     told = {"git.revision": "c" * 40, "git.dirty": "true", "patch": "diff", "left_out": ["a"]}
     (tmp_path / "provenance.json").write_text(json.dumps(told))
     state = code_state(tmp_path)
@@ -202,7 +202,7 @@ def test_a_ray_job_is_named_and_its_absence_is_not(monkeypatch):
     assert ray_ids() == {"submission": "probe-1234"}
 
 
-def test_of_work_done_elsewhere_the_run_tells_where_it_was_and_what_it_took_there(tmp_path, empty_store, monkeypatch):
+def test_the_run_of_a_job_shows_the_machine_and_the_cost_of_the_job(tmp_path, empty_store, monkeypatch):
     chain = make_chain(tmp_path / "workspace", empty_store)
     pretend(monkeypatch, chain.store)
     here = runner.stage_process
