@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from components.evaluation.intervals import Interval
 from pipelines.comparing.differences import Comparison, compare_runs
+from pipelines.comparing.examples import disputed_queries, picture_grid
+from pipelines.comparing.page import write_page
 from pipelines.comparing.runs import read_runs
+from pipelines.reporting.tables import number_table
 from pipelines.workspace import Workspace
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 PAGE, PEOPLE = "reports/compare.html", "data/people"
 PROMPTS, QUERIES = 8, 12
@@ -21,11 +22,6 @@ SHOWN_METRICS = 24
 
 def compare(workspace: Workspace, run_ids: Sequence[str], output: Path | None = None) -> Path:
     """Print the differences and write the page; return its path. Raises as `read_runs`."""
-    from rich.console import Console
-
-    from pipelines.comparing.examples import disputed_queries, picture_grid
-    from pipelines.comparing.page import write_page
-
     runs = read_runs(workspace, run_ids)
     people = workspace.path(PEOPLE)
     comparison, console = compare_runs(runs, people), Console()
@@ -36,9 +32,7 @@ def compare(workspace: Workspace, run_ids: Sequence[str], output: Path | None = 
     return page
 
 
-def _print(comparison: Comparison, console: "Console") -> None:
-    from pipelines.reporting.tables import number_table
-
+def _print(comparison: Comparison, console: Console) -> None:
     letters = [chr(ord("A") + place) for place in range(len(comparison.runs))]
     for letter, run in zip(letters, comparison.runs, strict=True):
         console.print(f"{letter}  {run.name}  {run.run_id}", highlight=False, markup=False)

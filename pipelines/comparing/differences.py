@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from components.errors import DataError
-from components.evaluation.comparison import alignment_differences, retrieval_differences
+from components.evaluation.comparison import alignment_differences, alignment_scores, retrieval_differences
 from components.evaluation.intervals import Interval, bootstrap_difference
+from components.persons.shards import PersonDataset
 from pipelines.comparing.runs import ComparedRun
 
 COST = ("cost/", "system/")
@@ -107,8 +109,6 @@ def paired_tests(runs: Sequence[ComparedRun], people: Path | None, seed: int = 0
 
 
 def _tables(key: str, files: Sequence[Path | None], runs: Sequence[ComparedRun]) -> dict[str, dict[str, list[Any]]]:
-    import pyarrow.parquet as pq
-
     tables = {}
     for run, file in zip(runs, files, strict=True):
         if file is None:
@@ -120,8 +120,6 @@ def _tables(key: str, files: Sequence[Path | None], runs: Sequence[ComparedRun])
 def _alignment(
     key: str, tables: Mapping[str, dict[str, list[Any]]], people: Path | None, seed: int
 ) -> list[PairedTest]:
-    from components.evaluation.comparison import alignment_scores
-
     first, *_ = tables
     sources = sorted(set.intersection(*(set(table["source"]) for table in tables.values())))
     found = []
@@ -159,8 +157,6 @@ def identities_of(people: Path | None, captions: Sequence[int]) -> dict[int, int
     """caption_id -> identity, from the data set at `people`; {} unless it holds all of `captions`."""
     if people is None or not people.is_dir():
         return {}
-    from components.persons.shards import PersonDataset
-
     rows = PersonDataset(people).rows(form="long")
     known = dict(zip(rows.column("caption_id"), rows.column("identity"), strict=True))
     return {caption: known[caption] for caption in captions} if set(captions) <= set(known) else {}

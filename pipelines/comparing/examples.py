@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+from PIL import Image
+
 from components.evaluation.grids import side_by_side
 from components.persons.shards import PersonDataset
 from pipelines.comparing.differences import common_stages
@@ -14,8 +17,6 @@ from pipelines.stages.parts.report_pictures import select_spread
 
 def picture_grid(runs: Sequence[ComparedRun], prompts: int) -> Any:
     """A PIL image of the runs' pictures for a few common prompts, one column per run; None without common prompts."""
-    from PIL import Image
-
     for key in common_stages(runs):
         folders = [run.stages[key].output("generated") for run in runs]
         if not all(folders):
@@ -48,8 +49,6 @@ def disputed_queries(runs: Sequence[ComparedRun], people: Path | None, number: i
 
     Each has "caption_id", "image_id", "ranks" (of the first right picture, in each run), and "caption", None without `people`.
     """
-    import pyarrow.parquet as pq
-
     for key in common_stages(runs):
         files = [run.stages[key].output("ranks") for run in runs]
         if not all(files):

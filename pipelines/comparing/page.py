@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from components.files import write_atomically
+from components.persons.shards import PersonDataset
 from pipelines.comparing.differences import Comparison, common_stages
 from pipelines.comparing.runs import ComparedRun
 from pipelines.reporting import charts
@@ -75,7 +76,5 @@ def _pictures(people: Path | None, image_ids: Sequence[int]) -> list[str | None]
     """Their data URIs, or None for each when the data set does not exist."""
     if people is None or not people.is_dir():
         return [None] * len(image_ids)
-    from components.persons.shards import PersonDataset
-
     dataset = PersonDataset(people)
     return [data_uri(dataset.image_bytes(image_id)) for image_id in image_ids]

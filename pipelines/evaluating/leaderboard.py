@@ -1,23 +1,22 @@
 """Prints published results of person retrieval, with the results of this workspace where they are comparable."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from components.evaluation.leaderboard import DATASETS, METRICS, SETTINGS, Result, leaderboard
 from pipelines import params
 from pipelines.graph import GADMS_ARMS
 from pipelines.workspace import Workspace
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 EVALUATED = "metrics/gadms_evaluate/{arm}.json"
 
 
 def show_leaderboards(workspace: Workspace, dataset: str | None = None, setting: str = SETTINGS[0]) -> None:
     """Print the table of one dataset, or of each. Raises ParameterError for an unknown one."""
-    from rich.console import Console
-
     console, own = Console(), own_results(workspace)
     source = params.load(workspace.path("params.yaml")).prepare.source
     for name in (dataset,) if dataset else DATASETS:
@@ -48,10 +47,7 @@ def _remark(source: str, own: dict[str, dict[str, Any]]) -> str:
     return f"{selection} This workspace's results are on {source!r} and cannot be compared with these: R@1 {first}."
 
 
-def _show(dataset: str, rows: list[Result], console: "Console") -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
+def _show(dataset: str, rows: list[Result], console: Console) -> None:
     sources = list(dict.fromkeys(row.source for row in rows if not row.own))
     table = Table(title=f"{dataset}: {rows[0].setting}", title_justify="left")
     table.add_column("method + what it was pre-trained on", overflow="fold")

@@ -3,6 +3,10 @@
 import json
 from pathlib import Path
 
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
 from components.errors import DataError, ParameterError
 from pipelines.workspace import Workspace
 
@@ -27,10 +31,6 @@ def search(query: str, workspace: Workspace, top: int = 5, picture: Path | None 
     found = TextSearch.open(workspace.path(MODEL), workspace.path(INDEX))
     _require_same_model(workspace)
     matches = found(query, top)
-
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
     table = Table(
         title=escape(f"“{query}”"),
