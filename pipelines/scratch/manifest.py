@@ -1,4 +1,4 @@
-"""The files named DONE.json, written last by whatever they call finished: a stage run in scratch, a job in the storage.
+"""DONE.json, the last file that is written: by a stage run into its scratch folder, by a job into the storage.
 
 The run in MLflow holds a copy of a stage's manifest, so that lineage survives the scratch folder.
 """
@@ -34,6 +34,7 @@ class Document(BaseModel):
             return None
 
     def to_json(self, indent: int | None = None) -> str:
+        """Return the JSON text, keys sorted."""
         return json.dumps(self.model_dump(exclude_unset=True), indent=indent, sort_keys=True) + "\n"
 
 

@@ -84,14 +84,12 @@ def connect(workspace: Workspace) -> "Tracker":
         # The first access creates the database; two at once would corrupt it for good.
         with _lock(workspace):
             client = MlflowClient(uri)
-            experiment = client.get_experiment_by_name(EXPERIMENT)
-            if experiment is None:
-                artifacts = None
-                if uri.startswith("sqlite:"):
-                    artifacts = (Path(uri.removeprefix("sqlite:///")).parent.absolute() / "mlartifacts").as_uri()
-                identifier = client.create_experiment(EXPERIMENT, artifact_location=artifacts)
-            else:
+            if experiment := client.get_experiment_by_name(EXPERIMENT):
                 identifier = experiment.experiment_id
+            else:
+                database = uri.removeprefix("sqlite:///")
+                beside = None if database == uri else (Path(database).parent.absolute() / "mlartifacts").as_uri()
+                identifier = client.create_experiment(EXPERIMENT, artifact_location=beside)
     except Exception as error:  # drivers and servers raise many types; each means that no run can begin
         raise _no_answer(uri, error) from error
     return Tracker(client, identifier, workspace)
@@ -105,10 +103,9 @@ def _no_answer(uri: str, error: Exception) -> InfrastructureError:
 
 
 def _lock(workspace: Workspace) -> AbstractContextManager[None]:
-    """The lock under which the database and the pipeline's run are created."""
+    """Return the lock under which the database and the pipeline's run are created."""
     file = workspace.home / "tracking.lock"
-    refusal = f"another process has held {file} for {LOCK_SECONDS:.0f} s: run again later"
-    return file_lock(file, refusal, LOCK_SECONDS)
+    return file_lock(file, f"another process has held {file} for {LOCK_SECONDS:.0f} s: run again later", LOCK_SECONDS)
 
 
 class Tracker:
