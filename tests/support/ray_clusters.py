@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from processes import clean_environment
+from processes import clean_environment, output_of
 from servers import free_port
 
 from pipelines.scratch.metric_log import MetricLog
@@ -161,18 +161,9 @@ def steps_in(storage: Path) -> int:
     )
 
 
-def end(process: subprocess.Popen[str], timeout: float = 240) -> tuple[str, str]:
-    try:
-        return process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-            one.kill()
-        raise
-
-
 def finish(place, stage: str = "probe", **environment: str) -> subprocess.CompletedProcess[str]:
     process = place.start(stage, **environment)
-    out, errors = end(process)
+    out, errors = output_of(process)
     return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 

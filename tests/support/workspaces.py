@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import psutil
 import pytest
-from processes import clean_environment, wait_until
+from processes import clean_environment, output_of, wait_until
 from shared_folders import made_once
 
 from pipelines import presets
@@ -69,12 +69,7 @@ class Place:
         if self.warm:
             return self.call("run", stage, **environment)
         process = self.start(stage, **environment)
-        try:
-            out, errors = process.communicate(timeout=500)
-        finally:
-            if process.poll() is None:
-                for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-                    one.kill()
+        out, errors = output_of(process)
         return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
     def call(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import clean_environment
+from processes import clean_environment, output_of
 from safetensors.torch import load_file
 
 from pipelines.identity.closure import ROOT
@@ -101,13 +101,7 @@ def train(workers: dict[Path, int], end: str = "lives") -> list[tuple[dict[int, 
         stderr=subprocess.STDOUT,
         text=True,
     )
-    seen = psutil.Process(process.pid)
-    try:
-        out, _ = process.communicate(timeout=600)
-    except subprocess.TimeoutExpired:
-        for one in [*seen.children(recursive=True), seen]:
-            one.kill()
-        pytest.fail(f"Ray Train hangs: {process.communicate()[0][-3000:]}")
+    out, _ = output_of(process)
     assert process.returncode == 0, out[-3000:]
     return [result(folder) for folder in workers]
 

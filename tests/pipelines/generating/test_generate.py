@@ -11,12 +11,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from processes import clean_environment, wait_until
+from processes import clean_environment, output_of, wait_until
 from workspaces import COMMAND_LINE, forked
 
 from components.taca.generation import Arm, apply_arm, generate
@@ -526,13 +525,7 @@ def test_one_or_two_workers_or_none_give_the_same_bytes_and_a_worker_that_dies_i
         stderr=subprocess.STDOUT,
         text=True,
     )
-    seen = psutil.Process(process.pid)
-    try:
-        told, _ = process.communicate(timeout=600)
-    except subprocess.TimeoutExpired:
-        for child in [*seen.children(recursive=True), seen]:
-            child.kill()
-        pytest.fail(f"Ray hangs: {process.communicate()[0][-3000:]}")
+    told, _ = output_of(process)
     assert process.returncode == 0, told[-3000:]
     assert none.files() == one.files() == two.files()
     assert "killed" in told

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray_clusters import LONG_BASE, RayCluster, as_job, end, finish, losses, running, steps_in, trained_here
+from processes import output_of
+from ray_clusters import LONG_BASE, RayCluster, as_job, finish, losses, running, steps_in, trained_here
 from servers import BUCKET, SECRET, Store, mlflow_server, s3_store
 
 from pipelines import presets
@@ -88,7 +89,7 @@ def job_in_training(with_people, cluster, storage, waiting):
         yield place, process
     finally:
         if process.poll() is None:
-            end(process)
+            output_of(process)
 
 
 def test_a_stage_as_a_job_gives_the_outputs_metrics_and_run_of_one_here(with_people, cluster, storage, undisturbed):
@@ -141,7 +142,7 @@ def test_a_job_stopped_by_somebody_is_no_success_and_goes_on_when_it_is_run_agai
     place, process = job_in_training
     (submission,) = own_jobs(cluster, place)
     Cluster(cluster.address).stop(submission)
-    _, errors = end(process)
+    _, errors = output_of(process)
     assert process.returncode == 130
     assert f"job {submission} was stopped" in errors
     assert "Traceback" not in errors
@@ -157,7 +158,7 @@ def test_a_job_stopped_by_somebody_is_no_success_and_goes_on_when_it_is_run_agai
 def test_ctrl_c_stops_the_job(job_in_training, cluster):
     place, process = job_in_training
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = end(process)
+    _, errors = output_of(process)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     deadline = time.monotonic() + 40
@@ -220,7 +221,7 @@ def test_a_job_keeps_its_checkpoints_in_a_bucket_and_its_secrets_out_of_sight(
     waiting(lambda: checkpoints_in(bucket) >= 2, process, timeout=120)
     (submission,) = own_jobs(cluster, place)
     Cluster(cluster.address).stop(submission)
-    end(process)
+    output_of(process)
     assert process.returncode == 130
     finished = finish(place)
     assert finished.returncode == 0, finished.stderr
@@ -256,7 +257,7 @@ def test_two_workers_of_a_job_on_two_nodes_go_on_from_a_bucket(with_people, clus
     waiting(lambda: checkpoints_in(bucket) >= 2, process, timeout=300)
     (submission,) = own_jobs(cluster, place)
     Cluster(cluster.address).stop(submission)
-    end(process)
+    output_of(process)
     assert process.returncode == 130
     finished = finish(place, "base_model")
     assert finished.returncode == 0, finished.stderr
@@ -272,7 +273,7 @@ def test_training_goes_on_with_fewer_workers_when_a_node_is_lost(with_people, cl
         waiting(lambda: steps_in(storage) >= 10, process, timeout=300)
         cluster.kill(cluster.nodes[1:])
     finally:
-        out, errors = end(process)
+        out, errors = output_of(process)
         if len(cluster.nodes) < 2:
             cluster.add_node()
     assert process.returncode == 0, errors + out
@@ -287,7 +288,7 @@ def test_a_head_that_comes_back_without_its_jobs_is_given_the_job_again(job_in_t
     place, process = job_in_training
     cluster.kill(list(cluster.nodes))
     cluster.start()
-    out, errors = end(process)
+    out, errors = output_of(process)
     assert process.returncode == 0, errors
     assert "does not answer; asking again" in errors
     assert "is lost" in errors
@@ -302,7 +303,7 @@ def test_a_head_that_stays_away_is_exit_code_75_and_says_that_the_job_may_run(wi
     waiting(lambda: steps_in(storage) >= 5, process, timeout=120)
     cluster.kill(list(cluster.nodes))
     try:
-        _, errors = end(process)
+        _, errors = output_of(process)
         assert process.returncode == 75, errors
         assert "no Ray cluster answers" in errors
         assert "may still run" in errors

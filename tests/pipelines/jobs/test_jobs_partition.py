@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ray_clusters import LONG_BASE, RayCluster, as_job, end, losses, running, steps_in, trained_here
+from processes import output_of
+from ray_clusters import LONG_BASE, RayCluster, as_job, losses, running, steps_in, trained_here
 
 pytestmark = [
     pytest.mark.faults,
@@ -72,7 +73,7 @@ def test_a_node_that_the_network_loses_is_gone_on_without(
         waiting(lambda: steps_in(storage) >= 10, process, timeout=300)
         two_hosts.cut()
     finally:
-        out, errors = end(process, timeout=400)
+        out, errors = output_of(process)
     assert process.returncode == 0, errors + out
     assert "training with 2 worker(s) broke off" in out
     assert "starting again with 1 worker(s)" in out
