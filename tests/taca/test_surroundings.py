@@ -81,11 +81,12 @@ def test_compiled_blocks_agree(family: str) -> None:
 
 
 def test_the_backend_chosen_for_a_model_reaches_every_layer_and_stays() -> None:
-    from diffusers.models.attention_dispatch import AttentionBackendName
+    from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
     for family in SMALL:
         model = SMALL[family].build()
-        with enable_taca(model, SCHEDULE) as handle:
+        # The model's setter also sets the process's default, which this block restores for the tests after it.
+        with attention_backend("native"), enable_taca(model, SCHEDULE) as handle:
             model.set_attention_backend("_native_math")
             assert {p._attention_backend for p in handle.joint_processors} == {AttentionBackendName._NATIVE_MATH}
             run(model, SMALL[family].inputs([1.0]))
