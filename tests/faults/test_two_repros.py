@@ -74,7 +74,7 @@ def test_a_stage_whose_dvc_was_killed_goes_on_and_the_next_dvc_takes_its_result(
     assert "had been killed" in text  # DVC finds the entry of the dead one
     assert "waiting: process" in text
     assert "found finished" in text
-    assert "going on from" not in text
+    assert "resuming from" not in text
     assert checkout.hashes("probe") == undisturbed
     assert [run.info.status for run in checkout.runs("probe")] == ["FINISHED"]
 

@@ -269,7 +269,7 @@ def test_a_killed_runner_takes_its_worker_along_and_the_next_call_goes_on(
     calm.edit(LONG)
     undisturbed = calm.run("probe")
     assert undisturbed.returncode == 0, undisturbed.stderr
-    assert "going on" not in undisturbed.stdout
+    assert "resuming" not in undisturbed.stdout
     for path in ("models/probe", "metrics/probe", "curves/probe"):
         assert tree_digests(place.root / path) == tree_digests(calm.root / path), path
 
