@@ -55,10 +55,7 @@ def random_batch(encoder: DualEncoder, size: int, words: int) -> RetrievalBatch:
     height, width = encoder.image_size
     index = torch.arange(size)
     return RetrievalBatch(
-        pixels=torch.randn(size, 3, height, width, generator=random),
-        ids=ids,
-        identities=index,
-        caption_index=index,
+        pixels=torch.randn(size, 3, height, width, generator=random), ids=ids, identities=index, caption_index=index
     )
 
 

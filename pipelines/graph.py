@@ -142,10 +142,7 @@ STAGES: tuple[Stage, ...] = (
         {**PEOPLE, **BASE},
         {"generated": "data/generated/{arm}"},
         arms=TACA_ARMS,
-        arm_inputs={
-            "lora": {"adapter": "models/adapters/lora"},
-            "taca_lora": {"adapter": "models/adapters/taca"},
-        },
+        arm_inputs={"lora": {"adapter": "models/adapters/lora"}, "taca_lora": {"adapter": "models/adapters/taca"}},
         draws=True,
     ),
     Stage(
@@ -214,10 +211,7 @@ STAGES: tuple[Stage, ...] = (
         {},
         {"parity": "results/parity/{arm}.csv"},
         arms=METHODS,
-        arm_inputs={
-            "taca": {**BASE, "cache": "data/taca_cache"},
-            "gadms": {**PEOPLE, "curated": "data/curated"},
-        },
+        arm_inputs={"taca": {**BASE, "cache": "data/taca_cache"}, "gadms": {**PEOPLE, "curated": "data/curated"}},
         starts_workers=True,
         code=("taca_train", "gadms_pretrain"),
     ),

@@ -15,13 +15,7 @@ from pydantic import TypeAdapter, model_validator
 from components.errors import ParameterError
 from components.settings import Count
 from components.taca.config import TacaConfig
-from pipelines.schema.gadms import (
-    GadmsEvaluate,
-    GadmsFinetune,
-    GadmsPretrain,
-    Index,
-    Retrieval,
-)
+from pipelines.schema.gadms import GadmsEvaluate, GadmsFinetune, GadmsPretrain, Index, Retrieval
 from pipelines.schema.people import Curate, Pictures, Prepare
 from pipelines.schema.reading import checked, read_yaml
 from pipelines.schema.running import Compute, Report, TrainParity

@@ -94,14 +94,7 @@ def retrieval_metrics(
         ParameterError: `chunk` or `block` below 1.
     """
     return retrieval_results(
-        queries,
-        gallery,
-        query_ids,
-        gallery_ids,
-        chunk=chunk,
-        block=block,
-        normalize=normalize,
-        leave_out=leave_out,
+        queries, gallery, query_ids, gallery_ids, chunk=chunk, block=block, normalize=normalize, leave_out=leave_out
     ).metrics()
 
 

@@ -26,11 +26,7 @@ def embed_captions(encoder: DualEncoder, captions: Sequence[str], *, batch_size:
 
 @torch.no_grad()
 def embed_images(
-    encoder: DualEncoder,
-    image_ids: Sequence[int],
-    pixels: Callable[[Sequence[int]], Tensor],
-    *,
-    batch_size: int = 256,
+    encoder: DualEncoder, image_ids: Sequence[int], pixels: Callable[[Sequence[int]], Tensor], *, batch_size: int = 256
 ) -> Tensor:
     """Embed pictures as unit vectors, float32 (N, D) on the CPU. `pixels(image_ids)` returns uint8 (n, 3, H, W)."""
     training = encoder.training

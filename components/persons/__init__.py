@@ -1,48 +1,26 @@
 """Datasets of people in pictures: records, shards, readers of published datasets, the drawn dataset, curation, transforms."""
 
-import importlib
 from typing import Any
 
+from components.exports import all_names, find
+
 _PUBLIC = {
-    "ATTRIBUTES": "drawn.attributes",
-    "IDENTITY_ATTRIBUTES": "drawn.attributes",
-    "MIRRORED": "drawn.attributes",
-    "sample_identities": "drawn.attributes",
-    "Degradation": "drawn.degradation",
-    "PRESETS": "drawn.degradation",
-    "DrawnPicture": "drawn.drawing",
-    "draw_person": "drawn.drawing",
-    "Caption": "drawn.captions",
-    "SHORT_VOCABULARY": "drawn.captions",
-    "compose": "drawn.captions",
-    "short_caption": "drawn.captions",
-    "CaptionNoise": "drawn.caption_noise",
-    "DrawnConfig": "drawn.dataset",
-    "write_drawn_dataset": "drawn.dataset",
-    "Record": "records",
-    "Listing": "published.readers",
-    "read_dataset": "published.readers",
-    "read_listing": "published.readers",
-    "ValidationReport": "published.validation",
-    "validate_records": "published.validation",
-    "CaptionRow": "shards",
-    "DatasetWriter": "shards",
-    "PersonDataset": "shards",
-    "Rows": "shards",
-    "encode_png": "pixels",
-    "write_records": "shards",
-    "AugmentationConfig": "augmentation",
-    "augment": "transforms",
-    "normalise": "transforms",
+    "augmentation": ("AugmentationConfig",),
+    "drawn.attributes": ("ATTRIBUTES", "IDENTITY_ATTRIBUTES", "MIRRORED", "sample_identities"),
+    "drawn.caption_noise": ("CaptionNoise",),
+    "drawn.captions": ("Caption", "SHORT_VOCABULARY", "compose", "short_caption"),
+    "drawn.dataset": ("DrawnConfig", "write_drawn_dataset"),
+    "drawn.degradation": ("Degradation", "PRESETS"),
+    "drawn.drawing": ("DrawnPicture", "draw_person"),
+    "pixels": ("encode_png",),
+    "published.readers": ("Listing", "read_dataset", "read_listing"),
+    "published.validation": ("ValidationReport", "validate_records"),
+    "records": ("Record",),
+    "shards": ("CaptionRow", "DatasetWriter", "PersonDataset", "Rows", "write_records"),
+    "transforms": ("augment", "normalise"),
 }
-__all__ = sorted(_PUBLIC)
+__all__ = all_names(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+    return find(__name__, _PUBLIC, name)

@@ -57,9 +57,4 @@ class _SplitCounts:
 def _lengths(words: Counter[int]) -> dict[str, Any]:
     captions = words.total()
     mean = sum(length * number for length, number in words.items()) / captions
-    return {
-        "captions": captions,
-        "words_mean": round(mean, 3),
-        "words_min": min(words),
-        "words_max": max(words),
-    }
+    return {"captions": captions, "words_mean": round(mean, 3), "words_min": min(words), "words_max": max(words)}

@@ -31,12 +31,7 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def augment(
-    pixels: torch.Tensor,
-    config: AugmentationConfig,
-    generator: torch.Generator,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
+    pixels: torch.Tensor, config: AugmentationConfig, generator: torch.Generator, *, rank: int = 0, world_size: int = 1
 ) -> torch.Tensor:
     """Augment and normalise: uint8 (N, 3, H, W) -> float32 (N, 3, H, W) on the same device.
 

@@ -3,38 +3,26 @@
 Retrieval is in `components/gadms`, the metrics in `components/evaluation`.
 """
 
-from importlib import import_module
 from typing import Any
 
-_PUBLIC = {
-    "AdapterGate": "lora",
-    "Arm": "generation",
-    "Family": "families",
-    "LatentCache": "cache",
-    "TacaHandle": "install",
-    "TemperatureSchedule": "schedule",
-    "VelocityTask": "velocity",
-    "add_lora": "lora",
-    "apply_arm": "generation",
-    "disable_taca": "install",
-    "enable_taca": "install",
-    "generate": "generation",
-    "load_base": "reference",
-    "load_lora": "lora",
-    "observe_attention": "observation",
-    "register_family": "registry",
-    "save_lora": "lora",
-    "temperature_adjusted_attention": "attention",
-    "threshold_for_fraction": "transfer",
-    "transfer_threshold": "transfer",
-    "unload_lora": "lora",
-    "write_reference": "reference",
-}
+from components.exports import all_names, find
 
-__all__ = sorted(_PUBLIC)
+_PUBLIC = {
+    "attention": ("temperature_adjusted_attention",),
+    "cache": ("LatentCache",),
+    "families": ("Family",),
+    "generation": ("Arm", "apply_arm", "generate"),
+    "install": ("TacaHandle", "disable_taca", "enable_taca"),
+    "lora": ("AdapterGate", "add_lora", "load_lora", "save_lora", "unload_lora"),
+    "observation": ("observe_attention",),
+    "reference": ("load_base", "write_reference"),
+    "registry": ("register_family",),
+    "schedule": ("TemperatureSchedule",),
+    "transfer": ("threshold_for_fraction", "transfer_threshold"),
+    "velocity": ("VelocityTask",),
+}
+__all__ = all_names(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    return find(__name__, _PUBLIC, name)

@@ -39,9 +39,5 @@ def run(options: argparse.Namespace) -> None:
 
 
 COMMAND = Command(
-    "sweep",
-    "try configurations of a search space, several at once",
-    run,
-    add_options,
-    interrupt_on_sigterm=True,
+    "sweep", "try configurations of a search space, several at once", run, add_options, interrupt_on_sigterm=True
 )

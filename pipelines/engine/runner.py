@@ -181,12 +181,7 @@ def _write_tables(run: StageRun, scratch: Scratch, metrics: dict[str, Any]) -> N
 
 
 def _watch(
-    run: StageRun,
-    process: Child,
-    tracked: TrackedRun,
-    scratch: Scratch,
-    lock: FolderLock,
-    stop: StopSignal,
+    run: StageRun, process: Child, tracked: TrackedRun, scratch: Scratch, lock: FolderLock, stop: StopSignal
 ) -> int:
     """Wait for the process, delivering metrics meanwhile. Returns its exit code (negative for a signal).
 

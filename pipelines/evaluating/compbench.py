@@ -21,14 +21,7 @@ if TYPE_CHECKING:
 
 
 def compbench(
-    prompts: Path,
-    images: Path,
-    *,
-    baseline: Path | None,
-    weights: Weights,
-    output: Path,
-    rows: int,
-    per_prompt: int,
+    prompts: Path, images: Path, *, baseline: Path | None, weights: Weights, output: Path, rows: int, per_prompt: int
 ) -> None:
     """Score `images` (and `baseline`) on one prompt file, or on a folder of them; print a table and write `output`.
 

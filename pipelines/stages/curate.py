@@ -36,10 +36,7 @@ def run(
     encoder = new_encoder(params, rows.column("caption"), root=root)
     task = RetrievalTask(encoder, RetrievalConfig(name="contrastive"), captions=len(rows), seed=params.seed)
     fit(
-        task,
-        caption_batches(encoder, people, rows, settings.matcher.batch, params, context),
-        settings.matcher,
-        context,
+        task, caption_batches(encoder, people, rows, settings.matcher.batch, params, context), settings.matcher, context
     )
 
     corpus = generated.rows(split="train", form="long")

@@ -31,13 +31,7 @@ def streamed_batches(
     """
     part = {"rank": context.rank, "world_size": context.world_size}
     reader = SampleReader(
-        corpus,
-        encoder.tokenizer,
-        size=encoder.image_size,
-        batch_size=batch,
-        seed=context.seed,
-        window=window,
-        **part,
+        corpus, encoder.tokenizer, size=encoder.image_size, batch_size=batch, seed=context.seed, window=window, **part
     )
     with ReadAhead(reader, steps=steps, readers=readers, compute=Compute()) as ahead:
         yield StreamedBatches(

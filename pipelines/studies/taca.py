@@ -175,19 +175,9 @@ def _train(arm: str, seed: int) -> Cell:
 
 
 def _draw(
-    line: str,
-    prompts: int,
-    guidance: float,
-    seed: int,
-    schedule: TacaConfig | None,
-    needs: tuple[str, ...] = (),
+    line: str, prompts: int, guidance: float, seed: int, schedule: TacaConfig | None, needs: tuple[str, ...] = ()
 ) -> Cell:
-    settings = {
-        "seed": seed,
-        "guidance": guidance,
-        "prompts": prompts,
-        **(to_json(schedule) if schedule else {}),
-    }
+    settings = {"seed": seed, "guidance": guidance, "prompts": prompts, **(to_json(schedule) if schedule else {})}
     inputs = {**PEOPLE, **BASE, "probe": "models/probe"}
     return Cell(draw_key(line, guidance, seed), "draw", settings, ("pictures", "taca_generate"), inputs, needs)
 

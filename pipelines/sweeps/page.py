@@ -119,10 +119,7 @@ def as_study(document: Mapping[str, Any]) -> "optuna.Study":
         known = {
             path: value for path, value in plain.items() if value in getattr(distributions[path], "choices", [value])
         }
-        facts: dict[str, Any] = {
-            "params": known,
-            "distributions": {path: distributions[path] for path in known},
-        }
+        facts: dict[str, Any] = {"params": known, "distributions": {path: distributions[path] for path in known}}
         means = [trial["objectives"].get(name, {}).get("mean") for name in names]
         if trial["state"] == COMPLETE and None not in means:
             study.add_trial(optuna.create_trial(values=means, **facts))

@@ -93,7 +93,7 @@ def _frozen_trial(space: Space, trial: Trial) -> "optuna.trial.FrozenTrial":
     converted = {path: _optuna_value(space.parameters[path], value) for path, value in values.items()}
     fitting = {path: value for path, value in converted.items() if value is not None}
     facts: dict[str, Any] = {
-        "params": {path: value for path, value in fitting.items() if distributions[path]._contains(value)},
+        "params": {path: value for path, value in fitting.items() if distributions[path]._contains(value)}
     }
     facts["distributions"] = {path: distributions[path] for path in facts["params"]}
     if trial.state == COMPLETE:

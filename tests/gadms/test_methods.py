@@ -72,8 +72,5 @@ def test_nam_masks_by_its_own_rule_and_score_whatever_is_configured(encoder, bat
 
 
 def test_an_unknown_method_names_those_there_are():
-    with pytest.raises(
-        ParameterError,
-        match="name = 'simclr': input should be 'gadms', 'random', 'nam', 'irra'",
-    ):
+    with pytest.raises(ParameterError, match="name = 'simclr': input should be 'gadms', 'random', 'nam', 'irra'"):
         RetrievalConfig(name="simclr")

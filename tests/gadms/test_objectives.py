@@ -38,11 +38,7 @@ def sdm_reference(image, text, identities, tau):
 
 
 @pytest.mark.parametrize(
-    ("text", "identities", "expected"),
-    [
-        (torch.eye(4), DISTINCT, 0.0),
-        (torch.eye(4)[[1, 0, 2, 3]], DISTINCT, 18.4207),
-    ],
+    ("text", "identities", "expected"), [(torch.eye(4), DISTINCT, 0.0), (torch.eye(4)[[1, 0, 2, 3]], DISTINCT, 18.4207)]
 )
 def test_matching_loss_of_one_hot_features(text, identities, expected):
     loss = similarity_distribution_matching(torch.eye(4), text, identities)

@@ -67,8 +67,7 @@ def test_a_misspelt_key_is_found_at_any_depth(job: dict[str, Any], place: tuple[
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("backoffLimit", "three"), ("shutdownAfterJobFinishes", "yes"), ("entrypoint", ["dvc", "repro"])],
+    ("key", "value"), [("backoffLimit", "three"), ("shutdownAfterJobFinishes", "yes"), ("entrypoint", ["dvc", "repro"])]
 )
 def test_a_value_of_the_wrong_type_is_found(job: dict[str, Any], key: str, value: object) -> None:
     job["spec"][key] = value

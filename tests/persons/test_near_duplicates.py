@@ -23,8 +23,7 @@ def brute_force(hashes, distance):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 63), max_size=9)), max_size=40),
-    st.integers(0, 15),
+    st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 63), max_size=9)), max_size=40), st.integers(0, 15)
 )
 def test_the_search_by_bands_finds_what_comparing_all_finds(changed, distance):
     """Around four random hashes, with up to nine bits flipped."""

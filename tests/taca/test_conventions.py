@@ -5,12 +5,7 @@ import small_pipelines
 import torch
 
 from components.errors import DataError, ParameterError
-from components.taca.conventions import (
-    encode_captions,
-    encode_pictures,
-    sampler_sigmas,
-    text_length,
-)
+from components.taca.conventions import encode_captions, encode_pictures, sampler_sigmas, text_length
 from components.taca.families import forward_parameters, named_arguments
 from components.taca.generation import active_steps, generate, initial_noise
 from components.taca.registry import CONVENTIONS, conventions_of, family_of

@@ -63,11 +63,7 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "shoe_kind": {"sneakers": ("sneakers", "trainers"), "boots": ("boots",), "sandals": ("sandals",)},
     "shoe_colour": _COLOUR_WORDS,
-    "bag": {
-        "backpack": ("backpack", "rucksack"),
-        "handbag": ("handbag", "purse"),
-        "satchel": ("satchel",),
-    },
+    "bag": {"backpack": ("backpack", "rucksack"), "handbag": ("handbag", "purse"), "satchel": ("satchel",)},
     "bag_colour": _COLOUR_WORDS,
     "bag_side": {"left": ("left",), "right": ("right",)},
     "view": {"front": ("front",), "back": ("behind",), "left": ("left",), "right": ("right",)},

@@ -109,10 +109,7 @@ _ALL = (
     Layout(
         name="icfg-pedes",
         folders=("ICFG-PEDES", "ICFG_PEDES"),
-        formats=(
-            Format("ICFG-PEDES.json", annotations.people),
-            Format("ICFG_PEDES.json", annotations.people),
-        ),
+        formats=(Format("ICFG-PEDES.json", annotations.people), Format("ICFG_PEDES.json", annotations.people)),
         contents="ICFG-PEDES.json (or ICFG_PEDES.json), and imgs/ with train and test",
         how_to_get="ask the authors of ICFG-PEDES for it (https://github.com/zifyloo/SSAN)",
         published={"train": Counts(34674, 34674, 3102), "test": Counts(19848, 19848, 1000)},

@@ -32,13 +32,7 @@ def train_losses(
         def on_rank(rank: int, world_size: int, on_save: Callable[[Mapping[str, float]], None]) -> dict[str, Any]:
             torch.set_num_threads(1)
             here = StageContext(
-                scratch,
-                seed=context.seed,
-                arm=arm,
-                device=device,
-                rank=rank,
-                world_size=world_size,
-                on_save=on_save,
+                scratch, seed=context.seed, arm=arm, device=device, rank=rank, world_size=world_size, on_save=on_save
             )
             written = Path(folder) / f"rank-{rank}"
             written.mkdir()

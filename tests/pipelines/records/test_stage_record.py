@@ -186,10 +186,7 @@ def test_throughput_is_the_median_rate_and_a_pause_does_not_count(tmp_path):
     lines = [{"phase": "main", "step": 10 * i, "time": at, "metrics": {}} for i, at in enumerate(times)]
     log.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     own = {"probe": {"training": {"steps": 50, "batch": 64}}}
-    assert throughput(log, own, "probe") == {
-        "throughput/steps_per_second": 5.0,
-        "throughput/samples_per_second": 320.0,
-    }
+    assert throughput(log, own, "probe") == {"throughput/steps_per_second": 5.0, "throughput/samples_per_second": 320.0}
     assert throughput(MetricLog(tmp_path / "none"), own, "probe") == {}
 
 

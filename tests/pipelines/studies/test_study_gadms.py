@@ -190,10 +190,7 @@ def test_the_studys_own_plan_is_valid_and_what_it_promises():
     [
         ({"arms": {"random": {"name": "random"}}}, "baselines: contrastive is not an arm: random"),
         ({"arms": {**ARMS, "other": {"mtp_weight": 1}}}, "arms.other: has no method name"),
-        (
-            {"scores": {**PLAN["scores"], "encoders": ["best"]}},
-            "scores.encoders: best is not an arm: contrastive, ",
-        ),
+        ({"scores": {**PLAN["scores"], "encoders": ["best"]}}, "scores.encoders: best is not an arm: contrastive, "),
         ({"arms": {**ARMS, "odd": {"name": "gadmz"}}}, "studies/gadms.yaml: arms.odd: name = 'gadmz'"),
         ({"arms": {**ARMS, "odd": {"name": "gadms", "mtp": 1}}}, "studies/gadms.yaml: arms.odd: mtp: unknown key"),
         ({"noise": [0.2, 0.2]}, "noise: a value is listed twice"),
