@@ -1,8 +1,6 @@
 """Presets: files in `presets/` that hold only the keys that differ, in params.yaml's shape."""
 
 import io
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,13 +35,10 @@ def apply(name: str, root: Path) -> list[str]:
 
 def resolve(root: Path, preset: str | None) -> params.Parameters:
     """Return the parameters of a workspace with a preset applied; nothing is written."""
+    file = root / "params.yaml"
     if preset is None:
-        return params.load(root / "params.yaml")
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / "params.yaml"
-        shutil.copyfile(root / "params.yaml", copy)
-        edit(copy, read(preset, root))
-        return params.load(copy)
+        return params.load(file)
+    return _parameters(file, _edited(file, read(preset, root))[0])
 
 
 def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
@@ -51,6 +46,18 @@ def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
 
     A key that the file leaves to its default is added to its section, before the last (which the blank line behind belongs to).
     """
+    text, changes = _edited(path, values)
+    _parameters(path, text)
+    write_atomically(path, text)
+    return changes
+
+
+def _parameters(path: Path, text: str) -> params.Parameters:
+    return params.from_document(yaml.safe_load(text), path.name)
+
+
+def _edited(path: Path, values: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Return the text of a params.yaml with `values` set, and a line per change."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap
     from ruamel.yaml.representer import RoundTripRepresenter
@@ -81,14 +88,7 @@ def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
             target[last] = _in_same_style(value, target[last])
     text = io.StringIO()
     editor.dump(document, text)
-    trial = path.with_name(f".{path.name}.trial")
-    try:
-        trial.write_text(text.getvalue(), encoding="utf-8")
-        params.load(trial)
-    finally:
-        trial.unlink(missing_ok=True)
-    write_atomically(path, text.getvalue())
-    return changes
+    return text.getvalue(), changes
 
 
 def _in_same_style(value: Any, before: Any) -> Any:

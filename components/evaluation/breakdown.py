@@ -1,9 +1,9 @@
 """Breakdown of retrieval: the same metrics over groups of queries, with intervals.
 
-On the drawn set everything about a query is known, so results can be grouped by what the picture shows (`by_attribute`) and by the
-number of false words (`by_false_words`), or the people can be described again with more false words (`recaption`) and searched
-(`by_noise_level`). `mistaken_attributes` compares misses with the pictures found instead. Intervals resample whole identities
-(`components.evaluation.intervals`), because the captions of one person are not independent.
+On the drawn set everything about a query is known, so results can be grouped by what the picture shows (`by_attribute`), or the
+people described again with more false words (`recaption`) and searched (`by_noise_level`). `mistaken_attributes` compares
+misses with the pictures found instead. Intervals resample whole identities (`components.evaluation.intervals`), because the
+captions of one person are not independent.
 """
 
 from collections import Counter
@@ -89,20 +89,6 @@ def by_attribute(
         parts = by_group(results, groups, identities, resamples=resamples, seed=seed)
         found[name] = dict(sorted(parts.items()))
     return found
-
-
-def by_false_words(
-    results: RetrievalResult,
-    wrong_words: Sequence[Sequence[int]],
-    identities: Sequence[int],
-    *,
-    max_words: int = 3,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[int, GroupMetrics]:
-    """Return number of false words -> metrics, sorted; `max_words` includes more. wrong_words (Q,): positions."""
-    groups = [min(len(positions), max_words) for positions in wrong_words]
-    return dict(sorted(by_group(results, groups, identities, resamples=resamples, seed=seed).items()))
 
 
 def recaption(

@@ -7,25 +7,22 @@ from pipelines.commands.command import Command
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompts", required=True, type=Path, help="a <category>_val.txt, or a folder of them")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--prompts", required=True, type=Path, help="a <category>_val.txt, or a folder of them")
+    add(
         "--images",
         required=True,
         type=Path,
         help="folder of <prompt>_000000.png, ...; with several categories, one folder for each inside it",
     )
-    parser.add_argument("--baseline", type=Path, help="pictures to compare with, laid out like --images")
-    parser.add_argument("--blip", type=Path, help="folder of BLIP's VQA model, for BLIP-VQA")
-    parser.add_argument(
-        "--blip-size", type=int, metavar="PIXELS", help="BLIP's pictures (default: the model's; paper: 480)"
-    )
-    parser.add_argument("--clip", type=Path, help="weights of OpenAI's ViT-B/32 for open_clip, for CLIPScore")
-    parser.add_argument("--phrases", type=Path, help="JSON, prompt -> its noun phrases (default: spaCy finds them)")
-    parser.add_argument("--output", type=Path, default=Path("results/compbench"), help="default results/compbench")
-    parser.add_argument("--grid", type=int, default=8, metavar="N", help="prompts in grid.png (default 8)")
-    parser.add_argument(
-        "--per-prompt", type=int, default=10, metavar="N", help="pictures expected per prompt (default 10)"
-    )
+    add("--baseline", type=Path, help="pictures to compare with, laid out like --images")
+    add("--blip", type=Path, help="folder of BLIP's VQA model, for BLIP-VQA")
+    add("--blip-size", type=int, metavar="PIXELS", help="BLIP's pictures (default: the model's; paper: 480)")
+    add("--clip", type=Path, help="weights of OpenAI's ViT-B/32 for open_clip, for CLIPScore")
+    add("--phrases", type=Path, help="JSON, prompt -> its noun phrases (default: spaCy finds them)")
+    add("--output", type=Path, default=Path("results/compbench"), help="default results/compbench")
+    add("--grid", type=int, default=8, metavar="N", help="prompts in grid.png (default 8)")
+    add("--per-prompt", type=int, default=10, metavar="N", help="pictures expected per prompt (default 10)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -8,12 +8,11 @@ from pipelines.workspace import Workspace
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "models", nargs="+", type=Path, metavar="MODEL", help="model folders, such as models/retrieval/gadms"
-    )
-    parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="DATASET", help="prepared data sets")
-    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="default test")
-    parser.add_argument("--output", type=Path, default=Path("results/cross_domain.json"), help="the matrix as JSON")
+    add = parser.add_argument
+    add("models", nargs="+", type=Path, metavar="MODEL", help="model folders, such as models/retrieval/gadms")
+    add("--data", nargs="+", type=Path, required=True, metavar="DATASET", help="prepared data sets")
+    add("--split", default="test", choices=("train", "val", "test"), help="default test")
+    add("--output", type=Path, default=Path("results/cross_domain.json"), help="the matrix as JSON")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -7,61 +7,48 @@ from pipelines.commands.command import Command, typed
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "source", type=Path, help="a folder of pictures, a manifest (.csv, .parquet), or a published dataset's folder"
-    )
-    parser.add_argument("--output", required=True, type=Path, help="folder of the training set; a prepared dataset")
-    parser.add_argument(
-        "--short-side", type=int, default=90, metavar="PIXELS", help="minimum (default 90; 0 for any size)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("source", type=Path, help="a folder of pictures, a manifest (.csv, .parquet), or a published dataset's folder")
+    add("--output", required=True, type=Path, help="folder of the training set; a prepared dataset")
+    add("--short-side", type=int, default=90, metavar="PIXELS", help="minimum (default 90; 0 for any size)")
+    add(
         "--aspect",
         type=_aspect,
         default=(0.25, 0.5),
         metavar="LOW,HIGH",
         help='width / height (default 0.25,0.5; "any")',
     )
-    parser.add_argument(
+    add(
         "--detector",
         type=Path,
         metavar="FILE",
         help="weights of torchvision's keypoint R-CNN (default: no rules on persons)",
     )
-    parser.add_argument("--detector-sha256", metavar="HEX", help="expected digest of the file of --detector")
-    parser.add_argument("--confidence", type=float, default=0.85, help="must be exceeded, by --detector (default 0.85)")
-    parser.add_argument("--crop", action="store_true", help="cut each detected person out")
-    parser.add_argument("--captioner", type=Path, metavar="FOLDER", help="a vision-language model of transformers")
-    parser.add_argument(
-        "--probe", type=Path, metavar="FOLDER", help="an attribute probe: captions by the grammar of the drawn people"
-    )
-    parser.add_argument(
+    add("--detector-sha256", metavar="HEX", help="expected digest of the file of --detector")
+    add("--confidence", type=float, default=0.85, help="must be exceeded, by --detector (default 0.85)")
+    add("--crop", action="store_true", help="cut each detected person out")
+    add("--captioner", type=Path, metavar="FOLDER", help="a vision-language model of transformers")
+    add("--probe", type=Path, metavar="FOLDER", help="an attribute probe: captions by the grammar of the drawn people")
+    add(
         "--templates",
         type=Path,
         metavar="FILE",
         help="templates for --captioner, one per line (default: eight of our own)",
     )
-    parser.add_argument("--captions", type=int, default=2, metavar="N", help="per picture (default 2)")
-    parser.add_argument(
-        "--words", type=int, default=60, metavar="N", help="maximum per caption, for --captioner (default 60)"
-    )
-    parser.add_argument(
-        "--matcher", type=Path, metavar="FOLDER", help="a dual encoder, such as models/retrieval/contrastive"
-    )
-    parser.add_argument(
-        "--least-match", type=float, metavar="COSINE", help="minimum between picture and captions, by --matcher"
-    )
-    parser.add_argument(
-        "--keep-fraction", type=float, default=1.0, help="of the best matches, by --matcher (default 1)"
-    )
-    parser.add_argument(
+    add("--captions", type=int, default=2, metavar="N", help="per picture (default 2)")
+    add("--words", type=int, default=60, metavar="N", help="maximum per caption, for --captioner (default 60)")
+    add("--matcher", type=Path, metavar="FOLDER", help="a dual encoder, such as models/retrieval/contrastive")
+    add("--least-match", type=float, metavar="COSINE", help="minimum between picture and captions, by --matcher")
+    add("--keep-fraction", type=float, default=1.0, help="of the best matches, by --matcher (default 1)")
+    add(
         "--near-duplicates",
         type=int,
         metavar="BITS",
         help="drop pictures whose 64-bit hashes differ in at most this many bits",
     )
-    parser.add_argument("--batch", type=int, default=16, help="pictures at once (default 16)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
-    parser.add_argument("--seed", type=int, default=0, help="which templates or words a picture gets (default 0)")
+    add("--batch", type=int, default=16, help="pictures at once (default 16)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
+    add("--seed", type=int, default=0, help="which templates or words a picture gets (default 0)")
 
 
 def _aspect(text: str) -> tuple[float, float] | None:

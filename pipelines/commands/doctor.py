@@ -7,12 +7,11 @@ from pipelines.workspace import Workspace
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", action="store_true", help="check datasets only")
-    parser.add_argument("--weights", action="store_true", help="check weights only")
-    parser.add_argument(
-        "--cluster", action="store_true", help="check the Ray cluster of jobs, from here and from each node"
-    )
-    parser.add_argument("--preset", metavar="NAME", help="a file in presets/, laid over params.yaml")
+    add = parser.add_argument
+    add("--data", action="store_true", help="check datasets only")
+    add("--weights", action="store_true", help="check weights only")
+    add("--cluster", action="store_true", help="check the Ray cluster of jobs, from here and from each node")
+    add("--preset", metavar="NAME", help="a file in presets/, laid over params.yaml")
 
 
 def run(options: argparse.Namespace) -> None:

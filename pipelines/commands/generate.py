@@ -10,47 +10,43 @@ from pipelines.workspace import Workspace
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    count, positive = _number(int, 0), _number(int, 1)
-    parser.add_argument(
-        "prompts", type=Path, help=".txt with one prompt per line; .csv, .jsonl or .parquet with `prompt`"
-    )
-    parser.add_argument(
+    count, positive, add = _number(int, 0), _number(int, 1), parser.add_argument
+    add("prompts", type=Path, help=".txt with one prompt per line; .csv, .jsonl or .parquet with `prompt`")
+    add(
         "--output",
         type=Path,
         required=True,
         help="an empty folder, or one that this command began; on a cluster, shared by all nodes",
     )
-    picture = parser.add_argument_group("the picture", "values that are not given are taken from params.yaml")
-    picture.add_argument("--model", type=Path, help="a model reference (default: models/base.json)")
-    picture.add_argument("--adapter", type=Path, help="a LoRA, as taca_train writes it (default: none)")
-    picture.add_argument("--gamma", type=_number(float, 0), help="switches TACA on at this temperature")
-    picture.add_argument(
-        "--threshold", type=_number(float, 0, 1), help="TACA and the LoRA are on where sigma is at least this"
-    )
-    picture.add_argument("--height", type=positive)
-    picture.add_argument("--width", type=positive)
-    picture.add_argument("--steps", type=positive)
-    picture.add_argument("--guidance", type=_number(float, 1), default=1.0, help="true guidance; 1 is off (default)")
-    picture.add_argument(
-        "--embedded-guidance", type=_number(float, 0), help="the guidance input of a guidance-distilled model"
-    )
-    picture.add_argument("--dtype", choices=("fp32", "bf16"), help="of the model; noise is drawn in fp32")
-    picture.add_argument("--seed", type=count)
-    picture.add_argument("--images-per-prompt", type=positive, default=1, metavar="N")
-    work = parser.add_argument_group("the work", "changes no picture; batch and threads may change the last bit")
-    work.add_argument("--shard-size", type=positive, default=64, metavar="N", help="pictures per file (default 64)")
-    work.add_argument("--batch", type=positive, default=16, metavar="N", help="pictures drawn at once (default 16)")
-    work.add_argument(
+    add = parser.add_argument_group("the picture", "values that are not given are taken from params.yaml").add_argument
+    add("--model", type=Path, help="a model reference (default: models/base.json)")
+    add("--adapter", type=Path, help="a LoRA, as taca_train writes it (default: none)")
+    add("--gamma", type=_number(float, 0), help="switches TACA on at this temperature")
+    add("--threshold", type=_number(float, 0, 1), help="TACA and the LoRA are on where sigma is at least this")
+    add("--height", type=positive)
+    add("--width", type=positive)
+    add("--steps", type=positive)
+    add("--guidance", type=_number(float, 1), default=1.0, help="true guidance; 1 is off (default)")
+    add("--embedded-guidance", type=_number(float, 0), help="the guidance input of a guidance-distilled model")
+    add("--dtype", choices=("fp32", "bf16"), help="of the model; noise is drawn in fp32")
+    add("--seed", type=count)
+    add("--images-per-prompt", type=positive, default=1, metavar="N")
+    add = parser.add_argument_group(
+        "the work", "changes no picture; batch and threads may change the last bit"
+    ).add_argument
+    add("--shard-size", type=positive, default=64, metavar="N", help="pictures per file (default 64)")
+    add("--batch", type=positive, default=16, metavar="N", help="pictures drawn at once (default 16)")
+    add(
         "--workers",
         type=count,
         metavar="N",
         help="Ray actors (at RAY_ADDRESS, if set), each with the model; 0 draws in this process",
     )
-    work.add_argument("--threads", type=positive, metavar="N", help="of each worker")
-    work.add_argument("--device", choices=("auto", "cpu", "cuda"))
-    work.add_argument("--max-failures", type=count, metavar="N", help="workers that may die and be replaced")
-    work.add_argument("--max-characters", type=positive, metavar="N", help="a longer prompt is skipped (default: any)")
-    work.add_argument("--naming", choices=("compbench",), help="also write samples/<prompt>_<number>.png")
+    add("--threads", type=positive, metavar="N", help="of each worker")
+    add("--device", choices=("auto", "cpu", "cuda"))
+    add("--max-failures", type=count, metavar="N", help="workers that may die and be replaced")
+    add("--max-characters", type=positive, metavar="N", help="a longer prompt is skipped (default: any)")
+    add("--naming", choices=("compbench",), help="also write samples/<prompt>_<number>.png")
 
 
 def _number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], Any]:

@@ -7,14 +7,11 @@ from pipelines.workspace import Workspace
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="MLflow run of a trial, or of a sweep: its best trial")
-    parser.add_argument(
-        "--whole", action="store_true", help="also the values that the sweep's space had laid over params.yaml"
-    )
-    parser.add_argument("--commit", action="store_true", help="commit params.yaml")
-    parser.add_argument(
-        "--branch", metavar="NAME", help="run the pipeline up to the trial's stages, as a DVC experiment"
-    )
+    add = parser.add_argument
+    add("run", help="MLflow run of a trial, or of a sweep: its best trial")
+    add("--whole", action="store_true", help="also the values that the sweep's space had laid over params.yaml")
+    add("--commit", action="store_true", help="commit params.yaml")
+    add("--branch", metavar="NAME", help="run the pipeline up to the trial's stages, as a DVC experiment")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -8,10 +8,11 @@ DVC_FLAGS = ("force", "single-item", "dry")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--wait", action="store_true", help="wait for another one that runs here")
+    add = parser.add_argument
+    add("--wait", action="store_true", help="wait for another one that runs here")
     for flag in DVC_FLAGS:
-        parser.add_argument(f"--{flag}", action="store_true", help="as of dvc repro")
-    parser.add_argument("stages", nargs="*", help="as of dvc repro (default: all)")
+        add(f"--{flag}", action="store_true", help="as of dvc repro")
+    add("stages", nargs="*", help="as of dvc repro (default: all)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -7,10 +7,11 @@ from pipelines.workspace import Workspace
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", help="an MLflow run id, a path that a stage wrote, or a stage")
-    parser.add_argument("--from", dest="first", metavar="STAGE", help="begin with this stage upstream of it")
-    parser.add_argument("--all", action="store_true", help="begin with the raw input")
-    parser.add_argument("--keep", action="store_true", help="keep the worktree, to look at")
+    add = parser.add_argument
+    add("target", help="an MLflow run id, a path that a stage wrote, or a stage")
+    add("--from", dest="first", metavar="STAGE", help="begin with this stage upstream of it")
+    add("--all", action="store_true", help="begin with the raw input")
+    add("--keep", action="store_true", help="keep the worktree, to look at")
 
 
 def run(options: argparse.Namespace) -> None:

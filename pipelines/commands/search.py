@@ -8,9 +8,10 @@ from pipelines.workspace import Workspace
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("query", help='for example "a woman in a red coat"')
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="how many matches (default 5)")
-    parser.add_argument("--picture", type=Path, help="also write the matches side by side into this PNG")
+    add = parser.add_argument
+    add("query", help='for example "a woman in a red coat"')
+    add("--top", type=int, default=5, metavar="K", help="how many matches (default 5)")
+    add("--picture", type=Path, help="also write the matches side by side into this PNG")
 
 
 def run(options: argparse.Namespace) -> None:

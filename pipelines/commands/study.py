@@ -7,15 +7,12 @@ from pipelines.workspace import Workspace
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="a file in studies/, without .yaml")
-    parser.add_argument(
-        "--only", metavar="PATTERN", help="only cells whose key matches, such as 'map/*' (and what they need)"
-    )
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes that measure at once (default 1)"
-    )
-    parser.add_argument("--list", action="store_true", help="list the cells and which are done; measure nothing")
-    parser.add_argument("--summary", action="store_true", help="write the results of what is done; measure nothing")
+    add = parser.add_argument
+    add("name", help="a file in studies/, without .yaml")
+    add("--only", metavar="PATTERN", help="only cells whose key matches, such as 'map/*' (and what they need)")
+    add("--workers", type=int, default=1, metavar="N", help="processes that measure at once (default 1)")
+    add("--list", action="store_true", help="list the cells and which are done; measure nothing")
+    add("--summary", action="store_true", help="write the results of what is done; measure nothing")
 
 
 def run(options: argparse.Namespace) -> None:

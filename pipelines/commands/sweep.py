@@ -8,22 +8,23 @@ from pipelines.workspace import Workspace
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("space", help="a file in pipelines/sweeps/, without .yaml: taca, gadms, chain, schedule")
-    parser.add_argument(
+    add = parser.add_argument
+    add("space", help="a file in pipelines/sweeps/, without .yaml: taca, gadms, chain, schedule")
+    add(
         "--samples",
         type=int,
         default=16,
         metavar="N",
         help="configurations in all, or members of a population (default 16)",
     )
-    parser.add_argument("--seeds", type=int, default=1, metavar="K", help="seeds per configuration (default 1)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="trials at once (default 1)")
-    parser.add_argument("--budget-minutes", type=float, metavar="M", help="wall time of this call")
-    parser.add_argument("--budget-gpu-hours", type=float, metavar="H", help="of all trials")
-    parser.add_argument("--no-scheduler", action="store_true", help="stop no trial early")
-    parser.add_argument("--warm-start", metavar="RUN_ID", help="learn from the trials of an earlier sweep in MLflow")
-    parser.add_argument("--retry-failed", action="store_true", help="try failed trials again")
-    parser.add_argument(
+    add("--seeds", type=int, default=1, metavar="K", help="seeds per configuration (default 1)")
+    add("--workers", type=int, default=1, metavar="N", help="trials at once (default 1)")
+    add("--budget-minutes", type=float, metavar="M", help="wall time of this call")
+    add("--budget-gpu-hours", type=float, metavar="H", help="of all trials")
+    add("--no-scheduler", action="store_true", help="stop no trial early")
+    add("--warm-start", metavar="RUN_ID", help="learn from the trials of an earlier sweep in MLflow")
+    add("--retry-failed", action="store_true", help="try failed trials again")
+    add(
         "--folder",
         type=Path,
         default=Path(__file__).resolve().parents[1] / "sweeps",

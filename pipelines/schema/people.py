@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from components.persons.curation.limits import Aspect, PersonLimits
+from components.persons.drawn.config import PicturesPerIdentity, Preset
 from components.settings import Count, Fraction, Positive, Rate, Sha256, settings
 from components.training.config import TrainingConfig
 from pipelines.schema.section import Section
@@ -23,8 +24,8 @@ class Prepare(Section):
 
     source: str
     identities: dict[Literal["train", "val", "test"], Positive]
-    pictures_per_identity: Annotated[int, Field(ge=4)]
-    preset: Literal["clean", "cluttered", "occluded"]
+    pictures_per_identity: PicturesPerIdentity
+    preset: Preset
     caption_noise: Fraction
     neighbours: Fraction
     max_bad_fraction: Fraction

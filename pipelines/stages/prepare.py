@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.persons.drawn.dataset import DrawnConfig, write_drawn_dataset
+from components.persons.drawn.config import DrawnConfig
+from components.persons.drawn.dataset import write_drawn_dataset
 from components.persons.published.readers import find_dataset
 from components.persons.published.validation import ValidatedRecords
 from components.persons.shards import DATASET_MANIFEST, write_records

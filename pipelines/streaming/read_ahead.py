@@ -3,7 +3,8 @@
 What a step consists of is a function of its number (`components.persons.streaming.sample_order`), so the data set that Ray Data
 goes through is the step numbers that are left, and each of its rows is read, decoded and tokenised by whichever reader is free.
 Ray Data keeps the order, starts a lost reader's steps again, and stops readers that are too far ahead. Nothing of it is state:
-a run that resumes at step n begins a pipeline at n, and meets the batches that it would have met.
+a run that resumes at step n begins a pipeline at n, and meets the batches that it would have met. The processes are Ray Data's own,
+on any node; the pools of studies and of generation stay apart, as their tasks are minutes long and report while they run.
 
 Each rank has a pipeline of its own and decodes its own rows only. Every reader reads the encoded pictures of whole windows, of
 which a rank's rows are a random part: some 5 MB a step for WebPerson at batch 1024, whatever the number of ranks.

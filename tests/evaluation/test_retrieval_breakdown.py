@@ -4,14 +4,7 @@ import pytest
 import torch
 
 from components.errors import DataError, ParameterError
-from components.evaluation.breakdown import (
-    by_attribute,
-    by_false_words,
-    by_group,
-    by_noise_level,
-    mistaken_attributes,
-    recaption,
-)
+from components.evaluation.breakdown import by_attribute, by_group, by_noise_level, mistaken_attributes, recaption
 from components.evaluation.intervals import bootstrap_mean
 from components.evaluation.retrieval import RetrievalResult, best_matches, retrieval_results
 from components.persons.drawn.attributes import sample_identities
@@ -50,12 +43,6 @@ def test_a_query_counts_under_every_attribute_that_its_picture_shows():
     assert [list(values) for values in found.values()] == [["cap", "none"], ["blue", "red"]]
     assert found["hat"]["cap"].metrics["R@1"] == 50
     assert [found["hat_colour"][colour].metrics["R@1"] for colour in ("blue", "red")] == [0, 100]
-
-
-def test_false_words_are_counted_up_to_the_most():
-    found = by_false_words(results([1, 2, 1, 9]), [[], [3], [1, 2, 5, 7], [0, 1, 2]], [1, 2, 3, 4])
-    assert {level: part.queries for level, part in found.items()} == {0: 1, 1: 1, 3: 2}
-    assert found[3].metrics["R@1"] == 50
 
 
 def test_a_group_where_nobody_can_be_found_is_left_out_and_lengths_must_agree():

@@ -5,7 +5,7 @@ import pytest
 
 from components.persons.drawn.attributes import ATTRIBUTES, sample_identities
 from components.persons.drawn.captions import SHORT_MAX_WORDS, SHORT_VOCABULARY, compose, short_caption
-from components.persons.drawn.degradation import PRESETS
+from components.persons.drawn.config import PRESETS
 from components.persons.drawn.drawing import draw_person
 from components.training.randomness import numpy_generator
 

@@ -6,7 +6,7 @@ import pytest
 from components.errors import ParameterError
 from components.persons.drawn.attributes import ATTRIBUTES, sample_identities
 from components.persons.drawn.body import PALETTE
-from components.persons.drawn.degradation import PRESETS, Degradation
+from components.persons.drawn.config import PRESETS, Degradation
 from components.persons.drawn.drawing import draw_person
 from components.training.randomness import numpy_generator
 

@@ -10,7 +10,6 @@ captions also on the whole training split (noise is drawn from its frequencies).
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,52 +17,13 @@ from components.errors import ParameterError
 from components.persons.drawn.attributes import Attributes, sample_identities
 from components.persons.drawn.caption_noise import CaptionNoise
 from components.persons.drawn.captions import short_caption
-from components.persons.drawn.degradation import PRESETS
-from components.persons.drawn.drawing import check_size, draw_person
+from components.persons.drawn.config import PRESETS, DrawnConfig
+from components.persons.drawn.drawing import draw_person
 from components.persons.pixels import encode_png
 from components.training.randomness import numpy_generator
 
 ANNOTATIONS = "reid_raw.json"
 CAPTIONS_PER_IMAGE = 2
-
-
-@dataclass(frozen=True)
-class DrawnConfig:
-    """Number of people, size and degradation of the pictures, and noise of the captions.
-
-    Attributes:
-        train_identities, val_identities, test_identities: people per split; no combination of attributes occurs twice.
-        images_per_identity: pictures of each, 4 or more; the first four show the front, the back and both sides.
-        height, width: of the pictures, height:width from 2:1 to 3:1.
-        preset: strengths of degradation, a key of PRESETS.
-        noise_rate: probability that an attribute stated in a training caption is false.
-        eval_noise_rate: the same for val and test captions.
-        near_duplicates: fraction of the test identities in groups that differ in exactly one attribute.
-    """
-
-    train_identities: int = 400
-    val_identities: int = 50
-    test_identities: int = 100
-    images_per_identity: int = 4
-    height: int = 64
-    width: int = 32
-    preset: str = "cluttered"
-    noise_rate: float = 0.2
-    eval_noise_rate: float = 0.0
-    near_duplicates: float = 0.3
-
-    def __post_init__(self) -> None:
-        check_size(self.height, self.width)
-        for name in ("train_identities", "val_identities", "test_identities"):
-            if getattr(self, name) < (1 if name == "train_identities" else 0):
-                raise ParameterError(f"{name} is {getattr(self, name)}; train needs 1 or more, val and test 0 or more")
-        if self.images_per_identity < 4:
-            raise ParameterError(f"images_per_identity is {self.images_per_identity}; it must be 4 or more")
-        if self.preset not in PRESETS:
-            raise ParameterError(f"preset {self.preset!r}: must be one of {', '.join(PRESETS)}")
-        for name in ("noise_rate", "eval_noise_rate", "near_duplicates"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ParameterError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
 
 
 def write_drawn_dataset(folder: str | Path, config: DrawnConfig, seed: int) -> Path:

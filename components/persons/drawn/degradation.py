@@ -1,45 +1,7 @@
-"""Degradations of the drawn pictures: framing, light, blur, sensor noise, clutter and occlusion, as named strengths."""
-
-from dataclasses import dataclass, fields
+"""Degradations of the drawn pictures: framing, light, blur, sensor noise, clutter and occlusion."""
 
 import numpy as np
 from PIL import Image, ImageFilter
-
-from components.errors import ParameterError
-
-
-@dataclass(frozen=True)
-class Degradation:
-    """Strengths from 0 (off) to 1.
-
-    Attributes:
-        framing: variation of the size and the place of the person in the picture.
-        lighting: brightness, contrast, colour cast and uneven light.
-        blur: lens blur.
-        noise: sensor noise.
-        clutter: density of objects in the background.
-        occlusion: probability that something stands in front of the person.
-    """
-
-    framing: float = 0.5
-    lighting: float = 0.3
-    blur: float = 0.15
-    noise: float = 0.15
-    clutter: float = 0.0
-    occlusion: float = 0.0
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if not 0.0 <= value <= 1.0:
-                raise ParameterError(f"degradation {item.name} is {value}; strengths go from 0 to 1")
-
-
-PRESETS: dict[str, Degradation] = {
-    "clean": Degradation(framing=0.4, lighting=0.2, blur=0.05, noise=0.1),
-    "cluttered": Degradation(framing=0.8, lighting=0.6, blur=0.4, noise=0.4, clutter=0.8),
-    "occluded": Degradation(framing=1.0, lighting=0.7, blur=0.5, noise=0.4, clutter=0.8, occlusion=0.5),
-}
 
 
 def light(pixels: np.ndarray, coverage: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:

@@ -18,7 +18,8 @@ from components.errors import ParameterError
 from components.persons.drawn.attributes import ATTRIBUTES, Attributes
 from components.persons.drawn.body import sample_pose
 from components.persons.drawn.canvas import Canvas
-from components.persons.drawn.degradation import Degradation, blur, light, sensor_noise
+from components.persons.drawn.config import Degradation, check_size
+from components.persons.drawn.degradation import blur, light, sensor_noise
 from components.persons.drawn.figure import Figure
 from components.persons.drawn.scene import background, occluder, shadow
 
@@ -33,12 +34,6 @@ class DrawnPicture:
     def image(self) -> Image.Image:
         """Return a Pillow image."""
         return Image.fromarray(self.pixels)
-
-
-def check_size(height: int, width: int) -> None:
-    """Raise ParameterError unless height:width is from 2:1 to 3:1 and the picture is at least 32 pixels high."""
-    if height < 32 or not 2 * width <= height <= 3 * width:
-        raise ParameterError(f"picture of {height} x {width}: height must be 32 or more, and 2 to 3 times the width")
 
 
 def draw_person(
