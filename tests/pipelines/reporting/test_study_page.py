@@ -22,7 +22,7 @@ from pipelines.workspace import Workspace
 def made_up_results(only: str = "") -> dict[str, Any]:
     """Results in the form that the engine writes, of cells whose key holds `only`; better with gamma up to 1.4, worse beyond."""
     plan, params = read(ROOT / "studies/taca.yaml", taca.TacaPlan, "studies/taca.yaml"), load(ROOT / "params.yaml")
-    cells = [cell for cell in taca.cells(plan, params) if cell.work == "draw"]
+    cells = [cell for cell in taca.cells(plan, params) if cell.function == "draw"]
     results = {}
     for cell in cells:
         shared = np.random.default_rng(cell.settings["seed"])

@@ -27,7 +27,7 @@ def made_up_results(only: str = "") -> dict[str, Any]:
     results: dict[str, Any] = {}
     for cell in cells:
         random = np.random.default_rng(sum(map(ord, cell.key)))
-        if cell.work == "train":
+        if cell.function == "train":
             ranks = random.integers(1, 4, PEOPLE * SENTENCES)
             identity = np.repeat(np.arange(PEOPLE), SENTENCES)
             metrics = {metric: 100 * float((ranks == 1).mean()) for metric in gadms.METRICS}
@@ -37,7 +37,7 @@ def made_up_results(only: str = "") -> dict[str, Any]:
                 "queries": 120.0,
                 **metrics,
             }
-        elif cell.work == "score":
+        elif cell.function == "score":
             kinds = ("seen", "unseen") if cell.settings["noise"] else ("unseen",)
             names = [f"{kind}{c}/{name}" for kind in kinds for c in ("", "_colour") for name in plan.scores.scores]
             results[cell.key] = {name: float(random.uniform(0.3, 0.9)) for name in names}

@@ -80,7 +80,7 @@ def test_the_best_trial_of_a_sweep_goes_into_params_with_comments_kept(workspace
     assert params.load(workspace.root / "params.yaml").taca.streams == ("double",)
     changed = [line for line in after.splitlines() if line not in before.splitlines()]
     assert [line.split("#")[0].strip() for line in changed] == ["streams: [double]", "learning_rate: 0.002"]
-    assert changed[0].endswith("# blocks with weights of their own for text, and those that share")
+    assert changed[0].endswith("# blocks with separate weights for text, and blocks with shared weights")
     said = capsys.readouterr().out
     assert "-  streams: [double, single]" in said
     assert "+    learning_rate: 0.002" in said
