@@ -67,7 +67,7 @@ def survives(before: Checkout, stage: str, fractions: list[float], expected: dic
     assert [run.info.status for run in checkout.runs(stage)] == ["FINISHED"]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy  # a slice of `make chaos` kills every kind of process in each run of CI
 def test_a_repro_killed_in_mid_training_goes_on_and_gives_the_undisturbed_outputs(prepared, tmp_path):
     checkout = prepared.copy(tmp_path / "calm")
     checkout.repro("--single-item", "probe")

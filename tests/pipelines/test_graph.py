@@ -213,6 +213,7 @@ USED_BY_THEM = {
     "components.taca.config": "types of parameters",
     "components.taca.toy.config": "types of parameters",
     "components.persons.curation.limits": "types of parameters",
+    "components.persons.drawn.config": "types of parameters",
 }
 """The modules of components that uncounted rooms import; a stage that computes with one imports it itself."""
 
