@@ -143,7 +143,7 @@ def under_ray_train(function: RankFunction, compute: Compute, storage: Path | st
                 print(f"starting again with {workers} worker(s)", flush=True)
             try:
                 return _fit(function, compute, workers, storage)
-            except Exception as error:
+            except Exception as error:  # of any kind: `spend` raises what is not worth another attempt
                 cause = _cause(error)
                 budget.spend(cause)
                 print(f"training with {workers} worker(s) broke off: {one_line(cause)}", flush=True)

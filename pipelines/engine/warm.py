@@ -178,10 +178,8 @@ def warm_process(threads: int) -> Iterator[None]:
 
 def main(address: str, descriptor: int) -> None:
     """Serve until standard input ends, which is when the process that started this one has ended."""
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # they come to every process of a group; this one ends with its parent
+    # These come to every process of a group; this one ends with its parent.
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers report to runners
     try:
