@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
+from components.files import remove
 from components.training.loop import StopRequested
 from pipelines.engine.context import StageContext
 from pipelines.engine.ray_cluster import (
@@ -106,6 +107,8 @@ def execute(
                 on_save=saved,
             )
             discarded = Path(tempfile.mkdtemp(prefix="rank-")) if rank else None
+            if rank == 0:
+                remove(folders.scratch.writing)  # half outputs of a group of workers that was lost
             written = discarded or folders.scratch.writing
             inputs = {name: folders.root / path for name, path in run.inputs.items()}
             outputs = {name: written / path for name, path in run.outputs.items()}

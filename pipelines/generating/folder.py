@@ -14,11 +14,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from components.errors import ParameterError
-from components.files import file_digest, write_atomically
+from components.files import TEMPORARY, file_digest, remove_temporaries, write_atomically
 from pipelines.errors import InfrastructureError
 from pipelines.generating.plan import Shard
 from pipelines.generating.prompts import Skipped
@@ -48,8 +49,8 @@ class OutputFolder:
                 raise ParameterError(f"{self.path}: {_difference(known, settings)}; choose another --output")
             self._write(SETTINGS, settings)
             self.shards.mkdir(exist_ok=True)
-            for left in [*self.path.glob(".*.tmp"), *self.shards.glob(".*.tmp")]:  # by a killed command
-                left.unlink(missing_ok=True)
+            remove_temporaries(self.path)
+            remove_temporaries(self.shards)
             yield
 
     def finished(self, shards: Sequence[Shard]) -> dict[int, str]:
@@ -88,7 +89,8 @@ class OutputFolder:
         self._write(SKIPPED, [asdict(one) for one in skipped])
 
     def write_manifest(self, shards: Sequence[Shard], digests: Mapping[int, str], settings: Mapping[str, Any]) -> None:
-        """Write the manifest of all shards, which must be finished."""
+        """Write the manifest of all shards, which must be finished: no worker writes any more."""
+        remove_temporaries(self.shards)  # of workers that died
         rows = [
             {"file": shard.name, "pictures": len(shard.pictures), "sha256": digests[shard.number]} for shard in shards
         ]
@@ -101,11 +103,7 @@ class OutputFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ParameterError(f"--output {self.path}: is not a folder")
         names = {file.name for file in self.path.iterdir()} if self.path.exists() else set()
-        foreign = sorted(
-            name
-            for name in names
-            if name not in (LOCK_FILE, LEASE_FILE) and not (name[0] == "." and name.endswith(".tmp"))
-        )
+        foreign = sorted(name for name in names if name not in (LOCK_FILE, LEASE_FILE) and not fnmatch(name, TEMPORARY))
         if foreign and "generator" not in (self._read(SETTINGS) or {}):
             raise ParameterError(
                 f"--output {self.path}: holds {foreign[0]}, which is not of a generation; choose an empty folder"

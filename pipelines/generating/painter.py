@@ -1,6 +1,5 @@
 """Draws shards: loads the model once, and writes each shard as a file by a rename."""
 
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from components.errors import DataError
-from components.files import file_digest
+from components.files import file_digest, written_atomically
 from components.persons.pixels import encode_png
 from components.persons.shards import PARQUET_SETTINGS, ROWS_PER_GROUP
 from components.taca.config import TacaConfig
@@ -150,15 +149,11 @@ class Painter:
 def write_shard(shard: Shard, images: list[bytes], path: Path) -> None:
     """Write a shard as Parquet with fixed settings, so that the same pictures give the same bytes; by a rename."""
     columns = {name: [getattr(picture, name) for picture in shard.pictures] for name in SCHEMA.names if name != "image"}
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with written_atomically(path) as temporary:
         pq.write_table(
             pa.table({**columns, "image": images}, schema=SCHEMA),
-            file,
+            temporary,
             compression="none",  # PNG is compressed already
             row_group_size=ROWS_PER_GROUP,
             **PARQUET_SETTINGS,
         )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -5,14 +5,13 @@ evaluation sorts by the number and takes the text before the first underscore fo
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from components.errors import ParameterError
-from components.files import write_atomically
+from components.files import remove_temporaries, write_atomically, written_atomically
 from pipelines.generating.plan import Picture, Shard
 
 SAMPLES, RENAMED = "samples", "samples.json"
@@ -39,8 +38,7 @@ def export_samples(folder: Path, shards: Sequence[Shard]) -> tuple[int, list[dic
     if samples.is_symlink():
         raise ParameterError(f"{samples}: is a symbolic link; remove it")
     samples.mkdir(exist_ok=True)
-    for left in samples.glob(".*.tmp"):
-        left.unlink()
+    remove_temporaries(samples)
     written, renamed = 0, []
     for shard in shards:
         images = pq.read_table(folder / "shards" / shard.name, columns=["image"])["image"]
@@ -65,7 +63,6 @@ def _why_renamed(picture: Picture, name: str) -> str | None:
 def _write(path: Path, image: bytes) -> int:
     if path.is_file() and not path.is_symlink() and path.read_bytes() == image:
         return 0
-    temporary = path.with_name(f".{os.getpid()}.tmp")
-    temporary.write_bytes(image)
-    os.replace(temporary, path)
+    with written_atomically(path) as temporary:
+        temporary.write_bytes(image)
     return 1

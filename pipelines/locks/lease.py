@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from components.files import temporary_beside, written_atomically
 from pipelines.errors import InfrastructureError
 
 BEAT_SECONDS = 5.0
@@ -133,25 +134,26 @@ class Lease:
 
     def _create(self) -> bool:
         """Write the file if there is none, in one step that only one process can take."""
-        temporary = self._temporary()
+        temporary = temporary_beside(self.path)
         try:
-            os.link(temporary, self.path)
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without links: not atomic, but `require` finds out
-            if self.path.exists():
+            temporary.write_text(self._next_beat())
+            try:
+                os.link(temporary, self.path)
+            except FileExistsError:
                 return False
-            os.replace(temporary, self.path)
+            except OSError:  # a file system without links: not atomic, but `require` finds out
+                if self.path.exists():
+                    return False
+                os.replace(temporary, self.path)
         finally:
             temporary.unlink(missing_ok=True)
         return True
 
     def _write(self) -> None:
-        os.replace(self._temporary(), self.path)
+        """Replace the file. Creates no folder: one whose storage is away must not come back empty."""
+        with written_atomically(self.path) as temporary:
+            temporary.write_text(self._next_beat())
 
-    def _temporary(self) -> Path:
-        """Write the next beat to a temporary file. Creates no folder: one whose storage is away must not come back empty."""
+    def _next_beat(self) -> str:
         self._holder = replace(self._holder, beat=self._holder.beat + 1)
-        temporary = self.path.with_name(f".{self.path.name}.{self._holder.token}")
-        temporary.write_text(json.dumps(asdict(self._holder)))
-        return temporary
+        return json.dumps(asdict(self._holder))

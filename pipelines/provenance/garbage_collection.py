@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.errors import DataError
+from components.files import remove
 from pipelines import graph, params
 from pipelines.dvc_files.dvc_lock import dvc_md5, read_entries
 from pipelines.identity.fingerprint import fingerprint
 from pipelines.locks.file_lock import acquire
 from pipelines.locks.lease import machine_id, read_lease
-from pipelines.scratch.folder import LEASE_FILE, LOCK_FILE, folder_name, folder_stem, remove
+from pipelines.scratch.folder import LEASE_FILE, LOCK_FILE, folder_name, folder_stem
 from pipelines.scratch.manifest import MANIFEST_FILE, Manifest
 from pipelines.workspace import Workspace
 

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.files import write_atomically
+from components.files import TEMPORARY, remove, remove_temporaries, temporary_beside, write_atomically
 from pipelines.errors import InfrastructureError
 from pipelines.identity.fingerprint import tree_digests
 from pipelines.locks.file_lock import acquire
@@ -149,11 +149,12 @@ class FolderLock:
 def put_in_place(source: Path, target: Path) -> None:
     """Replace `target` by a copy of `source` in one rename; large files are hard links where the file system allows."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    for leftover in target.parent.glob(f".{target.name}.*.tmp"):  # of a process that was killed
-        remove(leftover)
+    remove_temporaries(target.parent, target.name)
+    temporary = temporary_beside(target)
     if source.is_dir():
-        shutil.copytree(source, temporary, copy_function=_link_or_copy)
+        # A shared folder may hold temporary files of a process that was killed there.
+        unwanted = shutil.ignore_patterns(TEMPORARY)
+        shutil.copytree(source, temporary, copy_function=_link_or_copy, ignore=unwanted)
     else:
         _link_or_copy(str(source), str(temporary))
     remove(target)
@@ -168,11 +169,3 @@ def _link_or_copy(source: str, target: str) -> None:
         except OSError:
             pass  # another file system, or one without links: copy
     shutil.copyfile(source, target)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

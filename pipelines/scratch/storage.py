@@ -8,14 +8,13 @@ bucket come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_
 import contextlib
 import json
 import os
-import uuid
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from components.errors import DataError
-from components.files import file_digest
+from components.files import file_digest, written_atomically
 from pipelines.errors import InfrastructureError, one_line
 from pipelines.locks.retrying import retry
 
@@ -155,12 +154,8 @@ class Storage:
             if not self.folder.is_dir():  # type: ignore[union-attr]  # not mounted: do not write below it
                 raise OSError(f"{self.folder} is not there")
             final.parent.mkdir(parents=True, exist_ok=True)
-            temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
-            try:
+            with written_atomically(final) as temporary:
                 write(str(temporary))
-                os.replace(temporary, final)
-            finally:
-                temporary.unlink(missing_ok=True)
 
         self._retry(write_and_rename)
 

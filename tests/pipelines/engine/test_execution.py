@@ -1,14 +1,32 @@
 """The error of training workers that broke off, and whether they are started again."""
 
+from contextlib import nullcontext
+
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from components.errors import DataError
-from pipelines.engine.execution import _cause
+from pipelines import graph
+from pipelines.engine import execution
+from pipelines.engine.execution import RankFolders, _cause
 from pipelines.errors import InfrastructureError
 from pipelines.locks.retrying import is_retryable
+from pipelines.schema.running import Compute
+from pipelines.scratch.folder import Scratch
+
+
+def test_half_outputs_of_workers_that_were_lost_are_no_outputs_of_the_next_ones(tmp_path, monkeypatch):
+    scratch = Scratch(tmp_path)
+    scratch.begin()
+    left = scratch.writing / "data" / "people" / "shards" / "train-00000.parquet"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    monkeypatch.setattr(execution, "stage_function", lambda run: lambda params, inputs, outputs, context: {})
+    folders = nullcontext(RankFolders(tmp_path, scratch))
+    execution.execute(graph.find("prepare"), lambda rank: folders, None, Compute(workers=0, device="cpu"), tmp_path)
+    assert not [path for path in scratch.writing.rglob("*") if path.is_file()]
 
 
 def raised(error):

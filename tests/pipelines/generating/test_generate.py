@@ -28,6 +28,7 @@ from components.training.randomness import stream_seed
 from pipelines import presets
 from pipelines.__main__ import main
 from pipelines.engine.warm import WARM, WarmWorker
+from pipelines.generating import generation
 from pipelines.identity.closure import ROOT
 from pipelines.scratch.folder import Scratch
 
@@ -289,6 +290,22 @@ def test_a_damaged_shard_is_drawn_again_and_no_other(studio, damage):
     assert studio.run() == 0
     assert studio.files() == files
     assert {path: path.stat().st_mtime_ns for path in others} == before
+
+
+def test_a_worker_that_dies_while_it_writes_leaves_nothing_in_the_folder(studio, make_studio, monkeypatch):
+    undisturbed = make_studio("undisturbed")
+    assert undisturbed.run() == 0
+    half, long = f".00001.parquet.{os.getpid()}.tmp", "." + "x" * 200 + ".0123.tmp"
+
+    def draw_after_a_death(drawing, shards, *rest):
+        (shards / half).write_bytes(b"half")
+        (shards / long).write_bytes(b"half")
+        return draw(drawing, shards, *rest)
+
+    draw = generation.draw
+    monkeypatch.setattr(generation, "draw", draw_after_a_death)
+    assert studio.run() == 0
+    assert studio.files() == undisturbed.files()
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 
 from components.errors import DataError, ParameterError
-from components.files import write_atomically
+from components.files import TEMPORARY, temporary_beside, write_atomically, written_atomically
 from components.training.loop import NonFiniteLossError
 from pipelines import errors
 from pipelines.errors import InfrastructureError, StageFailedError, exit_code, is_expected
@@ -145,6 +146,32 @@ def test_an_output_replaces_whatever_was_in_its_place(tmp_path, before, kind):
     assert (target.read_text() if kind == "file" else (target / "sub" / "source").read_text()) == "source"
     assert [path.name for path in target.parent.iterdir()] == ["target"]
     assert kind == "file" or [path.name for path in (target / "sub").iterdir()] == ["source"]
+
+
+def test_what_a_killed_write_left_is_removed_and_that_of_another_output_stays(tmp_path):
+    """In the workspace, and in a folder that is placed from a storage where another process was killed."""
+    source, target = tmp_path / "shared" / "people", tmp_path / "data" / "people"
+    for folder in (source, target.parent):
+        folder.mkdir(parents=True)
+    (source / "manifest.parquet").write_text("whole")
+    temporary_beside(source / "manifest.parquet").write_text("ha")
+    temporary_beside(target).mkdir()
+    other = temporary_beside(target.with_name("people.json"))
+    other.write_text("being written")
+    put_in_place(source, target)
+    assert {path.name for path in target.parent.iterdir()} == {"people", other.name}
+    assert [path.name for path in target.iterdir()] == ["manifest.parquet"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path, error):
+    path = tmp_path / ("ö" * 125 + ".json")  # 255 bytes, the most that file systems allow
+    write_atomically(path, "before")
+    with suppress(type(error)), written_atomically(path) as temporary:
+        assert temporary.match(TEMPORARY)
+        temporary.write_text("half")
+        raise error
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["before"]
 
 
 def test_a_small_file_in_the_workspace_can_be_edited_without_reaching_the_stored_one(tmp_path):
