@@ -73,6 +73,9 @@ class CaptionScorer(nn.Module):
         ids = batch["ids"]
         valid = maskable(ids, self.mask_id)
         known, judged = self._scores(encoder, batch, image, image_tokens, valid, step)
+        scored = known >= 0
+        if self.scoring is not None and self.masking.unseen_score is not None:
+            known = torch.where(scored, known, self.masking.unseen_score)
         ranks = world_size()
         threshold = None
         if self.masking.target_noise_rate is not None:
@@ -90,7 +93,7 @@ class CaptionScorer(nn.Module):
         )
         scalars = {"noise_rate": copies.noise_rate, "prediction_rate": copies.prediction_rate}
         if self.scoring is not None:
-            scalars["score_known"] = ((known >= 0) & valid).sum() / valid.sum().clamp_min(1)
+            scalars["score_known"] = (scored & valid).sum() / valid.sum().clamp_min(1)
         if "wrong" in batch:
             scalars |= noise_diagnostics(judged, copies, batch["wrong"], valid)
         return copies, scalars

@@ -37,6 +37,10 @@ class MaskingConfig:
     What fraction of a batch the sigmoids mask depends on how its scores are spread. With a `target_noise_rate` the
     threshold, of both copies, is moved so that the noise copy's expected rate over the tokens with known scores is that
     one; rule "nam" takes its rate from it (`random_noise_rate` without) and masks the prediction copy at random.
+
+    `unseen_score` is the score of every token of a caption without stored scores; with None it is masked at the random
+    rates. `mask_first` masks the first token of a copy in which none was chosen. The released code has 0.85, which makes
+    the noise copy of a first visit the caption but for its first word, and True.
     """
 
     noise_limit: Fraction = 0.2
@@ -49,6 +53,8 @@ class MaskingConfig:
     prediction_replacement: Replacement = "mask"
     rule: Rule = "sigmoid"
     target_noise_rate: Annotated[float, Field(gt=0, lt=1)] | None = None
+    unseen_score: Fraction | None = None
+    mask_first: bool = False
 
     def __post_init__(self) -> None:
         rate = self.target_noise_rate

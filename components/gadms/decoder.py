@@ -1,9 +1,11 @@
 """The masked-token decoder of IRRA and GA-DMS (section 4.3): masked text tokens are predicted from the picture."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from components.errors import ParameterError
+from components.errors import DataError, ParameterError
 
 
 class QuickGELU(nn.Module):
@@ -17,7 +19,7 @@ class CrossModalDecoder(nn.Module):
     """Cross-attention (text queries, image keys and values), `depth` bidirectional blocks, and a head over the vocabulary.
 
     The paper's figure 3 draws the image as the query, but a prediction per text token needs text queries, as in the released code
-    and in IRRA. Padding is never attended to, so that a caption's predictions do not depend on its batch.
+    and in IRRA.
     """
 
     def __init__(self, width: int, vocab_size: int, *, depth: int = 4, heads: int | None = None) -> None:
@@ -53,10 +55,32 @@ class CrossModalDecoder(nn.Module):
                 matching = [std for ending, std in deviations.items() if name.endswith(ending)]
                 nn.init.normal_(parameter, std=matching[0] if matching else stream)
 
-    def forward(self, text: Tensor, image: Tensor, padding: Tensor, masked: Tensor) -> Tensor:
+    def continue_from(self, state: Mapping[str, Tensor]) -> None:
+        """Load the weights of a trained decoder. Raises ParameterError for another depth, DataError where it does not fit."""
+        depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+        if depth != len(self.blocks):
+            raise ParameterError(
+                f"decoder_depth = {len(self.blocks)}: the decoder of the pretrained weights has {depth} blocks; set it to {depth}, "
+                "or decoder_start to new"
+            )
+        own = {name: tensor.shape for name, tensor in self.state_dict().items()}
+        found = {name: tensor.shape for name, tensor in state.items()}
+        for name in sorted(own.keys() | found.keys()):
+            if own.get(name) != found.get(name):
+                sizes = [str(list(shape[name])) if name in shape else "missing" for shape in (found, own)]
+                raise DataError(
+                    f"the decoder of the pretrained weights does not fit the encoder: {name} is {sizes[0]}, not {sizes[1]}"
+                )
+        broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+        if broken:
+            raise DataError(f"the decoder of the pretrained weights holds values that are not finite: {broken[0]}")
+        self.load_state_dict(dict(state))
+
+    def forward(self, text: Tensor, image: Tensor, padding: Tensor | None, masked: Tensor) -> Tensor:
         """Compute logits at the masked positions only: the same loss with a fraction of the memory.
 
-        text (B, L, D), image (B, P, D), padding (B, L) True after the end token, masked (B, L) bool -> (N masked, vocabulary).
+        text (B, L, D), image (B, P, D), masked (B, L) bool -> (N masked, vocabulary). padding (B, L) is True after the end token:
+        left out of attention, so that a caption's predictions do not depend on its batch; None attends to every text token.
         """
         keys = self.image_norm(image)
         hidden = self.cross_attention(self.text_norm(text), keys, keys, need_weights=False)[0]

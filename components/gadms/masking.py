@@ -132,18 +132,28 @@ def _draw(
     allowed = maskable(ids, mask_id)
     noise_chosen = allowed & (draws[:, 0] < noise)
     prediction_chosen = allowed & (draws[:, 3] < prediction)
+    noise_ids = _replace(ids, noise_chosen, draws[:, 1], draws[:, 2], mask_id, config.noise_replacement)
+    prediction_ids = _replace(ids, prediction_chosen, draws[:, 4], draws[:, 5], mask_id, config.prediction_replacement)
+    if config.mask_first:
+        noise_ids, noise_chosen = _mask_first(noise_ids, noise_chosen, allowed, mask_id)
+        prediction_ids, prediction_chosen = _mask_first(prediction_ids, prediction_chosen, allowed, mask_id)
     total = allowed.sum().clamp_min(1)
     return DualMask(
-        noise_ids=_replace(ids, noise_chosen, draws[:, 1], draws[:, 2], mask_id, config.noise_replacement),
-        prediction_ids=_replace(
-            ids, prediction_chosen, draws[:, 4], draws[:, 5], mask_id, config.prediction_replacement
-        ),
+        noise_ids=noise_ids,
+        prediction_ids=prediction_ids,
         labels=torch.where(prediction_chosen, ids, 0),
         noise_chosen=noise_chosen,
         prediction_chosen=prediction_chosen,
         noise_rate=noise_chosen.sum() / total,
         prediction_rate=prediction_chosen.sum() / total,
     )
+
+
+def _mask_first(ids: Tensor, chosen: Tensor, allowed: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    """Mask the first token, if it may be, of rows in which none was chosen; always by the mask token, as the released code does."""
+    first = torch.zeros_like(chosen)
+    first[:, 1] = allowed[:, 1] & ~chosen.any(-1)
+    return torch.where(first, mask_id, ids), chosen | first
 
 
 def _replace(ids: Tensor, chosen: Tensor, how: Tensor, which: Tensor, mask_id: int, rule: Replacement) -> Tensor:

@@ -23,6 +23,7 @@ from components.settings import AboveZero, Count, NotNegative, Positive, Rate, s
 Method = Literal["gadms", "random", "nam", "irra", "contrastive", "tal"]
 Matching = Literal["sdm", "contrastive", "tal"]
 Masking = Literal["scores", "random", "none"]
+DecoderStart = Literal["pretrained", "new"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,12 @@ class RetrievalConfig:
         mtp_weight, id_weight: of masked-token prediction and identity classification; None is the method's published weight.
         caption_aliasing: the matching and identity losses see the caption whose tokens are masked for prediction, as in the
             released IRRA, where the masking wrote into the batch by mistake. One text pass less.
-        head_lr_factor: of the decoder and the classifier (IRRA: 5). bias_lr_factor: of biases and norms (IRRA: 2).
+        decoder_start: the masked-token decoder goes on from the one that the pretrained weights bring, or begins new. Without one
+            it begins new.
+        decoder_padding: the decoder attends to padding too, as in the released code of IRRA and GA-DMS.
+        head_lr_factor: learning rate of the decoder and the classifier (IRRA: 5). bias_lr_factor: of biases (IRRA: 2). Which
+            parameters these are is IRRA's rule, see parameter_groups.py.
+        decay_gains: weight decay of norms' gains too, as in IRRA. Biases never have it.
         layer_decay: factor on the learning rate for each layer further from the output, in both towers; 1 is none.
         augmentation: of the training pictures; None leaves them as they are.
     """
@@ -87,8 +93,11 @@ class RetrievalConfig:
     score_timing: Timing = "previous"
     caption_aliasing: bool = False
     decoder_depth: Positive = 4
+    decoder_start: DecoderStart = "pretrained"
+    decoder_padding: bool = False
     head_lr_factor: AboveZero = 1.0
     bias_lr_factor: AboveZero = 1.0
+    decay_gains: bool = False
     layer_decay: Rate = 1.0
     augmentation: AugmentationConfig | None = None
 

@@ -20,6 +20,7 @@ from components.persons.transforms import CLIP_MEAN, CLIP_STD, normalise
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+DECODER_FILE = "masked_token_decoder.safetensors"
 PositionResize = Literal["bilinear", "bicubic"]
 
 
@@ -28,7 +29,12 @@ class DualEncoder(nn.Module):
 
     `config` is an open_clip model config (embed_dim, vision_cfg with image_size [H, W], text_cfg, quick_gelu).
     The constructor draws weights from the global generator: use `create`, `from_pretrained` or `load`.
+
+    `decoder_weights` is the state of the masked-token decoder that was trained with these weights, None where there is none. It is
+    no part of the encoder, and training goes on from it (`components.gadms.tasks`).
     """
+
+    decoder_weights: Mapping[str, Tensor] | None = None
 
     def __init__(self, config: Mapping[str, Any], tokenizer: CaptionTokenizer | None = None) -> None:
         super().__init__()
@@ -110,6 +116,8 @@ class DualEncoder(nn.Module):
         config = json.loads(files[0].read_text())["model_cfg"]
         model = cls.create(config, image_size=image_size, tokenizer=CaptionTokenizer.load(folder))
         state = load_file(files[1])
+        if (folder / DECODER_FILE).exists():
+            model.decoder_weights = load_file(folder / DECODER_FILE)
         resize_positions(state, _grid(_architecture(config, None)), model.clip.visual.grid_size, position_resize)
         try:
             model.clip.load_state_dict(state)
@@ -119,20 +127,21 @@ class DualEncoder(nn.Module):
             ) from error
         return model
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, decoder: Mapping[str, Tensor] | None = None) -> None:
         """Write the config, the weights (fp32 as trained) and a compact vocabulary; the same model gives the same bytes.
 
-        `open_clip.create_model("local-dir:<folder>")` reads it.
+        `decoder`: the state of the masked-token decoder that was trained with them, for a training that goes on from this folder.
+        `open_clip.create_model("local-dir:<folder>")` reads the encoder.
         """
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bilinear", "resize_mode": "squash"}
         content = {"model_cfg": self.config, "preprocess_cfg": preprocess}
         (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.clip.state_dict().items())}
-        save_file(weights, folder / WEIGHTS_FILE)
+        _write(self.clip.state_dict(), folder / WEIGHTS_FILE)
+        (folder / DECODER_FILE).unlink(missing_ok=True)
+        if decoder is not None:
+            _write(decoder, folder / DECODER_FILE)
         self.tokenizer.save(folder)
 
     @property
@@ -164,14 +173,14 @@ class DualEncoder(nn.Module):
         tokens = visual.ln_post(hidden) @ visual.proj
         return tokens[:, 0], tokens
 
-    def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_text(self, ids: Tensor, *, padding: bool = False) -> tuple[Tensor, Tensor]:
         """Ids (B, T) -> pooled (B, D) and all projected tokens (B, L, D), with L the longest caption of the batch.
 
-        Cutting the padding is exact: attention is causal, so tokens up to the end token do not see what follows it. Neither output
-        is normalised.
+        Cutting the padding is exact: attention is causal, so tokens up to the end token do not see what follows it. With `padding`
+        its tokens are returned too, L = T. Neither output is normalised.
         """
         end = ids.argmax(dim=-1)  # (B,) the end token has the largest id
-        hidden = self.embed_tokens(ids[:, : int(end.max()) + 1])
+        hidden = self.embed_tokens(ids if padding else ids[:, : int(end.max()) + 1])
         length = hidden.shape[1]
         hidden = self.clip.transformer(hidden, attn_mask=self.clip.attn_mask[:length, :length])
         tokens = self.project_text(hidden)
@@ -186,6 +195,12 @@ class DualEncoder(nn.Module):
         hidden = self.clip.ln_final(hidden)
         projection = self.clip.text_projection
         return projection(hidden) if isinstance(projection, nn.Linear) else hidden @ projection
+
+
+def _write(state: Mapping[str, Tensor], file: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}, file)
 
 
 def _architecture(config: Mapping[str, Any] | str, image_size: tuple[int, int] | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ decoder, and `classifier`), a plain state dict of a CLIP, and folders written by
 never as code; half precision becomes float32.
 """
 
+import hashlib
 import pickle
 import re
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from components.errors import DataError, ParameterError
 from components.files import file_digest
 from components.gadms.decoder import CrossModalDecoder
-from components.gadms.model import WEIGHTS_FILE, DualEncoder, PositionResize, resize_positions
+from components.gadms.model import DECODER_FILE, WEIGHTS_FILE, DualEncoder, PositionResize, resize_positions
 
 TOWERS = "base_model."
 _POSITIONS = "visual.positional_embedding"
@@ -61,13 +62,14 @@ class Published:
         image_size: tuple[int, int] | None = None,
         position_resize: PositionResize = "bilinear",
     ) -> DualEncoder:
-        """Load the towers into a model of `architecture`. Raises DataError where they do not fit."""
+        """Load the towers into a model of `architecture`, with the decoder beside them. Raises DataError where they do not fit."""
         model = DualEncoder.create(architecture, image_size=image_size)
         state = dict(self.towers)
         if _POSITIONS in state:
             grid = model.clip.visual.grid_size
             resize_positions(state, self._grid(len(state[_POSITIONS]) - 1, grid), grid, position_resize)
         self._fill(model.clip, state, "retrieval.architecture", optional=_NOT_PUBLISHED)
+        model.decoder_weights = self.decoder or None
         return model
 
     def masked_token_decoder(self) -> CrossModalDecoder | None:
@@ -201,7 +203,7 @@ def pretrained_encoder(
             architecture, pretrained, image_size=image_size, position_resize=position_resize
         )
     if place.is_dir():
-        _require_pinned(place / WEIGHTS_FILE, pretrained, sha256)
+        _require_pinned(place, pretrained, sha256)
         return DualEncoder.load(place, image_size=image_size, position_resize=position_resize)
     if place.is_file():
         _require_pinned(place, pretrained, sha256)
@@ -213,10 +215,24 @@ def pretrained_encoder(
     )
 
 
-def _require_pinned(file: Path, pretrained: str, sha256: str | None) -> None:
-    if not file.is_file():
-        raise DataError(f"{file.parent}: not a model folder, {file.name} is missing")
-    found = file_digest(file)
+def weights_digest(place: Path) -> str:
+    """The SHA-256 that pins weights: of a file, or of a model folder's weights.
+
+    With a masked-token decoder in the folder it is that of both files' digests, one after the other, as training goes on from both.
+    Raises DataError for a folder without weights.
+    """
+    if not place.is_dir():
+        return file_digest(place)
+    weights, decoder = place / WEIGHTS_FILE, place / DECODER_FILE
+    if not weights.is_file():
+        raise DataError(f"{place}: not a model folder, {weights.name} is missing")
+    if not decoder.is_file():
+        return file_digest(weights)
+    return hashlib.sha256(f"{file_digest(weights)}{file_digest(decoder)}".encode()).hexdigest()
+
+
+def _require_pinned(place: Path, pretrained: str, sha256: str | None) -> None:
+    found = weights_digest(place)
     if sha256 is None:
         raise ParameterError(f"pretrained_sha256 is null: set it to {found}, the digest of {pretrained}")
     if sha256 != found:

@@ -15,37 +15,46 @@ from components.gadms.model import DualEncoder
 
 
 class BestWeights(nn.Module):
-    """A copy of the encoder's weights at its best validation so far.
+    """A copy of the weights of an encoder, and of the decoder trained with it, at the best validation so far.
 
-    They are buffers of the task and so in its checkpoints: a killed run resumes with them. They take as much memory as the encoder.
+    They are buffers of the task and so in its checkpoints: a killed run resumes with them. They take as much memory as the models.
     """
 
     score: Tensor
     step: Tensor
 
-    def __init__(self, encoder: DualEncoder) -> None:
+    def __init__(self, encoder: DualEncoder, decoder: nn.Module | None = None) -> None:
         super().__init__()
+        # Not an attribute of its own for each module, because it would be registered here a second time.
+        self.models = {"": encoder.clip} | ({"decoder/": decoder} if decoder is not None else {})
         self.register_buffer("score", torch.tensor(-torch.inf, dtype=torch.float64))
         self.register_buffer("step", torch.tensor(0))
-        self.names = {name: name.replace(".", "/") for name in encoder.clip.state_dict()}  # a buffer's name has no dots
-        for name, tensor in encoder.clip.state_dict().items():
-            self.register_buffer(self.names[name], tensor.detach().clone())
+        for prefix, model in self.models.items():
+            for name, tensor in model.state_dict().items():
+                self.register_buffer(_flat(prefix, name), tensor.detach().clone())
 
     @torch.no_grad()
-    def update_if_better(self, encoder: DualEncoder, score: float, step: int) -> None:
+    def update_if_better(self, score: float, step: int) -> None:
         """Copy the weights if `score` is above all before; the earlier of equal ones stays."""
         if score <= self.score.item():
             return
         self.score.fill_(score)
         self.step.fill_(step)
-        for name, tensor in encoder.clip.state_dict().items():
-            self.get_buffer(self.names[name]).copy_(tensor)
+        for prefix, model in self.models.items():
+            for name, tensor in model.state_dict().items():
+                self.get_buffer(_flat(prefix, name)).copy_(tensor)
 
-    def restore(self, encoder: DualEncoder) -> None:
-        """Load the best weights into the encoder. Raises ParameterError where none was validated."""
+    def restore(self) -> None:
+        """Load the best weights into the models. Raises ParameterError where none was validated."""
         if not self.step:
             raise ParameterError("no weights were validated: validate_every must not be above steps")
-        encoder.clip.load_state_dict({name: self.get_buffer(flat) for name, flat in self.names.items()})
+        for prefix, model in self.models.items():
+            model.load_state_dict({name: self.get_buffer(_flat(prefix, name)) for name in model.state_dict()})
+
+
+def _flat(prefix: str, name: str) -> str:
+    """The name of a weight's buffer, which may have no dots."""
+    return prefix + name.replace(".", "/")
 
 
 class PeriodicValidation:
@@ -82,5 +91,5 @@ class PeriodicValidation:
         pictures = embed_images(self.encoder, self.gallery, self.pixels)
         texts = embed_captions(self.encoder, self.captions)
         found = retrieval_metrics(texts, pictures, self.query_ids, self.gallery_ids)
-        self.best.update_if_better(self.encoder, found["R@1"], step)
+        self.best.update_if_better(found["R@1"], step)
         return {"val/R@1": found["R@1"], "val/mAP": found["mAP"]}

@@ -8,6 +8,7 @@ ID, IRRA's recipe), so that the arms of a comparison differ in what is compared 
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -64,9 +65,7 @@ class RetrievalTask(TrainingTask):
         encoder.clip.logit_scale.requires_grad_(False)  # both temperatures are fixed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.decoder = None
-            if self.recipe.mtp_weight:
-                self.decoder = CrossModalDecoder(encoder.embed_dim, encoder.clip.vocab_size, depth=config.decoder_depth)
+            self.decoder = self._decoder() if self.recipe.mtp_weight else None
             self.classifier = None
             if self.recipe.id_weight:
                 if identities < 1:
@@ -76,7 +75,20 @@ class RetrievalTask(TrainingTask):
                 nn.init.normal_(self.classifier.weight, std=0.001)
                 nn.init.zeros_(self.classifier.bias)
         self.scorer = self._scorer(captions)
-        self.best = BestWeights(encoder) if keep_best else None
+        self.best = BestWeights(encoder, self.decoder) if keep_best else None
+
+    def _decoder(self) -> CrossModalDecoder:
+        """The decoder that was trained with the encoder's weights, as in the released fine-tuning, or a new one."""
+        encoder = self.encoder
+        decoder = CrossModalDecoder(encoder.embed_dim, encoder.clip.vocab_size, depth=self.config.decoder_depth)
+        if self.continues_decoder:
+            decoder.continue_from(encoder.decoder_weights or {})
+        return decoder
+
+    @property
+    def continues_decoder(self) -> bool:
+        """Whether the decoder is the one that was trained with the encoder's first weights."""
+        return self.config.decoder_start == "pretrained" and self.encoder.decoder_weights is not None
 
     def _scorer(self, captions: int) -> CaptionScorer | None:
         """The scorer with the method's score and masking rule, or else those of the configuration."""
@@ -129,7 +141,8 @@ class RetrievalTask(TrainingTask):
         if self.decoder is not None:
             length = prediction_tokens.shape[1]
             chosen = copies.prediction_chosen[:, :length]
-            logits = self.decoder(prediction_tokens, image_tokens, padding_mask(batch["ids"], length), chosen)
+            padding = None if config.decoder_padding else padding_mask(batch["ids"], length)
+            logits = self.decoder(prediction_tokens, image_tokens, padding, chosen)
             self.scorer.observe(batch, copies, logits)
             scalars["mtp"] = masked_token_prediction(logits, copies.labels[:, :length][chosen])
             loss = loss + recipe.mtp_weight * scalars["mtp"]
@@ -140,12 +153,13 @@ class RetrievalTask(TrainingTask):
 
     def _encode_copies(self, ids: Tensor, copies: DualMask) -> tuple[Tensor, Tensor]:
         """Matching feature (B, D) and the prediction copy's tokens (B, L, D), in one pass through the text tower."""
+        padding = self.config.decoder_padding
         if self.config.caption_aliasing:
-            return self.encoder.encode_text(copies.prediction_ids)
+            return self.encoder.encode_text(copies.prediction_ids, padding=padding)
         matching = copies.noise_ids if self.recipe.match_noise_copy else ids
         if self.decoder is None:
             return self.encoder.encode_text(matching)
-        pooled, tokens = self.encoder.encode_text(torch.cat([matching, copies.prediction_ids]))
+        pooled, tokens = self.encoder.encode_text(torch.cat([matching, copies.prediction_ids]), padding=padding)
         rows = len(matching)
         return pooled[:rows], tokens[rows:]
 
@@ -165,5 +179,15 @@ class RetrievalTask(TrainingTask):
             learning_rate,
             head_factor=config.head_lr_factor,
             bias_factor=config.bias_lr_factor,
+            decay_gains=config.decay_gains,
             layer_decay=config.layer_decay,
         )
+
+    def save(self, folder: Path) -> None:
+        """Write the encoder, with the decoder that was trained with it, to a folder that `DualEncoder.load` reads.
+
+        With `keep_best` the best weights are restored first.
+        """
+        if self.best is not None:
+            self.best.restore()
+        self.encoder.save(folder, decoder=None if self.decoder is None else self.decoder.state_dict())

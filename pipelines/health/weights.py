@@ -4,8 +4,7 @@ import os
 from pathlib import Path
 
 from components.errors import DataError, ParameterError
-from components.files import file_digest
-from components.gadms.model import WEIGHTS_FILE
+from components.gadms.published import weights_digest
 from pipelines.health.findings import Finding, State
 from pipelines.params import Parameters
 from pipelines.workspace import Workspace
@@ -51,8 +50,7 @@ def _retrieval_weights(chosen: Parameters, workspace: Workspace) -> Finding:
     published = open_clip.get_pretrained_cfg(name, weights) if isinstance(name, str) else None
     if not published:
         found = workspace.path(weights)
-        found = found / WEIGHTS_FILE if found.is_dir() else found
-        if found.is_file():
+        if found.exists():
             return _pinned(found, subject, weights, settings.pretrained_sha256)
         if isinstance(name, str):
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none: open_clip does not know the name"
@@ -67,10 +65,13 @@ def _retrieval_weights(chosen: Parameters, workspace: Workspace) -> Finding:
     return Finding(subject, State.MISSING, True, place, (f"`hf download {repository} {wanted[0]}`",))
 
 
-def _pinned(file: Path, subject: str, weights: str, sha256: str | None) -> Finding:
+def _pinned(place: Path, subject: str, weights: str, sha256: str | None) -> Finding:
     """Check the digest of weights that are present."""
-    found = file_digest(file)
+    try:
+        found = weights_digest(place)
+    except DataError as error:
+        return Finding(subject, State.INCOMPLETE, True, weights, (str(error),))
     if sha256 == found:
-        return Finding(subject, State.WHOLE, True, f"{weights}, a {'file' if file.name in weights else 'model folder'}")
+        return Finding(subject, State.WHOLE, True, f"{weights}, a {'model folder' if place.is_dir() else 'file'}")
     fix = f"retrieval.pretrained_sha256 is {sha256 or 'null'}: set it to {found} if this file is the right one"
     return Finding(subject, State.INCOMPLETE, True, f"{weights}, not pinned", (fix,))

@@ -26,6 +26,6 @@ def run(
     corpus = PersonDataset(folder)
     encoder = new_encoder(params, corpus.rows(split="train", form="long").column("caption"), root=root)
     if settings.corpus == "none":  # fine-tuning begins with the published weights
-        encoder.save(outputs["model"])
+        encoder.save(outputs["model"], decoder=encoder.decoder_weights)
         return {"parameters": sum(p.numel() for p in encoder.parameters())}
     return train_arm(encoder, corpus, settings.method, settings.training, params, context, outputs["model"])

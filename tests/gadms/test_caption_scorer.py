@@ -58,6 +58,17 @@ def test_scores_of_one_visit_decide_the_masks_of_the_next(encoder, batch, pictur
     assert shares == [0, 1]
 
 
+def test_a_first_visit_can_be_masked_by_a_score_as_in_the_released_code(encoder, batch, pictures, seen):
+    released = MaskingConfig(unseen_score=0.85)
+    scorer = CaptionScorer(encoder, 8, scoring=ScoringConfig(), masking=released)
+    shares = [scorer.mask(encoder, None, batch, *pictures, step)[1]["score_known"] for step in range(2)]
+    assert (seen[0] == 0.85).all()
+    assert (seen[1] != 0.85).any()
+    assert shares == [0, 1]  # of scores that were computed
+    CaptionScorer(encoder, 8, scoring=None, masking=released).mask(encoder, None, batch, *pictures, 0)
+    assert (seen[2] == -1).all()  # the control has no scores
+
+
 def test_scores_of_the_same_step_decide_at_once_and_need_no_table(encoder, batch, pictures, seen):
     scorer = CaptionScorer(encoder, 8, scoring=ScoringConfig(name="path"), timing="same-step")
     _, scalars = scorer.mask(encoder, None, batch, *pictures, 0)

@@ -59,6 +59,25 @@ def test_nothing_is_masked_at_rate_zero():
     assert not drawn.labels.any()
 
 
+def test_the_first_word_is_masked_where_none_was_chosen_if_asked_for():
+    ids = captions(400)
+    ids[0] = 0
+    ids[0, :2] = torch.tensor([98, END])  # an empty caption
+    for rate in (0.0, 0.02):
+        rates = {"random_noise_rate": rate, "random_prediction_rate": rate, "noise_replacement": "bert"}
+        plain = random_mask(ids, step=3, config=MaskingConfig(**rates))
+        forced = random_mask(ids, step=3, config=MaskingConfig(**rates, mask_first=True))
+        for copy in ("noise", "prediction"):
+            expected, chosen = getattr(plain, f"{copy}_ids").clone(), getattr(plain, f"{copy}_chosen").clone()
+            for row in range(1, len(ids)):
+                if not chosen[row].any():
+                    expected[row, 1], chosen[row, 1] = MASK, True
+            assert torch.equal(getattr(forced, f"{copy}_ids"), expected)
+            assert torch.equal(getattr(forced, f"{copy}_chosen"), chosen)
+        assert torch.equal(forced.labels, ids * forced.prediction_chosen)
+    assert 0 < plain.noise_chosen.any(1).float().mean() < 1
+
+
 def test_the_bert_rule_keeps_its_shares_and_never_moves_the_end():
     ids = captions(2000)
     config = MaskingConfig(random_prediction_rate=1.0, prediction_replacement="bert")

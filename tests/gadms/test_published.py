@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from components.errors import DataError, ParameterError
-from components.gadms.decoder import padding_mask
+from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
 from components.gadms.published import pretrained_encoder, read_published, sort_keys
+from components.gadms.tasks import RetrievalTask
 
 VOCABULARY, CONTEXT = 49408, 77
 SMALL = {"vision": 128, "text": 128, "embed": 128, "layers": (2, 2, 2), "patch": 16, "grid": (6, 2), "identities": 11}
@@ -192,10 +193,9 @@ def test_features_and_predictions_are_those_of_the_published_forward(checkpoint)
             published_image(exact, pixels.double(), SMALL),
             published_text(exact, ids, SMALL),
         )
-        everywhere = torch.zeros(ids.shape, dtype=torch.bool)  # IRRA attends to padding too
         at = torch.zeros(ids.shape, dtype=torch.bool)
         at[0, 3] = at[1, 40] = True
-        logits = decoder(text, image, everywhere, at)
+        logits = decoder(text, image, None, at)  # IRRA attends to padding too
         expected = published_prediction(exact, expected_text, expected_image, SMALL)[at]
     torch.testing.assert_close(image.double(), expected_image, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(pooled_image.double(), expected_image[:, 0], atol=2e-5, rtol=1e-5)
@@ -203,7 +203,87 @@ def test_features_and_predictions_are_those_of_the_published_forward(checkpoint)
     torch.testing.assert_close(pooled_text[1].double(), expected_text[1, 76], atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(pooled_text[0].double(), expected_text[0, ids[0].argmax()], atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(logits.double(), expected, atol=5e-5, rtol=1e-4)
-    assert padding_mask(ids, 77)[0].any()  # ours leaves padding out, which is why it is given above
+
+
+def ask_for(checkpoint, **method):
+    """A task of method irra that starts from the checkpoint."""
+    encoder = read_published(checkpoint[0]).encoder(CONFIG)
+    return RetrievalTask(encoder, RetrievalConfig(name="irra", **method), captions=2, identities=2)
+
+
+def test_training_goes_on_from_the_decoder_of_a_checkpoint_and_passes_it_on(checkpoint, tmp_path):
+    expected = read_published(checkpoint[0]).decoder
+    task = ask_for(checkpoint, decoder_depth=2)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in task.decoder.state_dict().items())
+    with torch.no_grad():
+        task.decoder.vocabulary.bias.fill_(3)
+    task.save(tmp_path)
+    saved = DualEncoder.load(tmp_path).decoder_weights
+    assert set(saved) == set(expected)
+    assert (saved["vocabulary.bias"] == 3).all()
+    assert torch.equal(saved["head.0.weight"], expected["head.0.weight"])
+    new = ask_for(checkpoint, decoder_depth=2, decoder_start="new").decoder.state_dict()
+    assert not torch.equal(new["head.0.weight"], expected["head.0.weight"])
+    RetrievalTask(task.encoder, RetrievalConfig(name="contrastive"), captions=2).save(tmp_path)
+    assert DualEncoder.load(tmp_path).decoder_weights is None  # it was trained with other weights of the encoder
+
+
+def test_a_decoder_of_another_depth_or_size_is_refused_in_one_line(checkpoint):
+    with pytest.raises(
+        ParameterError, match="decoder_depth = 1: the decoder of the pretrained weights has 2 blocks; set it"
+    ):
+        ask_for(checkpoint, decoder_depth=1)
+    encoder = read_published(checkpoint[0]).encoder(CONFIG)
+    for change, message in (
+        (torch.zeros(9, 128), r"vocabulary.weight is \[9, 128\], not \[49408, 128\]"),
+        (torch.full((VOCABULARY, 128), torch.nan), "not finite: vocabulary.weight"),
+    ):
+        encoder.decoder_weights = {**encoder.decoder_weights, "vocabulary.weight": change}
+        with pytest.raises(DataError, match=message):
+            RetrievalTask(encoder, RetrievalConfig(name="irra", decoder_depth=2), captions=2, identities=2)
+
+
+def test_with_padding_the_prediction_loss_is_that_of_the_released_code(checkpoint):
+    """All 77 tokens of a caption are attended to, those after its end too."""
+    exact = {name: tensor.double() for name, tensor in checkpoint[1].items()}
+    task = ask_for(checkpoint, decoder_depth=2, decoder_padding=True).eval()
+    pixels = torch.randn(2, 3, 96, 32, generator=torch.Generator().manual_seed(1))
+    ids = task.encoder.tokenizer(["a man in a red coat with a bag", "a woman in blue"])
+    batch = {"pixels": pixels, "ids": ids, "identities": torch.arange(2), "caption_index": torch.arange(2)}
+    with torch.no_grad():
+        found = task(batch, 0)
+        copies, _ = task.scorer.mask(task.encoder, task.decoder, batch, *task.encoder.encode_image(pixels), 0)
+        text = published_text(exact, copies.prediction_ids, SMALL)
+        logits = published_prediction(exact, text, published_image(exact, pixels.double(), SMALL), SMALL)
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), copies.labels.flatten(), ignore_index=0)
+        without = ask_for(checkpoint, decoder_depth=2).eval()(batch, 0)
+    assert copies.prediction_chosen.any()
+    assert found["mtp"].item() == pytest.approx(expected.item(), abs=1e-4)
+    assert found["sdm"].item() == pytest.approx(without["sdm"].item(), abs=1e-4)  # exact with and without padding
+    assert abs(without["mtp"].item() - expected.item()) > 1e-3
+
+
+def test_every_parameter_has_the_rate_and_the_decay_of_the_released_optimiser(checkpoint):
+    """IRRA's `build_optimizer`, asked by the published names."""
+    task = ask_for(checkpoint, decoder_depth=2, head_lr_factor=5.0, bias_lr_factor=2.0, decay_gains=True)
+    groups = {id(p): group for group in task.parameter_groups(1.0) for p in group["params"]}
+    ours = dict(task.named_parameters())
+    asked = set()
+    for name in checkpoint[1]:
+        factor, decays = 1.0, "bias" not in name
+        if "cross" in name:
+            factor = 5.0
+        if "bias" in name:
+            factor = 2.0
+        if "classifier" in name or "mlm_head" in name:
+            factor = 5.0
+        published = sort_keys({name: torch.zeros(()), f"{'base_model.'}x": torch.zeros(())}, Path("w"))
+        place = next(iter(published.decoder), None) or (name if name in published.dropped else None)
+        place = f"decoder.{place}" if published.decoder else place or f"encoder.clip.{name.removeprefix('base_model.')}"
+        group = groups[id(ours[place])]
+        assert (group["lr"], "weight_decay" not in group) == (factor, decays), name
+        asked.add(id(ours[place]))
+    assert asked == set(groups)
 
 
 def test_every_key_is_used_or_dropped_for_a_reason(checkpoint):

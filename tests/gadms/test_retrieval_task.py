@@ -90,7 +90,10 @@ def test_heads_and_biases_get_their_own_rates_and_nothing_is_left_out(encoder):
     rate = {id(p): (group["lr"], group.get("weight_decay")) for group in groups for p in group["params"]}
     assert set(rate) == {id(p) for p in task.parameters() if p.requires_grad}
     assert rate[id(task.classifier.weight)] == (0.5, None)
-    assert rate[id(task.classifier.bias)] == (1.0, 0.0)
+    assert rate[id(task.classifier.bias)] == (0.5, 0.0)
+    assert rate[id(task.decoder.blocks[0].linear1.bias)] == (0.2, 0.0)  # the two factors are not multiplied
+    assert rate[id(task.decoder.blocks[0].norm1.weight)] == (0.5, 0.0)
+    assert rate[id(encoder.clip.ln_final.weight)] == (0.1, 0.0)
     assert rate[id(encoder.clip.text_projection)] == (0.1, None)
     assert id(encoder.clip.logit_scale) not in rate
 

@@ -48,16 +48,16 @@ def test_the_first_of_the_best_weights_is_kept(encoder):
     for step, score in ((1, 10.0), (2, 30.0), (3, 30.0), (4, 20.0)):
         with torch.no_grad():
             encoder.clip.text_projection.fill_(step)
-        best.update_if_better(encoder, score, step)
+        best.update_if_better(score, step)
         first[step] = score
-    best.restore(encoder)
+    best.restore()
     assert (best.step, best.score) == (2, 30)
     assert (encoder.clip.text_projection == 2).all()
 
 
 def test_without_a_validation_there_is_nothing_to_restore(encoder):
     with pytest.raises(ParameterError, match="validate_every"):
-        BestWeights(encoder).restore(encoder)
+        BestWeights(encoder).restore()
     with pytest.raises(DataError, match="val split"):
         PeriodicValidation(encoder, BestWeights(encoder), [], [], [], lambda rows: rows, every=1, steps=1)
 
@@ -66,6 +66,7 @@ def test_a_killed_run_keeps_the_same_best_weights_as_an_undisturbed_one(config, 
     scripted = {2: 1.0, 4: 3.0, 6: 2.0, 8: 0.0}
 
     def train(folder, death):
+        seen = {}
         encoder = DualEncoder.create(config, tokenizer=tokenizer, seed=3)
         settings = RetrievalConfig(decoder_depth=1, warmup_steps=2)
         task = RetrievalTask(encoder, settings, captions=4, keep_best=True)
@@ -79,16 +80,20 @@ def test_a_killed_run_keeps_the_same_best_weights_as_an_undisturbed_one(config, 
             return batches(step)
 
         def look(step):
-            task.best.update_if_better(task.encoder, scripted[step], step)
+            task.best.update_if_better(scripted[step], step)
+            seen[step] = task.decoder.vocabulary.weight.clone()
             return {}
 
         loop = LoopConfig(steps=8, learning_rate=1e-3, report_every=2, checkpoint_every=3)
         fit(task, fragile, loop, LocalContext(folder=folder), on_report=look)
         last = encoder.clip.text_projection.clone()
-        task.best.restore(encoder)
+        task.save(folder / "model")
+        saved = DualEncoder.load(folder / "model")
         assert task.best.step == 4
         assert not torch.equal(encoder.clip.text_projection, last)
-        return encoder.state_dict()
+        assert torch.equal(saved.decoder_weights["vocabulary.weight"], seen.get(4, task.decoder.vocabulary.weight))
+        assert not torch.equal(saved.decoder_weights["vocabulary.weight"], seen[8])
+        return {**saved.state_dict(), **saved.decoder_weights}
 
     undisturbed = train(tmp_path / "a", None)
     with pytest.raises(KeyboardInterrupt):

@@ -94,6 +94,7 @@ def train_arm(
         seed=params.seed,
         keep_best=validated is not None,
     )
+    print_decoder_start(task)
     batches = caption_batches(encoder, dataset, rows, training.batch, params, context, method.augmentation)
     fit(task, batches, training, context, on_report=_validation(task, dataset, validated, training))
     metrics: dict[str, object] = {
@@ -101,11 +102,17 @@ def train_arm(
         "identities": identities,
         "parameters": sum(p.numel() for p in encoder.parameters()),
     }
+    task.save(output)
     if task.best is not None:
-        task.best.restore(encoder)
         metrics["selected"] = {"step": int(task.best.step), "val/R@1": task.best.score.item()}
-    encoder.save(output)
     return metrics
+
+
+def print_decoder_start(task: RetrievalTask) -> None:
+    """Say whether the masked-token decoder goes on from a trained one."""
+    if task.decoder is not None:
+        start = "goes on from the pretrained weights" if task.continues_decoder else "begins new"
+        print(f"masked-token decoder: {start}", flush=True)
 
 
 def _validation(

@@ -11,6 +11,7 @@ from components.training.config import ValidatedTrainingConfig
 from components.training.loop import fit
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
+from pipelines.stages.parts.retrieval_training import print_decoder_start
 from pipelines.streaming.batches import streamed_batches
 
 
@@ -37,6 +38,7 @@ def train_streamed(
     captions = int(corpus.sizes.sum())
     encoder.checkpoint_activations(params.retrieval.gradient_checkpointing)
     task = RetrievalTask(encoder, method.for_arm(context.arm), captions=captions, seed=params.seed)
+    print_decoder_start(task)
     with streamed_batches(
         encoder,
         corpus,
@@ -47,5 +49,5 @@ def train_streamed(
         augmentation=method.augmentation,
     ) as batches:
         fit(task, batches, training, context)
-    encoder.save(output)
+    task.save(output)
     return {"captions": captions, "parameters": sum(p.numel() for p in encoder.parameters())}

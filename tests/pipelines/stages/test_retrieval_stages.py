@@ -100,6 +100,36 @@ def test_fine_tuning_reports_validation_and_leaves_the_best_weights(root, tmp_pa
     assert not torch.equal(kept.visual.proj, before.clip.visual.proj)
 
 
+def test_fine_tuning_goes_on_from_the_decoder_of_pre_training(root, tmp_path, capsys):
+    still = {**TRAINING, "learning_rate": 1e-12, "weight_decay": 0.0, "validate_every": None}
+    run(gadms_pretrain, root, tmp_path, CURATED)
+    trained = DualEncoder.load(tmp_path / "model").decoder_weights
+
+    def sha256(name):
+        return hashlib.sha256((tmp_path / f"model/{name}.safetensors").read_bytes()).hexdigest()
+
+    left = {}
+    for start in ("pretrained", "new"):
+        folder = tmp_path / start
+        folder.mkdir()
+        paths = {"people": "data/people", "pretrained": tmp_path / "model"}
+        method = {"warmup_steps": 2, "decoder_start": start}
+        _, encoder, _ = run(gadms_finetune, root, folder, paths, gadms_finetune={"method": method, "training": still})
+        left[start] = encoder.decoder_weights
+    assert set(trained) == set(left["new"]) == set(left["pretrained"])
+    for name, tensor in trained.items():
+        torch.testing.assert_close(left["pretrained"][name], tensor, atol=1e-8, rtol=0)
+    assert not torch.allclose(left["new"]["head.0.weight"], trained["head.0.weight"])
+    assert "masked-token decoder: goes on from the pretrained weights\n" in capsys.readouterr().out
+    (tmp_path / "none").mkdir()
+    digest = hashlib.sha256("".join(sha256(file) for file in ("open_clip_model", "masked_token_decoder")).encode())
+    own = {"pretrained": str(tmp_path / "model"), "pretrained_sha256": digest.hexdigest()}
+    _, passed, _ = run(
+        gadms_pretrain, root, tmp_path / "none", CURATED, retrieval=own, gadms_pretrain={"corpus": "none"}
+    )
+    assert all(torch.equal(passed.decoder_weights[name], tensor) for name, tensor in trained.items())
+
+
 def test_a_set_without_a_val_split_says_so_in_one_line_and_keeps_the_last_weights(root, tmp_path, capsys):
     inputs = {"people": root / "data/curated", "pretrained": tmp_path / "model"}
     _, before, _ = run(gadms_pretrain, root, tmp_path, CURATED, gadms_pretrain={"corpus": "none"})
