@@ -301,8 +301,8 @@ class PersonDataset:
         data = self.image_bytes(image_id)
         try:
             return decode_rgb(data)
-        except OSError as error:
-            raise DataError(f"image_id {image_id} of {self.folder} cannot be decoded: {error}") from error
+        except DataError as error:
+            raise DataError(f"image_id {image_id} of {self.folder} {error}") from error
 
     def pixels(self, image_ids: Sequence[int] | torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Decode pictures and squash them to `height` x `width` (bilinear, antialiased): uint8 (N, 3, height, width)."""

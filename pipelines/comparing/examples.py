@@ -1,12 +1,10 @@
 """Examples of differences: pictures for the same prompts, and queries that one run answers and another does not."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from PIL import Image
 
 from components.evaluation.grids import side_by_side
 from components.persons.shards import PersonDataset
@@ -27,10 +25,7 @@ def picture_grid(runs: Sequence[ComparedRun], prompts: int) -> Any:
         if not common:
             continue
         pictures = [
-            [
-                Image.open(io.BytesIO(dataset.image_bytes(each[prompt]["image_id"])))
-                for dataset, each in zip(sets, drawn, strict=True)
-            ]
+            [dataset.picture(each[prompt]["image_id"]) for dataset, each in zip(sets, drawn, strict=True)]
             for prompt in common
         ]
         return side_by_side([drawn[0][prompt]["caption"] for prompt in common], [run.name for run in runs], pictures)

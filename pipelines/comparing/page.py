@@ -77,4 +77,4 @@ def _pictures(people: Path | None, image_ids: Sequence[int]) -> list[str | None]
     if people is None or not people.is_dir():
         return [None] * len(image_ids)
     dataset = PersonDataset(people)
-    return [data_uri(dataset.image_bytes(image_id)) for image_id in image_ids]
+    return [_uri(dataset.picture(image_id)) for image_id in image_ids]

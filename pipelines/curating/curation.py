@@ -1,6 +1,5 @@
 """Curates pictures: judges and captions each, decides which to keep, and writes those as a dataset. A killed run can be resumed."""
 
-import io
 import itertools
 import sys
 from collections import Counter
@@ -8,9 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from components.errors import DataError, ParameterError
 from components.files import file_digest
 from components.persons.curation.selection import KEPT, final_reasons
+from components.persons.pixels import encode_png
 from pipelines.curating.folder import CurationFolder, require_same
 from pipelines.curating.options import CurateOptions
 
@@ -123,9 +125,7 @@ def _encoded(judge: "Judge", candidate: "Candidate") -> bytes:
     """The bytes of the source; those of a cropped person as PNG, which is lossless."""
     if candidate.box is None:
         return judge.encoded(candidate)
-    file = io.BytesIO()
-    judge.pixels(candidate).save(file, format="PNG", optimize=False)
-    return file.getvalue()
+    return encode_png(np.asarray(judge.pixels(candidate)))
 
 
 def _settings(options: CurateOptions) -> dict[str, Any]:

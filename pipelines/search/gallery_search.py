@@ -65,13 +65,9 @@ def _require_same_model(workspace: Workspace) -> None:
 
 
 def _draw(image_ids: list[int], workspace: Workspace, path: Path) -> None:
-    import io
-
-    from PIL import Image
-
     from components.evaluation.figures import contact_sheet, save_png
     from components.persons.shards import PersonDataset
 
     people = PersonDataset(workspace.path(PEOPLE))
-    width, height = Image.open(io.BytesIO(people.image_bytes(image_ids[0]))).size
+    width, height = people.picture(image_ids[0]).size
     save_png(contact_sheet([list(people.pixels(image_ids, height, width))]), path)

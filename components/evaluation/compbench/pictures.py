@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from components.errors import DataError
+from components.persons.pixels import decode_rgb
 
 PER_PROMPT = 10
 Progress = Callable[[Iterable[Any]], Iterable[Any]]  # wraps the batches of a long loop to show progress
@@ -68,10 +69,10 @@ def match_pictures(prompts: Sequence[str], folder: Path, per_prompt: int = PER_P
 
 
 def open_picture(picture: PromptPicture) -> Image.Image:
-    """Decode a picture. Raises DataError where it is broken."""
+    """Decode a picture to RGB. Raises DataError where it is broken."""
     try:
-        with Image.open(picture.path) as image:
-            image.load()
-            return image
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"{picture.path}: cannot be read as a picture ({error}); draw it again") from error
+        return decode_rgb(picture.path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{picture.path}: cannot be read: {error.strerror}") from error
+    except DataError as error:
+        raise DataError(f"{picture.path}: {error}; draw it again") from error

@@ -127,7 +127,7 @@ class Judge:
             return OUTSIDE
         try:
             return self.pixels(Candidate(source.address))
-        except Exception:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
+        except (DataError, OSError):
             return UNREADABLE
 
     def _people(

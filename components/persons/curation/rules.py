@@ -6,6 +6,7 @@ where its figure prints "more than": here it is "at least", and "above" for the 
 
 from components.persons.curation.keypoints import HEAD, HIPS, Detection
 from components.persons.curation.limits import Rules
+from components.persons.pixels import MIN_SIDE
 
 SMALL, SHAPE = "too small", "not the shape of a person"
 NOBODY, UNSURE = "no person found", "person not sure enough"
@@ -24,7 +25,7 @@ REASONS = {
 
 def size_reason(width: int, height: int, rules: Rules) -> str | None:
     """Return why a picture, or a person's box, of this size in pixels is dropped, or None."""
-    if min(width, height) < max(1, rules.short_side):
+    if min(width, height) < max(MIN_SIDE, rules.short_side):
         return SMALL
     if rules.aspect is not None and not rules.aspect[0] <= width / height <= rules.aspect[1]:
         return SHAPE

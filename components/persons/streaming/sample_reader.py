@@ -78,11 +78,10 @@ class SampleReader:
         """Pixels (H, W, 3), the same as `PersonDataset.pixels`."""
         try:
             return resized(decode_rgb(block.pictures[int(block.picture_of[place])]), *self.size)
-        except OSError as error:
+        except DataError as error:
             caption = int(self._numbers[number]) + place
             raise DataError(
-                f"the picture of caption {caption} ({block.captions[place][:60]!r}) cannot be decoded: run prepare, which "
-                "drops such records"
+                f"the picture of caption {caption} ({block.captions[place][:60]!r}) {error}; run prepare, which drops such records"
             ) from error
 
     def _block(self, number: int) -> Block:
