@@ -15,7 +15,8 @@ from torch import Tensor
 
 from components.errors import DataError
 from components.evaluation.intervals import Interval, bootstrap_mean
-from components.evaluation.retrieval import RetrievalResult, retrieval_results
+from components.evaluation.retrieval import retrieval_results
+from components.evaluation.retrieval_result import RetrievalResult
 from components.persons.drawn.caption_noise import CaptionNoise, NoisyCaption
 from components.training.randomness import numpy_generator
 
@@ -26,7 +27,7 @@ class GroupMetrics:
 
     Attributes:
         queries, identities: their numbers.
-        metrics: R@1, R@5, R@10, mAP, mINP.
+        metrics: R@1, R@5, R@10, mAP, mINP, tied_share.
         interval: of R@1.
     """
 
@@ -182,18 +183,12 @@ def mistaken_attributes(
 def _group_metrics(
     results: RetrievalResult, rows: list[int], identities: list[int], resamples: int, seed: int
 ) -> GroupMetrics:
-    chosen = RetrievalResult(
-        results.first_rank[rows],
-        results.average_precision[rows],
-        results.inverse_negative_penalty[rows],
-        results.valid[rows],
-    )
+    chosen = results.rows(rows)
     metrics = chosen.metrics()
     counts = ("queries", "queries_without_match")
-    hits = (chosen.first_rank == 1).double() * 100
     return GroupMetrics(
         queries=len(rows),
         identities=len(set(identities)),
         metrics={name: value for name, value in metrics.items() if name not in counts},
-        interval=bootstrap_mean(hits.numpy(), units=identities, resamples=resamples, seed=seed),
+        interval=bootstrap_mean(100 * chosen.hits(1).numpy(), units=identities, resamples=resamples, seed=seed),
     )

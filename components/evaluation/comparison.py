@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from components.errors import DataError
 from components.evaluation.alignment import AlignmentScores, paired_difference
 from components.evaluation.intervals import Interval, bootstrap_difference
+from components.evaluation.retrieval_result import RetrievalResult
 
 Columns = Mapping[str, Sequence[Any]]
 NOT_ATTRIBUTES = ("source", "prompt_id")
@@ -49,27 +50,27 @@ def retrieval_differences(
 ) -> dict[str, Interval]:
     """Return arm -> R@k of `arm` minus that of `baseline` in percentage points, resampled by identity.
 
-    tables hold caption_id and first_rank (Q,), the same queries in the same order; identities: caption_id -> identity.
+    tables hold caption_id and the columns of `RetrievalResult` (Q,), the same queries in the same order; identities: caption_id ->
+    identity.
     Raises DataError when the queries differ.
     """
     queries = list(tables[baseline]["caption_id"])
     units = [identities[query] for query in queries]
-    reference = _hits(tables[baseline], k)
+    reference = retrieval_hits(tables[baseline], k)
     differences = {}
     for arm, table in tables.items():
         if arm == baseline:
             continue
         if list(table["caption_id"]) != queries:
             raise DataError(f"retrieval of {arm!r} and {baseline!r}: different queries; evaluate both again")
-        differences[arm] = bootstrap_difference(_hits(table, k), reference, units=units, seed=seed)
+        differences[arm] = bootstrap_difference(retrieval_hits(table, k), reference, units=units, seed=seed)
     return differences
 
 
-def _hits(table: Columns, k: int) -> NDArray[np.float64]:
-    """100 where a relevant picture is among the first k, else 0; NaN where the gallery has none (rank 0): (Q,)."""
-    ranks = np.asarray(table["first_rank"])
-    hits: NDArray[np.float64] = np.where((ranks >= 1) & (ranks <= k), 100.0, 0.0)
-    hits[ranks == 0] = np.nan
+def retrieval_hits(table: Columns, k: int) -> NDArray[np.float64]:
+    """Return the percentage with which a relevant picture is among the first k, NaN where the gallery has none: (Q,)."""
+    results = RetrievalResult.from_columns(table)
+    hits: NDArray[np.float64] = np.where(results.valid, 100 * results.hits(k), np.nan)
     return hits
 
 

@@ -7,10 +7,9 @@ The protocol of IRRA and everything after it: every caption is a query, every pi
     AP     mean over relevant pictures of (relevant so far) / rank, over the whole ranking; mAP its mean
     INP    number of relevant pictures / rank of the last one; mINP its mean
 
-Ties: the rank of the j-th relevant picture (from the highest score) is j + the number of irrelevant pictures with a
-strictly higher score; for the first this is 1 + the number of strictly higher pictures. So the result does not depend
-on the gallery's order, and a tie with an irrelevant picture is resolved in the query's favour (a duplicate file is
-not the model's error).
+Ties: every metric is its expected value over a random order of the pictures with equal scores (formulas in
+`components.evaluation.ties`), so it does not depend on the gallery's order. `tied_share` is the percentage of queries with a
+relevant and an irrelevant picture of equal score, for which that makes a difference.
 
 Only the ranks of relevant pictures are needed, which are counts: a block of scores (chunk of queries x block of the gallery) is
 compared with the scores of the queries' relevant pictures and discarded. Memory is one block, where the usual dense code needs
@@ -20,7 +19,6 @@ pictures; with embeddings in float64 the bit is a billion times smaller.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,42 +26,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from components.errors import DataError, ParameterError
+from components.evaluation.retrieval_result import RetrievalResult
+from components.evaluation.ties import expected_penalty, expected_precision
 
-TOP_K = (1, 5, 10)
 BLOCK_SCORES = 16 << 20
 """Default number of scores per block: 64 MB in float32."""
-_SORT_FROM = 64
+_SORT_FROM = 12
 """Up to about this many relevant pictures, comparing a row with each of their scores is cheaper than sorting it."""
 
 Keys = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class RetrievalResult:
-    """Per query, in the order given; queries without a relevant picture have `valid` False, rank 0, AP and INP 0.
-
-    first_rank int64 (Q,), average_precision, inverse_negative_penalty float64 (Q,), valid bool (Q,).
-    """
-
-    first_rank: Tensor
-    average_precision: Tensor
-    inverse_negative_penalty: Tensor
-    valid: Tensor
-
-    def metrics(self, top_k: tuple[int, ...] = TOP_K) -> dict[str, float]:
-        """Return means in percent over the valid queries, and the numbers of queries."""
-        valid = self.valid
-        if not valid.any():
-            raise DataError(
-                "retrieval: no query has a picture of its identity in the gallery; check the identities of the split"
-            )
-        first = self.first_rank[valid]
-        result = {f"R@{k}": 100 * (first <= k).double().mean().item() for k in top_k}
-        result["mAP"] = 100 * self.average_precision[valid].mean().item()
-        result["mINP"] = 100 * self.inverse_negative_penalty[valid].mean().item()
-        result["queries"] = float(valid.sum())
-        result["queries_without_match"] = float((~valid).sum())
-        return result
 
 
 def retrieval_metrics(
@@ -77,7 +48,7 @@ def retrieval_metrics(
     normalize: bool = True,
     leave_out: Keys | None = None,
 ) -> dict[str, float]:
-    """Compute R@1, R@5, R@10, mAP and mINP in percent, and the counts "queries" and "queries_without_match".
+    """Compute R@1, R@5, R@10, mAP, mINP and "tied_share" in percent, and the counts "queries" and "queries_without_match".
 
     Args:
         queries, gallery: (Q, D) and (G, D), compared in float64 where they are, else in float32.
@@ -140,18 +111,9 @@ def retrieval_results(
         wanted = real
         if leave_out:
             wanted = real & (leave_out[1].cpu()[positives] != leave_out[0].cpu()[own, None])
-        relevant, above = _compare(queries[own], gallery, positives, real, wanted, block)
-        parts.append(_measure(relevant, above, wanted.sum(1)))
-    first, precision, penalty, valid = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return RetrievalResult(first, precision, penalty, valid)
-
-
-@torch.no_grad()
-def best_matches(queries: Tensor, gallery: Tensor, *, chunk: int = 256) -> Tensor:
-    """Return the gallery row with the highest cosine for each query, int64 (Q,), the first of equals; `chunk` queries at once."""
-    gallery = F.normalize(gallery.float(), dim=-1)
-    best = [(F.normalize(part.float(), dim=-1) @ gallery.T).argmax(dim=1).cpu() for part in queries.split(chunk)]
-    return torch.cat(best) if best else torch.empty(0, dtype=torch.int64)
+        relevant, above, equal, found = _compare(queries[own], gallery, positives, real, wanted, block)
+        parts.append((*_measure(relevant, above, equal, wanted.sum(1)), found))
+    return RetrievalResult(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def _positives(query_ids: Tensor, ordered: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,12 +130,13 @@ def _positives(query_ids: Tensor, ordered: Tensor, rows: Tensor) -> tuple[Tensor
 
 def _compare(
     queries: Tensor, gallery: Tensor, positives: Tensor, real: Tensor, wanted: Tensor, block: int
-) -> tuple[Tensor, Tensor]:
-    """Scores of the wanted pictures from high to low, (q, P), -inf after the last; and for each the number of irrelevant
-    pictures with a strictly higher score, int64 (q, P).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compare a chunk of queries with the gallery.
 
-    A picture of the query's identity is never irrelevant, wanted or not. Takes two passes over the gallery, because counting needs
-    the wanted scores; the first computes only blocks that hold one of them.
+    Returns the scores of the wanted pictures from high to low, (q, P), -inf after the last; for each the numbers of irrelevant
+    pictures with a higher and with the same score, int64 (q, P); and the row with the highest score, int64 (q,), -1 without one.
+    A picture of the query's identity that is not wanted is in none of them. Takes two passes over the gallery, because counting
+    needs the wanted scores; the first computes only blocks that hold one of them.
     """
     relevant = torch.full(positives.shape, -torch.inf, dtype=queries.dtype)
     # Mostly one block is the whole gallery: then it is computed once.
@@ -182,12 +145,17 @@ def _compare(
         row, place = _inside(positives, wanted, begin, scores.shape[1])
         relevant[row, place] = scores[row, positives[row, place] - begin]
     relevant = relevant.sort(dim=1, descending=True).values
-    above = torch.zeros(positives.shape, dtype=torch.int64)
+    above, equal = torch.zeros(positives.shape, dtype=torch.int64), torch.zeros(positives.shape, dtype=torch.int64)
+    best = torch.full((len(queries),), -torch.inf, dtype=queries.dtype)
+    found = torch.full((len(queries),), -1)
     for begin, scores in kept or _blocks(queries, gallery, block):
-        row, place = _inside(positives, real, begin, scores.shape[1])
-        scores[row, positives[row, place] - begin] = -torch.inf
-        _count_above(scores.numpy(), relevant.numpy(), wanted.sum(1).tolist(), above.numpy())
-    return relevant, above
+        _remove(scores, positives, real & ~wanted, begin)
+        highest, place = scores.max(dim=1)  # the first of equals
+        found = torch.where(highest > best, begin + place, found)
+        best = torch.maximum(best, highest)
+        _remove(scores, positives, wanted, begin)
+        _count(scores.numpy(), relevant.numpy(), wanted.sum(1).tolist(), above.numpy(), equal.numpy())
+    return relevant, above, equal, found
 
 
 def _blocks(queries: Tensor, gallery: Tensor, block: int, needed: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
@@ -195,7 +163,13 @@ def _blocks(queries: Tensor, gallery: Tensor, block: int, needed: Tensor | None 
     chosen = None if needed is None else set((needed // block).tolist())
     for begin in range(0, len(gallery), block):
         if chosen is None or begin // block in chosen:
-            yield begin, (queries @ gallery[begin : begin + block].T).cpu()
+            yield begin, _products(queries, gallery[begin : begin + block])
+
+
+def _products(queries: Tensor, gallery: Tensor) -> Tensor:
+    """Scores (q, g) on the CPU. One row or column alone would be computed by another kernel, in which equal pictures differ."""
+    rows, columns = (torch.cat([one, one]) if len(one) == 1 else one for one in (queries, gallery))
+    return (rows @ columns.T).cpu()[: len(queries), : len(gallery)]
 
 
 def _inside(positives: Tensor, which: Tensor, begin: int, length: int) -> tuple[Tensor, Tensor]:
@@ -204,24 +178,46 @@ def _inside(positives: Tensor, which: Tensor, begin: int, length: int) -> tuple[
     return row, place
 
 
-def _count_above(scores: np.ndarray, relevant: np.ndarray, counts: list[int], above: np.ndarray) -> None:
-    """Add to above (q, P) how many of scores (q, G) are strictly higher than each of the first `counts` of relevant (q, P)."""
-    for row, values, count, total in zip(scores, relevant, counts, above, strict=True):
+def _remove(scores: Tensor, positives: Tensor, which: Tensor, begin: int) -> None:
+    """Set the scores of those `positives` where `which` is true to -inf, in a block that starts at row `begin`."""
+    row, place = _inside(positives, which, begin, scores.shape[1])
+    scores[row, positives[row, place] - begin] = -torch.inf
+
+
+def _count(scores: np.ndarray, relevant: np.ndarray, counts: list[int], above: np.ndarray, equal: np.ndarray) -> None:
+    """Add how many of scores (q, G) are above and equal to each of the first `counts` of relevant (q, P)."""
+    for row, values, count, higher, same in zip(scores, relevant, counts, above, equal, strict=True):
         if count < _SORT_FROM:
             for place in range(count):
-                total[place] += np.count_nonzero(row > values[place])
+                higher[place] += np.count_nonzero(row > values[place])
+                same[place] += np.count_nonzero(row == values[place])
         else:
-            total[:count] += len(row) - np.searchsorted(np.sort(row), values[:count], side="right")
+            ordered = np.sort(row)
+            end = np.searchsorted(ordered, values[:count], side="right")
+            higher[:count] += len(row) - end
+            same[:count] += end - np.searchsorted(ordered, values[:count], side="left")
 
 
-def _measure(relevant: Tensor, above: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rank of the first relevant picture, AP, INP, and whether there is one, each (q,)."""
-    order = torch.arange(1, relevant.shape[1] + 1)
-    rank = above + order
-    precision = torch.where(order <= counts[:, None], order.double() / rank, 0.0).sum(1) / counts.clamp_min(1)
-    last = rank.gather(1, (counts - 1).clamp_min(0)[:, None])[:, 0]
-    valid = counts > 0
-    return torch.where(valid, rank[:, 0], 0), precision, torch.where(valid, counts.double() / last, 0.0), valid
+def _measure(relevant: Tensor, above: Tensor, equal: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
+    """The columns of `RetrievalResult` but `found`, each (q,), from what `_compare` returns; counts (q,): of relevant pictures."""
+    place = torch.arange(relevant.shape[1]).expand_as(above)
+    used, valid = place < counts[:, None], counts > 0
+    # Sorted downwards: how many are higher than each, and how many are equal, itself included.
+    before = torch.searchsorted(-relevant, -relevant)
+    same = torch.searchsorted(-relevant, -relevant, right=True) - before
+    precision = (place + 1).double() / (above + place + 1)
+    tied = used & (equal > 0)
+    if tied.any():
+        precision[tied] = expected_precision(above[tied], before[tied], same[tied], equal[tied])
+    average = torch.where(used, precision, 0.0).sum(1) / counts.clamp_min(1)
+    last = (counts - 1).clamp_min(0)[:, None]
+    final = [column.gather(1, last)[:, 0] for column in (above, before, same, equal)]
+    penalty = torch.where(valid, counts.double() / (final[0] + counts), 0.0)
+    late = tied.gather(1, last)[:, 0]
+    if late.any():
+        penalty[late] = expected_penalty(*(column[late] for column in final))
+    first = [torch.where(valid, column, 0) for column in (above[:, 0] + 1, same[:, 0], equal[:, 0])]
+    return *first, average, penalty, tied.any(1)
 
 
 def _check(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor, leave_out: Keys | None) -> None:

@@ -35,8 +35,8 @@ class BestWeights(nn.Module):
 
     @torch.no_grad()
     def update_if_better(self, score: float, step: int) -> None:
-        """Copy the weights if `score` is above all before; the earlier of equal ones stays."""
-        if score <= self.score.item():
+        """Copy the weights if `score` (percent) is above all before by more than rounding; the earlier of equal ones stays."""
+        if score <= self.score.item() + 1e-9:
             return
         self.score.fill_(score)
         self.step.fill_(step)
@@ -58,7 +58,8 @@ def _flat(prefix: str, name: str) -> str:
 
 
 class PeriodicValidation:
-    """Validate after reported steps (`fit`'s on_report): every `every` steps and after the last, return `val/R@1` and `val/mAP`.
+    """Validate after reported steps (`fit`'s on_report): every `every` steps and after the last, return `val/R@1`, `val/mAP`
+    and `val/tied_share`.
 
     Captions search pictures; captions, image_ids and identities have one entry per caption. Every rank computes all of it, because
     the others would wait for it anyway.
@@ -92,4 +93,4 @@ class PeriodicValidation:
         texts = embed_captions(self.encoder, self.captions)
         found = retrieval_metrics(texts, pictures, self.query_ids, self.gallery_ids)
         self.best.update_if_better(found["R@1"], step)
-        return {"val/R@1": found["R@1"], "val/mAP": found["mAP"]}
+        return {f"val/{name}": found[name] for name in ("R@1", "mAP", "tied_share")}

@@ -9,7 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from components.errors import DataError
-from components.evaluation.comparison import alignment_differences, alignment_scores, retrieval_differences
+from components.evaluation.comparison import (
+    alignment_differences,
+    alignment_scores,
+    retrieval_differences,
+    retrieval_hits,
+)
 from components.evaluation.intervals import Interval, bootstrap_difference
 from components.persons.shards import PersonDataset
 from pipelines.comparing.runs import ComparedRun
@@ -143,7 +148,7 @@ def _retrieval(
     found = []
     for k in RANKS:
         differences = retrieval_differences(tables, first, units, seed, k)
-        means = [100 * float(np.mean([1 <= rank <= k for rank in table["first_rank"]])) for table in tables.values()]
+        means = [float(np.nanmean(retrieval_hits(table, k))) for table in tables.values()]
         intervals = [None if run == first else differences[run] for run in tables]
         found.append(PairedTest(key, f"R@{k}", unit, len(queries), means, intervals))
     precision = [100 * np.asarray(table["average_precision"], dtype=np.float64) for table in tables.values()]

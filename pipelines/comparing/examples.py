@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from components.evaluation.comparison import retrieval_hits
 from components.evaluation.grids import side_by_side
 from components.persons.shards import PersonDataset
 from pipelines.comparing.differences import common_stages
@@ -52,7 +53,8 @@ def disputed_queries(runs: Sequence[ComparedRun], people: Path | None, number: i
         if any(table["caption_id"] != tables[0]["caption_id"] for table in tables):
             continue
         captions = _captions(people)
-        found = [
+        sure = [retrieval_hits(table, 1) == 100 for table in tables]  # without an equal score of another person
+        disputed = [
             {
                 "caption_id": caption_id,
                 "image_id": tables[0]["image_id"][row],
@@ -60,8 +62,8 @@ def disputed_queries(runs: Sequence[ComparedRun], people: Path | None, number: i
                 "caption": captions.get(caption_id),
             }
             for row, caption_id in enumerate(tables[0]["caption_id"])
+            if len({bool(hits[row]) for hits in sure}) > 1
         ]
-        disputed = [each for each in found if (1 in each["ranks"]) and set(each["ranks"]) != {1}]
         return sorted(disputed, key=lambda each: (-max(each["ranks"]), each["caption_id"]))[:number]
     return []
 

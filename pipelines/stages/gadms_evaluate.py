@@ -12,7 +12,7 @@ import torch
 from components.evaluation.breakdown import by_noise_level
 from components.evaluation.ceiling import attribute_match_ceiling
 from components.evaluation.intervals import bootstrap_mean
-from components.evaluation.retrieval import best_matches, retrieval_metrics, retrieval_results
+from components.evaluation.retrieval import retrieval_metrics, retrieval_results
 from components.gadms.config import ScoringConfig
 from components.gadms.embedding import embed_captions, embed_images
 from components.gadms.model import DualEncoder
@@ -51,16 +51,14 @@ def run(
     texts, images = embed(encoder)
     results = retrieval_results(texts, images, query_ids, gallery_ids)
     untrained = DualEncoder.create(encoder.config, tokenizer=encoder.tokenizer, seed=params.seed)
-    hits = (results.first_rank == 1).double() * 100
-    interval = bootstrap_mean(hits.numpy(), units=query_ids.numpy(), resamples=settings.resamples, seed=params.seed)
+    hits = 100 * results.hits(1).numpy()
+    interval = bootstrap_mean(hits, units=query_ids.numpy(), resamples=settings.resamples, seed=params.seed)
     every = list(gallery)
     table = {
         "caption_id": [row["caption_id"] for row in queries],
         "image_id": [row["image_id"] for row in queries],
-        "first_rank": results.first_rank.numpy(),
-        "average_precision": results.average_precision.numpy(),
-        "inverse_negative_penalty": results.inverse_negative_penalty.numpy(),
-        "found_image_id": [every[place] for place in best_matches(texts, images).tolist()],
+        **results.columns(),
+        "found_image_id": [every[place] for place in results.found.tolist()],
     }
     pq.write_table(pa.table(table), outputs["ranks"], compression="none")
 

@@ -172,8 +172,8 @@ def _of_seeds(plan: GadmsPlan, results: Mapping[str, Result], arm: str, noise: f
 
 def _hits(result: Result) -> NDArray[np.float64]:
     """Return R@1 of each person's captions in percent, (people,), ordered by identity."""
-    ranks, people = np.array(result["first_rank"]), np.array(result["identity"])
-    return np.array([100.0 * (ranks[people == person] == 1).mean() for person in np.unique(people)])
+    hits, people = np.array(result["hits"], dtype=np.float64), np.array(result["identity"])
+    return np.array([hits[people == person].mean() for person in np.unique(people)])
 
 
 def _means(own: Mapping[int, Result], prefix: str) -> dict[str, float]:

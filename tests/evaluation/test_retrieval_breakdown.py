@@ -6,16 +6,17 @@ import torch
 from components.errors import DataError, ParameterError
 from components.evaluation.breakdown import by_attribute, by_group, by_noise_level, mistaken_attributes, recaption
 from components.evaluation.intervals import bootstrap_mean
-from components.evaluation.retrieval import RetrievalResult, best_matches, retrieval_results
+from components.evaluation.retrieval import retrieval_results
+from components.evaluation.retrieval_result import RetrievalResult
 from components.persons.drawn.attributes import sample_identities
 from components.training.randomness import numpy_generator
 
 
 def results(ranks):
     """Queries whose right picture, the only one, is at these ranks; 0: there is none."""
-    first = torch.tensor(ranks)
-    precision = torch.where(first > 0, 1 / first.clamp_min(1).double(), 0.0)
-    return RetrievalResult(first, precision, precision, first > 0)
+    precision = [1 / rank if rank else 0.0 for rank in ranks]
+    table = {"first_rank": ranks, "average_precision": precision, "inverse_negative_penalty": precision}
+    return RetrievalResult.from_columns(table)
 
 
 def test_each_part_has_the_metrics_of_its_queries_alone():
@@ -24,7 +25,7 @@ def test_each_part_has_the_metrics_of_its_queries_alone():
     assert (found["a"].queries, found["a"].identities, found["a"].metrics["R@1"]) == (2, 2, 100)
     assert (found["b"].queries, found["b"].identities) == (2, 2)
     mean = pytest.approx(100 * (1 / 3 + 1 / 20) / 2)
-    assert found["b"].metrics == {"R@1": 0, "R@5": 50, "R@10": 50, "mAP": mean, "mINP": mean}
+    assert found["b"].metrics == {"R@1": 0, "R@5": 50, "R@10": 50, "mAP": mean, "mINP": mean, "tied_share": 0}
     assert json.loads(json.dumps(found["b"].as_dict()))["queries"] == 2
 
 
@@ -110,13 +111,16 @@ def test_what_a_wrong_picture_gets_wrong_is_held_against_a_random_one():
         mistaken_attributes([{}], [], gallery)
 
 
-def test_the_best_match_is_the_first_of_the_ranking():
-    random = torch.Generator().manual_seed(0)
-    queries, gallery = torch.randn(50, 8, generator=random), torch.randn(30, 8, generator=random) * 5
-    gallery[17] = 2 * gallery[4]  # the same direction: the first of both
-    found = best_matches(queries, gallery, chunk=7)
-    cosines = torch.nn.functional.cosine_similarity(queries.double()[:, None], gallery.double()[None], dim=-1)
-    cosines[:, 17] = -2
-    expected = cosines.argmax(1)
-    assert ((found == expected) | ((expected == 4) & (found == 17))).all()
-    assert best_matches(torch.empty(0, 8), gallery).tolist() == []
+def test_a_group_counts_ties_as_the_whole_does():
+    table = {
+        "first_rank": [1, 1, 2],
+        "tied_relevant": [1, 1, 1],
+        "tied_irrelevant": [3, 0, 1],
+        "average_precision": [0.5, 1.0, 0.4],
+        "inverse_negative_penalty": [0.5, 1.0, 0.4],
+        "tied": [True, False, True],
+    }
+    found = by_group(RetrievalResult.from_columns(table), ["a", "a", "b"], [1, 2, 3])
+    assert (found["a"].metrics["R@1"], found["a"].metrics["tied_share"]) == (100 * (1 / 4 + 1) / 2, 50)
+    assert (found["a"].interval.mean, found["b"].interval.mean) == (62.5, 0)
+    assert found["b"].metrics["R@5"] == 100

@@ -1,5 +1,7 @@
 """The weights that are kept are those that found most on the validation split, also after a kill."""
 
+import copy
+
 import pytest
 import torch
 
@@ -35,7 +37,19 @@ def test_recall_is_that_of_captions_searching_all_validation_pictures(encoder, c
     identities = torch.tensor([5, 6, 7, 7])
     right = identities[(texts @ images.T).argmax(1)] == identities
     assert check(2)["val/R@1"] == pytest.approx(100 * right.float().mean().item())
-    assert set(check(2)) == {"val/R@1", "val/mAP"}
+    assert set(check(2)) == {"val/R@1", "val/mAP", "val/tied_share"}
+
+
+def test_weights_of_a_dead_tower_are_at_chance_and_do_not_replace_better_ones(encoder, captions, raw):
+    encoder = copy.deepcopy(encoder)
+    check = validation(encoder, captions, raw)
+    assert check(2)["val/tied_share"] == 0
+    check.best.update_if_better(40.0, 3)
+    encoder.clip.visual.proj.data.zero_()  # all pictures get one vector
+    dead = check(4)
+    assert dead["val/R@1"] == pytest.approx(100 * (1 + 1 + 2 + 2) / 4 / 4)  # of four pictures, two of one person
+    assert dead["val/tied_share"] == 100
+    assert check.best.step == 3
 
 
 def test_it_looks_every_so_many_steps_and_after_the_last(encoder, captions, raw):

@@ -1,14 +1,12 @@
 """The report's sections on retrieval: metrics by arm, results by attribute, and scored words of captions."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import torch
 
 from components.evaluation.breakdown import by_attribute, mistaken_attributes
 from components.evaluation.comparison import retrieval_differences
-from components.evaluation.retrieval import RetrievalResult
+from components.evaluation.retrieval_result import RetrievalResult
 from components.persons.shards import PersonDataset
 from pipelines.stages.parts.report_pictures import Album, select_spread
 
@@ -49,17 +47,18 @@ def breakdown_section(tables: Mapping[str, Any], real: PersonDataset, seed: int)
     if not all(shown[image] for image in searched):
         return {}
     people = [identities[image] for image in searched]
+    shows = [shown[image] for image in searched]
     attributes: dict[str, dict[str, Any]] = {}
     mistaken = {}
     gallery = [shown[image] for image in dict.fromkeys(searched)]
     for arm, table in tables.items():
-        parts = by_attribute(_results(table), [shown[image] for image in searched], people, seed=seed)
+        parts = by_attribute(RetrievalResult.from_columns(table), shows, people, seed=seed)
         for name, values in parts.items():
             for value, part in values.items():
                 row = attributes.setdefault(name, {}).setdefault(value, {"queries": part.queries, "arms": {}})
                 row["arms"][arm] = part.interval.as_dict()
-        pairs = zip(searched, table["found_image_id"], table["first_rank"], strict=True)
-        missed = [(own, found) for own, found, rank in pairs if rank > 1]
+        pairs = zip(searched, table["found_image_id"], strict=True)
+        missed = [(own, found) for own, found in pairs if identities[own] != identities[found]]
         wrong = mistaken_attributes([shown[own] for own, _ in missed], [shown[found] for _, found in missed], gallery)
         mistaken[arm] = {name: share.as_dict() for name, share in wrong.items()}
     return {"attributes": attributes, "mistaken": mistaken}
@@ -85,11 +84,3 @@ def heatmaps(album: Album, real: PersonDataset, words: Mapping[str, list[Any]], 
         }
         for place, (caption, picture) in enumerate(zip(chosen, pictures, strict=True))
     ]
-
-
-def _results(table: Mapping[str, Sequence[Any]]) -> RetrievalResult:
-    """Convert a table of ranks to the argument of the metrics."""
-    first = torch.tensor(table["first_rank"])
-    precision = torch.tensor(table["average_precision"], dtype=torch.float64)
-    penalty = torch.tensor(table["inverse_negative_penalty"], dtype=torch.float64)
-    return RetrievalResult(first, precision, penalty, first > 0)

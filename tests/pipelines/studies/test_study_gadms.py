@@ -116,9 +116,7 @@ def test_differences_are_paired_by_person_and_seed(finished):
             hits[arm] = np.array(
                 [
                     [
-                        np.mean(
-                            [100 * (r == 1) for r, i in zip(c["first_rank"], c["identity"], strict=True) if i == person]
-                        )
+                        np.mean([hit for hit, i in zip(c["hits"], c["identity"], strict=True) if i == person])
                         for person in people
                     ]
                     for c in cells
