@@ -16,8 +16,8 @@ from components.training.randomness import numpy_generator
 
 @pytest.fixture(scope="module")
 def corpus():
-    """What 1,600 pictures show (drawn at the smallest size)."""
-    people = sample_identities(800, numpy_generator(21, "people"))
+    """What 800 pictures show (drawn at the smallest size)."""
+    people = sample_identities(400, numpy_generator(21, "people"))
     return [
         draw_person(person, numpy_generator(21, i, copy), height=48, width=24).shown
         for i, person in enumerate(people)

@@ -18,12 +18,12 @@ from pipelines.engine.warm import WARM
 RANK = "import sys, two_processes; two_processes.rank(int(sys.argv[1]), *sys.argv[2:])"
 
 
-def in_two_processes(work: Callable[[int, int], Any], warm_address: str) -> list[Any]:
-    """What `work(rank, world_size)`, a function of a module, returns on each rank: states, and whatever else torch saves."""
+def in_two_processes(work: Callable[..., Any], warm_address: str, *given: str) -> list[Any]:
+    """What `work(rank, world_size, *given)`, a function of a module, returns on each rank: anything that torch saves."""
     environment = {**os.environ, WARM: warm_address, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(sys.modules[work.__module__].__file__ or "").parent
-        arguments = (str(path), work.__module__, work.__name__, folder)
+        arguments = (str(path), work.__module__, work.__name__, folder, *given)
         ranks = [forked(RANK, str(number), *arguments, **environment) for number in range(2)]
         try:
             assert [process.wait(250) for process in ranks] == [0, 0]
@@ -33,12 +33,12 @@ def in_two_processes(work: Callable[[int, int], Any], warm_address: str) -> list
         return [torch.load(Path(folder) / f"{number}.pt") for number in range(2)]
 
 
-def rank(number: int, path: str, module: str, name: str, folder: str) -> None:
+def rank(number: int, path: str, module: str, name: str, folder: str, *given: str) -> None:
     """The work of one rank, in its process; leaves its states in `folder`."""
     sys.path.append(path)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=number, world_size=2)
     try:
-        torch.save(getattr(importlib.import_module(module), name)(number, 2), Path(folder) / f"{number}.pt")
+        torch.save(getattr(importlib.import_module(module), name)(number, 2, *given), Path(folder) / f"{number}.pt")
     finally:
         dist.destroy_process_group()

@@ -127,6 +127,19 @@ def forked(code: str, *arguments: str, **environment: str) -> WarmWorker:
     return worker
 
 
+def output_of_forked(code: str, *arguments: str, timeout: float = 600, **environment: str) -> tuple[int, str]:
+    """Exit code and output of `forked`; a process that does not end is killed with all that it has started."""
+    with printed() as texts:
+        process = forked(code, *arguments, **environment)
+        try:
+            ended = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            ended = -1
+            for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+                one.kill()
+    return ended, "".join(texts)
+
+
 @contextmanager
 def printed() -> Iterator[list[str]]:
     """Keep what this process and its children write; at the end the list holds standard output and standard error."""

@@ -1,23 +1,23 @@
 """The attention-only adapter: what it covers, what its file holds, where it acts, and what it leaves alone."""
 
 import json
-import subprocess
-import sys
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-import small_transformers
 import torch
 from small_transformers import FAMILIES, SMALL, flux, flux_inputs, sd3
 from torch import Tensor
+from workspaces import forked
 
 from components.errors import DataError, ParameterError
 from components.taca.install import enable_taca
 from components.taca.lora import AdapterGate, add_lora, load_lora, save_lora, unload_lora
 from components.taca.lora_files import read_lora_settings
 from components.taca.schedule import TemperatureSchedule
+from pipelines.engine.warm import WARM
 
 SCHEDULE = TemperatureSchedule(gamma=1.3, threshold=0.9)
 
@@ -75,7 +75,6 @@ def test_sd3_adapter_leaves_the_image_only_attention_alone() -> None:
     assert len(modules) == 3 * 8 - 1  # the last block has no to_add_out
 
 
-SUPPORT = str(Path(small_transformers.__file__).parent)
 ARCHITECTURES = Path(__file__).resolve().parents[2] / "presets" / "architectures"
 
 
@@ -173,14 +172,14 @@ def test_a_plain_diffusers_pipeline_loads_the_file(tmp_path: Path) -> None:
     assert torch.equal(sample(), after)
 
 
-def test_the_file_is_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+def test_the_file_is_the_same_bytes_in_every_process(tmp_path: Path, warm_address: str) -> None:
     """safetensors orders several metadata keys by a hash that differs between processes."""
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from small_transformers import flux;"
+        "import sys; from pathlib import Path; from small_transformers import flux;"
         "from components.taca.lora import add_lora, save_lora; m = flux(); add_lora(m, rank=2, seed=3);"
-        "save_lora(m, Path(sys.argv[2]), {'gamma': 1.2, 'threshold': 0.97, 'base': 'x', 'z': [1]})"
+        "save_lora(m, Path(sys.argv[1]), {'gamma': 1.2, 'threshold': 0.97, 'base': 'x', 'z': [1]})"
     )
-    subprocess.run([sys.executable, "-c", script, SUPPORT, str(tmp_path / "there")], check=True)
+    assert forked(script, str(tmp_path / "there"), **{**os.environ, WARM: warm_address}).wait(100) == 0
     model = flux()
     add_lora(model, rank=2, seed=3)
     here = save_lora(model, tmp_path / "here", {"z": [1], "base": "x", "gamma": 1.2, "threshold": 0.97})

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from small_transformers import flux, sd3
 from torch import Tensor
+from two_processes import in_two_processes
 
 from components.taca.lora import add_lora, save_lora
 from components.taca.schedule import TemperatureSchedule
@@ -130,44 +131,34 @@ TWO: dict[str, dict[str, Any]] = {  # what two processes train
 }
 
 
-def _one_of_two(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def one_of_two(rank: int, world_size: int, folder: str) -> None:
     root = Path(folder)
-    try:
-        torch.set_num_threads(1)
-        for name, settings in TWO.items():
-            task = train(Process(rank, 2, name[:4].strip()), root / name, **settings)
-            if name == "fsdp":
-                stored = {n: p.to_local().numel() / p.numel() for n, p in task.named_parameters() if p.numel() > 1}
-                torch.save(stored, root / f"stored-{rank}.pt")
-        for strategy in ("ddp", "fsdp"):
+    for name, settings in TWO.items():
+        task = train(Process(rank, 2, name[:4].strip()), root / name, **settings)
+        if name == "fsdp":
+            stored = {n: p.to_local().numel() / p.numel() for n, p in task.named_parameters() if p.numel() > 1}
+            torch.save(stored, root / f"stored-{rank}.pt")
+    for strategy in ("ddp", "fsdp"):
+        train(
+            Process(rank, 2, strategy, root / f"half {strategy}" / "checkpoints"), root / f"half {strategy}", steps=HALF
+        )
+        context = Process(rank, 2, strategy, root / "half alone" / f"checkpoints for {strategy}")
+        train(context, root / f"alone, then {strategy}")
+        try:
             train(
-                Process(rank, 2, strategy, root / f"half {strategy}" / "checkpoints"),
-                root / f"half {strategy}",
-                steps=HALF,
+                Process(rank, 2, strategy), root / f"bad {strategy}", config=replace(CONFIG, accumulate=2), bad=(2, 2)
             )
-            context = Process(rank, 2, strategy, root / "half alone" / f"checkpoints for {strategy}")
-            train(context, root / f"alone, then {strategy}")
-            try:
-                train(
-                    Process(rank, 2, strategy),
-                    root / f"bad {strategy}",
-                    config=replace(CONFIG, accumulate=2),
-                    bad=(2, 2),
-                )
-            except NonFiniteLossError as error:
-                (root / f"bad {strategy}" / f"stopped-{rank}").write_text(str(error))
-    finally:
-        dist.destroy_process_group()
+        except NonFiniteLossError as error:
+            (root / f"bad {strategy}" / f"stopped-{rank}").write_text(str(error))
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_processes(tmp_path_factory: pytest.TempPathFactory, warm_address: str) -> Path:
     """Everything that two processes train, trained once: starting them is what takes the time."""
     root = tmp_path_factory.mktemp("two")
     for strategy in ("ddp", "fsdp"):
         alone(root / "half alone", root / "half alone" / f"checkpoints for {strategy}", steps=HALF)
-    torch.multiprocessing.spawn(_one_of_two, (str(root),), nprocs=2)
+    in_two_processes(one_of_two, warm_address, str(root))
     return root
 
 

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from components.errors import ParameterError
 from components.taca.conventions import encode_pictures, signed_pixels
@@ -35,6 +36,17 @@ def draw(pipe, prompts):
     ).images
 
 
+def test_diffusers_own_classes_read_the_saved_folder_and_draw_the_same_picture(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    found = DiffusionPipeline.from_pretrained(tmp_path, use_safetensors=True)
+    parts = [type(part).__module__.split(".")[0] for part in (found, *found.components.values()) if part is not None]
+    assert len(parts) == 8
+    assert set(parts) == {"diffusers", "transformers"}
+    words = ["red hat", "blue t-shirt"]
+    torch.testing.assert_close(draw(found, words), draw(pipe, words), rtol=0, atol=1e-5)
+
+
+@pytest.mark.heavy
 def test_any_diffusers_reads_the_saved_folder_and_draws_the_same_picture(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "tiny")
     torch.save(draw(pipe, ["red hat", "blue t-shirt"]), tmp_path / "expected.pt")

@@ -112,13 +112,11 @@ def test_outputs_add_nothing_to_what_git_ignores(checkout):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("report.queries", 3),
         ("index.batch", 7),
-        ("taca_evaluate.resamples", 333),
-        pytest.param(
-            "gadms_finetune.training.steps", 17, marks=pytest.mark.faults
-        ),  # these two take half a minute each
-        pytest.param("taca.gamma", 1.3, marks=pytest.mark.faults),
+        pytest.param("report.queries", 3, marks=pytest.mark.heavy),
+        pytest.param("taca_evaluate.resamples", 333, marks=pytest.mark.heavy),
+        pytest.param("gadms_finetune.training.steps", 17, marks=pytest.mark.heavy),
+        pytest.param("taca.gamma", 1.3, marks=pytest.mark.heavy),
     ],
 )
 def test_a_parameter_runs_exactly_the_stages_that_read_it_and_those_below(checkout, key, value):
@@ -136,7 +134,9 @@ def test_the_stages_below_one_are_those_of_the_design():
     assert "gadms_pretrain@gadms" not in at_or_below(["taca_train@lora"])
 
 
-@pytest.mark.parametrize("source", ["pipelines/stages/index.py", "pipelines/stages/taca_evaluate.py"])
+@pytest.mark.parametrize(
+    "source", ["pipelines/stages/taca_evaluate.py", pytest.param("pipelines/stages/index.py", marks=pytest.mark.heavy)]
+)
 def test_a_source_file_runs_exactly_the_stages_whose_closure_has_it_and_those_below(checkout, source):
     expected = at_or_below(run.address for run in RUNS if source in checkout.sources[run.stage.name])
     file = checkout.root / source

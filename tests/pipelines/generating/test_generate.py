@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from processes import clean_environment, output_of, wait_until
-from workspaces import COMMAND_LINE, forked
+from processes import clean_environment, wait_until
+from workspaces import COMMAND_LINE, forked, output_of_forked
 
 from components.taca.generation import Arm, apply_arm, generate
 from components.taca.lora import add_lora, save_lora
@@ -467,7 +465,7 @@ def test_samples_can_be_had_later_and_damaged_ones_come_back(studio, capsys):
     assert studio.files() == files
 
 
-# In a process of its own, so that a Ray that hangs can be ended from outside with all it has started. One Ray for all runs.
+# In a process of its own, so that a Ray that hangs can be ended from outside. One Ray for all runs.
 UNDER_RAY = """
 import json, os, signal, sys, threading, time
 from pathlib import Path
@@ -483,9 +481,8 @@ from pipelines.generating.pool import draw_with_ray
 from pipelines.schema.running import Compute
 
 set_ray_defaults()
-one, two = json.loads(sys.argv[1])
+two = json.loads(sys.argv[1])
 start_ray(Compute(workers=2, threads=1))
-assert main(one) == 0
 
 def kill_one_that_draws():
     output = Path(next(flag for flag in two if flag.startswith("--output=")).removeprefix("--output="))
@@ -527,24 +524,16 @@ except KeyError as error:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_one_or_two_workers_or_none_give_the_same_bytes_and_a_worker_that_dies_is_replaced(make_studio):
-    none, one, two = (make_studio(name) for name in ("none", "one", "two"))
-    for studio in (none, one, two):
+def test_two_workers_or_none_give_the_same_bytes_and_a_worker_that_dies_is_replaced(make_studio, warm_address):
+    none, two = make_studio("none"), make_studio("two")
+    for studio in (none, two):
         studio.prompts.write_text("\n".join(PROMPTS * 8))
     options = {"gamma": 2, "threshold": 0.8, "steps": 12}  # long enough to be killed in the middle
     assert none.run(**options) == 0
-    commands = [one.arguments(**options, workers=1), two.arguments(**options, workers=2, max_failures=1)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", UNDER_RAY, json.dumps(commands)],
-        cwd=ROOT,
-        env=clean_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    told, _ = output_of(process)
-    assert process.returncode == 0, told[-3000:]
-    assert none.files() == one.files() == two.files()
+    command = two.arguments(**options, workers=2, max_failures=1)
+    ended, told = output_of_forked(UNDER_RAY, json.dumps(command), **clean_environment(**{WARM: warm_address}))
+    assert ended == 0, told[-3000:]
+    assert none.files() == two.files()
     assert "killed" in told
     assert "a worker died (1 of at most 1)" in told
     assert "gave up" in told

@@ -52,7 +52,7 @@ def count_from_few_blocks(config: Mapping[str, Any], **settings: Any) -> Activat
 
 @pytest.fixture(autouse=True)
 def _few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.taca.footprint.count_activations", count_from_few_blocks)
+    monkeypatch.setattr(dryrun, "count_activations", count_from_few_blocks)
 
 
 @pytest.mark.parametrize(
