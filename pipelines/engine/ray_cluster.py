@@ -9,13 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import InfrastructureError
+from pipelines.errors import InfrastructureError, one_line
 from pipelines.identity.closure import ROOT
 from pipelines.schema.running import Compute
 
 if TYPE_CHECKING:
     import torch
 
+ANSWER_SECONDS = 5.0
+"""Within which the head at RAY_ADDRESS must accept a connection; Ray itself tries for minutes, and prints its C++ errors."""
 NOTICE_SECONDS = 90.0
 """Ray declares a dead node dead after some 15 s where its process was killed, 65 s where its machine does not answer."""
 
@@ -42,18 +44,25 @@ def set_ray_defaults() -> None:
 
 
 def start_ray(compute: Compute) -> None:
-    """Connect to the cluster at RAY_ADDRESS, or start one on this machine that nobody else can reach.
+    """Connect to the cluster at RAY_ADDRESS, or start one on this machine that nobody else can reach, whatever other Ray runs here.
 
-    What workers print stays in Ray's logs: errors come back as exceptions, metrics through the log of the run.
+    What workers print stays in Ray's logs: errors come back as exceptions, metrics through the log of the run. Raises
+    InfrastructureError when no cluster answers at RAY_ADDRESS.
     """
     import ray
 
     if is_joined():
-        ray.init(log_to_driver=False)
+        address = os.environ["RAY_ADDRESS"]
+        _require_answer(address)
+        try:
+            ray.init(log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InfrastructureError(f"RAY_ADDRESS = {address}: cannot be joined: {one_line(error)}") from error
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only; token mode would write to the home directory
     cpus = max(os.cpu_count() or 1, compute.workers * compute.threads)
-    ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    # "local": without it, Ray joins any other that was started on this machine.
+    ray.init("local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
 
 
 @contextmanager
@@ -73,8 +82,27 @@ def ray_session(compute: Compute) -> Iterator[None]:
 
 
 def is_joined() -> bool:
-    """Return whether Ray is the cluster at RAY_ADDRESS (a job's own is there), and not one that was started here."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    """Return whether Ray is the cluster at RAY_ADDRESS (a job's own is there), and not one that was started here.
+
+    An http address is that of a dashboard: jobs go there, and processes cannot join it.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    return address not in ("", "local") and not address.startswith(("http://", "https://"))
+
+
+def _require_answer(address: str) -> None:
+    """Raise InfrastructureError unless a head accepts connections at `address`: host:port, ray://host:port, or "auto"."""
+    from ray._private.services import find_bootstrap_address
+
+    found = find_bootstrap_address(None) if address == "auto" else address.removeprefix("ray://")
+    host, _, port = (found or "").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, ValueError) as error:
+        reason = "no Ray was started on this machine" if found is None else f"{found}: {one_line(error)}"
+        raise InfrastructureError(
+            f"RAY_ADDRESS = {address}: no Ray cluster answers ({reason}); start it, or unset RAY_ADDRESS to use this machine alone"
+        ) from error
 
 
 def uses_gpu(compute: Compute) -> bool:

@@ -1,6 +1,7 @@
 """Real Ray Train workers: the same numbers as processes without Ray, and a lost worker costs nothing but time."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import linear_training
@@ -21,10 +22,22 @@ SUPPORT = str(Path(linear_training.__file__).parent)
 """Where Ray's workers find the training."""
 
 
-def under_ray(warm_address: str, folder: Path, end: str, **environment: str) -> tuple[dict[int, float], dict]:
+@pytest.fixture(scope="module")
+def dead_ray():
+    """Ray's folder on this machine, with the address of a cluster that is no more. Sockets lie there: its path must be short."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        yield Path(folder)
+
+
+def under_ray(
+    warm_address: str, dead_ray: Path, folder: Path, end: str, **environment: str
+) -> tuple[dict[int, float], dict]:
     """Train with two workers in a new folder, in a process of its own: a Ray that hangs is ended with all it has started."""
     folder.mkdir()
-    environment = clean_environment(**environment, PYTHONPATH=SUPPORT, **{WARM: warm_address})
+    elsewhere = {"RAY_ADDRESS": "http://127.0.0.1:1", "RAY_TMPDIR": str(dead_ray)}  # neither may be joined
+    environment = clean_environment(**environment, **elsewhere, PYTHONPATH=SUPPORT, **{WARM: warm_address})
     ended, printed = output_of_forked("import linear_training as t; t.main()", str(folder), end, **environment)
     assert ended == 0, printed[-3000:]
     assert json.loads((folder / "returned.json").read_text()) == {"rank": 0}
@@ -61,10 +74,12 @@ def undisturbed(tmp_path_factory, warm_address):
 @pytest.mark.parametrize(
     "end", ["is killed", *(pytest.param(end, marks=pytest.mark.faults) for end in ("raises", "takes all memory"))]
 )
-def test_a_worker_that_dies_once_is_replaced_and_the_weights_are_the_same(undisturbed, warm_address, tmp_path, end):
+def test_a_worker_that_dies_once_is_replaced_and_the_weights_are_the_same(
+    undisturbed, warm_address, dead_ray, tmp_path, end
+):
     losses, weights = undisturbed
     guarded = guarded_memory() if end == "takes all memory" else {}
-    found, found_weights = under_ray(warm_address, tmp_path / "dies", end, **guarded)
+    found, found_weights = under_ray(warm_address, dead_ray, tmp_path / "dies", end, **guarded)
     assert (tmp_path / "dies" / "died").exists()
     for rank in (0, 1):  # both resumed from the checkpoint before the death
         assert (tmp_path / "dies" / f"starts-{rank}").read_text() == "2 0\n2 4\n"
@@ -73,9 +88,9 @@ def test_a_worker_that_dies_once_is_replaced_and_the_weights_are_the_same(undist
 
 
 @pytest.mark.heavy
-def test_two_workers_that_live_have_the_weights_of_two_processes(undisturbed, warm_address, tmp_path):
+def test_two_workers_that_live_have_the_weights_of_two_processes(undisturbed, warm_address, dead_ray, tmp_path):
     losses, weights = undisturbed
-    found, found_weights = under_ray(warm_address, tmp_path / "lives", "lives")
+    found, found_weights = under_ray(warm_address, dead_ray, tmp_path / "lives", "lives")
     assert (tmp_path / "lives" / "starts-1").read_text() == "2 0\n"
     assert found == losses
     assert found_weights["weight"].equal(weights["weight"])

@@ -1,0 +1,69 @@
+"""Which Ray is used: one of our own unless RAY_ADDRESS names a cluster, which must answer."""
+
+import socket
+
+import pytest
+import ray
+
+from pipelines.engine.ray_cluster import start_ray
+from pipelines.errors import InfrastructureError
+from pipelines.schema.running import Compute
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The arguments of each `ray.init`, which starts nothing."""
+    calls = []
+    monkeypatch.setattr(ray, "init", lambda *arguments, **options: calls.append((arguments, options)))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    return calls
+
+
+@pytest.mark.parametrize("address", [None, "", "local", "http://head:8265", "https://head"])
+def test_without_the_address_of_a_cluster_ray_is_started_here(started, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address or "")
+    if address is None:
+        monkeypatch.delenv("RAY_ADDRESS")
+    start_ray(Compute(workers=3, threads=2))
+    ((arguments, options),) = started
+    assert arguments == ("local",)  # and not the one of an address file
+    assert options["num_cpus"] >= 6
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://localhost:{}"])
+def test_a_cluster_that_answers_is_joined(started, monkeypatch, form):
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        monkeypatch.setenv("RAY_ADDRESS", form.format(head.getsockname()[1]))
+        start_ray(Compute())
+    assert started == [((), {"log_to_driver": False})]  # the address is that of the environment
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "127.0.0.1:1: .*refused"),
+        ("auto", "no Ray was started on this machine"),
+        ("nonsense", "nonsense"),
+    ],
+)
+def test_a_cluster_that_does_not_answer_is_one_line_at_once(started, monkeypatch, tmp_path, address, said):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(
+        InfrastructureError, match=rf"^RAY_ADDRESS = {address}: no Ray cluster answers \({said}"
+    ) as caught:
+        start_ray(Compute())
+    assert "\n" not in str(caught.value)
+    assert not started
+
+
+def test_a_cluster_that_refuses_is_one_line(monkeypatch):
+    def refuse(**options):
+        raise RuntimeError("Version mismatch: the cluster was started with\n    Ray: 1.0\n")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{head.getsockname()[1]}")
+        with pytest.raises(InfrastructureError, match="cannot be joined: Version mismatch") as caught:
+            start_ray(Compute())
+    assert "\n" not in str(caught.value)
