@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from components.errors import DataError, ParameterError
+from components.errors import ParameterError
+from components.weight_files.reading import load_exactly, require_finite
 
 
 class QuickGELU(nn.Module):
@@ -63,18 +64,9 @@ class CrossModalDecoder(nn.Module):
                 f"decoder_depth = {len(self.blocks)}: the decoder of the pretrained weights has {depth} blocks; set it to {depth}, "
                 "or decoder_start to new"
             )
-        own = {name: tensor.shape for name, tensor in self.state_dict().items()}
-        found = {name: tensor.shape for name, tensor in state.items()}
-        for name in sorted(own.keys() | found.keys()):
-            if own.get(name) != found.get(name):
-                sizes = [str(list(shape[name])) if name in shape else "missing" for shape in (found, own)]
-                raise DataError(
-                    f"the decoder of the pretrained weights does not fit the encoder: {name} is {sizes[0]}, not {sizes[1]}"
-                )
-        broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
-        if broken:
-            raise DataError(f"the decoder of the pretrained weights holds values that are not finite: {broken[0]}")
-        self.load_state_dict(dict(state))
+        source = "the decoder of the pretrained weights"
+        require_finite(state, source)
+        load_exactly(self, state, source, "the encoder")
 
     def forward(self, text: Tensor, image: Tensor, padding: Tensor | None, masked: Tensor) -> Tensor:
         """Compute logits at the masked positions only: the same loss with a fraction of the memory.

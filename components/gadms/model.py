@@ -15,12 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.errors import DataError, ParameterError
+from components.gadms.architecture import build, config_file, grid_of, model_config, require_activation, require_towers
 from components.gadms.tokenizer import CONTEXT_LENGTH, CaptionTokenizer
 from components.persons.transforms import CLIP_MEAN, CLIP_STD, normalise
+from components.weight_files.reading import load_exactly, read_state, require_finite
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+_OTHER_WEIGHTS_FILE = "open_clip_pytorch_model.bin"  # of open_clip, before safetensors
 DECODER_FILE = "masked_token_decoder.safetensors"
+_POSITIONS = "visual.positional_embedding"
 PositionResize = Literal["bilinear", "bicubic"]
 
 
@@ -38,14 +42,12 @@ class DualEncoder(nn.Module):
 
     def __init__(self, config: Mapping[str, Any], tokenizer: CaptionTokenizer | None = None) -> None:
         super().__init__()
-        from open_clip.model import CLIP
-
         self.config = deepcopy(dict(config))
         self.tokenizer = tokenizer or CaptionTokenizer(
             context_length=self.config["text_cfg"].get("context_length", CONTEXT_LENGTH)
         )
-        self.clip = CLIP(**deepcopy(self.config))
-        _check(self.clip, self.tokenizer)
+        self.clip = build(self.config)
+        require_towers(self.clip, self.tokenizer)
 
     @classmethod
     def create(
@@ -61,12 +63,12 @@ class DualEncoder(nn.Module):
         `image_size` is (height, width). With a compact `tokenizer` the config takes its vocabulary size. The state of the global
         generator is restored.
         """
-        config = _architecture(config, image_size)
+        chosen = model_config(config, image_size)
         if tokenizer is not None:
-            config["text_cfg"].update(vocab_size=tokenizer.vocab_size, context_length=tokenizer.context_length)
+            chosen["text_cfg"].update(vocab_size=tokenizer.vocab_size, context_length=tokenizer.context_length)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(config, tokenizer)
+            return cls(chosen, tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -85,14 +87,16 @@ class DualEncoder(nn.Module):
         """
         import open_clip
 
-        config = _architecture(name, image_size)
-        _check_activation(name, config, str(weights))
+        config = model_config(name, image_size)
+        require_activation(name, config, str(weights))
         model = cls.create(config)
         try:
             source = open_clip.create_model(name, pretrained=str(weights))
         except (RuntimeError, ValueError, OSError) as error:
-            raise DataError(f"weights {weights!s} for {name}: {str(error).splitlines()[0]}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(f"weights {weights!s} for {name}: {reason}") from error
         state = source.state_dict()
+        require_finite(state, f"weights {weights!s} for {name}")
         resize_positions(state, source.visual.grid_size, model.clip.visual.grid_size, position_resize)
         model.clip.load_state_dict(state)
         return model
@@ -106,25 +110,19 @@ class DualEncoder(nn.Module):
         position_resize: PositionResize = "bilinear",
     ) -> "DualEncoder":
         """Read a folder written by `save`, or any open_clip folder of a plain CLIP. Raises DataError for another folder."""
-        from safetensors.torch import load_file
-
         folder = Path(folder)
-        files = [folder / CONFIG_FILE, folder / WEIGHTS_FILE]
-        missing = [file.name for file in files if not file.exists()]
-        if missing:
-            raise DataError(f"{folder}: not a dual encoder folder, {' and '.join(missing)} missing")
-        config = json.loads(files[0].read_text())["model_cfg"]
-        model = cls.create(config, image_size=image_size, tokenizer=CaptionTokenizer.load(folder))
-        state = load_file(files[1])
-        if (folder / DECODER_FILE).exists():
-            model.decoder_weights = load_file(folder / DECODER_FILE)
-        resize_positions(state, _grid(_architecture(config, None)), model.clip.visual.grid_size, position_resize)
+        weights = weights_file(folder)
         try:
-            model.clip.load_state_dict(state)
-        except RuntimeError as error:
-            raise DataError(
-                f"{files[1]}: does not fit {CONFIG_FILE} beside it: {str(error).splitlines()[1:2]}"
-            ) from error
+            config = model_config(config_file(folder / CONFIG_FILE))
+        except ParameterError as error:
+            raise DataError(f"{folder}: not a folder of a dual encoder: {error}") from error
+        model = cls.create(config, image_size=image_size, tokenizer=CaptionTokenizer.load(folder))
+        state = {name: tensor.float() for name, tensor in read_state(weights).items()}
+        require_finite(state, weights)
+        resize_positions(state, grid_of(config), model.clip.visual.grid_size, position_resize)
+        load_exactly(model.clip, state, weights, f"{CONFIG_FILE} beside it")
+        if (folder / DECODER_FILE).exists():
+            model.decoder_weights = read_state(folder / DECODER_FILE)
         return model
 
     def save(self, folder: str | Path, *, decoder: Mapping[str, Tensor] | None = None) -> None:
@@ -197,55 +195,20 @@ class DualEncoder(nn.Module):
         return projection(hidden) if isinstance(projection, nn.Linear) else hidden @ projection
 
 
+def weights_file(folder: Path) -> Path:
+    """The weights of a model folder. Raises DataError where it is not one."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise DataError(f"{folder}: not a folder of a dual encoder, {CONFIG_FILE} missing")
+    for name in (WEIGHTS_FILE, _OTHER_WEIGHTS_FILE):
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"{folder}: not a folder of a dual encoder, {WEIGHTS_FILE} missing (or {_OTHER_WEIGHTS_FILE})")
+
+
 def _write(state: Mapping[str, Tensor], file: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}, file)
-
-
-def _architecture(config: Mapping[str, Any] | str, image_size: tuple[int, int] | None) -> dict[str, Any]:
-    """Copy an open_clip config (inline, by name, or in a JSON file), with the image size as [height, width]."""
-    if isinstance(config, str) and config.endswith(".json"):
-        found = _config_file(Path(config))
-    elif isinstance(config, str):
-        from open_clip import get_model_config
-
-        found = get_model_config(config)
-        if found is None:
-            raise ParameterError(
-                f"model {config!r}: unknown to open_clip; see open_clip.list_models(), or give a config"
-            )
-    else:
-        found = dict(config)
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(found)
-    if missing:
-        raise ParameterError(f"model config: {', '.join(sorted(missing))} missing; an open_clip model config is needed")
-    copied: dict[str, Any] = deepcopy(dict(found))
-    size = image_size or copied["vision_cfg"].get("image_size", 224)
-    copied["vision_cfg"]["image_size"] = [size, size] if isinstance(size, int) else list(size)
-    patch = copied["vision_cfg"]["patch_size"]
-    if any(side % patch for side in copied["vision_cfg"]["image_size"]):
-        raise ParameterError(
-            f"image size {copied['vision_cfg']['image_size']}: not a multiple of the patch size {patch}"
-        )
-    return copied
-
-
-def _config_file(file: Path) -> dict[str, Any]:
-    """Read a model config, or the `model_cfg` of an open_clip_config.json."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ParameterError(f"{file}: not a readable JSON model config ({error})") from error
-    if not isinstance(content, dict):
-        raise ParameterError(f"{file}: must hold an open_clip model config, an object")
-    return content.get("model_cfg", content)
-
-
-def _grid(config: Mapping[str, Any]) -> tuple[int, int]:
-    height, width = config["vision_cfg"]["image_size"]
-    patch = config["vision_cfg"]["patch_size"]
-    return height // patch, width // patch
 
 
 def resize_positions(
@@ -258,39 +221,10 @@ def resize_positions(
     """
     if how not in ("bilinear", "bicubic"):
         raise ParameterError(f"position_resize = {how!r}: allowed are bilinear, bicubic")
-    if tuple(old) == tuple(new):
-        return
-    name = "visual.positional_embedding"
-    class_position, patches = state[name][:1], state[name][1:]
+    positions = state.get(_POSITIONS)
+    if tuple(old) == tuple(new) or positions is None or positions.shape[:-1] != (1 + old[0] * old[1],):
+        return  # where it does not fit, whoever loads the state names it
+    class_position, patches = positions[:1], positions[1:]
     grid = patches.float().T.reshape(1, -1, *old)
     resized = F.interpolate(grid, size=tuple(new), mode=how, align_corners=False, antialias=how == "bicubic")
-    state[name] = torch.cat([class_position, resized.flatten(2)[0].T.to(class_position.dtype)])
-
-
-def _check_activation(name: str, config: Mapping[str, Any], tag: str) -> None:
-    """Refuse a published tag whose activation is not the architecture's. (The activation of a file is unknown.)"""
-    import open_clip
-
-    published = open_clip.get_pretrained_cfg(name, tag)
-    if not published:
-        return
-    theirs, ours = bool(published.get("quick_gelu")), bool(config.get("quick_gelu"))
-    if theirs != ours:
-        other = f"{name}-quickgelu" if theirs else name.removesuffix("-quickgelu")
-        raise ParameterError(f"weights {tag} for {name}: trained with another activation; use {other}")
-
-
-def _check(clip: Any, tokenizer: CaptionTokenizer) -> None:
-    """Refuse models without a class token or a causal text tower, or with another vocabulary."""
-    visual = clip.visual
-    if not hasattr(visual, "_embeds") or visual.attn_pool is not None or visual.pool_type != "tok":
-        raise ParameterError(
-            "vision_cfg: a vision transformer with a class token (pool_type 'tok', no attention pool) is needed"
-        )
-    if clip.attn_mask is None:
-        raise ParameterError("text_cfg: a causal text tower is needed (no_causal_mask must be false)")
-    if (clip.vocab_size, clip.context_length) != (tokenizer.vocab_size, tokenizer.context_length):
-        raise ParameterError(
-            f"text_cfg: vocab_size {clip.vocab_size} and context_length {clip.context_length} differ from "
-            f"the tokenizer's {tokenizer.vocab_size} and {tokenizer.context_length}"
-        )
+    state[_POSITIONS] = torch.cat([class_position, resized.flatten(2)[0].T.to(class_position.dtype)])

@@ -2,12 +2,11 @@
 
 Three forms are read: checkpoints of IRRA and GA-DMS (`{"model": ...}`: `base_model.*` is CLIP under OpenAI's names, which are
 open_clip's; beside it `cross_attn`, `cross_modal_transformer`, `ln_pre_t`, `ln_pre_i`, `ln_post` and `mlm_head`, the masked-token
-decoder, and `classifier`), a plain state dict of a CLIP, and folders written by `DualEncoder.save`. Files are read as tensors only,
-never as code; half precision becomes float32.
+decoder, and `classifier`), the weights of a CLIP (a state dict, or OpenAI's own TorchScript archive), and model folders. Files are
+read as tensors only, never as code; half precision becomes float32.
 """
 
 import hashlib
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.errors import DataError, ParameterError
 from components.files import file_digest
-from components.gadms.decoder import CrossModalDecoder
-from components.gadms.model import DECODER_FILE, WEIGHTS_FILE, DualEncoder, PositionResize, resize_positions
+from components.gadms.architecture import grid_of, model_config
+from components.gadms.model import DECODER_FILE, DualEncoder, PositionResize, resize_positions, weights_file
+from components.weight_files.reading import load_exactly, read_state, require_finite
 
 TOWERS = "base_model."
 _POSITIONS = "visual.positional_embedding"
@@ -37,12 +36,15 @@ _DECODER = {
 _BLOCK = re.compile(r"cross_modal_transformer\.resblocks\.(\d+)\.(attn|ln_1|ln_2|mlp\.c_fc|mlp\.c_proj)\.(.+)")
 _IN_BLOCK = {"attn": "self_attn", "ln_1": "norm1", "ln_2": "norm2", "mlp.c_fc": "linear1", "mlp.c_proj": "linear2"}
 _DROPPED = {
-    "classifier.weight": "one row per identity of its training set",
-    "classifier.bias": "one number per identity of its training set",
+    "classifier": "one row per identity of its training set",
     "input_resolution": "a number in OpenAI's files",
     "context_length": "a number in OpenAI's files",
     "vocab_size": "a number in OpenAI's files",
+    "logit_scale": "a constant in IRRA",
+    "visul_emb_layer": "RDE's second embedding, of selected tokens, which this model does not have",
+    "texual_emb_layer": "RDE's second embedding, of selected tokens, which this model does not have",
 }
+_ANCHOR = "visual.conv1.weight"  # a key of every CLIP with a vision transformer
 _NOT_PUBLISHED = {"logit_scale"}  # a constant in IRRA, and not trained here
 
 
@@ -66,62 +68,33 @@ class Published:
         model = DualEncoder.create(architecture, image_size=image_size)
         state = dict(self.towers)
         if _POSITIONS in state:
-            grid = model.clip.visual.grid_size
-            resize_positions(state, self._grid(len(state[_POSITIONS]) - 1, grid), grid, position_resize)
-        self._fill(model.clip, state, "retrieval.architecture", optional=_NOT_PUBLISHED)
+            grid, declared = model.clip.visual.grid_size, grid_of(model_config(architecture))
+            resize_positions(state, self._grid(len(state[_POSITIONS]) - 1, declared, grid), grid, position_resize)
+        load_exactly(model.clip, state, self.file, "retrieval.architecture", optional=_NOT_PUBLISHED)
         model.decoder_weights = self.decoder or None
         return model
 
-    def masked_token_decoder(self) -> CrossModalDecoder | None:
-        """Load the decoder, with the depth and vocabulary of the file; None for a file without one."""
-        if not self.decoder:
-            return None
-        depth = len({name.split(".")[1] for name in self.decoder if name.startswith("blocks.")})
-        vocabulary, width = self._of_decoder("vocabulary.weight").shape
-        decoder = CrossModalDecoder(width, vocabulary, depth=depth)
-        self._fill(decoder, self.decoder, "the decoder")
-        return decoder
+    def _grid(self, patches: int, declared: tuple[int, int], ours: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the position embedding, of which a file says the product alone.
 
-    def _of_decoder(self, name: str) -> Tensor:
-        if name not in self.decoder:
-            raise DataError(f"{self.file}: its decoder has no {name}; the file is incomplete")
-        return self.decoder[name]
-
-    def _grid(self, patches: int, ours: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of the position embedding: the model's, a square, or 3:1 as in person retrieval (384 x 128)."""
-        if patches == ours[0] * ours[1]:
-            return ours
-        if isqrt(patches) ** 2 == patches:
-            return isqrt(patches), isqrt(patches)
-        columns = isqrt(patches // 3)
-        if 3 * columns**2 == patches:
-            return 3 * columns, columns
-        raise DataError(f"{self.file}: {patches} patches are neither a square nor 3:1; give its own image_size")
-
-    def _fill(
-        self,
-        module: nn.Module,
-        state: Mapping[str, Tensor],
-        whose: str,
-        optional: frozenset[str] | set[str] = frozenset(),
-    ) -> None:
-        """Load `state`. Raises DataError naming what does not fit."""
-        own = module.state_dict()
-        wrong = [f"{name} is missing" for name in own if name not in state and name not in optional]
-        wrong += [f"{name} is not a part of it" for name in state if name not in own]
-        wrong += [
-            f"{name} is {list(tensor.shape)}, not {list(own[name].shape)}"
-            for name, tensor in state.items()
-            if name in own and tensor.shape != own[name].shape
-        ]
-        if wrong:
-            raise DataError(f"{self.file}: does not fit {whose}: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
-        module.load_state_dict(dict(state), strict=False)
+        They are those that the architecture declares, a square, or 2:1 or 3:1 as in person retrieval (256 x 128, 384 x 128), and
+        those of the model only where none of these fits: 192 patches are 24 x 8 for a model of 12 x 16 too.
+        """
+        portrait = [(ratio * isqrt(patches // ratio), isqrt(patches // ratio)) for ratio in (1, 2, 3)]
+        for rows, columns in (declared, *portrait, ours):
+            if rows * columns == patches:
+                return rows, columns
+        raise DataError(
+            f"{self.file}: {patches} patches are neither a square, nor 2:1, nor 3:1; state the image_size of these weights in "
+            "retrieval.architecture"
+        )
 
 
 def read_published(file: Path) -> Published:
     """Read a file of weights. Raises DataError for a file of another form, or with an unknown key."""
-    return sort_keys(_tensors(file), file)
+    published = sort_keys(read_state(file), file)
+    require_finite({**published.towers, **published.decoder}, file)
+    return published
 
 
 def sort_keys(state: Mapping[str, Tensor], file: Path) -> Published:
@@ -130,11 +103,17 @@ def sort_keys(state: Mapping[str, Tensor], file: Path) -> Published:
     decoder: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
     unknown = []
+    state = _without_prefix(state)
+    if any(name.startswith(("text_model.", "vision_model.")) for name in state):
+        raise DataError(
+            f"{file}: has the layout of transformers' CLIPModel; give these weights as an open_clip tag or file"
+        )
     irra = any(name.startswith(TOWERS) for name in state)
     for name, tensor in state.items():
         ours = _decoder_name(name) if irra else None
-        if name in _DROPPED:
-            dropped[name] = _DROPPED[name]
+        reason = _drop_reason(name, irra)
+        if reason is not None:
+            dropped[name] = reason
         elif ours is not None:
             decoder[ours] = tensor.float()
         elif name.startswith(TOWERS) or not irra:
@@ -147,6 +126,24 @@ def sort_keys(state: Mapping[str, Tensor], file: Path) -> Published:
     return Published(file, towers, decoder, dropped)
 
 
+def _without_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Undo a prefix of all keys, such as Lightning's `model.`, by the place of a key that every CLIP has."""
+    found = [name.removesuffix(_ANCHOR) for name in state if name.endswith(f".{_ANCHOR}")]
+    prefix = found[0].removesuffix(TOWERS) if len(found) == 1 else ""
+    if not prefix or not all(name.startswith(prefix) for name in state):
+        return state
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def _drop_reason(name: str, irra: bool) -> str | None:
+    """Why a key is not used; None for a key that is."""
+    if name.rpartition(".")[2] == "attn_mask":
+        return "computed from the context length"
+    if name == "logit_scale" and not irra:
+        return None
+    return _DROPPED.get(name.partition(".")[0])
+
+
 def _decoder_name(name: str) -> str | None:
     """Our name of a key of the decoder; None for other keys."""
     block = _BLOCK.fullmatch(name)
@@ -155,30 +152,6 @@ def _decoder_name(name: str) -> str | None:
     return next(
         (ours + name.removeprefix(theirs) for theirs, ours in _DECODER.items() if name.startswith(theirs)), None
     )
-
-
-def _tensors(file: Path) -> Mapping[str, Tensor]:
-    """The state dict of a file, unwrapped from a checkpoint and from DistributedDataParallel."""
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise DataError(f"{file}: not a file of weights ({str(error).splitlines()[0]})") from error
-    for key in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if (
-        not isinstance(content, Mapping)
-        or not content
-        or not all(isinstance(value, Tensor) for value in content.values())
-    ):
-        raise DataError(f'{file}: holds no state dict, neither at the top nor under "model" or "state_dict"')
-    wrapped = all(name.startswith("module.") for name in content)
-    return {name.removeprefix("module.") if wrapped else name: value for name, value in content.items()}
 
 
 def pretrained_encoder(
@@ -223,9 +196,7 @@ def weights_digest(place: Path) -> str:
     """
     if not place.is_dir():
         return file_digest(place)
-    weights, decoder = place / WEIGHTS_FILE, place / DECODER_FILE
-    if not weights.is_file():
-        raise DataError(f"{place}: not a model folder, {weights.name} is missing")
+    weights, decoder = weights_file(place), place / DECODER_FILE
     if not decoder.is_file():
         return file_digest(weights)
     return hashlib.sha256(f"{file_digest(weights)}{file_digest(decoder)}".encode()).hexdigest()

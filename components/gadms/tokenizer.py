@@ -123,7 +123,7 @@ class CaptionTokenizer:
         try:
             content = json.loads(file.read_text())
             return cls(content["kept"], content["context_length"])
-        except (json.JSONDecodeError, KeyError, TypeError, ParameterError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file}: not a vocabulary ({error}); save the model folder again") from error
 
 

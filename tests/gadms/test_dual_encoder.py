@@ -1,11 +1,14 @@
 import json
+import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from components.errors import DataError, ParameterError
+from components.gadms.architecture import model_config
 from components.gadms.embedding import embed_captions, embed_images
-from components.gadms.model import DualEncoder
+from components.gadms.model import CONFIG_FILE, WEIGHTS_FILE, DualEncoder
 
 
 def test_pooled_features_equal_those_of_open_clip(encoder, ids, pixels):
@@ -111,11 +114,139 @@ def test_what_the_method_is_not_defined_for_is_refused(config, change, message):
         DualEncoder.create(config)
 
 
-def test_an_unknown_architecture_and_an_empty_folder_say_so(tmp_path):
-    with pytest.raises(ParameterError, match="unknown to open_clip"):
-        DualEncoder.create("ViT-Z")
-    with pytest.raises(DataError, match=r"open_clip_config\.json and"):
+OTHER_KINDS = {
+    "RN50": "model RN50: its image tower is a ResNet",
+    "coca_ViT-B-32": "CoCa's text decoder",
+    "ViT-B-16-SigLIP": "timm's vit_base_patch16_siglip_224",
+    "convnext_base": "timm's convnext_base",
+    "EVA02-B-16": "timm's eva02_base_patch16_clip_224",
+    "ViTamin-B": "timm's vitamin_base_224",
+    "roberta-ViT-B-32": "text tower is transformers' roberta-base",
+    "ViT-L-14-CLIPA": "its tokenizer is another than CLIP's",
+    "vit-b-16": "unknown to open_clip, did you mean ViT-B-16?",
+    "a9": "unknown to open_clip; open_clip.list_models() names all",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_architectures_that_are_not_trained_are_refused_by_what_they_have(name):
+    with torch.device("meta"), pytest.raises(ParameterError, match=re.escape(OTHER_KINDS[name])) as caught:
+        DualEncoder.create(name, image_size=(384, 128))
+    assert "\n" not in str(caught.value)
+
+
+def test_every_architecture_of_open_clip_is_taken_as_a_plain_clip_or_refused_in_one_line():
+    import open_clip
+
+    def refusal(name):
+        try:
+            model_config(name)
+        except ParameterError as error:
+            return str(error)
+        return None
+
+    refused = {name: refusal(name) for name in open_clip.list_models()}
+    plain = {name for name, message in refused.items() if message is None}
+    for name, message in refused.items():
+        if message is not None:
+            assert message.startswith(f"model {name}: ")
+            assert "\n" not in message
+            config = open_clip.get_model_config(name)  # why open_clip builds no plain CLIP of it
+            parts = {*config["text_cfg"], *config["vision_cfg"], *config}
+            other = {
+                "timm_model_name",
+                "hf_model_name",
+                "hf_tokenizer_name",
+                "tokenizer_kwargs",
+                "custom_text",
+                "multimodal_cfg",
+            }
+            assert parts & other or isinstance(config["vision_cfg"]["layers"], list)
+    assert {"ViT-B-32", "ViT-B-16", "ViT-B-16-quickgelu", "ViT-L-14-336", "ViT-H-14", "ViT-bigG-14"} <= plain
+    assert not [name for name in plain if name.startswith(("RN", "coca", "EVA", "convnext")) or "SigLIP" in name]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text_cfg": None}, "model config: text_cfg missing"),
+        ({"vision_cfg": {"widht": 24}}, "vision_cfg.widht is unknown to open_clip, did you mean width?"),
+        ({"vision_cfg": {"width": "wide"}}, "model config: cannot be built (TypeError"),
+        ({"text_cfg": {"heads": 5}}, "model config: cannot be built ("),
+        ({"text_cfg": {"pool_type": "last"}}, "not read at the end token (pool_type last)"),
+        ({"vision_cfg": {"patch_size": "8"}}, "not a multiple of the patch size 8"),
+        ({"vision_cfg": 3}, "vision_cfg and text_cfg must be objects"),
+        ({"init_logit_bias": -10}, "SigLIP's loss"),
+    ],
+)
+def test_a_mistake_in_a_config_is_named_in_one_line(config, change, message):
+    for key, value in change.items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) else value
+    config = {key: value for key, value in config.items() if value is not None}
+    with pytest.raises(ParameterError, match=re.escape(message)) as caught:
+        DualEncoder.create(config)
+    assert "\n" not in str(caught.value)
+
+
+def edited(**changes):
+    """A change of a folder's config."""
+
+    def change(folder):
+        content = json.loads((folder / CONFIG_FILE).read_text())
+        content["model_cfg"].update(changes)
+        (folder / CONFIG_FILE).write_text(json.dumps(content))
+
+    return change
+
+
+def weights(change):
+    return lambda folder: save_file(change(load_file(folder / WEIGHTS_FILE)), folder / WEIGHTS_FILE)
+
+
+def cut_off(folder):
+    (folder / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes()[:5000])
+
+
+BROKEN_FOLDERS = {
+    "without a config": (lambda f: (f / CONFIG_FILE).unlink(), "open_clip_config.json missing"),
+    "without weights": (lambda f: (f / WEIGHTS_FILE).unlink(), "open_clip_model.safetensors missing"),
+    "config cut off": (lambda f: (f / CONFIG_FILE).write_text('{"model_cfg": {'), "not a readable JSON model config"),
+    "a config of something else": (
+        lambda f: (f / CONFIG_FILE).write_text('{"a": 1}'),
+        "embed_dim, text_cfg, vision_cfg",
+    ),
+    "no object": (lambda f: (f / CONFIG_FILE).write_text('{"model_cfg": 3}'), "its model_cfg is not an object"),
+    "SigLIP's": (edited(custom_text=True, init_logit_bias=-10), "a module of its own (custom_text)"),
+    "a text tower of transformers": (edited(text_cfg={"hf_model_name": "roberta-base"}), "transformers' roberta-base"),
+    "weights cut off": (cut_off, "not a readable file of weights, or damaged"),
+    "a key less": (weights(lambda s: {n: t for n, t in s.items() if n != "visual.proj"}), "visual.proj is missing"),
+    "of another picture size": (
+        edited(vision_cfg={"image_size": 64, "width": 48, "layers": 2, "head_width": 24, "patch_size": 8}),
+        "visual.positional_embedding is [9, 48], not [65, 48]",
+    ),
+    "not numbers": (weights(lambda s: {**s, "visual.proj": s["visual.proj"] / 0}), "visual.proj among them"),
+    "a vocabulary that is no text": (lambda f: (f / "vocabulary.json").write_bytes(b"\xff\xfe{"), "not a vocabulary"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_FOLDERS)
+def test_a_folder_that_is_not_a_whole_model_is_refused_in_one_line(kind, encoder, tmp_path):
+    change, message = BROKEN_FOLDERS[kind]
+    encoder.save(tmp_path)
+    change(tmp_path)
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
         DualEncoder.load(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_folder_of_open_clip_from_before_safetensors_is_read(encoder, tmp_path):
+    encoder.save(tmp_path)
+    torch.save(load_file(tmp_path / WEIGHTS_FILE), tmp_path / "open_clip_pytorch_model.bin")
+    (tmp_path / WEIGHTS_FILE).unlink()
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(encoder.config))  # without model_cfg, as open_clip reads it too
+    found = DualEncoder.load(tmp_path).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in encoder.state_dict().items())
 
 
 def test_embeddings_do_not_depend_on_batching_and_the_mode_is_restored(encoder, captions, ids, pixels):

@@ -4,18 +4,23 @@ Keys and shapes are stated here from the published model (IRRA's model/build.py 
 the forward is restated with plain formulas in float64.
 """
 
+import copy
 import hashlib
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from torchscript_archives import write_archive
 
 from components.errors import DataError, ParameterError
+from components.gadms.decoder import CrossModalDecoder
 from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
 from components.gadms.published import pretrained_encoder, read_published, sort_keys
 from components.gadms.tasks import RetrievalTask
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 
 VOCABULARY, CONTEXT = 49408, 77
 SMALL = {"vision": 128, "text": 128, "embed": 128, "layers": (2, 2, 2), "patch": 16, "grid": (6, 2), "identities": 11}
@@ -178,11 +183,9 @@ def checkpoint(tmp_path_factory):
     return file, state
 
 
-def test_features_and_predictions_are_those_of_the_published_forward(checkpoint):
-    file, state = checkpoint
-    exact = {name: tensor.double() for name, tensor in state.items()}
-    published = read_published(file)
-    encoder, decoder = published.encoder(CONFIG).eval(), published.masked_token_decoder().eval()
+def test_features_and_predictions_are_those_of_the_published_forward(checkpoint, started):
+    exact = {name: tensor.double() for name, tensor in checkpoint[1].items()}
+    encoder, decoder = started, ask_for(started, decoder_depth=2).decoder
     captions = ["a man in a red coat", "a woman " + "with a long blue dress " * 30]  # the second fills all 77 positions
     ids = encoder.tokenizer(captions)
     pixels = torch.randn(2, 3, 96, 32, generator=torch.Generator().manual_seed(1))
@@ -205,15 +208,19 @@ def test_features_and_predictions_are_those_of_the_published_forward(checkpoint)
     torch.testing.assert_close(logits.double(), expected, atol=5e-5, rtol=1e-4)
 
 
-def ask_for(checkpoint, **method):
-    """A task of method irra that starts from the checkpoint."""
-    encoder = read_published(checkpoint[0]).encoder(CONFIG)
-    return RetrievalTask(encoder, RetrievalConfig(name="irra", **method), captions=2, identities=2)
+@pytest.fixture(scope="module")
+def started(checkpoint):
+    """An encoder of the checkpoint."""
+    return read_published(checkpoint[0]).encoder(CONFIG).eval()
 
 
-def test_training_goes_on_from_the_decoder_of_a_checkpoint_and_passes_it_on(checkpoint, tmp_path):
-    expected = read_published(checkpoint[0]).decoder
-    task = ask_for(checkpoint, decoder_depth=2)
+def ask_for(encoder, **method):
+    return RetrievalTask(encoder, RetrievalConfig(name="irra", **method), captions=2, identities=2).eval()
+
+
+def test_training_goes_on_from_the_decoder_of_a_checkpoint_and_passes_it_on(started, tmp_path):
+    expected = started.decoder_weights
+    task = ask_for(started, decoder_depth=2)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in task.decoder.state_dict().items())
     with torch.no_grad():
         task.decoder.vocabulary.bias.fill_(3)
@@ -222,31 +229,31 @@ def test_training_goes_on_from_the_decoder_of_a_checkpoint_and_passes_it_on(chec
     assert set(saved) == set(expected)
     assert (saved["vocabulary.bias"] == 3).all()
     assert torch.equal(saved["head.0.weight"], expected["head.0.weight"])
-    new = ask_for(checkpoint, decoder_depth=2, decoder_start="new").decoder.state_dict()
+    new = ask_for(started, decoder_depth=2, decoder_start="new").decoder.state_dict()
     assert not torch.equal(new["head.0.weight"], expected["head.0.weight"])
     RetrievalTask(task.encoder, RetrievalConfig(name="contrastive"), captions=2).save(tmp_path)
     assert DualEncoder.load(tmp_path).decoder_weights is None  # it was trained with other weights of the encoder
 
 
-def test_a_decoder_of_another_depth_or_size_is_refused_in_one_line(checkpoint):
+def test_a_decoder_of_another_depth_or_size_is_refused_in_one_line(started):
     with pytest.raises(
         ParameterError, match="decoder_depth = 1: the decoder of the pretrained weights has 2 blocks; set it"
     ):
-        ask_for(checkpoint, decoder_depth=1)
-    encoder = read_published(checkpoint[0]).encoder(CONFIG)
+        ask_for(started, decoder_depth=1)
     for change, message in (
         (torch.zeros(9, 128), r"vocabulary.weight is \[9, 128\], not \[49408, 128\]"),
-        (torch.full((VOCABULARY, 128), torch.nan), "not finite: vocabulary.weight"),
+        (torch.full((VOCABULARY, 128), torch.nan), "hold NaN or infinity, vocabulary.weight among them"),
     ):
-        encoder.decoder_weights = {**encoder.decoder_weights, "vocabulary.weight": change}
+        encoder = copy.copy(started)
+        encoder.decoder_weights = {**started.decoder_weights, "vocabulary.weight": change}
         with pytest.raises(DataError, match=message):
-            RetrievalTask(encoder, RetrievalConfig(name="irra", decoder_depth=2), captions=2, identities=2)
+            ask_for(encoder, decoder_depth=2)
 
 
-def test_with_padding_the_prediction_loss_is_that_of_the_released_code(checkpoint):
+def test_with_padding_the_prediction_loss_is_that_of_the_released_code(checkpoint, started):
     """All 77 tokens of a caption are attended to, those after its end too."""
     exact = {name: tensor.double() for name, tensor in checkpoint[1].items()}
-    task = ask_for(checkpoint, decoder_depth=2, decoder_padding=True).eval()
+    task = ask_for(started, decoder_depth=2, decoder_padding=True)
     pixels = torch.randn(2, 3, 96, 32, generator=torch.Generator().manual_seed(1))
     ids = task.encoder.tokenizer(["a man in a red coat with a bag", "a woman in blue"])
     batch = {"pixels": pixels, "ids": ids, "identities": torch.arange(2), "caption_index": torch.arange(2)}
@@ -256,19 +263,26 @@ def test_with_padding_the_prediction_loss_is_that_of_the_released_code(checkpoin
         text = published_text(exact, copies.prediction_ids, SMALL)
         logits = published_prediction(exact, text, published_image(exact, pixels.double(), SMALL), SMALL)
         expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), copies.labels.flatten(), ignore_index=0)
-        without = ask_for(checkpoint, decoder_depth=2).eval()(batch, 0)
+        without = ask_for(started, decoder_depth=2)(batch, 0)
     assert copies.prediction_chosen.any()
     assert found["mtp"].item() == pytest.approx(expected.item(), abs=1e-4)
     assert found["sdm"].item() == pytest.approx(without["sdm"].item(), abs=1e-4)  # exact with and without padding
     assert abs(without["mtp"].item() - expected.item()) > 1e-3
 
 
-def test_every_parameter_has_the_rate_and_the_decay_of_the_released_optimiser(checkpoint):
+def our_name(name):
+    """The name in a task of a parameter of a checkpoint."""
+    found = sort_keys({"base_model.any": torch.ones(1), name: torch.ones(1)}, Path("w"))
+    if found.decoder:
+        return f"decoder.{next(iter(found.decoder))}"
+    return name if found.dropped else f"encoder.clip.{name.removeprefix('base_model.')}"
+
+
+def test_every_parameter_has_the_rate_and_the_decay_of_the_released_optimiser(checkpoint, started):
     """IRRA's `build_optimizer`, asked by the published names."""
-    task = ask_for(checkpoint, decoder_depth=2, head_lr_factor=5.0, bias_lr_factor=2.0, decay_gains=True)
+    task = ask_for(started, decoder_depth=2, head_lr_factor=5.0, bias_lr_factor=2.0, decay_gains=True)
     groups = {id(p): group for group in task.parameter_groups(1.0) for p in group["params"]}
-    ours = dict(task.named_parameters())
-    asked = set()
+    ours, asked = dict(task.named_parameters()), set()
     for name in checkpoint[1]:
         factor, decays = 1.0, "bias" not in name
         if "cross" in name:
@@ -277,12 +291,10 @@ def test_every_parameter_has_the_rate_and_the_decay_of_the_released_optimiser(ch
             factor = 2.0
         if "classifier" in name or "mlm_head" in name:
             factor = 5.0
-        published = sort_keys({name: torch.zeros(()), f"{'base_model.'}x": torch.zeros(())}, Path("w"))
-        place = next(iter(published.decoder), None) or (name if name in published.dropped else None)
-        place = f"decoder.{place}" if published.decoder else place or f"encoder.clip.{name.removeprefix('base_model.')}"
-        group = groups[id(ours[place])]
+        parameter = ours[our_name(name)]
+        group = groups[id(parameter)]
         assert (group["lr"], "weight_decay" not in group) == (factor, decays), name
-        asked.add(id(ours[place]))
+        asked.add(id(parameter))
     assert asked == set(groups)
 
 
@@ -304,7 +316,7 @@ def test_the_published_size_has_exactly_the_shapes_of_our_model_and_its_paramete
         state = {name: torch.empty(shape) for name, shape in shapes.items()}
         published = sort_keys(state, Path("best.pth"))
         encoder = published.encoder("ViT-B-16-quickgelu", image_size=(384, 128))
-        decoder = published.masked_token_decoder()
+        decoder = CrossModalDecoder(encoder.embed_dim, encoder.clip.vocab_size, depth=4)
     ours = {name: tuple(tensor.shape) for name, tensor in encoder.clip.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in published.towers.items()}
     assert {name: shape for name, shape in ours.items() if name != "logit_scale"} == theirs
@@ -341,10 +353,11 @@ def test_a_plain_clip_file_is_read_too_and_a_square_grid_is_fitted(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"visul_emb_layer.fc.weight": (4, 4)}, "1 keys are of no known model: visul_emb_layer.fc.weight"),
+        ({"other_layer.fc.weight": (4, 4)}, "1 keys are of no known model: other_layer.fc.weight"),
+        ({"text_model.final.weight": (4, 4)}, "layout of transformers' CLIPModel"),
         ({"base_model.visual.proj": None}, r"visual.proj is missing \(1 in all\)"),
         ({"base_model.visual.proj": (128, 64)}, r"visual.proj is \[128, 64\], not \[128, 128\]"),
-        ({"base_model.visual.positional_embedding": (11, 128)}, "10 patches are neither a square nor 3:1"),
+        ({"base_model.visual.positional_embedding": (11, 128)}, "10 patches are neither a square, nor 2:1, nor 3:1"),
         ({"base_model.extra": (1,)}, "extra is not a part of it"),
     ],
 )
@@ -356,22 +369,58 @@ def test_a_key_without_a_place_or_of_another_size_is_named_in_one_line(checkpoin
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"no weights", None])
-def test_a_file_of_something_else_is_refused_and_never_run(tmp_path, content):
-    file = tmp_path / "w.pth"
-    if content is None:
-        torch.save({"model": print}, file)  # a function: reading it as code is what weights_only forbids
-    else:
-        file.write_bytes(content)
-    with pytest.raises(DataError, match="not a file of weights") as caught:
-        read_published(file)
-    assert "\n" not in str(caught.value)
+def test_openais_archive_is_read_as_its_tensors(tmp_path):
+    state = random_state(clip_shapes(**SMALL), torch.float16)
+    numbers = {
+        "input_resolution": torch.tensor(96),
+        "context_length": torch.tensor(77),
+        "vocab_size": torch.tensor(VOCABULARY),
+    }
+    write_archive(tmp_path / "ViT-B-16.pt", {**state, **numbers, "logit_scale": torch.tensor(4.6)})
+    published = read_published(tmp_path / "ViT-B-16.pt")
+    assert set(published.dropped) == {*numbers, "attn_mask"}
+    clip = published.encoder(CONFIG).clip.state_dict()
+    assert {name: tensor.dtype for name, tensor in clip.items()} == dict.fromkeys(clip, torch.float32)
+    assert all(torch.equal(clip[name], tensor.float()) for name, tensor in state.items())
 
 
-def test_a_file_without_a_state_dict_says_so(tmp_path):
-    torch.save({"epoch": 3}, tmp_path / "w.pth")
-    with pytest.raises(DataError, match="holds no state dict"):
+def test_a_prefix_of_all_keys_and_what_other_methods_add_are_accounted_for(checkpoint):
+    state = {f"model.{name}": tensor for name, tensor in checkpoint[1].items()}
+    rde = {"texual_emb_layer.mlp.layers.0.weight": torch.ones(1), "visul_emb_layer.fc.weight": torch.ones(1)}
+    state |= {f"model.{name}": tensor for name, tensor in rde.items()}
+    found, plain = sort_keys(state, Path("w")), sort_keys(checkpoint[1], Path("w"))
+    assert (set(found.towers), set(found.decoder)) == (set(plain.towers), set(plain.decoder))
+    assert set(found.dropped) == {*plain.dropped, *rde}
+
+
+def test_weights_that_are_not_numbers_are_refused(checkpoint, tmp_path):
+    name = "base_model.text_projection"
+    torch.save({"model": {**checkpoint[1], name: checkpoint[1][name] * torch.nan}}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match="tensors hold NaN or infinity, text_projection among them"):
         read_published(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("declared", "size", "grid", "old"),
+    [
+        ((64, 64), (192, 64), (24, 8), (24, 8)),  # 24 x 8 as in person retrieval
+        ((64, 64), (96, 128), (12, 16), (24, 8)),  # as many patches in another shape
+        ((96, 128), (192, 64), (24, 8), (12, 16)),  # of the shape that the architecture declares
+        ((64, 64), (112, 112), (14, 14), (24, 8)),
+        ((64, 64), (32, 64), (4, 8), (8, 4)),  # 2:1
+        ((64, 64), (48, 56), (6, 7), (6, 7)),  # no known shape, so the model's
+    ],
+)
+def test_a_position_grid_of_another_shape_is_resized_from_its_own(config, declared, size, grid, old):
+    config["vision_cfg"]["image_size"] = list(declared)
+    config["vision_cfg"]["patch_size"] = 8
+    state = DualEncoder.create(config, image_size=(8 * old[0], 8 * old[1])).clip.state_dict()
+    ours = sort_keys(state, Path("w")).encoder(config, image_size=size).clip.visual
+    assert ours.grid_size == grid
+    theirs = state["visual.positional_embedding"]
+    image = theirs[1:].T.reshape(1, -1, *old)
+    fitted = torch.nn.functional.interpolate(image, size=grid, mode="bilinear", align_corners=False)[0].flatten(1).T
+    torch.testing.assert_close(ours.positional_embedding, torch.cat([theirs[:1], fitted]))
 
 
 def test_weights_that_are_no_tag_are_pinned_by_their_digest(checkpoint, encoder, tmp_path):

@@ -49,7 +49,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("components.persons.drawn", "components.persons.published"),
     ("components.persons",),
     ("components.training",),
-    ("components.settings",),
+    ("components.settings", "components.weight_files"),
     ("components.exports", "components.files", "components.errors"),
 )
 """A room imports none of its own row, nor of a row above."""

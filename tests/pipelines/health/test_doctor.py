@@ -178,6 +178,8 @@ def test_retrieval_weights_are_a_tag_of_open_clip_or_a_file(workspace, capsys, t
     assert retrieval("weights.pt").state is State.WHOLE
     (workspace.root / "mine").mkdir()
     (workspace.root / "mine/open_clip_model.safetensors").write_bytes(b"")
+    assert "open_clip_config.json missing" in retrieval("mine").remarks[0]
+    (workspace.root / "mine/open_clip_config.json").write_text("{}")
     assert retrieval("mine").facts == "mine, a model folder"
     assert "none: open_clip does not know the name" in retrieval("x", "ViT-Q-16").remarks[0]
 

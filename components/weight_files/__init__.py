@@ -1,0 +1,1 @@
+"""Files of weights, read as tensors and never as code."""
