@@ -32,6 +32,12 @@ def main_worktree(root: Path) -> Path:
     return Path(found).parent if found else root
 
 
+def worktrees(root: Path) -> list[Path]:
+    """Return the folders of all worktrees of the repository that `root` belongs to; none without git."""
+    lines = git_output(root, "worktree", "list", "--porcelain").splitlines()
+    return [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
+
+
 def run_git(
     root: Path, *arguments: str, environment: Mapping[str, str] | None = None, stdin: str = ""
 ) -> "subprocess.CompletedProcess[str]":

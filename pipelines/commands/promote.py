@@ -12,13 +12,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--whole", action="store_true", help="also the values that the sweep's space had laid over params.yaml")
     add("--commit", action="store_true", help="commit params.yaml")
     add("--branch", metavar="NAME", help="run the pipeline up to the trial's stages, as a DVC experiment")
+    add("--anyway", action="store_true", help="also of a trial that failed, was stopped, or has not ended")
 
 
 def run(options: argparse.Namespace) -> None:
     from pipelines.sweeps.promotion import promote
 
     workspace = Workspace.at(options.workspace)
-    promote(options.run, workspace, whole=options.whole, commit=options.commit, branch=options.branch)
+    chosen = {name: getattr(options, name) for name in ("whole", "commit", "branch", "anyway")}
+    promote(options.run, workspace, **chosen)
 
 
 COMMAND = Command("promote", "write a trial's parameters into params.yaml", run, add_options)

@@ -23,6 +23,7 @@ from pipelines.errors import INTERRUPTED, InfrastructureError, StageFailedError,
 from pipelines.graph import StageRun
 from pipelines.locks.waiting import grace_period
 from pipelines.records.stage_record import CHEAP_BYTES, mlflow_tags
+from pipelines.scratch.claims import claim
 from pipelines.scratch.folder import FolderLock, Scratch, put_in_place
 from pipelines.scratch.manifest import Manifest
 from pipelines.scratch.metric_log import MetricLog
@@ -54,6 +55,7 @@ def run_stage(address: str, workspace: Workspace, parent_run: str | None = None)
     attempt = Attempt.at(address, workspace)
     run, scratch = attempt.run, attempt.scratch
     with scratch.lock() as lock:
+        claim(scratch.folder, workspace.root)
         done = scratch.done()
         restored = done is not None
         if done is None:
@@ -81,6 +83,7 @@ def train_until(address: str, workspace: Workspace, metric: str, step: int, pare
     attempt = Attempt.at(address, workspace)
     scratch = attempt.scratch
     with scratch.lock() as lock:
+        claim(scratch.folder, workspace.root)
         if scratch.checkpoint_at(metric, step) is None:
             try:
                 _run(attempt, lock, parent_run, (metric, step))

@@ -78,14 +78,14 @@ class Lease:
         warned = False
         while not self._try(seen, since):
             found = read_lease(self.path)
-            if found and not warned:
-                warned = True
-                print(f"waiting: {found} holds {self.path.parent}", file=sys.stderr, flush=True)
             if found != seen:
                 seen, since = found, time.monotonic()
             if time.monotonic() > deadline:
                 who = seen or "another process"
                 raise InfrastructureError(f"{who} still works in {self.path.parent}: {HOW_TO_WAIT}")
+            if found and not warned:
+                warned = True
+                print(f"waiting: {found} holds {self.path.parent}", file=sys.stderr, flush=True)
             time.sleep(min(1.0, self.beat / 2))
         self._thread.start()
 

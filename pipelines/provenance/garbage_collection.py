@@ -1,14 +1,15 @@
 """`python -m pipelines gc`: removes from the scratch root what no result needs any more.
 
-Kept are the folders that the current params.yaml and code use, those whose outputs are in `dvc.lock`, those that an unfinished
-sweep names, and all that were modified since the first such sweep began. A finished result that is kept loses its checkpoints: they
-are for resuming. A folder that a process holds is left alone. An emptied folder keeps its lock file, as others may wait for it.
+Kept are the folders that the current params.yaml and code of this checkout use, those whose outputs are in the `dvc.lock` of a
+worktree, those that another checkout has used (`gc` there gives them up), and those of trials that can still be promoted: of sweeps
+that have not ended, or of which no trial was promoted. A finished result that is kept loses its checkpoints: they are for resuming.
+A folder that a process holds, here or on another machine, is left alone. An emptied folder keeps its lock file, as others may wait
+for it.
 """
 
-import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from components.errors import DataError
 from components.files import remove
 from pipelines import graph, params
 from pipelines.dvc_files.dvc_lock import dvc_md5, read_entries
+from pipelines.errors import InfrastructureError
 from pipelines.identity.fingerprint import fingerprint
-from pipelines.locks.file_lock import acquire
-from pipelines.locks.lease import machine_id, read_lease
-from pipelines.scratch.folder import LEASE_FILE, LOCK_FILE, folder_name, folder_stem
+from pipelines.provenance.sweep_claims import SWEEPS, sweep_needs
+from pipelines.scratch.claims import CLAIMS_FILE, claims, give_up
+from pipelines.scratch.folder import LEASE_FILE, LOCK_FILE, Scratch, folder_name, folder_stem
 from pipelines.scratch.manifest import MANIFEST_FILE, Manifest
-from pipelines.workspace import Workspace
+from pipelines.workspace import Workspace, worktrees
 
 
 @dataclass(frozen=True)
@@ -34,28 +36,51 @@ class Removal:
     bytes: int
 
 
-def collect(workspace: Workspace, *, dry: bool) -> list[Removal]:
-    """Remove what is not needed and print one line per folder; with `dry`, only print."""
+def collect(workspace: Workspace, *, dry: bool, sweeps: bool = False) -> list[Removal]:
+    """Remove what is not needed and print one line per folder; with `dry`, only print. With `sweeps`, also what only those need
+    that have ended."""
     needed = _needed_folders(workspace)
-    sweeps = open_sweeps(workspace.home)
     removals = []
+    kept: Counter[str] = Counter()
     verb = "would free" if dry else "freed"
     for folder in scratch_folders(workspace.home):
-        with _try_lock(folder) as locked:
-            if not locked:
+        with ExitStack() as held:
+            try:
+                held.enter_context(Scratch(folder).lock(timeout=0.0))
+            except InfrastructureError:
                 print(f"kept    {folder.name}: in use by another process")
                 continue
-            removal = _removal(folder, folder.name in needed or sweeps.need(folder))
-            if removal is None:
+            user = None if folder.name in needed else _user(folder, workspace, sweeps)
+            if user:
+                kept[user] += 1
+            removal = _removal(folder, folder.name in needed or user is not None)
+            if removal is not None:
+                removals.append(removal)
+                print(f"{verb} {_size(removal.bytes):>10}  {folder.name}: {removal.reason}")
+            if dry:
                 continue
-            removals.append(removal)
-            print(f"{verb} {_size(removal.bytes):>10}  {folder.name}: {removal.reason}")
-            if not dry:
-                # The manifest first: without it, what is left is no result.
-                for part in sorted(removal.parts, key=lambda part: part != MANIFEST_FILE):
-                    remove(folder / part)
+            # The manifest first: without it, what is left is no result.
+            for part in sorted(removal.parts if removal else (), key=lambda part: part != MANIFEST_FILE):
+                remove(folder / part)
+            if folder.name not in needed:
+                give_up(folder, workspace.root)
+    for user, count in sorted(kept.items()):
+        print(f"kept    {count} folders that {user}")
     print(f"{verb} {_size(sum(removal.bytes for removal in removals))} in {len(removals)} folders")
     return removals
+
+
+def _user(folder: Path, workspace: Workspace, ended_sweeps: bool) -> str | None:
+    """Return which other workspace uses a folder, with how it gives it up; None without any."""
+    for claim in claims(folder):
+        root = Path(claim.root)
+        if root.is_relative_to(workspace.home / SWEEPS):
+            sweep = workspace.home / SWEEPS / root.relative_to(workspace.home / SWEEPS).parts[0]
+            if reason := sweep_needs(sweep, root, freed=ended_sweeps):
+                return reason
+        elif root != workspace.root and claim.holds():
+            return f"{root} has used: `gc` there frees them"
+    return None
 
 
 def scratch_folders(home: Path) -> list[Path]:
@@ -67,7 +92,7 @@ def scratch_folders(home: Path) -> list[Path]:
 
 
 def _needed_folders(workspace: Workspace) -> set[str]:
-    """Return the names of the scratch folders that the current parameters or dvc.lock use."""
+    """Return the names of the scratch folders that the current parameters use, or the dvc.lock of a worktree."""
     settings = params.load(workspace.path("params.yaml"))
     needed = set()
     for stage in graph.all_stages():
@@ -76,18 +101,22 @@ def _needed_folders(workspace: Workspace) -> set[str]:
             if all(path.exists() for path in inputs.values()):
                 own = settings.only(run.stage.reads)
                 needed.add(folder_name(run.address, fingerprint(run, own, inputs, settings.compute.threads)))
-    try:
-        entries = read_entries(workspace.root)
-    except DataError:
-        return needed  # without dvc.lock, only the current parameters count
-    locked = {
-        address: {out["path"]: out.get("md5") for out in entry.get("outs", [])} for address, entry in entries.items()
-    }
+    locked = [_locked_outputs(root) for root in {workspace.root, *worktrees(workspace.root)}]
     for folder in scratch_folders(workspace.home):
         done = Manifest.read(folder / MANIFEST_FILE)
-        if done and folder.name not in needed and locked.get(done.stage) == _md5s(folder, done):
-            needed.add(folder.name)
+        if done and folder.name not in needed and any(outputs.get(done.stage) for outputs in locked):
+            found = _md5s(folder, done)
+            needed |= {folder.name} if any(outputs.get(done.stage) == found for outputs in locked) else set()
     return needed
+
+
+def _locked_outputs(root: Path) -> dict[str, dict[str, str | None]]:
+    """Return the md5 of the outputs of each stage in the dvc.lock of a checkout; {} without one."""
+    try:
+        entries = read_entries(root)
+    except DataError:
+        return {}
+    return {stage: {out["path"]: out.get("md5") for out in entry.get("outs", [])} for stage, entry in entries.items()}
 
 
 def _md5s(folder: Path, done: Manifest) -> dict[str, str | None]:
@@ -95,43 +124,9 @@ def _md5s(folder: Path, done: Manifest) -> dict[str, str | None]:
     return {path: done.md5.get(path) or dvc_md5(folder / "outputs" / path) for path in done.outputs}
 
 
-@dataclass(frozen=True)
-class OpenSweeps:
-    """What unfinished sweeps need: the results that their journals name, and all that was modified since the first began."""
-
-    fingerprints: frozenset[str]
-    since: float
-
-    def need(self, folder: Path) -> bool:
-        modified = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
-        return folder.name[-16:] in self.fingerprints or modified >= self.since
-
-
-def open_sweeps(home: Path) -> OpenSweeps:
-    """Return what the unfinished sweeps of a scratch root need; `pipelines.sweeps.journal` documents a sweep's folder."""
-    found = [folder for folder in (home / "sweeps").glob("*") if folder.is_dir() and not _finished(folder)]
-    named: set[str] = set()
-    for folder in found:
-        journal = folder / "journal.jsonl"
-        text = journal.read_text(encoding="utf-8") if journal.is_file() else ""
-        named |= {identity[:16] for identity in re.findall(r'"fingerprint": "([0-9a-f]{64})"', text)}
-    began = [file.stat().st_mtime for folder in found for file in folder.glob("*") if file.is_file()]
-    return OpenSweeps(frozenset(named), min(began, default=float("inf")))
-
-
-def _finished(sweep: Path) -> bool:
-    """Return whether all trials of a sweep have ended and no driver runs it; without a summary that says so, it is open."""
-    try:
-        summary = json.loads((sweep / "results.json").read_text(encoding="utf-8"))
-        trials, waiting = len(summary["trials"]), summary["counts"]["waiting"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    with _try_lock(sweep) as locked:
-        return locked and waiting == 0 and trials >= summary.get("samples", trials)
-
-
 def _removal(folder: Path, needed: bool) -> Removal | None:
-    parts = tuple(sorted(path.name for path in folder.iterdir() if path.name != LOCK_FILE))
+    own = (LOCK_FILE, LEASE_FILE, CLAIMS_FILE)
+    parts = tuple(sorted(path.name for path in folder.iterdir() if path.name not in own))
     done = (folder / MANIFEST_FILE).is_file()
     if needed:
         if not (done and (folder / "checkpoints").is_dir()):
@@ -148,17 +143,6 @@ def _freed_bytes(path: Path) -> int:
     """Return the bytes on the disk that removing `path` frees: none for a file that has another hard link."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files if file.stat().st_nlink == 1)
-
-
-@contextmanager
-def _try_lock(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock if no process of this machine, and no lease of another one, has it; yield whether it is held."""
-    lease = read_lease(folder / LEASE_FILE)
-    if lease is not None and lease.machine != machine_id():
-        yield False
-        return
-    with open(folder / LOCK_FILE, "a+") as file:
-        yield acquire(file.fileno(), 0) is not None
 
 
 def _size(count: int) -> str:

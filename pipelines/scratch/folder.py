@@ -3,6 +3,7 @@
 <home>/<stage>-<arm>-<fingerprint>/
     lock            held by the one runner that works on it and by its worker (the kernel releases it when both are dead)
     lease.json      the same for other machines; see pipelines.locks.lease
+    claims.json     the workspaces that use it; see pipelines.scratch.claims
     leave           asks the worker, on any machine, to save a checkpoint at its next step and exit
     until.json      {"metric", "step"}: the report after which the worker does so by itself
     checkpoints/    by phase; see components.training.checkpoint
@@ -76,13 +77,13 @@ class Scratch:
         return None
 
     @contextmanager
-    def lock(self) -> Iterator["FolderLock"]:
+    def lock(self, timeout: float | None = None) -> Iterator["FolderLock"]:
         """Hold the folder, after waiting for any other holder, here or on another machine: it computes the same result.
 
-        Raises InfrastructureError after PIPELINES_LOCK_TIMEOUT seconds (a day by default).
+        Raises InfrastructureError after `timeout` seconds, PIPELINES_LOCK_TIMEOUT (a day by default) where it is None.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        timeout = lock_timeout()
+        timeout = lock_timeout() if timeout is None else timeout
         lease = Lease(self.folder / LEASE_FILE)
         with open(self.folder / LOCK_FILE, "a+") as file:
             waited = self._flock(file.fileno(), timeout)

@@ -34,6 +34,8 @@ from pipelines.studies.workers import measure_together
 from pipelines.workspace import Workspace
 
 FOLDER, RESULTS = "studies", "studies/results"
+BESIDE = "results/studies"
+"""For results that do not replace those in RESULTS, which git has; git ignores this folder."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def open_study(name: str, workspace: Workspace, study: Study | None = None) -> O
 
 
 def run_study(opened: Opened, only: str | None = None, workers: int = 1) -> Path:
-    """Measure the chosen cells without a result, `workers` at once, then write the results file. Returns its path.
+    """Measure the chosen cells without a result, `workers` at once, then write the results file, which replaces no fuller one.
 
     Raises ParameterError for no workers, StageFailedError (exit code 1) when a cell failed, having measured the others,
     KeyboardInterrupt after an interrupt, having written the results so far.
@@ -106,7 +108,7 @@ def run_study(opened: Opened, only: str | None = None, workers: int = 1) -> Path
         try:
             failed = _measure(opened, chosen, workers)
         finally:
-            path = write_results(opened)
+            path = write_results(opened, replace=False)
     if failed:
         raise StageFailedError(f"study {opened.name}: {len(failed)} of {len(chosen)} cells failed", OTHER)
     return path
@@ -121,8 +123,12 @@ def list_cells(opened: Opened, only: str | None = None) -> None:
     print(f"{sum(cell.key in done for cell in chosen)} of {len(chosen)} done")
 
 
-def write_results(opened: Opened) -> Path:
-    """Write `studies/results/<name>.json` from the results so far, without measuring."""
+def write_results(opened: Opened, *, replace: bool = True) -> Path:
+    """Write `studies/results/<name>.json` from the results so far, without measuring. Returns the path.
+
+    Without `replace`, a file there that has cells which these results lack, or is of another plan or other parameters, stays as it
+    is, and these results are written to `results/studies/<name>.json`.
+    """
     done = opened.done()
     reads = sorted({key for cell in opened.cells for key in cell.reads})
     document = {
@@ -145,10 +151,28 @@ def write_results(opened: Opened) -> Path:
         ],
         "summary": opened.study.summarise(opened.plan, opened.params, done),
     }
+    document = _rounded(document)
     path = opened.workspace.path(f"{RESULTS}/{opened.name}.json")
-    write_atomically(path, json.dumps(_rounded(document), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    reason = None if replace else _why_kept(path, document)
+    if reason:
+        print(f"{path}: stays, as it {reason}; `study {opened.name} --summary` replaces it", flush=True)
+        path = opened.workspace.path(f"{BESIDE}/{opened.name}.json")
+    write_atomically(path, json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n")
     print(f"wrote {path}: {len(done)} of {len(opened.cells)} cells", flush=True)
     return path
+
+
+def _why_kept(path: Path, document: Mapping[str, Any]) -> str | None:
+    """Return why the results at `path` are not replaced by `document`; None when nothing is lost by it."""
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        missing = {cell["key"] for cell in there["cells"]} - {cell["key"] for cell in document["cells"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if missing:
+        return f"has {len(missing)} cells that these results lack"
+    changed = [name for name in ("plan", "parameters") if there.get(name) != document[name]]
+    return f"is of other {' and '.join(changed)}" if changed else None
 
 
 def _measure(opened: Opened, chosen: Sequence[Cell], workers: int) -> list[str]:

@@ -16,8 +16,10 @@ from typing import Any
 from components.errors import DataError, ParameterError
 from pipelines import params, presets
 from pipelines.errors import InfrastructureError
+from pipelines.provenance.sweep_claims import SWEEPS, record_promotion
+from pipelines.sweeps import journal
 from pipelines.sweeps.documents import nested, value_at
-from pipelines.sweeps.sweep_runs import BASE, BEST, ROLE, SWEEP, TRIAL, VALUES
+from pipelines.sweeps.sweep_runs import BASE, BEST, ROLE, STATE, SWEEP, TRIAL, VALUES
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.runs import Tracker, flatten
 from pipelines.tracking.stage_tags import stage_runs
@@ -39,6 +41,8 @@ class Winner:
     """By dotted path."""
     objectives: Mapping[str, float]
     stages: tuple[str, ...]
+    unfinished: str | None
+    """Why it has no result; None for a finished trial."""
 
     @property
     def origin(self) -> str:
@@ -49,11 +53,18 @@ class Winner:
 
 
 def promote(
-    run_id: str, workspace: Workspace, *, whole: bool = False, commit: bool = False, branch: str | None = None
+    run_id: str,
+    workspace: Workspace,
+    *,
+    whole: bool = False,
+    commit: bool = False,
+    branch: str | None = None,
+    anyway: bool = False,
 ) -> None:
     """Write the trial behind `run_id` into params.yaml, and show the difference; commit or branch as requested.
 
-    Raises ParameterError for a run that is no trial's, DataError when params.yaml has changes that a commit would take along.
+    Raises ParameterError for a run that is no trial's, or of a trial that has not finished (unless `anyway`), DataError when
+    params.yaml has changes that a commit would take along.
     """
     file = workspace.path("params.yaml")
     if commit and branch:
@@ -62,6 +73,10 @@ def promote(
         raise DataError("params.yaml has changes that are not committed: commit or undo them first")
     tracker = tracking.connect(workspace)
     winner = find_winner(tracker, run_id)
+    if winner.unfinished and not anyway:
+        raise ParameterError(
+            f"{run_id}: trial {winner.number} of sweep {winner.sweep} {winner.unfinished}: choose another, or say --anyway"
+        )
     before = file.read_text(encoding="utf-8")
     now = params.load(file).model_dump(mode="json")
     elsewhere = {path: value for path, value in winner.base.items() if value_at(now, path) != value}
@@ -73,6 +88,7 @@ def promote(
         print(f"the sweep also had {', '.join(f'{k} = {v}' for k, v in elsewhere.items())}; --whole writes these too")
     location = _commit(workspace, winner, commit and bool(changed), branch)
     tracker.client.set_tag(winner.run_id, PROMOTED, location)
+    record_promotion(workspace.home / SWEEPS / winner.sweep, int(winner.number))
 
 
 def find_winner(tracker: Tracker, run_id: str) -> Winner:
@@ -100,7 +116,19 @@ def find_winner(tracker: Tracker, run_id: str) -> Winner:
         base=flatten(json.loads(parent.get(BASE, "{}"))),
         objectives={k.removeprefix(prefix): v for k, v in run.data.metrics.items() if k.startswith(prefix)},
         stages=tuple(sorted(stage_runs(tags))),
+        unfinished=_unfinished(tags),
     )
+
+
+def _unfinished(tags: Mapping[str, str]) -> str | None:
+    match tags.get(STATE):
+        case journal.COMPLETE:
+            return None
+        case journal.BROKEN:
+            return f"failed ({tags.get('pipelines.error', 'without a reason')})"
+        case journal.STOPPED:
+            return "was stopped before its end"
+    return "has not ended"
 
 
 def _commit(workspace: Workspace, winner: Winner, commit: bool, branch: str | None) -> str:

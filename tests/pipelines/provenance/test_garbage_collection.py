@@ -4,17 +4,24 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from repositories import git, make_repository
 
 from pipelines import graph, params
 from pipelines.dvc_files.dvc_lock import dvc_md5
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import fingerprint, tree_digests
+from pipelines.locks.lease import read_lease
+from pipelines.provenance import garbage_collection
 from pipelines.provenance.garbage_collection import collect, scratch_folders
+from pipelines.provenance.sweep_claims import record_promotion
+from pipelines.scratch import claims
+from pipelines.scratch.claims import claim
 from pipelines.workspace import Workspace
 
 LONG_AGO = 1_000_000_000
@@ -104,20 +111,80 @@ def test_a_folder_that_is_in_use_is_not_touched(place, capsys):
     assert capsys.readouterr().out.count("in use by another process") == 2
 
 
-def test_an_open_sweep_keeps_what_it_named_and_what_was_touched_since_it_began(place):
-    named, touched, older = result(place, "a" * 64), result(place, "b" * 64), result(place, "c" * 64)
+@pytest.mark.parametrize("done", [True, False], ids=["finished", "paused"])
+def test_what_another_checkout_has_used_is_kept_until_that_one_gives_it_up(place, tmp_path, capsys, done):
+    other = Workspace(tmp_path / "other", place.home)
+    other.root.mkdir()
+    shutil.copytree(place.path("data"), other.path("data"))
+    shutil.copy(place.path("params.yaml"), other.path("params.yaml"))
+    folder = result(place, "a" * 64, done=done)
+    for root in (place.root, other.root):
+        claim(folder, root)
+    would = collect(place, dry=True)
+    assert collect(place, dry=False) == would
+    assert left(folder) >= ({"outputs", "DONE.json"} if done else {"checkpoints"})
+    assert f"kept    1 folders that {other.root} has used" in capsys.readouterr().out
+    collect(other, dry=False)
+    assert left(folder) == {"lock", "claims.json"}
+
+
+def test_a_deleted_checkout_needs_nothing_and_one_of_another_machine_for_a_month(place, monkeypatch):
+    folder = result(place, "a" * 64)
+    monkeypatch.setattr(claims.socket, "gethostname", lambda: "other")
+    claim(folder, Path("/deleted/checkout"))
+    monkeypatch.undo()
+    collect(place, dry=False)
+    assert "outputs" in left(folder)
+    monkeypatch.setattr(claims.time, "time", lambda: time.time_ns() / 1e9 + 31 * 86400)
+    collect(place, dry=False)
+    assert "outputs" not in left(folder)
+    here = result(place, "b" * 64)
+    claim(here, Path("/deleted/checkout"))
+    collect(place, dry=False)
+    assert "outputs" not in left(here)
+
+
+def test_a_result_in_the_dvc_lock_of_a_linked_worktree_is_kept(place, tmp_path):
+    needed, unused = result(place, "a" * 64), result(place, "b" * 64, "other people")
+    make_repository(place.root)
+    git(place.root, "worktree", "add", "--quiet", "-b", "other", str(tmp_path / "linked"))
+    outs = [{"path": "data/people", "md5": dvc_md5(needed / "outputs/data/people")}]
+    lock = {"schema": "2.0", "stages": {"prepare": {"cmd": "", "outs": outs}}}
+    (tmp_path / "linked" / "dvc.lock").write_text(yaml.safe_dump(lock))
+    collect(place, dry=False)
+    assert "outputs" in left(needed)
+    assert "outputs" not in left(unused)
+
+
+def test_trials_are_kept_until_their_sweep_has_ended_and_one_was_promoted(place, capsys):
     sweep = place.home / "sweeps/gadms-1234"
     sweep.mkdir(parents=True)
-    event = {"event": "ended", "number": 0, "stages": [{"stage": "prepare", "fingerprint": "a" * 64}]}
-    (sweep / "journal.jsonl").write_text(json.dumps(event) + "\n")
-    os.utime(sweep / "journal.jsonl", (LONG_AGO + 100, LONG_AGO + 100))
-    os.utime(touched / "outputs", (LONG_AGO + 200, LONG_AGO + 200))
+    first, second, shared = (result(place, letter * 64, letter) for letter in "abc")
+    for folder, root in ((first, "trials/000/seed-0"), (second, "trials/001/seed-0"), (shared, "shared")):
+        claim(folder, sweep / root)
+
+    def kept() -> list[bool]:
+        collect(place, dry=False)
+        return ["outputs" in left(folder) for folder in (first, second, shared)]
+
+    assert kept() == [True, True, True]
+    assert "kept    3 folders that sweep gadms-1234 uses, which has not ended" in capsys.readouterr().out
+    (sweep / "results.json").write_text(json.dumps({"trials": [{}, {}], "counts": {"waiting": 0}}))
+    assert kept() == [True, True, True]
+    assert "sweep gadms-1234 has made: `promote` one of its trials" in capsys.readouterr().out
+    record_promotion(sweep, 1)
+    assert kept() == [False, True, False]
+    collect(place, dry=False, sweeps=True)
+    assert "outputs" not in left(second)
+
+
+def test_a_folder_is_held_on_every_machine_while_it_is_emptied(place, monkeypatch):
+    folder = result(place, "a" * 64)
+    seen = []
+    monkeypatch.setattr(garbage_collection, "remove", lambda path: seen.append(read_lease(folder / "lease.json").pid))
     collect(place, dry=False)
-    assert "outputs" in left(named) & left(touched)
-    assert left(older) == {"lock"}
-    (sweep / "results.json").write_text(json.dumps({"trials": [{}], "counts": {"waiting": 0}}))
-    collect(place, dry=False)
-    assert left(named) == left(touched) == {"lock"}
+    assert seen == [os.getpid()] * 3
+    assert read_lease(folder / "lease.json") is None
 
 
 def test_only_folders_of_stages_are_looked_at(place):

@@ -21,6 +21,7 @@ from pipelines.records.code_state import MAX_FILE, code_state
 from pipelines.records.manifests import find_by_content
 from pipelines.records.stage_record import hardware, mlflow_tags, ray_ids, stage_record
 from pipelines.redaction import contains_secret, without_secrets
+from pipelines.scratch.claims import claims
 from pipelines.scratch.manifest import InputRecord, StageRecord
 from pipelines.scratch.metric_log import MetricLog
 
@@ -217,6 +218,7 @@ def test_the_run_of_a_job_shows_the_machine_and_the_cost_of_the_job(tmp_path, em
     monkeypatch.setattr(runner, "stage_process", there)
     done = chain.run("prepare")
     assert done["provenance"]["ray"] == ran["where"]["ray"]
+    assert [claim.root for claim in claims(chain.manifest_file("prepare").parent)] == [str(chain.root)]
     run = MlflowClient(chain.store).get_run(done["run"])
     assert (run.data.tags["ray.submission"], run.data.tags["host.gpu"]) == ("prepare-1", "8 x NVIDIA H100")
     assert {name: value for name, value in run.data.metrics.items() if name.startswith("cost/")} == ran["cost"]

@@ -199,6 +199,33 @@ def test_listing_and_summing_up_measure_nothing(toy, workspace, capsys):
     assert results(workspace)["done"] == 1
 
 
+def test_results_of_fewer_cells_or_other_settings_replace_the_committed_ones_only_when_told_so(
+    toy, workspace, tmp_path, capsys
+):
+    run(workspace)
+    committed = workspace.path("studies/results/toy.json")
+    before = committed.read_bytes()
+
+    def lead(reason: str) -> dict[str, Any]:
+        """Results of a scratch root without any, which stand beside the committed ones."""
+        newcomer = Workspace(workspace.root, tmp_path / reason.replace(" ", "-"))
+        found = run(newcomer, "alone" if "cells" in reason else None)
+        assert committed.read_bytes() == before
+        told = capsys.readouterr().out
+        assert f"{committed}: stays, as it {reason}; `study toy --summary` replaces it" in told
+        assert f"wrote {workspace.path('results/studies/toy.json')}" in told
+        assert json.loads(workspace.path("results/studies/toy.json").read_text()) == found
+        return found
+
+    assert lead("has 4 cells that these results lack")["done"] == 1
+    presets.edit(workspace.path("params.yaml"), {"index": {"batch": 7}})
+    assert lead("is of other parameters")["done"] == 5
+    workspace.path("studies/toy.yaml").write_text("numbers: [1, 2, 3, 4]\n")
+    assert lead("is of other plan and parameters")["of"] == 6
+    write_results(open_study("toy", workspace, STUDY))  # as --summary
+    assert results(workspace)["of"] == 6
+
+
 def test_cells_that_ask_for_the_same_share_a_result(toy, workspace):
     both = [Cell(key, "alone", {"number": 5}, ("seed",), {}) for key in ("one", "other")]
     study = Study(Plan, lambda plan, params: both, summarise, code="toy_study_cells")

@@ -175,12 +175,12 @@ def test_what_is_not_done_is_left_out_of_the_summary(prepared, tmp_path):
     opened = opened_in(prepared, tmp_path)
     kept = (opened.workspace.root / "studies/results/taca.json").read_bytes()
     document = json.loads(run_study(opened, "arms/[bt]a*/guidance-1/seed-1").read_text())
+    assert (opened.workspace.root / "studies/results/taca.json").read_bytes() == kept
     assert (document["done"], document["of"]) == (4, len(opened.cells))  # an adapter and three arms
     assert list(document["summary"]["arms"]["guidance 1"]) == ["base", "taca", "taca_lora"]
     assert document["summary"]["arms"]["guidance 1"]["taca"]["seeds"] == [1]
     assert document["summary"]["arms"]["guidance 2.5"] == {}
     assert document["summary"]["map"] == {"guidance 1": [], "guidance 2.5": []}
-    (opened.workspace.root / "studies/results/taca.json").write_bytes(kept)
 
 
 def test_a_killed_study_goes_on_and_ends_with_the_same_bytes(prepared, finished, tmp_path, waiting):

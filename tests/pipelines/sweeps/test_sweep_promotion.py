@@ -9,6 +9,7 @@ from repositories import git, make_repository
 from components.errors import DataError, ParameterError
 from pipelines import params
 from pipelines.identity.closure import ROOT
+from pipelines.provenance import sweep_claims
 from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Trial
 from pipelines.sweeps.spaces import Space
 from pipelines.workspace import Workspace
@@ -128,6 +129,23 @@ def test_a_run_that_is_no_trial_is_refused(workspace, swept):
         promoted(workspace, runs.shared())
     with pytest.raises(ParameterError, match="no such run"):
         promoted(workspace, "0" * 32)
+
+
+@pytest.mark.parametrize(("number", "reason"), [(2, "was stopped before its end"), (3, r"failed \(no memory\)")])
+def test_a_trial_without_a_result_is_promoted_only_when_told_so(workspace, swept, number, reason):
+    _, trials = swept
+    before = (workspace.root / "params.yaml").read_text()
+    with pytest.raises(
+        ParameterError, match=f"trial {number} of sweep gadms-1 {reason}: choose another, or say --anyway"
+    ):
+        promoted(workspace, trials[number].run)
+    assert (workspace.root / "params.yaml").read_text() == before
+    (workspace.home / "sweeps/gadms-1").mkdir(parents=True)
+    promoted(workspace, trials[number].run, anyway=True)
+    assert (
+        params.load(workspace.root / "params.yaml").gadms_finetune.training.learning_rate == trials[number].values[RATE]
+    )
+    assert sweep_claims.promoted(workspace.home / "sweeps/gadms-1") == [number]
 
 
 def test_runs_of_a_sweep_say_how_each_trial_ended(swept):
