@@ -27,7 +27,16 @@ class Workspace:
 
 
 def main_worktree(root: Path) -> Path:
-    """Return the main worktree, so that linked worktrees share scratch and tracking; `root` itself without git."""
+    """Return the main worktree, so that linked worktrees share scratch and tracking; `root` itself without git.
+
+    `dvc exp run --temp` and `--queue` run in a repository of their own, a folder below .dvc/tmp/exps of the checkout, which they
+    delete in the end: what runs there belongs to that checkout.
+    """
+    parts = root.parts
+    for place in range(len(parts) - 3):
+        if parts[place : place + 3] == (".dvc", "tmp", "exps"):
+            root = Path(*parts[:place])
+            break
     found = git_output(root, "rev-parse", "--path-format=absolute", "--git-common-dir").strip()
     return Path(found).parent if found else root
 
