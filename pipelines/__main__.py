@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+from components.errors import DataError
 from pipelines.commands import (
     compare,
     compbench,
@@ -49,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
         options.command.run(options)
     except SystemExit:
         raise
+    except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        # A path that was given; stages have processes of their own, which show a bug's traceback.
+        return report_error(DataError(f"{error.filename}: {error.strerror}") if error.filename else error)
     except BaseException as error:
         return report_error(error)
     return 0

@@ -1,5 +1,6 @@
 """Exit codes, the errors that have one, and how an error is reported. (DVC prints a stage's exit code and itself exits 255.)"""
 
+import errno
 import sys
 import traceback
 
@@ -7,6 +8,16 @@ from components.errors import DataError, ParameterError
 from pipelines.redaction import without_secrets
 
 DONE, OTHER, PARAMETERS, DATA, TRY_AGAIN, INTERRUPTED = 0, 1, 2, 3, 75, 130
+
+_PASSING = frozenset(
+    getattr(errno, name, None)
+    for name in (
+        *("EIO", "EREMOTEIO", "ENODEV", "ENXIO", "EROFS", "ESTALE", "ENOSPC", "EDQUOT", "EBUSY", "ENOLCK"),  # storage
+        *("ENOMEM", "EAGAIN", "EMFILE", "ENFILE", "ETIMEDOUT"),  # the machine
+        *("ENOTCONN", "ESHUTDOWN", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET"),  # the network
+    )
+)
+"""Numbers of errors of the operating system that do not come from the code or its arguments."""
 
 
 class InfrastructureError(RuntimeError):
@@ -30,11 +41,22 @@ def exit_code(error: BaseException) -> int:
             return PARAMETERS
         case DataError():
             return DATA
-        case InfrastructureError() | OSError():
-            return TRY_AGAIN
+        case PermissionError():
+            return DATA
         case KeyboardInterrupt():
             return INTERRUPTED
-    return OTHER
+    return TRY_AGAIN if isinstance(error, InfrastructureError) or _is_lost(error) else OTHER
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Return whether storage, memory or a connection was lost. A file that a stage does not find is a bug, say."""
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, OSError):
+        lost = isinstance(error, ConnectionError | TimeoutError) or "Connection" in name or "Timeout" in name
+        return lost or error.errno in _PASSING
+    # CUDA's error is torch's own class, that of the CPU a plain RuntimeError; torch is not imported for this.
+    torch = name == "OutOfMemoryError" or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text)
+    return isinstance(error, MemoryError) or torch
 
 
 def is_expected(error: BaseException) -> bool:

@@ -32,7 +32,7 @@ from pipelines.engine.ray_cluster import (
     wants_gpu,
 )
 from pipelines.engine.warm import silence_import_notices
-from pipelines.errors import InfrastructureError, is_expected, one_line
+from pipelines.errors import TRY_AGAIN, InfrastructureError, exit_code, is_expected, one_line
 from pipelines.graph import StageRun
 from pipelines.locks.retrying import ProcessLostError, RetryBudget
 from pipelines.params import Parameters
@@ -44,6 +44,8 @@ Metrics = dict[str, Any]
 OnSave = Callable[[Mapping[str, float]], None]
 RankFunction = Callable[[int, int, OnSave], Metrics]
 """(rank, world size, what to call after a save) -> metrics."""
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "ncclSystemError")
+"""What gloo and NCCL say on the ranks whose peer is gone, which may be known before Ray misses that one."""
 STOPPED: Metrics = {"stopped": True}
 """Returned by a worker that saved a checkpoint and stopped on request."""
 
@@ -128,9 +130,9 @@ def execute(
 def under_ray_train(function: RankFunction, compute: Compute, storage: Path | str) -> Metrics:
     """Call `function` in every worker of a Ray Train run and return the metrics of rank 0.
 
-    When a worker is lost, or the group cannot start, a new group is started, up to `compute.max_failures` times; our own checkpoint
-    store decides where it resumes. Each attempt is a Ray Train run with a new name, because Ray must neither resume by itself nor
-    retry a user's mistake.
+    When a worker, its storage or memory is lost, or the group cannot start, a new group is started, up to `compute.max_failures`
+    times; our own checkpoint store decides where it resumes. Each attempt is a Ray Train run with a new name, because Ray must
+    neither resume by itself nor retry a user's mistake or a bug.
 
     With `compute.min_workers` the new group may be smaller: as large as the cluster's living nodes allow, and a divisor of
     `compute.workers`, so that every batch that divides among all divides among the rest. (Ray Train's own elastic groups,
@@ -146,7 +148,7 @@ def under_ray_train(function: RankFunction, compute: Compute, storage: Path | st
                 print(f"starting again with {workers} worker(s)", flush=True)
             try:
                 return _fit(function, compute, workers, storage)
-            except Exception as error:  # of any kind: `spend` raises what is not worth another attempt
+            except Exception as error:  # of any kind: `spend` raises what is not tried again
                 cause = _cause(error)
                 budget.spend(cause)
                 print(f"training with {workers} worker(s) broke off: {one_line(cause)}", flush=True)
@@ -201,16 +203,37 @@ def _fit(function: RankFunction, compute: Compute, workers: int, storage: Path |
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return ProcessLostError where workers were lost or could not start, else the stage's own error without Ray's wrapping."""
-    from ray.exceptions import OutOfMemoryError, RayActorError
+    """Return ProcessLostError where workers were lost or could not start, else the stage's own error without Ray's wrapping.
+
+    Ranks fail because of another one, so of several errors that of a user's mistake comes first, then what was lost, then a bug,
+    and last that a peer has gone.
+    """
     from ray.train import ControllerError, WorkerGroupError
 
     if isinstance(error, ControllerError):
         return ProcessLostError(f"the workers could not start: {one_line(error.controller_failure)}")
     if isinstance(error, WorkerGroupError) and error.worker_failures:
-        error = max(error.worker_failures.values(), key=is_expected)
         # What ended a worker; the class that holds it is not public.
-        error = getattr(error, "health_check_failure", error)
-    if isinstance(error, RayActorError | OutOfMemoryError):
+        found = [getattr(failure, "health_check_failure", failure) for failure in error.worker_failures.values()]
+        error = min(found, key=_order)
+    if _is_gone(error) or _misses_peer(error):
         return ProcessLostError(f"a process of the training was lost: {one_line(error)}")
     return error
+
+
+def _order(error: BaseException) -> int:
+    if _misses_peer(error):
+        return 3
+    if _is_gone(error) or exit_code(error) == TRY_AGAIN:
+        return 1
+    return 0 if is_expected(error) else 2
+
+
+def _is_gone(error: BaseException) -> bool:
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    return isinstance(error, RayActorError | OutOfMemoryError)
+
+
+def _misses_peer(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in LOST_PEER)

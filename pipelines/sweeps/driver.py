@@ -5,12 +5,14 @@ The journal is written before MLflow, so that the sweep can be killed after any 
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import OTHER, StageFailedError
+from pipelines.errors import OTHER, TRY_AGAIN, InfrastructureError, StageFailedError
+from pipelines.locks.retrying import Decision, RetryPolicy
 from pipelines.params import Parameters
 from pipelines.sweeps.documents import value_at, with_values
 from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Journal, Trial
@@ -25,7 +27,7 @@ from pipelines.sweeps.trial import TrialTask
 from pipelines.workspace import Workspace
 
 MAX_FIRST_FAILURES = 3
-"""The sweep ends when its first trials all failed, and are this many: the mistake is in what they share."""
+"""The sweep ends when its first trials all failed or were lost, and are this many: the reason is in what they share."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,10 @@ class Driver:
         self._clock = clock
         self._begun = clock()
         self._started: dict[int, float] = {}
+        self._policy = RetryPolicy(sweep.params.compute.max_failures)
+        self._lost: dict[int, str] = {}
+        """Trials that lost their process, storage or memory and do not run now, with the reason."""
+        self._attempts: Counter[int] = Counter()
         self._queue = [number for number, trial in self.trials.items() if trial.state == WAITING]
 
     def has_work(self) -> bool:
@@ -117,17 +123,46 @@ class Driver:
         self.progress.started(trial)
         return trial
 
+    def runs_now(self, number: int) -> bool:
+        """Return whether a trial has been started and neither ended nor been lost."""
+        return self.trials[number].state == WAITING and number not in self._lost
+
     @property
     def waits_for_round(self) -> bool:
         """Whether the only reason for no next trial is that members of this round of the population still train."""
-        size, number = self.sweep.size, len(self.trials)
-        if not size or number % size or number >= self.limits.samples or self.closing or self.failure:
+        if self.closing or self.failure:
             return False
-        return any(self.trials[member].state == WAITING for member in range(max(0, number - size), number))
+        return any(map(self.runs_now, self._members_before_round()))
+
+    def _members_before_round(self) -> list[int]:
+        """Return the members that the next trial, the first of a round of the population, has to wait for."""
+        size, number = self.sweep.size, len(self.trials)
+        if not size or number % size or number >= self.limits.samples:
+            return []
+        return [n for n in range(max(0, number - size), number) if self.trials[n].state == WAITING]
+
+    def start_lost_trials_again(self) -> bool:
+        """Queue the trials that were lost, once all others have ended; return whether there are any to start.
+
+        Those that were lost too often keep waiting for the next call of the command, and `failure` says so.
+        """
+        if self.closing or self.failure:
+            return False
+        again = [n for n in self._lost if self._policy.decide(TRY_AGAIN, self._attempts[n]) is Decision.AGAIN]
+        if self._lost and not again:
+            reason = list(self._lost.values())[-1]
+            self.failure = InfrastructureError(
+                f"sweep {self.sweep.identity}: {len(self._lost)} trials wait, the last broke off with: {reason}; "
+                "the same command resumes them"
+            )
+        for number in again:
+            del self._lost[number]
+        self._queue += again
+        return bool(again)
 
     def _suggested(self) -> Trial | None:
         number = len(self.trials)
-        if number >= self.limits.samples or self.waits_for_round:
+        if number >= self.limits.samples or self._members_before_round():
             return None
         suggested = self._new_values(number)
         if suggested is None:
@@ -195,9 +230,19 @@ class Driver:
         state = COMPLETE if facts["objectives"] else STOPPED
         self._end(number, state, objectives=facts["objectives"], stages=facts["stages"], seconds=facts["seconds"])
 
-    def failed(self, number: int, reason: str) -> None:
-        """Record a trial that failed."""
-        self._end(number, BROKEN, error=reason, seconds=self._elapsed(number))
+    def failed(self, number: int, reason: str, status: int = OTHER, traceback: str = "") -> None:
+        """Record a trial that failed with this exit code. One that lost its process, storage or memory has not ended by that."""
+        self._attempts[number] += 1
+        decision = self._policy.decide(status, self._attempts[number])
+        if decision is Decision.NEVER:
+            if traceback:
+                self.progress.print(traceback)
+            self._end(number, BROKEN, error=reason, seconds=self._elapsed(number))
+        else:
+            if decision is Decision.LATER:
+                self._attempts[number] = self._policy.retries + 1
+            self._lost[number] = reason
+            self.progress.lost(self.trials[number], reason)
 
     def stopped(self, number: int) -> None:
         """Record a trial that the scheduler has stopped early, or that is paused because time is up."""
@@ -224,8 +269,10 @@ class Driver:
 
     def _keeps_failing(self) -> bool:
         ended = [trial for trial in self.trials.values() if trial.state != WAITING]
-        if len(ended) < MAX_FIRST_FAILURES or any(trial.state != BROKEN for trial in ended):
+        if len(ended) + len(self._lost) < MAX_FIRST_FAILURES or any(trial.state != BROKEN for trial in ended):
             return False
+        if self._lost:
+            return True  # those are started again before any other
         self.failure = StageFailedError(
             f"sweep {self.sweep.identity}: its first {len(ended)} trials failed, the last with: {ended[-1].error}",
             OTHER,

@@ -62,6 +62,10 @@ class SweepProgress:
         self._running.pop(trial.number, None)
         self._line(f"trial {trial.number}: paused; the same command resumes it")
 
+    def lost(self, trial: Trial, reason: str) -> None:
+        self._running.pop(trial.number, None)
+        self._line(f"trial {trial.number}: broke off ({reason}); it resumes from its checkpoint")
+
     def print(self, line: str) -> None:
         self._console.print(line, markup=False)
 

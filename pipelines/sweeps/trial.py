@@ -3,8 +3,8 @@
 It reads one JSON line, the `TrialTask`, and runs the trial's stages as `dvc repro` would, in its own workspace with the shared
 scratch root: a stage that is finished is put in place, one that another trial computes now is waited for. It writes JSON lines to
 its standard output: {"step", "value", "seconds"} while the watched stage trains, and at the end {"ended": {...}} or {"failed":
-reason}; stages print to `log.txt`. When its standard input closes (the trial was stopped early, or the sweep was killed) it
-interrupts its stage as Ctrl-C does, and the trial can be resumed from the checkpoint.
+reason, "status": exit code, "traceback": of a bug}; stages print to `log.txt`. When its standard input closes (the trial was
+stopped early, or the sweep was killed) it interrupts its stage as Ctrl-C does, and the trial can be resumed from the checkpoint.
 """
 
 import json
@@ -26,7 +26,7 @@ from components.errors import DataError
 from components.files import write_atomically
 from pipelines.engine.parent import end_with_parent
 from pipelines.engine.runner import StageOutcome, run_stage, scratch_for
-from pipelines.errors import exit_code, is_expected
+from pipelines.errors import OTHER, exit_code, is_expected
 from pipelines.records.manifests import find_by_fingerprint
 from pipelines.scratch.folder import Scratch, folder_name, put_in_place
 from pipelines.scratch.manifest import Manifest
@@ -37,6 +37,7 @@ from pipelines.workspace import Workspace
 
 LOOK_SECONDS = 0.3
 """Between two reads of the watched stage's metrics."""
+LONGEST_TRACEBACK = 8000
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,11 @@ def main() -> int:
         if not is_expected(error):
             traceback.print_exc()
         reason = str(error) or type(error).__name__
-        write_event({"failed": _with_cause(" ".join(reason.split()), Path(task.folder) / "log.txt")})
-        return exit_code(error)
+        log = Path(task.folder) / "log.txt"
+        status = exit_code(error)
+        failed = {"failed": _with_cause(" ".join(reason.split()), log), "status": status}
+        write_event({**failed, "traceback": _last_traceback(log) if status == OTHER else ""})
+        return status
     return 0
 
 
@@ -253,6 +257,12 @@ def _redirect_output(log: Path) -> Callable[[dict[str, Any]], None]:
             stdout.flush()
 
     return write_event
+
+
+def _last_traceback(log: Path) -> str:
+    """Return the last traceback in the log of the stages, "" without one."""
+    _, begin, rest = log.read_text(encoding="utf-8", errors="replace").rpartition("Traceback (most recent call last)")
+    return f"{begin}{rest}"[:LONGEST_TRACEBACK].rstrip() if begin else ""
 
 
 def _with_cause(reason: str, log: Path) -> str:

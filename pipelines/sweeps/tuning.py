@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import uuid
@@ -54,7 +55,8 @@ def set_tune_defaults() -> None:
 def run(driver: Driver, workers: int) -> None:
     """Run trials, at most `workers` at once, until the driver has no next one.
 
-    Raises ParameterError when not even one fits, InfrastructureError when the cluster cannot be used.
+    Trials that lost their process, storage or memory are started again when the others have ended. Raises ParameterError when not
+    even one fits, InfrastructureError when the cluster cannot be used or a trial has been lost too often.
     """
     set_tune_defaults()
     sweep, compute = driver.sweep, driver.sweep.params.compute
@@ -64,6 +66,8 @@ def run(driver: Driver, workers: int) -> None:
         os.environ.pop("RAY_ADDRESS", None)
     with ray_session(compute):
         _run_trials(driver, workers, cluster)
+        while driver.start_lost_trials_again():
+            _run_trials(driver, workers, cluster)
     if driver.failure:
         raise driver.failure
 
@@ -144,7 +148,8 @@ def trial_events(task: str, environment: Mapping[str, str]) -> Iterator[dict[str
             over = "ended" in event or "failed" in event
             yield event
         if not over:
-            yield {"failed": f"its process was ended (exit code {process.wait()})"}
+            code = process.wait()
+            yield {"failed": f"its process was ended (exit code {code})", "status": code}
     finally:
         process.stdin.close()
         process.wait()
@@ -247,19 +252,20 @@ def _tuner(driver: Driver, own: Mapping[str, float], cluster: Mapping[str, str],
             if "ended" in result:
                 reference.driver.finished(number, json.loads(result["ended"]))
             elif "failed" in result:
-                reference.driver.failed(number, result["failed"])
+                reference.driver.failed(number, result["failed"], result["status"], result.get("traceback", ""))
             elif "value" in result:
                 reference.driver.reported(number, result["step"], result["value"], result["seconds"])
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             number = trial.config["number"]
-            if reference.driver.trials[number].state == WAITING:
+            if reference.driver.runs_now(number):
                 reference.driver.stopped(number)
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             number = trial.config["number"]
-            if reference.driver.trials[number].state == WAITING:
-                reference.driver.failed(number, "Ray lost its process (out of memory, or its node is gone)")
+            if reference.driver.runs_now(number):
+                lost = "Ray lost its process (out of memory, or its node is gone)"
+                reference.driver.failed(number, lost, -signal.SIGKILL)
 
     class Deadline(Stopper):
         def __call__(self, trial_id: str, result: Any) -> bool:

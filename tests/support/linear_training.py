@@ -1,5 +1,6 @@
 """A training of four weights whose second worker may end: by one process, gloo processes, or Ray Train's workers."""
 
+import errno
 import json
 import os
 import signal
@@ -37,8 +38,8 @@ class Linear(TrainingTask):
 
 
 def end_at(how: str) -> None:
-    if how == "raises":
-        raise RuntimeError("a library's bug, say")
+    if how == "loses its storage":
+        raise OSError(errno.EIO, "Input/output error")
     if how == "takes all memory":
         held = bytearray(b"x") * TOO_MUCH
         time.sleep(60)

@@ -1,5 +1,6 @@
 """The error of training workers that broke off, and whether they are started again."""
 
+import errno
 from contextlib import nullcontext
 
 import pytest
@@ -8,11 +9,12 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from components.errors import DataError
+from components.training.loop import NonFiniteLossError
 from pipelines import graph
 from pipelines.engine import execution
 from pipelines.engine.execution import RankFolders, _cause
-from pipelines.errors import InfrastructureError
-from pipelines.locks.retrying import is_retryable
+from pipelines.errors import InfrastructureError, exit_code
+from pipelines.locks.retrying import Decision, RetryPolicy
 from pipelines.schema.running import Compute
 from pipelines.scratch.folder import Scratch
 
@@ -57,17 +59,33 @@ def test_lost_processes_are_one_line_and_may_be_started_again(error, said):
     cause = _cause(error)
     assert isinstance(cause, InfrastructureError)
     assert str(cause) == said
-    assert is_retryable(cause)
+    assert again(cause)
 
 
 def test_a_users_mistake_is_reported_though_other_ranks_fail_because_of_it_and_is_not_retried():
     mistake = DataError("people: no picture")
     failures = {0: RuntimeError("connection closed by peer"), 1: mistake}
     assert _cause(WorkerGroupError("", failures)) is mistake
-    assert not is_retryable(mistake)
+    assert not again(mistake)
 
 
-def test_another_error_is_a_bug_that_is_shown_with_its_traceback_but_retried():
-    bug = ZeroDivisionError()
-    assert _cause(WorkerGroupError("", {0: bug})) is bug
-    assert is_retryable(bug)
+def test_a_bug_is_not_retried_though_the_other_ranks_miss_their_peer_because_of_it():
+    bug, missed = TypeError("a bug"), RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:1")
+    assert _cause(WorkerGroupError("", {0: missed, 1: bug})) is bug
+    assert not again(bug)
+    unstable = NonFiniteLossError("loss is nan at step 3")
+    assert _cause(WorkerGroupError("", {0: missed, 1: unstable})) is unstable
+    assert not again(unstable)
+
+
+def test_lost_storage_is_retried_and_so_is_a_peer_that_has_gone():
+    lost, missed = OSError(errno.ESTALE, "Stale file handle"), RuntimeError("gloo: Connection closed by peer")
+    assert _cause(WorkerGroupError("", {0: missed, 1: lost, 2: TypeError("because of it")})) is lost
+    assert again(lost)
+    assert again(_cause(WorkerGroupError("", {0: missed})))
+    died = WorkerHealthCheckFailedError("", ActorDiedError())
+    assert again(_cause(WorkerGroupError("", {0: TypeError("because of it"), 1: died})))
+
+
+def again(error):
+    return RetryPolicy(1).decide(exit_code(error), 1) is Decision.AGAIN

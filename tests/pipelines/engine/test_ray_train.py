@@ -72,7 +72,8 @@ def undisturbed(tmp_path_factory, warm_address):
 
 
 @pytest.mark.parametrize(
-    "end", ["is killed", *(pytest.param(end, marks=pytest.mark.faults) for end in ("raises", "takes all memory"))]
+    "end",
+    ["is killed", *(pytest.param(end, marks=pytest.mark.faults) for end in ("loses its storage", "takes all memory"))],
 )
 def test_a_worker_that_dies_once_is_replaced_and_the_weights_are_the_same(
     undisturbed, warm_address, dead_ray, tmp_path, end

@@ -13,7 +13,7 @@ from scipy import stats
 
 from components.errors import DataError, ParameterError
 from pipelines import params
-from pipelines.errors import InfrastructureError, StageFailedError
+from pipelines.errors import InfrastructureError, StageFailedError, exit_code
 from pipelines.identity.closure import ROOT
 from pipelines.sweeps import tuning
 from pipelines.sweeps.driver import Driver, Limits, Sweep
@@ -22,6 +22,7 @@ from pipelines.sweeps.plan import make_plan
 from pipelines.sweeps.progress import SweepProgress
 from pipelines.sweeps.results import best_trial, mean_with_interval, pareto_front, summary
 from pipelines.sweeps.spaces import Resources, Space
+from pipelines.sweeps.trial import _last_traceback
 from pipelines.workspace import Workspace
 
 RATE = "probe.training.learning_rate"
@@ -206,6 +207,71 @@ def test_a_sweep_whose_first_trials_all_fail_gives_up_and_says_why(tmp_path):
     assert isinstance(driver.failure, StageFailedError)
     assert "first 3 trials failed" in str(driver.failure)
     assert "no such metric" in str(driver.failure)
+
+
+def result(value):
+    return {"objectives": [[value]], "stages": [], "reports": [], "seconds": 1.0}
+
+
+def test_a_trial_that_lost_its_storage_or_memory_is_started_again_when_the_others_have_ended(tmp_path):
+    sweep = sweep_in(tmp_path, scheduler=None)
+    driver = driver_of(sweep, 3)
+    first = driver.next_trial()
+    driver.failed(first.number, "the storage is away", 75)
+    assert not driver.runs_now(first.number)
+    for value in (1.0, 2.0):
+        driver.finished(driver.next_trial().number, result(value))
+    assert driver.next_trial() is None
+    for status in (-9, 75):
+        assert driver.start_lost_trials_again()
+        assert driver.next_trial() is first
+        assert driver.runs_now(first.number)
+        driver.failed(first.number, "its process was ended", status)
+        assert driver.next_trial() is None
+    assert not driver.start_lost_trials_again()  # max_failures is 2
+    assert exit_code(driver.failure) == 75
+    assert "1 trials wait, the last broke off with: its process was ended" in str(driver.failure)
+    assert sweep.journal.trials()[0].state == WAITING  # and not failed for ever
+    again = driver_of(sweep, 3).next_trial()
+    assert (again.number, again.values) == (first.number, first.values)
+
+
+def test_when_the_first_trials_are_all_lost_no_further_ones_are_begun_before_they_run_again(tmp_path):
+    driver = driver_of(sweep_in(tmp_path, scheduler=None))
+    for _ in range(3):
+        driver.failed(driver.next_trial().number, "the storage is away", 75)
+    assert driver.next_trial() is None
+    assert driver.failure is None
+    assert driver.start_lost_trials_again()
+    assert [driver.next_trial().number for _ in range(4)] == [0, 1, 2, 3]
+
+
+def test_a_bug_is_recorded_at_once_and_its_traceback_is_shown(tmp_path):
+    sweep, console = sweep_in(tmp_path, scheduler=None), quiet()
+    progress = SweepProgress(sweep.space, 2, 1, {}, console, Clock())
+    driver = Driver(sweep, Runs(), progress, Limits(2), Clock())
+    driver.failed(driver.next_trial().number, "a bug", 1, "Traceback (most recent call last):\nTypeError: a bug")
+    assert sweep.journal.trials()[0].state == BROKEN
+    assert "Traceback (most recent call last):\nTypeError: a bug\n" in console.file.getvalue()
+    assert not driver.start_lost_trials_again()
+
+
+def test_the_last_traceback_of_a_trials_log_is_the_one_that_is_shown(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text(
+        "Traceback (most recent call last):\nKeyError: before\n\nTraceback (most recent call last):\nTypeError: now\n"
+    )
+    assert _last_traceback(log) == "Traceback (most recent call last):\nTypeError: now"
+    log.write_text("error: steps = 0\n")
+    assert _last_traceback(log) == ""
+
+
+def test_an_interrupted_trial_waits_for_the_next_call(tmp_path):
+    sweep = sweep_in(tmp_path, scheduler=None)
+    driver = driver_of(sweep, 1)
+    driver.failed(driver.next_trial().number, "interrupted", 130)
+    assert not driver.start_lost_trials_again()
+    assert sweep.journal.trials()[0].state == WAITING
 
 
 def test_gpu_hours_end_a_sweep(tmp_path):

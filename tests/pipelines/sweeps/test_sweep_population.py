@@ -196,6 +196,18 @@ def test_a_member_that_fails_is_the_worst_and_gets_a_checkpoint_of_the_best(tmp_
     assert driver.failure is None
 
 
+def test_a_member_that_is_lost_holds_its_round_until_it_was_started_again(tmp_path):
+    driver = driver_of(sweep_in(tmp_path))
+    for number in range(SIZE):
+        trial = driver.next_trial()
+        driver.failed(number, "its process was ended", -9) if number == 3 else end(driver, trial)
+    assert driver.next_trial() is None
+    assert not driver.waits_for_round  # so that Tune ends: nothing runs that could end the round
+    assert driver.start_lost_trials_again()
+    end(driver, driver.next_trial())
+    assert driver.next_trial().number == SIZE
+
+
 def check(name, folder):
     space = read_space(name, folder)
     validate(space, name, base_document(space, name, params.load(ROOT / "params.yaml")))
