@@ -8,7 +8,11 @@ from pipelines.commands.command import Command, typed
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", type=Path, help="a folder of pictures, a manifest (.csv, .parquet), or a published dataset's folder")
+    add(
+        "source",
+        type=Path,
+        help="a folder of pictures (captions: a.txt beside a.jpg), a manifest (.csv, .parquet), or a dataset's folder",
+    )
     add("--output", required=True, type=Path, help="folder of the training set; a prepared dataset")
     add("--short-side", type=int, default=90, metavar="PIXELS", help="minimum (default 90; 0 for any size)")
     add(

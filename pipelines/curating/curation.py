@@ -5,19 +5,19 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from components.errors import DataError, ParameterError
 from components.files import file_digest
-from components.persons.curation.selection import KEPT, final_reasons
+from components.persons.curation.candidates import NO_CAPTION, Candidate, InputPicture, Judge, pictures_in, summary
+from components.persons.curation.selection import EQUAL, KEPT, final_reasons, without_conflicts
 from components.persons.pixels import encode_png
+from components.persons.published.readers import find_dataset
+from components.persons.shards import CaptionRow, DatasetWriter
 from pipelines.curating.folder import CurationFolder, require_same
 from pipelines.curating.options import CurateOptions
-
-if TYPE_CHECKING:
-    from components.persons.curation.candidates import Candidate, InputPicture, Judge
 
 _PATHS = ("detector", "captioner", "probe", "templates", "matcher")
 
@@ -25,43 +25,75 @@ _PATHS = ("detector", "captioner", "probe", "templates", "matcher")
 def curate(options: CurateOptions) -> dict[str, int]:
     """Write the dataset, print the number of candidates per reason, and return reason -> number.
 
+    Where no picture has a caption and no captioner is given, those that the rules allow are written with an empty caption: `curate`
+    itself reads that dataset and adds captions, `prepare` refuses it.
+
     Raises ParameterError for an output folder with other content, DataError for a source or model that does not exist.
     """
-    folder, pictures = _open_source(options.source)
+    others: Counter[str] = Counter()
+    folder, pictures = _open_source(options.source, others)
+    _require_captions_for_matcher(options)
     output = CurationFolder(options.output)
     with output.claim(_settings(options)):
         from pipelines.curating.models import make_judge
 
         judge = make_judge(options, folder)
         _judge_all(judge, pictures, output, options)
-        columns = [(candidate.reason, candidate.match, candidate.hash) for candidate in output.candidates()]
-        reasons = final_reasons(
-            [reason for reason, _, _ in columns],
-            [match for _, match, _ in columns],
-            [value for _, _, value in columns],
-            min_match=options.least_match,
-            keep_fraction=options.keep_fraction,
-            near=options.near_duplicates,
-        )
+        uncaptioned = not _writes_captions(options) and not any(any(found.captions) for found in output.candidates())
+        reasons = _final_reasons(output, options, uncaptioned)
         counts = Counter(reasons)
         if not counts[KEPT]:
-            summary = ", ".join(f"{number} {reason}" for reason, number in counts.most_common())
             raise DataError(
-                f"{options.source}: none of {len(reasons)} candidates is kept ({summary}): loosen the rules, in another --output"
+                f"{options.source}: none of {len(reasons)} candidates is kept ({summary(counts)}): loosen the rules, in "
+                "another --output"
             )
         output.conclude(reasons, _write(judge, output, reasons, options))
     print(f"{options.output}: {counts[KEPT]:,} of {len(reasons):,} candidates kept")
     for reason, number in counts.most_common():
         if reason != KEPT:
             print(f"  {number:,} {reason}")
+    if others:
+        print(f"files of other kinds, not read: {summary(others)}")
+    if uncaptioned:
+        print(
+            f"no picture has a caption, which prepare needs: `python -m pipelines curate {options.output} --captioner MODEL "
+            "--output FOLDER` writes them"
+        )
     return dict(counts)
 
 
-def _open_source(path: Path) -> "tuple[Path, Iterator[InputPicture]]":
-    """Return the folder that addresses are relative to, and the pictures of a dataset, a manifest, or a plain folder."""
-    from components.persons.curation.candidates import InputPicture, pictures_in
-    from components.persons.published.readers import find_dataset
+def _writes_captions(options: CurateOptions) -> bool:
+    return bool(options.captioner or options.probe)
 
+
+def _final_reasons(output: CurationFolder, options: CurateOptions, uncaptioned: bool) -> list[str]:
+    """The reason of each candidate; `uncaptioned`: that it has no caption is none."""
+    accepted = (None, NO_CAPTION) if uncaptioned else (None,)
+    columns = [
+        (None if found.reason in accepted else found.reason, found.match, found.hash) for found in output.candidates()
+    ]
+    reasons = final_reasons(
+        [reason for reason, _, _ in columns],
+        [match for _, match, _ in columns],
+        [value for _, _, value in columns],
+        min_match=options.least_match,
+        keep_fraction=options.keep_fraction,
+        near=options.near_duplicates,
+    )
+    places = [(found.content or found.address, found.identity, found.split) for found in output.candidates()]
+    return without_conflicts(
+        reasons,
+        [content for content, _, _ in places],
+        [identity for _, identity, _ in places],
+        [split for _, _, split in places],
+    )
+
+
+def _open_source(path: Path, others: Counter[str]) -> tuple[Path, Iterator[InputPicture]]:
+    """Return the folder that addresses are relative to, and the pictures of a dataset, a manifest, or a plain folder.
+
+    `others` counts the other files of a plain folder.
+    """
     if not path.exists():
         raise DataError(f"{path} does not exist: give a folder of pictures, a manifest, or a dataset")
     try:
@@ -69,14 +101,21 @@ def _open_source(path: Path) -> "tuple[Path, Iterator[InputPicture]]":
     except DataError:
         if not path.is_dir():
             raise
-        return path, pictures_in(path)
+        return path, pictures_in(path, others)
     records = (InputPicture(record.image_path, record.captions, record.identity, record.split) for record in found)
     return found.folder, records
 
 
-def _judge_all(
-    judge: "Judge", pictures: "Iterator[InputPicture]", output: CurationFolder, options: CurateOptions
-) -> None:
+def _require_captions_for_matcher(options: CurateOptions) -> None:
+    if options.matcher and not _writes_captions(options):
+        _, pictures = _open_source(options.source, Counter())
+        if not any(caption.strip() for picture in pictures for caption in picture.captions):
+            raise ParameterError(
+                f"{options.source} has no captions for --matcher: give --captioner or --probe to write some"
+            )
+
+
+def _judge_all(judge: Judge, pictures: Iterator[InputPicture], output: CurationFolder, options: CurateOptions) -> None:
     """Judge the pictures that a killed run has not judged."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -89,17 +128,17 @@ def _judge_all(
     with Progress(*columns, disable=not sys.stdout.isatty()) as progress:
         task = progress.add_task("", total=None, completed=done)
         while batch := list(itertools.islice(pictures, options.batch)):
-            if not (options.captioner or options.probe) and not any(picture.captions for picture in batch):
-                raise ParameterError(f"{options.source} has no captions: give --captioner or --probe to write some")
             output.record([picture.address for picture in batch], judge.judge(batch, done))
             done += len(batch)
             progress.advance(task, len(batch))
 
 
-def _write(judge: "Judge", output: CurationFolder, reasons: Sequence[str], options: CurateOptions) -> list[int | None]:
+def _write(judge: Judge, output: CurationFolder, reasons: Sequence[str], options: CurateOptions) -> list[int | None]:
     """Write the kept candidates as a prepared dataset; return the image_id of each candidate, None for those that are dropped."""
-    from components.persons.shards import CaptionRow, DatasetWriter
-
+    joined: dict[tuple[str, str], list[str]] = {}  # captions of equal pictures, which the kept one takes over
+    for candidate, reason in zip(output.candidates(), reasons, strict=True):
+        if reason == EQUAL:
+            joined.setdefault((candidate.content, candidate.split), []).extend(candidate.captions)
     image_ids: list[int | None] = []
     kept = 0
     with DatasetWriter(options.output) as writer:
@@ -107,21 +146,22 @@ def _write(judge: "Judge", output: CurationFolder, reasons: Sequence[str], optio
             if reason != KEPT:
                 image_ids.append(None)
                 continue
+            captions = dict.fromkeys((*candidate.captions, *joined.get((candidate.content, candidate.split), ())))
             has_identity = candidate.identity is not None and not options.crop
             image_ids.append(
                 writer.add(
                     _encoded(judge, candidate),
-                    [CaptionRow(text) for text in candidate.captions],
+                    [CaptionRow(text) for text in captions or ("",)],
                     identity=int(candidate.identity or 0) if has_identity else kept,
                     split=candidate.split,
-                    source=options.source.name,
+                    source=options.source.resolve().name,
                 )
             )
             kept += 1
     return image_ids
 
 
-def _encoded(judge: "Judge", candidate: "Candidate") -> bytes:
+def _encoded(judge: Judge, candidate: Candidate) -> bytes:
     """The bytes of the source; those of a cropped person as PNG, which is lossless."""
     if candidate.box is None:
         return judge.encoded(candidate)

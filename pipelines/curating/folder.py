@@ -110,7 +110,7 @@ class CurationFolder:
     def conclude(self, reasons: Sequence[str], image_ids: Sequence[int | None]) -> None:
         """Write the decisions, and remove the state for resuming."""
         rows = (
-            {**asdict(candidate), "reason": reason, "image_id": image_id}
+            {**asdict(candidate), "address": _in_utf8(candidate.address), "reason": reason, "image_id": image_id}
             for candidate, reason, image_id in zip(self.candidates(), reasons, image_ids, strict=True)
         )
         with pq.ParquetWriter(self.path / DECISIONS, _SCHEMA, compression="zstd") as writer:
@@ -118,6 +118,11 @@ class CurationFolder:
                 columns = {name: [row[name] for row in part] for name in _SCHEMA.names}
                 writer.write_table(pa.table(columns, schema=_SCHEMA))
         shutil.rmtree(self._working)
+
+
+def _in_utf8(address: str) -> str:
+    """An address as Parquet can store it: a name of another encoding shows "?" for its bytes."""
+    return address.encode("utf-8", "replace").decode()
 
 
 def require_same(expected: str, found: str, folder: Path) -> None:

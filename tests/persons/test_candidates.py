@@ -1,5 +1,7 @@
 """Pictures of any kind judged one by one, with detections and matches made by hand."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,12 +22,15 @@ from components.persons.curation.limits import Rules
 from components.persons.curation.rules import FEW_KEYPOINTS, NOBODY, SHAPE, SMALL, UNSURE
 from components.persons.curation.selection import (
     DUPLICATE,
+    EQUAL,
     KEPT,
     MISMATCHED,
+    OTHER_SPLIT,
     Quality,
     Thresholds,
     decide,
     final_reasons,
+    without_conflicts,
 )
 
 WHOLE = (True,) * len(KEYPOINTS)
@@ -71,13 +76,30 @@ def judged(judge, sources):
 
 
 def test_every_picture_file_is_found_in_order_whatever_its_case(tmp_path):
-    for name in ("b/2.JPG", "b/1.png", "a/9.webp", "x.bmp", "notes.txt", "b/.hidden"):
+    for name in (
+        "b/2.JPG",
+        "b/1.png",
+        "a/9.webp",
+        "x.bmp",
+        "notes.txt",
+        "b/.hidden",
+        "b/2.heic",
+        "b/3.tif",
+        "b/4.jfif",
+    ):
         save(tmp_path / "x.png", 2, 2)
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((tmp_path / "x.png").read_bytes())
-    assert [source.address for source in pictures_in(tmp_path)] == ["x.bmp", "x.png", "a/9.webp", "b/1.png", "b/2.JPG"]
+    (tmp_path / "b/1.txt").write_text("a man\n she \n")
+    others = Counter()
+    found = list(pictures_in(tmp_path, others))
+    assert [source.address for source in found[:5]] == ["x.bmp", "x.png", "a/9.webp", "b/1.png", "b/2.JPG"]
+    assert [source.address for source in found[5:]] == ["b/3.tif", "b/4.jfif"]
+    assert [source.captions for source in found] == [(), (), (), ("a man", "she"), (), (), ()]
+    assert others == {".txt": 1, ".hidden": 1, ".heic": 1}
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no pictures"):
+    (tmp_path / "empty/photo.heic").touch()
+    with pytest.raises(DataError, match=r"holds no pictures .*; there are 1 \.heic"):
         list(pictures_in(tmp_path / "empty"))
 
 
@@ -114,7 +136,7 @@ def test_each_person_cut_out_is_a_candidate_with_the_pixels_of_its_box(folder):
         300,
         ("41000 of 90",),
         None,
-        "train",
+        "test",
     )
     whole = np.asarray(Image.open(folder / "p/300.png"))
     assert np.array_equal(np.asarray(judge.pixels(kept)), whole[0:300, 0:90])
@@ -167,6 +189,44 @@ def test_the_best_matches_stay_and_of_near_duplicates_the_best():
     assert final_reasons(reasons, matches, hashes, near=1) == [DUPLICATE, SMALL, KEPT, DUPLICATE, DUPLICATE, KEPT]
     with pytest.raises(ParameterError, match="keep_fraction"):
         final_reasons(reasons, matches, hashes, keep_fraction=0.0)
+    with pytest.raises(ParameterError, match="give one for each picture"):
+        final_reasons(reasons, matches, near=1)  # all without a hash are not all alike
+
+
+def test_of_equal_contents_the_last_split_is_kept_and_people_stay_in_one_split():
+    """Against what is asked for, on random sets: no conflict is left, and nothing is dropped without one."""
+
+    def conflicts(chosen):
+        two_splits = [a for a in chosen for b in chosen if a[1] == b[1] is not None and a[2] != b[2]]
+        equal = [
+            (a, b)
+            for place, a in enumerate(chosen)
+            for b in chosen[:place]
+            if a[0] == b[0] and (a[2] != b[2] or a[2] == "train")
+        ]
+        return bool(two_splits or equal)
+
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        people = [
+            (str(random.integers(4)), [None, 1, 2][random.integers(3)], ("train", "val", "test")[random.integers(3)])
+            for _ in range(7)
+        ]
+        before = [SMALL if random.random() < 0.2 else KEPT for _ in people]
+        after = without_conflicts(before, *map(list, zip(*people, strict=True)))
+        kept = [i for i, reason in enumerate(after) if reason == KEPT]
+        assert not conflicts([people[i] for i in kept])
+        for i, reason in enumerate(after):
+            assert (reason == SMALL) == (before[i] == SMALL)
+            if reason == EQUAL:
+                assert conflicts([people[j] for j in sorted([*kept, i])])
+            if reason == OTHER_SPLIT:
+                own = [people[j][2] for j, other in enumerate(before) if other == KEPT and people[j][1] == people[i][1]]
+                assert max(map(own.count, own)) >= own.count(people[i][2]) < len(own)
+    assert without_conflicts([KEPT] * 3, "aaa", [1, 2, 3], ["train", "train", "test"]) == [EQUAL, EQUAL, KEPT]
+    assert without_conflicts([KEPT] * 3, "abc", [1, 1, 1], ["test", "test", "train"]) == [KEPT, KEPT, OTHER_SPLIT]
+    assert without_conflicts([KEPT] * 2, "ab", [1, 1], ["test", "train"]) == [OTHER_SPLIT, KEPT]
+    assert without_conflicts([KEPT] * 3, "aaa", [1, 2, 3], ["test"] * 3) == [KEPT] * 3
 
 
 def test_generated_pictures_are_refused_by_rule_before_quality_and_quality_before_match():

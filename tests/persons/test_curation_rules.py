@@ -39,7 +39,7 @@ def test_size_and_shape_are_those_of_webperson_with_both_ends_allowed(width, hei
 
 def test_limits_can_be_taken_away_but_a_picture_of_nothing_is_too_small():
     assert size_reason(5, 3, Rules(short_side=0, aspect=None)) is None
-    assert size_reason(0, 3, Rules(short_side=0, aspect=None)) == SMALL
+    assert size_reason(1, 3, Rules(short_side=0, aspect=None)) == SMALL  # prepare refuses it too
 
 
 def person(*seen, confidence=0.9):

@@ -4,8 +4,10 @@ A `Candidate` has the reason why it is dropped, or None so far. What needs all c
 decided afterwards, by `components.persons.curation.selection.final_reasons`.
 """
 
+import hashlib
 import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,10 +23,16 @@ from components.persons.curation.rules import NOBODY, person_reason, size_reason
 from components.persons.curation.templates import is_unfilled
 from components.persons.pictures import PictureReader, split_address
 from components.persons.pixels import decode_rgb
+from components.persons.records import SPLITS
 
-UNREADABLE, OUTSIDE = "cannot be decoded", "path leaves the folder"
+UNREADABLE, OUTSIDE, UNKNOWN_SPLIT = "cannot be decoded", "path leaves the folder", "unknown split"
 NO_CAPTION, UNFILLED = "no caption", "caption with an unfilled place"
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+PICTURE_SUFFIXES = frozenset(
+    (".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+     ".tga", ".tif", ".tiff", ".webp")
+)  # fmt: skip
+"""Of the formats of photos that Pillow opens."""
+CAPTIONS_SUFFIX = ".txt"
 Matcher = Callable[[Sequence[Image.Image], Sequence[tuple[str, ...]]], list[float]]
 """Scores how well each picture fits its captions; higher is better."""
 _PEOPLE_PER_PICTURE = 1000  # at most: each person of a picture has its own number
@@ -42,7 +50,10 @@ class InputPicture:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A picture, or with `box` (left, top, right, bottom) a person cropped from it. `reason` is None while not rejected."""
+    """A picture, or with `box` (left, top, right, bottom) a person cropped from it. `reason` is None while not rejected.
+
+    content: digest of its file, or of the cropped pixels; equal ones are written with equal bytes.
+    """
 
     address: str
     box: tuple[int, int, int, int] | None = None
@@ -52,21 +63,44 @@ class Candidate:
     captions: tuple[str, ...] = ()
     match: float | None = None
     hash: int = 0
+    content: str = ""
     identity: int | None = None
     split: str = "train"
 
 
-def pictures_in(folder: Path) -> Iterator[InputPicture]:
-    """Yield every picture file below a folder, sorted by folder and name. Raises DataError where there is none."""
-    found = False
+def pictures_in(folder: Path, others: Counter[str] | None = None) -> Iterator[InputPicture]:
+    """Yield every picture file below a folder, sorted by folder and name, each with the captions in the text file beside it.
+
+    The text file has the picture's name with the suffix .txt, and one caption per line. `others` counts by suffix the files that
+    are neither. Raises DataError where there is no picture.
+    """
+    found, others = False, Counter() if others is None else others
     for place, folders, files in os.walk(folder):
         folders.sort()
-        for name in sorted(files):
-            if Path(name).suffix.lower() in PICTURE_SUFFIXES:
-                found = True
-                yield InputPicture((Path(place) / name).relative_to(folder).as_posix())
+        names = sorted(name for name in files if Path(name).suffix.lower() in PICTURE_SUFFIXES)
+        texts = {Path(name).with_suffix(CAPTIONS_SUFFIX).name for name in names} & set(files)
+        others.update(Path(name).suffix.lower() or name for name in set(files) - set(names) - texts)
+        for name in names:
+            found = True
+            file = Path(place) / name
+            text = file.with_suffix(CAPTIONS_SUFFIX)
+            captions = _captions_in(text) if text.name in texts else ()
+            yield InputPicture(file.relative_to(folder).as_posix(), captions)
     if not found:
-        raise DataError(f"{folder} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
+        kinds = f"; there are {summary(others)}" if others else ""
+        raise DataError(f"{folder} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}){kinds}")
+
+
+def _captions_in(text: Path) -> tuple[str, ...]:
+    try:
+        return tuple(line.strip() for line in text.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{text}: captions cannot be read ({error}); write them in UTF-8, one per line") from error
+
+
+def summary(counts: Counter[str]) -> str:
+    """Return counts as text, the largest first: "3 .heic, 1 .pdf"."""
+    return ", ".join(f"{number:,} {what}" for what, number in counts.most_common())
 
 
 @dataclass(frozen=True)
@@ -94,13 +128,13 @@ class Judge:
         judged: list[list[Candidate]] = [[] for _ in sources]
         accepted: list[tuple[int, Candidate, Image.Image]] = []  # place, candidate, pixels
         loaded = [self._load(source) for source in sources]
-        pictures = [picture for picture in loaded if isinstance(picture, Image.Image)]
+        pictures = [found[0] for found in loaded if not isinstance(found, str)]
         detected = iter(self.detector.detect(pictures) if self.detector and pictures else [[] for _ in pictures])
-        for place, (source, picture) in enumerate(zip(sources, loaded, strict=True)):
-            if isinstance(picture, str):
-                judged[place].append(Candidate(source.address, reason=picture))
+        for place, (source, found) in enumerate(zip(sources, loaded, strict=True)):
+            if isinstance(found, str):
+                judged[place].append(Candidate(source.address, reason=found))
                 continue
-            for candidate, pixels in self._people(source, picture, next(detected)):
+            for candidate, pixels in self._people(source, *found, next(detected)):
                 if candidate.reason is None:
                     accepted.append((place, candidate, pixels))
                 else:
@@ -120,25 +154,28 @@ class Judge:
         path = str(self.folder / file)
         return self._reader.read(path if row is None else f"{path}#{row}")
 
-    def _load(self, source: InputPicture) -> Image.Image | str:
-        """The picture in RGB, or the reason why it is rejected."""
+    def _load(self, source: InputPicture) -> tuple[Image.Image, str] | str:
+        """The picture in RGB with the digest of its file, or the reason why it is rejected."""
+        if source.split not in SPLITS:
+            return UNKNOWN_SPLIT
         file = self.folder / split_address(source.address)[0]
         if not file.resolve().is_relative_to(self.folder.resolve()):
             return OUTSIDE
         try:
-            return self.pixels(Candidate(source.address))
+            content = self.encoded(Candidate(source.address))
+            return decode_rgb(content), hashlib.sha256(content).hexdigest()
         except (DataError, OSError):
             return UNREADABLE
 
     def _people(
-        self, source: InputPicture, picture: Image.Image, people: Sequence[Detection]
+        self, source: InputPicture, picture: Image.Image, content: str, people: Sequence[Detection]
     ) -> Iterator[tuple[Candidate, Image.Image]]:
-        """A picture's candidates with their pixels, each with the first rule that rejects it."""
+        """A picture's candidates with their pixels, each with the first rule that rejects it. content: the file's digest."""
         width, height = picture.size
         if not self.crop or not people:
             reason = _whole_reason(picture, people, self.rules, self.detector is not None)
             whole = Candidate(source.address, None, width, height, reason, source.captions)
-            yield replace(whole, identity=source.identity, split=source.split), picture
+            yield replace(whole, content=content, identity=source.identity, split=source.split), picture
             return
         for person in people[:_PEOPLE_PER_PICTURE]:
             left, top = (
@@ -152,7 +189,9 @@ class Judge:
             # The captions and the identity of the picture may be another person's.
             box = (left, top, right, bottom)
             cut = Candidate(source.address, box, right - left, bottom - top, reason if inside else NOBODY)
-            yield cut, picture.crop(box) if inside else picture
+            pixels = picture.crop(box) if inside else picture
+            digest = hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()
+            yield replace(cut, content=digest, split=source.split), pixels
 
     def _captioned(
         self, candidates: Sequence[tuple[int, Candidate, Image.Image]], first: int

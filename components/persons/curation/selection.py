@@ -15,9 +15,10 @@ from torch import Tensor
 
 from components.errors import DataError, ParameterError
 from components.persons.curation.near_duplicates import NearDuplicates
+from components.persons.records import SPLITS
 
 KEPT, BLURRED, FLAT, MISMATCHED = "kept", "blurred", "flat", "does not match its captions"
-DUPLICATE = "near duplicate"
+DUPLICATE, EQUAL, OTHER_SPLIT = "near duplicate", "equal to another picture", "person of another split"
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,13 @@ def decide(
             f"curation: none of {len(matches)} generated pictures is kept ({counts}): train the generator longer, or "
             "lower curate.quality_share, or loosen the rules in curate"
         )
-    none: list[int] = [0] * len(matches)
-    return final_reasons(reasons, matches, hashes or none, keep_fraction=keep_fraction, near=near)
+    return final_reasons(reasons, matches, hashes, keep_fraction=keep_fraction, near=near)
 
 
 def final_reasons(
     reasons: Sequence[str | None],
     matches: Sequence[float | None],
-    hashes: Sequence[int],
+    hashes: Sequence[int] | None = None,
     *,
     min_match: float | None = None,
     keep_fraction: float = 1.0,
@@ -104,9 +104,13 @@ def final_reasons(
 
     Candidates not rejected so far are dropped where their match is below `min_match`. The fraction `keep_fraction` with the best
     matches is kept of the rest, and of hashes at most `near` bits apart the best match (the first of equals).
+
+    Raises ParameterError for a `keep_fraction` outside (0, 1], and for `near` without hashes.
     """
     if not 0 < keep_fraction <= 1:
         raise ParameterError(f"keep_fraction = {keep_fraction}: must lie in (0, 1]")
+    if near is not None and hashes is None:
+        raise ParameterError(f"near = {near}: near duplicates are found by their hashes; give one for each picture")
     final = [KEPT if reason is None else reason for reason in reasons]
     score = np.array([0.0 if match is None else match for match in matches], dtype=np.float64)
     best_first = [int(i) for i in np.argsort(-score, kind="stable") if final[i] == KEPT]
@@ -118,9 +122,36 @@ def final_reasons(
     enough = max(1, round(keep_fraction * len(best_first)))
     for i in best_first[enough:]:
         final[i] = MISMATCHED
-    if near is not None:
+    if near is not None and hashes is not None:
         seen = NearDuplicates(near)
         for i in best_first[:enough]:
             if seen.add(i, hashes[i]) is not None:
                 final[i] = DUPLICATE
+    return final
+
+
+def without_conflicts(
+    reasons: Sequence[str], contents: Sequence[str], identities: Sequence[int | None], splits: Sequence[str]
+) -> list[str]:
+    """Return `reasons` with those of kept candidates that `prepare` would refuse beside the others, so that it reads what is kept.
+
+    A person of several splits is kept in the split of most of its pictures (on a tie the first). Of equal contents, those of the
+    last split are kept, and of train one alone; val and test keep theirs, as in the galleries of published results.
+    """
+    final = list(reasons)
+    kept = [i for i, reason in enumerate(final) if reason == KEPT]
+    votes = Counter((identities[i], splits[i]) for i in kept)
+    for i in kept:
+        home = max(SPLITS, key=lambda split: votes[identities[i], split])
+        if identities[i] is not None and splits[i] != home:
+            final[i] = OTHER_SPLIT
+    kept = [i for i in kept if final[i] == KEPT]
+    last: dict[str, int] = {}
+    for i in kept:
+        last[contents[i]] = max(last.get(contents[i], 0), SPLITS.index(splits[i]))
+    seen: set[str] = set()
+    for i in kept:
+        if splits[i] != SPLITS[last[contents[i]]] or (splits[i] == "train" and contents[i] in seen):
+            final[i] = EQUAL
+        seen.add(contents[i])
     return final

@@ -1,6 +1,7 @@
 """`curate` as a person types it, on a folder of pictures."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from components.errors import DataError
 from components.persons.published.readers import read_dataset
 from components.persons.shards import PersonDataset
 from pipelines.__main__ import main
@@ -130,10 +132,70 @@ def test_a_manifest_keeps_its_captions_identities_and_splits(pictures, tmp_path)
     assert rows == [(5, "a man", "test"), (5, "he", "test"), (6, "a woman", "train")]
 
 
+def test_what_curate_keeps_prepare_reads(pictures, tmp_path):
+    """Also where files are equal, within a split and across splits, and where a person is in two splits."""
+    for copy, name in (("copy.png", "00.png"), ("copy of test.png", "01.png"), ("copy of val.png", "02.png")):
+        shutil.copy(pictures / name, pictures / copy)
+    Image.new("RGB", (1, 4)).save(pictures / "line.png")
+    rows = {
+        "00.png": "a man,0,train", "copy.png": "he,7,train", "01.png": "a woman,1,test", "copy of test.png": "she,11,train",
+        "02.png": "a boy,2,val", "copy of val.png": "b,12,train", "03.png": "c,3,train", "04.png": "d,3,train",
+        "05.png": "e,3,test", "06.png": "f,6,training", "line.png": "g,9,train", "07.png": "h,8,val",
+    }  # fmt: skip
+    manifest = pictures / "m.csv"
+    manifest.write_text("\n".join(("image_path,caption,identity,split", *(",".join(row) for row in rows.items()), "")))
+    assert curate(manifest, "--output", tmp_path / "mine", "--short-side", 0, "--aspect", "any") == 0
+    decisions = pq.read_table(tmp_path / "mine/decisions.parquet").to_pylist()
+    assert {row["address"]: row["reason"] for row in decisions if row["reason"] != "kept"} == {
+        "copy.png": "equal to another picture",
+        "copy of test.png": "equal to another picture",
+        "copy of val.png": "equal to another picture",
+        "05.png": "person of another split",
+        "06.png": "unknown split",
+        "line.png": "too small",
+    }
+    records = read_dataset(tmp_path / "mine", max_bad_fraction=0)
+    assert [(record.identity, record.split, record.captions) for record in records] == [
+        (0, "train", ("a man", "he")), (1, "test", ("a woman",)), (2, "val", ("a boy",)), (3, "train", ("c",)),
+        (3, "train", ("d",)), (8, "val", ("h",)),
+    ]  # fmt: skip
+
+
+def test_plain_pictures_without_captions_are_kept_until_they_have_some(pictures, probe, tmp_path, capsys):
+    (pictures / "photo.heic").write_bytes(b"HEIC")
+    assert curate(pictures, "--output", tmp_path / "plain", "--short-side", 32) == 0
+    printed = capsys.readouterr().out
+    assert "13 of 15 candidates kept" in printed
+    assert "files of other kinds, not read: 1 .heic" in printed
+    assert "no picture has a caption, which prepare needs" in printed
+    assert PersonDataset(tmp_path / "plain").rows().column("caption") == [""] * 13
+    with pytest.raises(DataError, match="empty caption"):
+        read_dataset(tmp_path / "plain")
+    assert curate(tmp_path / "plain", "--output", tmp_path / "mine", "--short-side", 32, "--probe", probe) == 0
+    assert "no picture has a caption" not in capsys.readouterr().out
+    assert [len(record.captions) for record in read_dataset(tmp_path / "mine")] == [2] * 13
+
+
+def test_captions_in_text_files_beside_the_pictures_are_read(pictures, tmp_path):
+    (pictures / "00.txt").write_text("a man in red\n\nhe walks\n", encoding="utf-8-sig")
+    assert curate(pictures, "--output", tmp_path / "mine", "--short-side", 32) == 0
+    assert [record.captions for record in read_dataset(tmp_path / "mine")] == [("a man in red", "he walks")]
+    (pictures / "00.txt").write_bytes(b"caf\xe9")
+    assert curate(pictures, "--output", tmp_path / "other", "--short-side", 32) == 3
+
+
+def test_names_in_other_encodings_are_kept_and_shown_with_question_marks(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (4, 8)).save(os.fsencode(folder) + b"/caf\xe9.png", "PNG")
+    assert curate(folder, "--output", tmp_path / "mine", "--short-side", 4, "--aspect", "any") == 0
+    assert pq.read_table(tmp_path / "mine/decisions.parquet")["address"].to_pylist() == ["caf?.png"]
+
+
 @pytest.mark.parametrize(
     ("extra", "code", "says"),
     [
-        ((), 2, "give --captioner or --probe"),
+        (("--matcher", "nowhere"), 2, "has no captions for --matcher: give --captioner or --probe"),
         (("--crop",), 2, "need --detector"),
         (("--keep-fraction", "0.5"), 2, "need a --matcher"),
         (("--near-duplicates", "16"), 2, "between 0 and 15"),
