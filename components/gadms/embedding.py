@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from components.gadms.model import DualEncoder
+from components.training.evaluation_mode import evaluation_mode
 
 
 @torch.no_grad()
@@ -15,12 +16,10 @@ def embed_captions(encoder: DualEncoder, captions: Sequence[str], *, batch_size:
     ids = encoder.tokenizer(captions)
     order = ids.argmax(dim=-1).argsort(stable=True)
     result = torch.empty(len(captions), encoder.embed_dim)
-    training = encoder.training
-    encoder.eval()
-    for rows in order.split(batch_size):
-        pooled, _ = encoder.encode_text(ids[rows].to(encoder.device))
-        result[rows] = F.normalize(pooled.float(), dim=-1).cpu()
-    encoder.train(training)
+    with evaluation_mode(encoder):
+        for rows in order.split(batch_size):
+            pooled, _ = encoder.encode_text(ids[rows].to(encoder.device))
+            result[rows] = F.normalize(pooled.float(), dim=-1).cpu()
     return result
 
 
@@ -29,12 +28,10 @@ def embed_images(
     encoder: DualEncoder, image_ids: Sequence[int], pixels: Callable[[Sequence[int]], Tensor], *, batch_size: int = 256
 ) -> Tensor:
     """Embed pictures as unit vectors, float32 (N, D) on the CPU. `pixels(image_ids)` returns uint8 (n, 3, H, W)."""
-    training = encoder.training
-    encoder.eval()
     parts = []
-    for begin in range(0, len(image_ids), batch_size):
-        batch = pixels(image_ids[begin : begin + batch_size])
-        pooled, _ = encoder.encode_image(encoder.normalize_pixels(batch))
-        parts.append(F.normalize(pooled.float(), dim=-1).cpu())
-    encoder.train(training)
+    with evaluation_mode(encoder):
+        for begin in range(0, len(image_ids), batch_size):
+            batch = pixels(image_ids[begin : begin + batch_size])
+            pooled, _ = encoder.encode_image(encoder.normalize_pixels(batch))
+            parts.append(F.normalize(pooled.float(), dim=-1).cpu())
     return torch.cat(parts) if parts else torch.empty(0, encoder.embed_dim)

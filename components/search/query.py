@@ -27,7 +27,7 @@ class TextSearch:
         dimension = index.embeddings.shape[1]
         if encoder.embed_dim != dimension:
             raise DataError(f"the index holds vectors of {dimension} numbers, the model makes {encoder.embed_dim}")
-        self.encoder = encoder.eval()
+        self.encoder = encoder
         self.index = index
 
     @classmethod

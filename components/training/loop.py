@@ -30,7 +30,7 @@ BETA1 = 0.9
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss became NaN or infinite. The weights are those before the step, and the last checkpoint is kept."""
+    """The loss or its gradient became NaN or infinite. Weights are those before the step, and the last checkpoint is kept."""
 
 
 class StopRequested(Exception):
@@ -52,11 +52,12 @@ def fit(
 
     `batches(step)` returns this rank's part of the global batch of a 0-based step; with `accumulate`, `batches` is a sequence of
     such functions, one per virtual rank. Scalars are averaged over the steps and ranks since the last report and named
-    `<prefix>/<key>`; `on_report(step)` may add metrics (those of rank 0 are kept). With `ema_decay`, the averaged weights are in
-    `task` at the end. `blocks` are the modules that the strategy fsdp gathers one at a time; `task` is still sharded afterwards.
+    `<prefix>/<key>`; `on_report(step)` may add metrics (those of rank 0 are kept). At the end `task` is in eval mode, and with
+    `ema_decay` holds the averaged weights. `blocks` are the modules that the strategy fsdp gathers one at a time; `task` is still
+    sharded afterwards.
 
-    Raises NonFiniteLossError on every rank, before the optimizer step, when any rank's loss is not finite, and StopRequested on
-    every rank, with a checkpoint written, after the step in which the context of any rank requested it.
+    Raises NonFiniteLossError on every rank, before the optimizer step, when any rank's loss or gradient is not finite, and
+    StopRequested on every rank, with a checkpoint written, after the step in which the context of any rank requested it.
     """
     parts = [batches] if callable(batches) else list(batches)
     require_splittable(task, len(parts), config.accumulate)
@@ -67,29 +68,28 @@ def fit(
     meter = _Meter(context)
     start = _resume(task, optimizer, average, meter, context)
     model = task if sharded else replicate(task, context)
-    task.train()
-    for step in _progress(start, config.steps, prefix, context):
-        _set_rates(optimizer, config, decay, step)
-        optimizer.zero_grad(set_to_none=True)
-        scalars = _accumulate(model, task, parts, step, config, context, prefix)
-        stopping = _agree(scalars["loss"], step, context)
-        norm = gathered(nn.utils.clip_grad_norm_(_trainable(task).values(), config.clip_norm or math.inf))
-        optimizer.step()
-        if average:
-            average.update(step)
-        meter.add({**scalars, "gradient_norm": norm})
-        done = step + 1
-        if done % config.report_every == 0 or done == config.steps:
-            metrics = {f"{prefix}/{key}": value for key, value in meter.drain().items()}
-            extra = on_report(done) if on_report else {}
-            context.report({**metrics, f"{prefix}/learning_rate": optimizer.param_groups[0]["lr"], **extra}, done)
-        if done % config.checkpoint_every == 0 or done == config.steps or stopping:
-            context.save(_state(task, optimizer, average, meter), done)
-        if stopping and done < config.steps:
-            raise StopRequested(f"{prefix}: stopped after step {done} as requested; run again to resume")
+    with _training_mode(task):
+        for step in _progress(start, config.steps, prefix, context):
+            _set_rates(optimizer, config, decay, step)
+            optimizer.zero_grad(set_to_none=True)
+            scalars = _accumulate(model, task, parts, step, config, context, prefix)
+            norm = gathered(nn.utils.clip_grad_norm_(_trainable(task).values(), config.clip_norm or math.inf))
+            stopping = _agree(scalars["loss"], norm, step, context)
+            optimizer.step()
+            if average:
+                average.update(step)
+            meter.add({**scalars, "gradient_norm": norm})
+            done = step + 1
+            if done % config.report_every == 0 or done == config.steps:
+                metrics = {f"{prefix}/{key}": value for key, value in meter.drain().items()}
+                extra = on_report(done) if on_report else {}
+                context.report({**metrics, f"{prefix}/learning_rate": optimizer.param_groups[0]["lr"], **extra}, done)
+            if done % config.checkpoint_every == 0 or done == config.steps or stopping:
+                context.save(_state(task, optimizer, average, meter), done)
+            if stopping and done < config.steps:
+                raise StopRequested(f"{prefix}: stopped after step {done} as requested; run again to resume")
     if average:
         average.copy_to_parameters()
-    task.eval()
 
 
 def _accumulate(
@@ -154,9 +154,9 @@ def _set_rates(optimizer: torch.optim.Optimizer, config: LoopConfig, decay: Deca
 def _state(
     task: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None, meter: "_Meter"
 ) -> dict[str, Any]:
-    trainable = _trainable(task)
-    weights = {name: p.detach() for name, p in trainable.items()}
-    buffers = {name: t for name, t in task.state_dict().items() if name not in dict(task.named_parameters())}
+    weights = {name: p.detach() for name, p in _trainable(task).items()}
+    parameters = {name for name, _ in task.named_parameters(remove_duplicate=False)}
+    buffers = {name: t for name, t in task.state_dict().items() if name not in parameters}
     return {
         "weights": gathered(weights),
         "buffers": buffers,
@@ -196,6 +196,16 @@ def _autocast(device: torch.device, precision: str) -> Any:
 
 
 @contextmanager
+def _training_mode(task: nn.Module) -> Iterator[None]:
+    """Train mode inside the block, eval mode afterwards, also after an error: whoever catches it may evaluate the task."""
+    task.train()
+    try:
+        yield
+    finally:
+        task.eval()
+
+
+@contextmanager
 def _seeded(context: Context, prefix: str, step: int, rank: int) -> Iterator[None]:
     """Seed PyTorch's global generator, which dropout uses, with a stream named by step and rank."""
     with torch.random.fork_rng([context.device] if context.device.type == "cuda" else []):
@@ -203,18 +213,21 @@ def _seeded(context: Context, prefix: str, step: int, rank: int) -> Iterator[Non
         yield
 
 
-def _agree(loss: Tensor, step: int, context: Context) -> bool:
-    """Return whether all ranks stop after this step because one was requested to. Raises on all when one has a bad loss.
+def _agree(loss: Tensor, gradient_norm: Tensor, step: int, context: Context) -> bool:
+    """Return whether all ranks stop after this step because one was requested to.
 
-    All ranks act together: one alone would leave the others waiting in the next all-reduce.
+    Raises NonFiniteLossError on all when the loss or the gradient of one is not finite: one rank alone would leave the others
+    waiting in the next all-reduce. A finite loss may have a gradient that is not (sqrt at 0, an overflow in half precision).
     """
-    flags = torch.stack([(~torch.isfinite(loss.detach())).float(), loss.new_tensor(context.stop_requested()).float()])
+    values = torch.stack([loss, gradient_norm.to(loss)])
+    flags = torch.cat([(~values.isfinite()).float(), values.new_tensor([context.stop_requested()], dtype=torch.float)])
     if context.world_size > 1:
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    bad, stopping = flags.tolist()
-    if bad:
+    bad_loss, bad_gradient, stopping = flags.tolist()
+    if bad_loss or bad_gradient:
+        what = "loss" if bad_loss else "gradient"
         raise NonFiniteLossError(
-            f"the loss is not finite at step {step + 1}; the last checkpoint is kept: lower the learning rate"
+            f"the {what} is not finite at step {step + 1}; the last checkpoint is kept: lower the learning rate"
         )
     return bool(stopping)
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from components.errors import ParameterError
+
 
 def stream_seed(seed: int, *names: str | int) -> int:
     """Return a 63-bit seed for the stream `names` under `seed`; independent streams for different names (SHA-256)."""
@@ -22,9 +24,19 @@ def generator(seed: int, *names: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(stream_seed(seed, *names))
 
 
+def part_size(batch: int, world_size: int) -> int:
+    """Return how many rows of a global batch each rank computes.
+
+    Raises ParameterError where they do not divide: a rank with fewer rows would count them for more in the mean of the gradients.
+    """
+    if batch % world_size:
+        raise ParameterError(f"batch = {batch}: must be a multiple of the {world_size} workers")
+    return batch // world_size
+
+
 def rank_part(values: Tensor, rank: int, world_size: int) -> Tensor:
-    """Return one rank's rows of `values`, which every rank draws in full for the global batch (total, ...)."""
-    part = len(values) // world_size
+    """Return one rank's rows of `values`, which every rank draws in full for the global batch (total, ...); see `part_size`."""
+    part = part_size(len(values), world_size)
     return values[rank * part : (rank + 1) * part]
 
 

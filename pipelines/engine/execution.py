@@ -18,7 +18,9 @@ from typing import Any, Protocol, cast
 
 import torch
 
+from components.errors import ParameterError
 from components.files import remove
+from components.training.config import TrainingConfig
 from components.training.loop import StopRequested
 from pipelines.engine.context import StageContext
 from pipelines.engine.ray_cluster import (
@@ -37,6 +39,7 @@ from pipelines.graph import StageRun
 from pipelines.locks.retrying import ProcessLostError, RetryBudget
 from pipelines.params import Parameters
 from pipelines.schema.running import Compute
+from pipelines.schema.section import Section
 from pipelines.scratch.folder import Scratch
 from pipelines.scratch.storage import Storage
 
@@ -124,7 +127,18 @@ def execute(
 
     if not run.stage.trains:
         return on_rank(0, 1, lambda metrics: None)
+    require_even_batches(getattr(params, run.stage.name), run.stage.name, compute.workers)
     return under_ray_train(on_rank, compute, storage)
+
+
+def require_even_batches(section: Section, name: str, workers: int) -> None:
+    """Raise ParameterError, before any worker starts, where a batch of the section `name` does not divide among them."""
+    for key, training in section:
+        if isinstance(training, TrainingConfig) and training.batch % (max(workers, 1) * training.accumulate):
+            raise ParameterError(
+                f"{name}.{key}.batch = {training.batch}: must be a multiple of compute.workers = {max(workers, 1)} x "
+                f"accumulate = {training.accumulate}"
+            )
 
 
 def under_ray_train(function: RankFunction, compute: Compute, storage: Path | str) -> Metrics:

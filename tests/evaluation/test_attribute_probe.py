@@ -46,6 +46,13 @@ def test_a_probe_learns_which_half_has_which_colour():
     assert table["upper"]["majority"] < 60
 
 
+def test_an_error_while_predicting_leaves_the_probe_in_training():
+    probe = small_probe().train()
+    with pytest.raises(RuntimeError):
+        probe.predict(torch.zeros(1, 4, 16, 8))  # four channels
+    assert all(module.training for module in probe.modules())
+
+
 def test_an_unstated_attribute_changes_neither_loss_nor_gradient():
     pixels, _ = two_halves(4, seed=0)
     task = ProbeTask(small_probe().eval(), seed=0)

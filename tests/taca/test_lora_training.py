@@ -46,6 +46,19 @@ class Process(LocalContext):
             dist.barrier()
 
 
+class Scaled(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor, factor: float) -> Tensor:
+        context.factor = factor
+        return values.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Any:
+        return gradients[0] * context.factor, None
+
+
 def global_batch(step: int, family: str) -> dict[str, Tensor]:
     source = torch.Generator().manual_seed(step)
     return {
@@ -65,10 +78,11 @@ def train(
     base: torch.dtype = torch.float32,
     checkpointing: bool = False,
     bad: tuple[int, int] | None = None,
+    steep: bool = False,
 ) -> VelocityTask:
     """A LoRA of rank 3, odd so that it does not divide by two processes, written to `out` with what was reported.
 
-    bad: (virtual rank, step) of a micro-batch whose latents are not a number.
+    bad: (virtual rank, step) of a micro-batch whose latents are not a number; if `steep`, whose gradients alone are not.
     """
     model: Any = (flux(num_layers=1, num_single_layers=1) if family == "flux" else sd3()).to(base)
     add_lora(model, rank=3, seed=0)
@@ -79,14 +93,20 @@ def train(
         rank=context.rank, world_size=context.world_size, schedule=TemperatureSchedule(gamma=1.5, threshold=0.8),
     )  # fmt: skip
 
+    scale = [1.0]  # of what flows back through the last layer's input
+    if steep:
+        model.proj_out.register_forward_pre_hook(lambda layer, inputs: (Scaled.apply(inputs[0], scale[0]),))
+
     def part(ranks: dict[str, int]) -> Any:
         def batch(step: int) -> dict[str, Tensor]:
             rows = {
                 key: value.chunk(ranks["world_size"])[ranks["rank"]]
                 for key, value in global_batch(step, family).items()
             }
-            if bad == (ranks["rank"], step):
+            is_bad = bad == (ranks["rank"], step)
+            if is_bad and not steep:
                 rows["latents"] = rows["latents"] * math.nan
+            scale[0] = math.inf if is_bad else 1.0
             if family == "flux":
                 rows["img_ids"] = torch.cartesian_prod(torch.zeros(1), torch.arange(4.0), torch.arange(4.0))
             return rows
@@ -131,6 +151,12 @@ TWO: dict[str, dict[str, Any]] = {  # what two processes train
 }
 
 
+BAD: dict[str, dict[str, Any]] = {  # what two processes stop
+    "loss": {"config": replace(CONFIG, accumulate=2), "bad": (2, 2)},
+    "gradient": {"config": replace(CONFIG, clip_norm=0.0), "bad": (1, 2), "steep": True},
+}
+
+
 def one_of_two(rank: int, world_size: int, folder: str) -> None:
     root = Path(folder)
     for name, settings in TWO.items():
@@ -144,12 +170,12 @@ def one_of_two(rank: int, world_size: int, folder: str) -> None:
         )
         context = Process(rank, 2, strategy, root / "half alone" / f"checkpoints for {strategy}")
         train(context, root / f"alone, then {strategy}")
-        try:
-            train(
-                Process(rank, 2, strategy), root / f"bad {strategy}", config=replace(CONFIG, accumulate=2), bad=(2, 2)
-            )
-        except NonFiniteLossError as error:
-            (root / f"bad {strategy}" / f"stopped-{rank}").write_text(str(error))
+        for kind, settings in BAD.items():
+            folder_of_kind = root / f"bad {kind} {strategy}"
+            try:
+                train(Process(rank, 2, strategy), folder_of_kind, **settings)
+            except NonFiniteLossError as error:
+                (folder_of_kind / f"stopped-{rank}").write_text(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -220,13 +246,15 @@ def test_a_run_goes_on_with_another_number_of_processes_and_the_other_strategy(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", BAD)
 def test_one_bad_micro_batch_stops_both_processes_before_the_step(
-    strategy: str, two_processes: Path, tmp_path: Path
+    kind: str, strategy: str, two_processes: Path, tmp_path: Path
 ) -> None:
+    folder = two_processes / f"bad {kind} {strategy}"
     for rank in (0, 1):
-        assert "not finite at step 3" in (two_processes / f"bad {strategy}" / f"stopped-{rank}").read_text()
-    before = alone(tmp_path, steps=2, config=replace(CONFIG, ema_decay=0.0))
-    assert_same(adapter(two_processes / f"bad {strategy}"), before)
+        assert f"the {kind} is not finite at step 3" in (folder / f"stopped-{rank}").read_text()
+    before = alone(tmp_path, steps=2, config=replace(CONFIG, ema_decay=0.0, clip_norm=BAD[kind]["config"].clip_norm))
+    assert_same(adapter(folder), before)
 
 
 @pytest.mark.parametrize(("family", "accumulate"), [("flux", 2), ("flux", 8), ("sd3", 4)])

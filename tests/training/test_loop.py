@@ -14,7 +14,7 @@ from components.training.averaging import WeightAverage
 from components.training.config import LoopConfig, RateChange
 from components.training.context import LocalContext
 from components.training.loop import BETA1, NonFiniteLossError, fit
-from components.training.randomness import generator, stream_seed
+from components.training.randomness import generator, rank_part, stream_seed
 from components.training.schedules import learning_rate_factor
 from components.training.task import PerSampleTask, TrainingTask
 
@@ -141,6 +141,77 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_step(tmp_path):
         assert torch.equal(found, expected), name
 
 
+class Steep(PerSampleTask):
+    """Its loss is finite in every step, and its gradient is NaN in the fourth, that of sqrt at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2))
+
+    def forward(self, batch, step):
+        if step < 3:
+            return {"loss": (self.weight - batch).square().mean()}
+        return {"loss": (self.weight - self.weight.detach()).square().sum().sqrt()}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_finite_loss_whose_gradient_is_not_reaches_neither_weights_nor_a_checkpoint(
+    tmp_path, accumulate, clip_norm, optimizer
+):
+    config = LoopConfig(
+        steps=8, learning_rate=0.01, checkpoint_every=1, accumulate=accumulate, clip_norm=clip_norm, optimizer=optimizer
+    )
+    parts = [lambda step: torch.zeros(())] * accumulate
+    expected = Steep()
+    fit(expected, parts, replace(config, steps=3), LocalContext(), decay="constant")
+    task, context = Steep(), LocalContext(folder=tmp_path)
+    with pytest.raises(NonFiniteLossError, match="the gradient is not finite at step 4"):
+        fit(task, parts, config, context, decay="constant")
+    assert torch.equal(task.weight, expected.weight)
+    step, state = context.load()
+    assert step == 3
+    assert torch.equal(state["weights"]["weight"], expected.weight)
+    assert not task.training  # whoever catches the error may evaluate
+
+
+def test_a_norm_that_overflows_stops_too():
+    """No element of the gradient is infinite, but Adam's square of it would be, and the weight would never move again."""
+    task = Steep()
+    task.forward = lambda batch, step: {"loss": task.weight.sum() * 1e25}
+    with pytest.raises(NonFiniteLossError, match="the gradient is not finite at step 1"):
+        fit(task, lambda step: None, LoopConfig(steps=1, learning_rate=0.1), LocalContext())
+    assert torch.equal(task.weight, torch.ones(2, 2))
+
+
+def test_a_checkpoint_is_made_in_one_pass_over_the_tensors_and_holds_shared_ones_once(tmp_path, monkeypatch):
+    class Shared(TrainingTask):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(2, 2) for _ in range(8)])
+            self.layers[5].weight = self.layers[0].weight
+            self.register_buffer("table", torch.zeros(3))
+
+        def forward(self, batch, step):
+            return {"loss": sum(layer.weight.sum() + layer.bias.sum() for layer in self.layers)}
+
+    passes = []
+    named = Shared.named_parameters
+    monkeypatch.setattr(
+        Shared, "named_parameters", lambda self, **options: (passes.append(1), named(self, **options))[1]
+    )
+    task, context = Shared(), LocalContext(folder=tmp_path)
+    fit(task, lambda step: None, LoopConfig(steps=1, learning_rate=0.1), context)
+    assert len(passes) < 10
+    state = context.load()[1]
+    assert set(state["buffers"]) == {"table"}
+    again = Shared()
+    fit(again, lambda step: None, LoopConfig(steps=1, learning_rate=0.1), context)
+    assert all(torch.equal(value, task.state_dict()[name]) for name, value in again.state_dict().items())
+    assert again.layers[5].weight is again.layers[0].weight
+
+
 def test_weight_decay_shrinks_matrices_and_nothing_else():
     class Still(TrainingTask):
         """Its gradients are zero, so that weight decay alone moves it."""
@@ -213,14 +284,20 @@ def test_a_loop_that_cannot_run_is_refused_by_name(wrong):
 
 
 def train_twice(rank, world_size):
-    """On one of two ranks: weights and history of a training, and how one ends whose loss is bad on rank 1."""
-    return {"good": train_part(rank, world_size), "bad": train_part(rank, world_size, bad_rank=1)}
+    """On one of two ranks: weights and history of a training, and how one ends whose loss or gradient is bad on rank 1."""
+    return {
+        "good": train_part(rank, world_size),
+        "bad": train_part(rank, world_size, bad_rank=1),
+        "bad gradient": train_part(rank, world_size, bad_rank=1, bad_gradient=True),
+    }
 
 
-def train_part(rank, world_size, bad_rank=None):
+def train_part(rank, world_size, bad_rank=None, bad_gradient=False):
     context = LocalContext()
     context.rank, context.world_size = rank, world_size
-    task = Regression(bad_step=3 if rank == bad_rank else None, normalised=False)
+    task = Regression(bad_step=3 if rank == bad_rank and not bad_gradient else None, normalised=False)
+    if rank == bad_rank and bad_gradient:
+        task.network[0].weight.register_hook(lambda gradient: gradient * math.inf)
 
     def batches(step):
         inputs, targets = global_batch(step)
@@ -228,8 +305,9 @@ def train_part(rank, world_size, bad_rank=None):
 
     try:
         fit(task, batches, LoopConfig(steps=12, learning_rate=0.01, report_every=4), context)
-    except NonFiniteLossError:
-        return "stopped"
+    except NonFiniteLossError as error:
+        assert all(parameter.isfinite().all() for parameter in task.parameters())
+        return f"stopped: {error}"
     return task.state_dict(), context.history
 
 
@@ -252,7 +330,9 @@ def test_two_processes_compute_what_one_computes_on_the_global_batch(by_rank):
 
 @pytest.mark.slow
 def test_a_bad_loss_on_one_rank_stops_both(by_rank):
-    assert [found["bad"] for found in by_rank] == ["stopped", "stopped"]
+    for found in by_rank:
+        assert "the loss is not finite at step 4" in found["bad"]
+        assert "the gradient is not finite at step 1" in found["bad gradient"]
 
 
 def test_streams_do_not_depend_on_the_process_or_on_each_other():
@@ -299,6 +379,11 @@ def test_a_batch_in_parts_takes_the_steps_of_the_whole_batch():
 def test_virtual_ranks_are_those_of_one_worker_after_the_other():
     context = LocalContext()
     context.rank, context.world_size = 1, 3
+    assert torch.equal(rank_part(torch.arange(12), 1, 3), torch.arange(4, 8))
+    with pytest.raises(
+        ParameterError, match="batch = 16: must be a multiple of the 3 workers"
+    ):  # and no row is dropped
+        rank_part(torch.arange(16), 1, 3)
     assert virtual_ranks(context, 2) == [{"rank": 2, "world_size": 6}, {"rank": 3, "world_size": 6}]
     require_even(12, context, 2)
     with pytest.raises(ParameterError, match="batch = 16: must be a multiple of 3 workers x accumulate 2"):

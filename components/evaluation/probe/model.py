@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from components.errors import DataError, ParameterError
+from components.training.evaluation_mode import evaluation_mode
 from components.training.randomness import stream_seed
 
 MISSING = -1  # label of an attribute that a picture does not state
@@ -100,15 +101,13 @@ class AttributeProbe(nn.Module):
     @torch.no_grad()
     def predict(self, pixels: Tensor, batch_size: int = 256) -> Tensor:
         """Return the most likely value of every attribute: (N, A) int64 on the CPU."""
-        was_training = self.training
-        self.eval()
         device = next(self.parameters()).device
-        parts = [
-            torch.stack([logits.argmax(1) for logits in self(part.to(device)).values()], dim=1).cpu()
-            for part in pixels.split(batch_size)
-            if len(part)
-        ]
-        self.train(was_training)
+        with evaluation_mode(self):
+            parts = [
+                torch.stack([logits.argmax(1) for logits in self(part.to(device)).values()], dim=1).cpu()
+                for part in pixels.split(batch_size)
+                if len(part)
+            ]
         return torch.cat(parts) if parts else torch.empty((0, len(self.attributes)), dtype=torch.int64)
 
     def save(self, folder: Path) -> None:

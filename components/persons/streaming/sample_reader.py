@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from components.errors import DataError, ParameterError
+from components.errors import DataError
 from components.persons.pixels import decode_rgb, resized
 from components.persons.streaming.corpus import Block, Corpus
 from components.persons.streaming.sample_order import SampleOrder
+from components.training.randomness import part_size
 
 Arrays = dict[str, NDArray[Any]]
 WINDOW_BLOCKS = 64
@@ -37,11 +38,9 @@ class SampleReader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size % world_size:
-            raise ParameterError(f"batch_size {batch_size}: must be a multiple of the {world_size} workers")
         self.corpus, self.tokenizer, self.size = corpus, tokenizer, size
         self.order = SampleOrder(corpus.sizes, seed=seed, window=window)
-        self.batch_size, self.rows, self.rank = batch_size, batch_size // world_size, rank
+        self.batch_size, self.rows, self.rank = batch_size, part_size(batch_size, world_size), rank
         self._numbers = np.cumsum(corpus.sizes) - corpus.sizes  # number of each block's first caption
         self._blocks: OrderedDict[int, Block] = OrderedDict()
 

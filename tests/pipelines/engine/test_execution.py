@@ -8,13 +8,15 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from components.errors import DataError
+from components.errors import DataError, ParameterError
 from components.training.loop import NonFiniteLossError
 from pipelines import graph
 from pipelines.engine import execution
-from pipelines.engine.execution import RankFolders, _cause
+from pipelines.engine.execution import RankFolders, _cause, require_even_batches
 from pipelines.errors import InfrastructureError, exit_code
+from pipelines.identity.closure import ROOT
 from pipelines.locks.retrying import Decision, RetryPolicy
+from pipelines.params import load
 from pipelines.schema.running import Compute
 from pipelines.scratch.folder import Scratch
 
@@ -89,3 +91,21 @@ def test_lost_storage_is_retried_and_so_is_a_peer_that_has_gone():
 
 def again(error):
     return RetryPolicy(1).decide(exit_code(error), 1) is Decision.AGAIN
+
+
+@pytest.mark.parametrize(
+    ("section", "workers", "message"),
+    [
+        ("probe", 3, "probe.training.batch = 64: must be a multiple of compute.workers = 3 x accumulate = 1"),
+        ("base_model", 3, "base_model.autoencoder.batch = 8: must be a multiple of compute.workers = 3"),
+        ("curate", 5, "curate.matcher.batch = 64"),
+        ("gadms_finetune", 6, "gadms_finetune.training.batch = 64"),
+        ("taca_train", 32, "taca_train.training.batch = 16"),
+    ],
+)
+def test_a_batch_that_does_not_divide_among_the_workers_is_refused_before_they_start(section, workers, message):
+    settings = load(ROOT / "params.yaml")
+    require_even_batches(getattr(settings, section), section, 0)
+    require_even_batches(getattr(settings, section), section, 4)
+    with pytest.raises(ParameterError, match=message):
+        require_even_batches(getattr(settings, section), section, workers)
