@@ -138,11 +138,23 @@ def unload_lora(transformer: Any, adapter_name: str = "taca") -> None:
 
 @contextmanager
 def _trainable_kept(transformer: Any) -> Iterator[None]:
-    """Restore afterwards which parameters are trainable: PEFT freezes the base, and trains the adapters that it activates."""
-    before = [(parameter, parameter.requires_grad) for parameter in transformer.parameters()]
-    yield
-    for parameter, trainable in before:
-        parameter.requires_grad_(trainable)
+    """Restore afterwards, also after an error, which parameters are trainable: PEFT freezes the base and trains what it activates.
+
+    By name, as offloading replaces parameters by others while an adapter is loaded; PEFT itself puts a layer into `base_layer`.
+    """
+    before = {name: parameter.requires_grad for name, parameter in _named_parameters(transformer)}
+    try:
+        yield
+    finally:
+        for name, parameter in _named_parameters(transformer):
+            if name in before:
+                parameter.requires_grad_(before[name])
+
+
+def _named_parameters(transformer: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Yield parameters by their names without adapters."""
+    for name, parameter in transformer.named_parameters():
+        yield name.replace(".base_layer.", "."), parameter
 
 
 @contextmanager

@@ -263,6 +263,41 @@ def test_loading_and_unloading_keep_another_adapter_as_it_was(tmp_path: Path) ->
     assert torch.equal(run(model, inputs), before)
 
 
+def test_what_is_trainable_stays_so_by_name_where_loading_replaces_parameters_or_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offloading puts other parameter objects in place of those that were there."""
+    save_lora(trained(flux()), tmp_path, TemperatureSchedule(gamma=1.0).to_mapping())
+    model = flux()
+    add_lora(model, rank=2, seed=0, adapter_name="mine")
+    model.proj_out.requires_grad_(True)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    load = model.load_lora_adapter
+
+    def load_and_replace(*args: Any, **keywords: Any) -> None:
+        load(*args, **keywords)
+        for module in model.modules():
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None:
+                    module._parameters[name] = torch.nn.Parameter(parameter.detach().clone(), requires_grad=False)
+
+    monkeypatch.setattr(model, "load_lora_adapter", load_and_replace)
+    load_lora(model, tmp_path)
+    after = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert before == {name: after[name] for name in before}
+    unload_lora(model)
+    assert before == {name: p.requires_grad for name, p in model.named_parameters()}
+
+    def fail(*args: Any, **keywords: Any) -> None:
+        model.requires_grad_(False)
+        raise RuntimeError("out of room")
+
+    monkeypatch.setattr(model, "load_lora_adapter", fail)
+    with pytest.raises((RuntimeError, DataError), match="out of room"):
+        load_lora(model, tmp_path)
+    assert before == {name: p.requires_grad for name, p in model.named_parameters()}
+
+
 def test_unloading_the_only_adapter_leaves_a_plain_model_that_can_load_again(tmp_path: Path) -> None:
     save_lora(trained(flux()), tmp_path, TemperatureSchedule(gamma=1.0).to_mapping())
     model, inputs = flux(), flux_inputs([0.5])
