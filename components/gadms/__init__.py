@@ -18,7 +18,7 @@ _PUBLIC = {
     "score_memory": ("ScoreTable",),
     "scores.scoring": ("gradient_attention_scores", "token_scores"),
     "tasks": ("RetrievalTask",),
-    "tokenizer": ("CaptionTokenizer", "token_word_alignment", "wrong_token_mask"),
+    "tokenizer": ("CaptionTokenizer", "token_word_alignment", "word_token_mask"),
 }
 __all__ = all_names(_PUBLIC)
 

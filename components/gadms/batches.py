@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from components.errors import DataError, ParameterError
+from components.errors import DataError
 from components.gadms.model import DualEncoder
 from components.gadms.tasks import RetrievalBatch
-from components.gadms.tokenizer import wrong_token_mask
+from components.gadms.tokenizer import word_token_mask
 from components.persons.augmentation import AugmentationConfig
 from components.persons.transforms import augment
-from components.training.randomness import ShuffledEpochs, generator, rank_part
+from components.training.randomness import ShuffledEpochs, generator, part_size, rank_part
 
 
 class AugmentedBatches:
@@ -29,8 +29,7 @@ class AugmentedBatches:
         world_size: int,
         augmentation: AugmentationConfig | None,
     ) -> None:
-        if batch_size % world_size:
-            raise ParameterError(f"batch_size {batch_size}: must be a multiple of the {world_size} workers")
+        part_size(batch_size, world_size)  # refuses one that does not divide
         self.encoder, self.augmentation = encoder, augmentation
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
 
@@ -49,7 +48,7 @@ class CaptionBatches(AugmentedBatches):
     so nothing is dropped. `batch_size` is global.
 
     captions, image_ids, identities: one entry per caption. `pixels(image_ids)` returns uint8 (n, 3, H, W). `wrong_words`: per
-    caption the positions of hallucinated words, if known (diagnostics).
+    caption the positions of hallucinated words, if known (diagnostics), and `fact_words` those of words that state a fact.
     """
 
     def __init__(
@@ -66,6 +65,7 @@ class CaptionBatches(AugmentedBatches):
         world_size: int = 1,
         augmentation: AugmentationConfig | None = None,
         wrong_words: Sequence[Sequence[int]] | None = None,
+        fact_words: Sequence[Sequence[int]] | None = None,
     ) -> None:
         if not captions:
             raise DataError("retrieval training: no captions in the training split")
@@ -74,10 +74,7 @@ class CaptionBatches(AugmentedBatches):
         self.ids = encoder.tokenizer(captions)
         self.image_ids = list(image_ids)
         self.identities = torch.tensor(list(identities), dtype=torch.long)
-        self.wrong = None
-        if wrong_words is not None:
-            pairs = zip(captions, wrong_words, strict=True)
-            self.wrong = torch.stack([wrong_token_mask(text, words, encoder.tokenizer) for text, words in pairs])
+        self.wrong, self.facts = (self._token_masks(captions, words) for words in (wrong_words, fact_words))
         self._epochs = ShuffledEpochs(len(self.ids), seed, "epoch")
 
     def __len__(self) -> int:
@@ -95,7 +92,16 @@ class CaptionBatches(AugmentedBatches):
         )
         if self.wrong is not None:
             batch["wrong"] = self.wrong[index].to(device)
+        if self.facts is not None:
+            batch["facts"] = self.facts[index].to(device)
         return batch
+
+    def _token_masks(self, captions: Sequence[str], words: Sequence[Sequence[int]] | None) -> Tensor | None:
+        """The tokens of the chosen words of each caption, bool (captions, T)."""
+        if words is None:
+            return None
+        pairs = zip(captions, words, strict=True)
+        return torch.stack([word_token_mask(text, chosen, self.encoder.tokenizer) for text, chosen in pairs])
 
     def _rows(self, step: int) -> Tensor:
         """Caption rows of the global batch, int64 (batch_size,)."""

@@ -1,9 +1,10 @@
 """Masking of a batch by scores: compute or look up the scores, draw the masks, and store scores for the next visit.
 
-`mask` returns both copies of a batch; `observe` records what the decoder then predicted. Timing of scores computed from the
-encoder: "previous" masks with the scores of a caption's last visit, so that masks do not follow the weights of the same step, and
-uses the random rates on a first visit; "same-step" uses the current scores. "likelihood" is always of earlier visits: how much
-better than usual each token was predicted when masked.
+`mask` returns both copies of a batch; `observe` records what the decoder then predicted; `remember` stores the scores of a batch
+that is not masked, in the contrastive warm-up, so that the first masked step has them. Timing of scores computed from the encoder:
+"previous" masks with the scores of a caption's last visit, so that masks do not follow the weights of the same step, and uses the
+random rates on a first visit; "same-step" uses the current scores. "likelihood" is always of earlier masked visits: how much better
+than usual each token was predicted (nothing is predicted in the warm-up).
 """
 
 from collections.abc import Mapping
@@ -28,8 +29,11 @@ class CaptionScorer(nn.Module):
     """Scores and masks `captions` training captions. `scoring` None masks at random (the control).
 
     Its buffers are part of the task's checkpoint and the same on every rank. Bytes per caption of 77 tokens: 0 at random and for
-    "same-step", 77 for "previous", 231 for "likelihood".
+    "same-step", 77 for "previous", 231 for "likelihood". `visits` float64 (2,) counts masked caption visits: those by a score (in
+    part, where only some tokens have one), and all.
     """
+
+    visits: Tensor
 
     def __init__(
         self,
@@ -48,6 +52,8 @@ class CaptionScorer(nn.Module):
         self.mask_id = encoder.tokenizer.mask_id
         length = encoder.clip.context_length
         self.scores = self.likelihoods = None
+        if scoring is not None:
+            self.register_buffer("visits", torch.zeros(2, dtype=torch.float64))
         if scoring is not None and scoring.name == "likelihood":
             self.likelihoods = LikelihoodTable(captions, encoder.clip.vocab_size, length)
         elif scoring is not None and scoring.name != "truth" and timing == "previous":
@@ -93,10 +99,29 @@ class CaptionScorer(nn.Module):
         )
         scalars = {"noise_rate": copies.noise_rate, "prediction_rate": copies.prediction_rate}
         if self.scoring is not None:
-            scalars["score_known"] = (scored & valid).sum() / valid.sum().clamp_min(1)
+            scalars["masked_by_score"] = self._count_visits(scored & valid, valid)
         if "wrong" in batch:
-            scalars |= noise_diagnostics(judged, copies, batch["wrong"], valid)
+            scalars |= noise_diagnostics(judged, copies, batch["wrong"], valid, batch.get("facts"))
         return copies, scalars
+
+    @property
+    def masked_by_score(self) -> float | None:
+        """The fraction of all masked caption visits so far that a score masked; None at random and before the first."""
+        if self.scoring is None or not self.visits[1]:
+            return None
+        return (self.visits[0] / self.visits[1]).item()
+
+    @torch.no_grad()
+    def remember(
+        self, encoder: DualEncoder, batch: Mapping[str, Any], image: Tensor, image_tokens: Tensor, step: int
+    ) -> None:
+        """Store the scores of a batch that is not masked, for the next visits of its captions. Arguments as `mask`; collective.
+
+        Does nothing where no scores of earlier visits are used.
+        """
+        if self.scores is not None:
+            valid = maskable(batch["ids"], self.mask_id)
+            self.scores.update(batch["caption_index"], self._fresh(encoder, batch, image, image_tokens, valid, step))
 
     @torch.no_grad()
     def observe(self, batch: Mapping[str, Any], copies: DualMask, logits: Tensor) -> None:
@@ -139,13 +164,34 @@ class CaptionScorer(nn.Module):
             seen = valid & (count > 0)
             scores = self._normalised(raw, seen).masked_fill(~seen, -1)
             return scores, scores
-        inputs = ScoreInputs(encoder, ids, image, image_tokens, self.scoring, self.seed, step)
-        fresh = self._normalised(raw_scores(inputs), valid)
+        fresh = self._fresh(encoder, batch, image, image_tokens, valid, step)
         if self.scores is None:
             return fresh, fresh
         known = self.scores.lookup(index)
         self.scores.update(index, fresh)
         return known, fresh
+
+    def _fresh(
+        self,
+        encoder: DualEncoder,
+        batch: Mapping[str, Any],
+        image: Tensor,
+        image_tokens: Tensor,
+        valid: Tensor,
+        step: int,
+    ) -> Tensor:
+        """The score of every token by the encoder as it is now, (B, T)."""
+        assert self.scoring is not None
+        inputs = ScoreInputs(encoder, batch["ids"], image, image_tokens, self.scoring, self.seed, step)
+        return self._normalised(raw_scores(inputs), valid)
+
+    def _count_visits(self, scored: Tensor, valid: Tensor) -> Tensor:
+        """Return the mean over the captions of the fraction of their tokens with a score; count those of all ranks."""
+        tokens = valid.sum(-1)
+        masked = scored.sum(-1).double() / tokens.clamp_min(1)
+        each = gather_rows(torch.stack([masked, (tokens > 0).double()], dim=-1))
+        self.visits += each.sum(0)
+        return masked.sum() / (tokens > 0).sum().clamp_min(1)
 
     def _normalised(self, raw: Tensor, valid: Tensor) -> Tensor:
         assert self.scoring is not None

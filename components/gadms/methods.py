@@ -5,12 +5,14 @@
 | gadms       | SDM           | noise copy       | tokens the score takes for noise | MTP 0.4          | GA-DMS, arXiv 2509.09118 |
 | random      | SDM           | noise copy       | anything, 15 %                   | MTP 0.4          | the control of gadms |
 | nam         | SDM           | noise copy       | tokens unlike any patch, 15 %    |                  | NAM, CVPR 2024 |
+| sdm         | SDM           | the caption      | nothing                          |                  | no masking at all |
 | irra        | SDM           | the caption      | nothing; MTP masks 15 % at random | MTP 1, ID 1     | IRRA, CVPR 2023 |
 | contrastive | InfoNCE       | the caption      | nothing                          |                  | CLIP |
 | tal         | TAL           | the caption      | nothing                          |                  | RDE, CVPR 2024 |
 
 The weights are the published ones; weights of the configuration replace them in every method that masks. Without masking there is
-nothing to predict: `contrastive` and `tal` have one loss.
+nothing to predict: `sdm`, `contrastive` and `tal` have one loss. Methods differ in what their line says and in nothing else: all
+temperatures are SDM's, but for TAL, in which it smooths a maximum.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +22,7 @@ from components.gadms.config import MaskingConfig, Rule, ScoreName, ScoringConfi
 from components.persons.augmentation import AugmentationConfig
 from components.settings import AboveZero, Count, NotNegative, Positive, Rate, settings
 
-Method = Literal["gadms", "random", "nam", "irra", "contrastive", "tal"]
+Method = Literal["gadms", "random", "nam", "sdm", "irra", "contrastive", "tal"]
 Matching = Literal["sdm", "contrastive", "tal"]
 Masking = Literal["scores", "random", "none"]
 DecoderStart = Literal["pretrained", "new"]
@@ -34,6 +36,7 @@ class Recipe:
         matching: the loss between pictures and captions.
         masking: how masked tokens are chosen.
         match_noise_copy: whether the matching loss reads the noise copy, or else the caption.
+        temperature: of the matching loss.
         mtp_weight, id_weight: of masked-token prediction and of identity classification, as published.
         score, rule: the token score and the masking rule of the method; None takes those of the configuration.
         bert: whether the method replaces predicted tokens as BERT does (80 % mask, 10 % another token, 10 % unchanged).
@@ -41,6 +44,7 @@ class Recipe:
 
     matching: Matching
     masking: Masking = "none"
+    temperature: float = 0.02
     match_noise_copy: bool = False
     mtp_weight: float = 0.0
     id_weight: float = 0.0
@@ -53,9 +57,10 @@ METHODS: dict[Method, Recipe] = {
     "gadms": Recipe("sdm", "scores", match_noise_copy=True, mtp_weight=0.4),
     "random": Recipe("sdm", "random", match_noise_copy=True, mtp_weight=0.4),
     "nam": Recipe("sdm", "scores", match_noise_copy=True, score="max-patch", rule="nam"),
+    "sdm": Recipe("sdm"),
     "irra": Recipe("sdm", "random", mtp_weight=1.0, id_weight=1.0, bert=True),
     "contrastive": Recipe("contrastive"),
-    "tal": Recipe("tal"),
+    "tal": Recipe("tal", temperature=0.015),
 }
 
 
@@ -65,7 +70,8 @@ class RetrievalConfig:
 
     Attributes:
         name: the method; None is gadms, or in a comparison that of the arm.
-        warmup_steps: InfoNCE steps before SDM, which does not start from random weights.
+        warmup_steps, warmup_temperature: InfoNCE steps before the method's own, as SDM does not start from random weights.
+        temperature: of the matching loss after them; None is 0.02 for every method but `tal` (0.015).
         mtp_weight, id_weight: of masked-token prediction and identity classification; None is the method's published weight.
         caption_aliasing: the matching and identity losses see the caption whose tokens are masked for prediction, as in the
             released IRRA, where the masking wrote into the batch by mistake. One text pass less.
@@ -84,9 +90,8 @@ class RetrievalConfig:
     sdm_weight: NotNegative = 1.0
     mtp_weight: NotNegative | None = None
     id_weight: NotNegative | None = None
-    sdm_temperature: AboveZero = 0.02
-    contrastive_temperature: AboveZero = 0.07
-    tal_temperature: AboveZero = 0.015
+    temperature: AboveZero | None = None
+    warmup_temperature: AboveZero = 0.07
     tal_margin: NotNegative = 0.1
     masking: MaskingConfig = MaskingConfig()
     scoring: ScoringConfig = ScoringConfig()
@@ -107,8 +112,10 @@ class RetrievalConfig:
 
     @property
     def recipe(self) -> Recipe:
-        """The method's recipe, with the weights of this configuration."""
+        """The method's recipe, with the temperature and weights of this configuration."""
         recipe = METHODS[self.name or "gadms"]
+        if self.temperature is not None:
+            recipe = replace(recipe, temperature=self.temperature)
         if recipe.masking == "none":
             return recipe
         return replace(

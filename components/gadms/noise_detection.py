@@ -12,6 +12,7 @@ from components.gadms.masking import DualMask
 from components.gadms.model import DualEncoder
 from components.gadms.scores.scoring import token_scores
 from components.gadms.tokenizer import token_word_alignment
+from components.training.evaluation_mode import evaluation_mode
 
 
 class PixelSource(Protocol):
@@ -36,42 +37,48 @@ def word_scores(
     (caption_id, position, word, score, wrong), one entry per word, and `word_auc`. Scores that depend on the batch ("quantile",
     "batch", a temperature) see `batch_size` captions at a time, in the order of rows.
     """
-    encoder.eval()
     columns: dict[str, list[Any]] = {key: [] for key in ("caption_id", "position", "word", "score", "wrong")}
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        pixels = pictures.pixels([row["image_id"] for row in part], *encoder.image_size)
-        image, image_tokens = encoder.encode_image(encoder.normalize_pixels(pixels))
-        ids = encoder.tokenizer([row["caption"] for row in part]).to(encoder.device)
-        scores = token_scores(encoder, ids, image, image_tokens, config).cpu()
-        for row, values in zip(part, scores, strict=True):
-            words = row["caption"].split()
-            owner = token_word_alignment(row["caption"], encoder.tokenizer)
-            wrong = set(row["wrong_words"])
-            for position, word in enumerate(words):
-                mine = values[owner[: len(values)] == position]
-                if len(mine):
-                    entry = (row["caption_id"], position, word, float(mine.mean()), position in wrong)
-                    for key, value in zip(columns, entry, strict=True):
-                        columns[key].append(value)
+    with evaluation_mode(encoder):
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            pixels = pictures.pixels([row["image_id"] for row in part], *encoder.image_size)
+            image, image_tokens = encoder.encode_image(encoder.normalize_pixels(pixels))
+            ids = encoder.tokenizer([row["caption"] for row in part]).to(encoder.device)
+            scores = token_scores(encoder, ids, image, image_tokens, config).cpu()
+            for row, values in zip(part, scores, strict=True):
+                words = row["caption"].split()
+                owner = token_word_alignment(row["caption"], encoder.tokenizer)
+                wrong = set(row["wrong_words"])
+                for position, word in enumerate(words):
+                    mine = values[owner[: len(values)] == position]
+                    if len(mine):
+                        entry = (row["caption_id"], position, word, float(mine.mean()), position in wrong)
+                        for key, value in zip(columns, entry, strict=True):
+                            columns[key].append(value)
     return columns, word_auc(columns["score"], columns["wrong"])
 
 
-def word_auc(scores: Sequence[float], wrong: Sequence[bool]) -> float:
+def word_auc(scores: Sequence[float], wrong: Sequence[bool], among: Sequence[bool] | None = None) -> float:
     """Return the probability that a right word scores above a wrong one of any caption, ties one half.
 
-    0.5 is chance, and the value for captions without a wrong or without a right word.
+    0.5 is chance, and the value for captions without a wrong or without a right word. `among`: which words are compared, by default
+    all. Most of a caption states no fact ("a", "wearing"), and is right whatever the picture shows.
     """
     values, flags = torch.tensor(scores, dtype=torch.float64), torch.tensor(wrong, dtype=torch.bool)
+    if among is not None:
+        chosen = torch.tensor(among, dtype=torch.bool)
+        values, flags = values[chosen], flags[chosen]
     return float(area_under_curve(values[~flags], values[flags]))
 
 
-def noise_diagnostics(scores: Tensor | None, copies: DualMask, wrong: Tensor, allowed: Tensor) -> dict[str, Tensor]:
-    """Measure how well scores and masks find the wrong tokens: scalars to log. scores, wrong, allowed (B, T).
+def noise_diagnostics(
+    scores: Tensor | None, copies: DualMask, wrong: Tensor, allowed: Tensor, facts: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Measure how well scores and masks find the wrong tokens: scalars to log. scores, wrong, allowed, facts (B, T).
 
-    noise_auc: AUC over tokens with a known score (not negative); left out without scores. noise_precision: fraction of wrong tokens
-    among those masked in the noise copy, to compare with wrong_share, the fraction among all; noise_recall: fraction of the wrong
-    tokens that is masked there.
+    noise_auc: AUC over tokens with a known score (not negative), noise_auc_facts: over those of them in `facts`; left out without
+    scores. noise_precision: fraction of wrong tokens among those masked in the noise copy, to compare with wrong_share, the
+    fraction among all; noise_recall: fraction of the wrong tokens that is masked there.
     """
     wrong = wrong & allowed
     hit = (copies.noise_chosen & wrong).sum()
@@ -82,5 +89,7 @@ def noise_diagnostics(scores: Tensor | None, copies: DualMask, wrong: Tensor, al
     }
     if scores is not None:
         known = allowed & (scores >= 0)
-        found["noise_auc"] = area_under_curve(scores[known & ~wrong], scores[known & wrong]).float()
+        for name, among in {"noise_auc": known, "noise_auc_facts": None if facts is None else known & facts}.items():
+            if among is not None:
+                found[name] = area_under_curve(scores[among & ~wrong], scores[among & wrong]).float()
     return found

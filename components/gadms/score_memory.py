@@ -32,10 +32,13 @@ class ScoreTable(nn.Module):
     def update(self, index: Tensor, scores: Tensor) -> None:
         """Store scores (B, T) in [0, 1] of the captions `index` (B,) of all ranks.
 
-        Collective: all ranks call it with the same B and then hold the same table.
+        Collective: all ranks call it with the same B and then hold the same table. Of a caption that is in the batch twice, at the
+        border of two epochs, the later row counts: where an assignment names a row twice, a GPU writes either.
         """
-        coded = (scores.clamp(0, 1) * 254).round().to(torch.uint8)
-        self.table[gather_rows(index)] = gather_rows(coded)
+        coded = gather_rows((scores.clamp(0, 1) * 254).round().to(torch.uint8))
+        rows, place = gather_rows(index).unique(return_inverse=True)
+        last = torch.zeros_like(rows).scatter_reduce_(0, place, torch.arange(len(place), device=rows.device), "amax")
+        self.table[rows] = coded[last]
 
 
 class LikelihoodTable(nn.Module):

@@ -9,7 +9,7 @@ ID, IRRA's recipe), so that the arms of a comparison differ in what is compared 
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from components.gadms.caption_scorer import CaptionScorer
 from components.gadms.config import ScoringConfig
 from components.gadms.decoder import CrossModalDecoder, padding_mask
 from components.gadms.masking import DualMask
-from components.gadms.methods import RetrievalConfig
+from components.gadms.methods import Matching, RetrievalConfig
 from components.gadms.model import DualEncoder
 from components.gadms.objectives import (
     contrastive,
@@ -44,6 +44,7 @@ class RetrievalBatch(TypedDict, total=False):
     identities: Tensor  # int64 (B,); 0..identities-1 where ID is used
     caption_index: Tensor  # int64 (B,), row of the caption in the whole training set
     wrong: Tensor  # bool (B, T), optional: tokens of hallucinated words, for diagnostics only
+    facts: Tensor  # bool (B, T), optional beside `wrong`: tokens of words that state a fact
 
 
 class RetrievalTask(TrainingTask):
@@ -108,24 +109,31 @@ class RetrievalTask(TrainingTask):
     def forward(self, batch: RetrievalBatch, step: int) -> dict[str, Tensor]:
         """Scalars, "loss" among them. The other losses are logged before weighting."""
         image, image_tokens = self.encoder.encode_image(batch["pixels"])
-        if step < self.config.warmup_steps or self.recipe.matching == "contrastive":
-            return self._caption_step(batch, image, "contrastive")
-        if self.recipe.matching == "tal":
-            return self._caption_step(batch, image, "tal")
+        if step < self.config.warmup_steps:
+            if self.scorer is not None:
+                self.scorer.remember(self.encoder, batch, image, image_tokens, step)
+            return self._caption_step(batch, image, "contrastive", self.config.warmup_temperature)
+        if self.recipe.masking == "none":
+            return self._caption_step(batch, image, self.recipe.matching, self.recipe.temperature)
         return self._masked_step(batch, step, image, image_tokens)
 
     def _caption_step(
-        self, batch: RetrievalBatch, image: Tensor, matching: Literal["contrastive", "tal"]
+        self, batch: RetrievalBatch, image: Tensor, matching: Matching, temperature: float
     ) -> dict[str, Tensor]:
         """One loss between pictures and unmasked captions."""
-        config = self.config
         text, _ = self.encoder.encode_text(batch["ids"])
-        image, text, identities = map(gather_features, (image, text, batch["identities"]))
-        if matching == "tal":
-            loss = triplet_alignment(image, text, identities, config.tal_temperature, config.tal_margin)
-        else:
-            loss = contrastive(image, text, identities, config.contrastive_temperature)
+        loss = self._matching_loss(matching, image, text, batch["identities"], temperature)
         return {"loss": loss + self._zero_term(self.decoder, self.classifier), matching: loss}
+
+    def _matching_loss(
+        self, matching: Matching, image: Tensor, text: Tensor, identities: Tensor, temperature: float
+    ) -> Tensor:
+        """The loss between the pictures and captions of all ranks; image, text (B, D) of this one."""
+        image, text, identities = map(gather_features, (image, text, identities))
+        if matching == "tal":
+            return triplet_alignment(image, text, identities, temperature, self.config.tal_margin)
+        loss = contrastive if matching == "contrastive" else similarity_distribution_matching
+        return loss(image, text, identities, temperature)
 
     def _masked_step(self, batch: RetrievalBatch, step: int, image: Tensor, image_tokens: Tensor) -> dict[str, Tensor]:
         config, recipe = self.config, self.recipe
@@ -134,10 +142,8 @@ class RetrievalTask(TrainingTask):
         if config.caption_aliasing or not recipe.match_noise_copy:  # the noise copy is not used
             scalars = {name: value for name, value in scalars.items() if name not in _NOISE_COPY_SCALARS}
         text, prediction_tokens = self._encode_copies(batch["ids"], copies)
-        all_image, all_text, all_identities = map(gather_features, (image, text, batch["identities"]))
-        sdm = similarity_distribution_matching(all_image, all_text, all_identities, config.sdm_temperature)
-        loss = config.sdm_weight * sdm
-        scalars["sdm"] = sdm
+        scalars["sdm"] = self._matching_loss("sdm", image, text, batch["identities"], recipe.temperature)
+        loss = config.sdm_weight * scalars["sdm"]
         if self.decoder is not None:
             length = prediction_tokens.shape[1]
             chosen = copies.prediction_chosen[:, :length]
@@ -162,6 +168,11 @@ class RetrievalTask(TrainingTask):
         pooled, tokens = self.encoder.encode_text(torch.cat([matching, copies.prediction_ids]), padding=padding)
         rows = len(matching)
         return pooled[:rows], tokens[rows:]
+
+    @property
+    def masked_by_score(self) -> float | None:
+        """The fraction of masked caption visits so far that a score masked; None without a score."""
+        return None if self.scorer is None else self.scorer.masked_by_score
 
     def _zero_term(self, *modules: nn.Module | None) -> Tensor:
         """Return 0 with a gradient path to every parameter of `modules`, because DDP needs each one in every step's graph."""

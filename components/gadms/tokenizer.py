@@ -154,7 +154,7 @@ def token_word_alignment(caption: str, tokenizer: CaptionTokenizer) -> torch.Ten
     return alignment
 
 
-def wrong_token_mask(caption: str, wrong_words: Iterable[int], tokenizer: CaptionTokenizer) -> torch.Tensor:
-    """True at the tokens of the words `wrong_words` (indices into `caption.split()`); bool (context_length,)."""
-    wrong = torch.tensor(sorted(set(wrong_words)), dtype=torch.long)
-    return torch.isin(token_word_alignment(caption, tokenizer), wrong)
+def word_token_mask(caption: str, words: Iterable[int], tokenizer: CaptionTokenizer) -> torch.Tensor:
+    """True at the tokens of the chosen `words` (indices into `caption.split()`); bool (context_length,)."""
+    chosen = torch.tensor(sorted(set(words)), dtype=torch.long)
+    return torch.isin(token_word_alignment(caption, tokenizer), chosen)

@@ -18,6 +18,7 @@ ARM_NAMES = {
     "gadms": "GA-DMS",
     "random": "random masking",
     "contrastive": "contrastive",
+    "sdm": "SDM",
     "nam": "NAM",
     "irra": "IRRA",
 }

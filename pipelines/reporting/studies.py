@@ -25,8 +25,10 @@ PUBLISHED = ("gadms", "random", "contrastive", "nam", "irra")
 DIFFERENCE = ("difference", "difference_by_seed")
 KINDS = {
     "seen": "training captions",
+    "seen_fact": "words in them that state a fact",
     "seen_colour": "colour words in them",
     "unseen": "captions of unseen people",
+    "unseen_fact": "words in them that state a fact",
     "unseen_colour": "colour words in them",
 }
 """The words that the AUC of a score is over, by their name in the results."""

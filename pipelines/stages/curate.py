@@ -34,7 +34,9 @@ def run(
     rows = people.rows(split="train", form="long")
     root = inputs["people"].parents[1]  # the workspace
     encoder = new_encoder(params, rows.column("caption"), root=root)
-    task = RetrievalTask(encoder, RetrievalConfig(name="contrastive"), captions=len(rows), seed=params.seed)
+    # All of it is the warm-up: weights may be new.
+    method = RetrievalConfig(name="contrastive", warmup_steps=settings.matcher.steps)
+    task = RetrievalTask(encoder, method, captions=len(rows), seed=params.seed)
     fit(
         task, caption_batches(encoder, people, rows, settings.matcher.batch, params, context), settings.matcher, context
     )

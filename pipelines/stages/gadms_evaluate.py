@@ -16,7 +16,8 @@ from components.evaluation.retrieval import retrieval_metrics, retrieval_results
 from components.gadms.config import ScoringConfig
 from components.gadms.embedding import embed_captions, embed_images
 from components.gadms.model import DualEncoder
-from components.gadms.noise_detection import word_scores
+from components.gadms.noise_detection import word_auc, word_scores
+from components.persons.drawn.lexicon import states_fact
 from components.persons.shards import PersonDataset
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
@@ -27,8 +28,8 @@ SCORES = {
     "path": ScoringConfig("path"),
     "leave-one-out": ScoringConfig("leave-one-out"),
 }
-"""The token scores that the report shows; the first is the paper's and the metric `noise_auc`; the second keeps the sign
-that the paper's ReLU drops."""
+"""The token scores that the report shows; the first is the paper's and the metrics `noise_auc` and `noise_auc_facts`; the
+second keeps the sign that the paper's ReLU drops."""
 NOISE_LEVELS = (0.0, 0.2, 0.4)
 """Rates of wrong facts in the new captions by which the test pictures are searched."""
 
@@ -63,7 +64,7 @@ def run(
     pq.write_table(pa.table(table), outputs["ranks"], compression="none")
 
     noisy = [row for row in people.rows(split="train", form="long") if row["wrong_words"]][: settings.scored_captions]
-    words, aucs = scored_words(encoder, noisy, people)
+    words, aucs, fact_aucs = scored_words(encoder, noisy, people)
     pq.write_table(pa.table(words), outputs["scores"], compression="none")
     shown = [json.loads(row["attributes"]) for row in queries]
     noise = {}
@@ -89,7 +90,9 @@ def run(
             shown, [json.loads(row["attributes"]) for row in gallery.values()], query_ids, gallery_ids
         ),
         "noise_auc": aucs["gradient"],
+        "noise_auc_facts": fact_aucs["gradient"],
         "score_auc": aucs,
+        "score_auc_facts": fact_aucs,
         "query_noise": noise,
         "gallery": len(gallery),
         "identities": len(set(gallery_ids.tolist())),
@@ -98,15 +101,21 @@ def run(
 
 def scored_words(
     encoder: DualEncoder, rows: Sequence[Mapping[str, Any]], people: PersonDataset
-) -> tuple[dict[str, list[Any]], dict[str, float]]:
-    """Return every word of the captions with a column for each of SCORES, and the AUC of each."""
+) -> tuple[dict[str, list[Any]], dict[str, float], dict[str, float]]:
+    """Return every word of the captions with a column for each of SCORES, and each one's AUC over all words and over facts.
+
+    Which words state a fact is known of drawn people; of others the second AUC is 0.5.
+    """
+    drawn = all(json.loads(row["attributes"]) for row in rows)
     columns: dict[str, list[Any]] = {}
     aucs: dict[str, float] = {}
+    fact_aucs: dict[str, float] = {}
     for name, config in SCORES.items():
         words, aucs[name] = word_scores(encoder, rows, people, config)
-        scores = words.pop("score")
+        scores, facts = words.pop("score"), [drawn and states_fact(word) for word in words["word"]]
+        fact_aucs[name] = word_auc(scores, words["wrong"], facts)
         columns = {**words, **columns, name: scores}
-    return columns, aucs
+    return columns, aucs, fact_aucs
 
 
 def chance(query_ids: torch.Tensor, gallery_ids: torch.Tensor) -> dict[str, float]:

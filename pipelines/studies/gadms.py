@@ -151,7 +151,7 @@ def _arm(
 
 
 def _aucs(plan: GadmsPlan, results: Mapping[str, Result], arm: str, noise: float) -> dict[str, Any] | None:
-    """Return the AUC of each score on one arm's encoders, by kind ("seen", "seen_colour", "unseen", "unseen_colour")."""
+    """Return the AUC of each score on one arm's encoders, by kind ("seen", "seen_fact", "seen_colour", and so for "unseen")."""
     cells = {seed: results.get(key(f"scores/{arm}", noise, seed)) for seed in plan.seeds}
     done = {seed: result for seed, result in cells.items() if result is not None}
     if not done:

@@ -3,7 +3,7 @@
 Training is that of the stage `gadms_finetune`, on the training pictures with captions at the cell's noise level.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from components.gadms.config import ScoringConfig
 from components.gadms.embedding import embed_captions, embed_images
 from components.gadms.model import DualEncoder
 from components.gadms.noise_detection import word_auc, word_scores
-from components.persons.drawn.lexicon import SYNONYMS
+from components.persons.drawn.lexicon import SYNONYMS, states_fact
 from components.persons.drawn.recaptioning import recaptioned
 from components.persons.shards import PersonDataset
 from components.training.randomness import stream_seed
@@ -29,12 +29,15 @@ SCHEDULE = ("steps", "warmup_steps", "learning_rate")
 COLOURS = frozenset(
     word for name, values in SYNONYMS.items() if name.endswith("_colour") for words in values.values() for word in words
 )
-WATCHED = ("noise_auc", "noise_precision", "noise_recall", "wrong_share", "noise_rate")
+WATCHED = (
+    *("noise_auc", "noise_auc_facts", "noise_precision", "noise_recall", "wrong_share", "noise_rate"),
+    "masked_by_score",
+)
 """Metrics of scores and masks that training reports where wrong words are known."""
 
 
 def start(cell: Cell, context: CellContext) -> dict[str, Any]:
-    """Train the common start of the arms: an encoder from random weights, trained contrastively.
+    """Train the common start of the arms: an encoder from random weights, trained as in the contrastive warm-up.
 
     Its vocabulary is that of the whole training split, which includes the words of the arms' captions.
     """
@@ -42,7 +45,8 @@ def start(cell: Cell, context: CellContext) -> dict[str, Any]:
     params = context.params(seed=stream_seed(cell.settings["seed"], "start"))
     every = PersonDataset(context.inputs["people"]).rows(split="train", form="long")
     encoder = new_encoder(params, every.column("caption"))
-    _train(encoder, people, {"name": "contrastive"}, cell, context, params)
+    method = {"name": "contrastive", "warmup_steps": cell.settings["steps"]}
+    _train(encoder, people, method, cell, context, params)
     return _search(encoder, people)
 
 
@@ -63,8 +67,8 @@ def train(cell: Cell, context: CellContext) -> dict[str, Any]:
 def score(cell: Cell, context: CellContext) -> dict[str, Any]:
     """Return the AUC of each score for right over wrong words, on an arm's trained encoder.
 
-    "seen": captions it was trained on (none without noise); "unseen": those of test people, with `unseen_noise`. "_colour": colour
-    words only, whose wrong and right ones have the same frequency and position.
+    "seen": captions it was trained on (none without noise); "unseen": those of test people, with `unseen_noise`. "_fact": only
+    words that state a fact; "_colour": only colour words, whose wrong and right ones have the same frequency and position.
     """
     settings = cell.settings
     (trained,) = context.needs.values()
@@ -78,7 +82,9 @@ def score(cell: Cell, context: CellContext) -> dict[str, Any]:
             scoring = ScoringConfig(**config)
             words, auc = word_scores(encoder, rows, people, scoring)
             found[f"{kind}/{name}"] = auc
-            found[f"{kind}_colour/{name}"] = word_auc(*_colours(words))
+            for part, is_one in (("fact", states_fact), ("colour", _is_colour)):
+                among = [is_one(word) for word in words["word"]]
+                found[f"{kind}_{part}/{name}"] = word_auc(words["score"], words["wrong"], among)
     return found
 
 
@@ -142,11 +148,5 @@ def _watched(training: StageContext) -> dict[str, float]:
     return found
 
 
-def _colours(words: Mapping[str, Sequence[Any]]) -> tuple[list[float], list[bool]]:
-    """Return the scores of colour words, and which of them are wrong."""
-    rows = [
-        (score, wrong)
-        for word, score, wrong in zip(words["word"], words["score"], words["wrong"], strict=True)
-        if word.strip(".,").lower() in COLOURS
-    ]
-    return [score for score, _ in rows], [wrong for _, wrong in rows]
+def _is_colour(word: str) -> bool:
+    return word.strip(".,").lower() in COLOURS

@@ -1,5 +1,7 @@
 """Scores and masks between visits: what is known when, what is remembered, and that ranks agree."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from two_processes import in_two_processes
@@ -8,11 +10,12 @@ from components.errors import ParameterError
 from components.gadms.batches import CaptionBatches
 from components.gadms.caption_scorer import CaptionScorer
 from components.gadms.config import MaskingConfig, ScoringConfig
+from components.gadms.embedding import embed_captions, embed_images
 from components.gadms.masking import dual_mask, maskable
 from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
 from components.gadms.noise_detection import noise_diagnostics, word_auc, word_scores
-from components.gadms.score_memory import LikelihoodTable
+from components.gadms.score_memory import LikelihoodTable, ScoreTable
 from components.gadms.scores.scoring import token_scores
 from components.gadms.tasks import RetrievalTask
 from components.gadms.tokenizer import CaptionTokenizer
@@ -52,7 +55,7 @@ def seen(monkeypatch):
 def test_scores_of_one_visit_decide_the_masks_of_the_next(encoder, batch, pictures, seen):
     scorer = CaptionScorer(encoder, 8, scoring=ScoringConfig())
     expected = token_scores(encoder, batch["ids"], *pictures)
-    shares = [scorer.mask(encoder, None, batch, *pictures, step)[1]["score_known"] for step in range(2)]
+    shares = [scorer.mask(encoder, None, batch, *pictures, step)[1]["masked_by_score"] for step in range(2)]
     assert (seen[0] == -1).all()
     torch.testing.assert_close(seen[1], expected, atol=0.5 / 254 + 1e-6, rtol=0)
     assert shares == [0, 1]
@@ -73,8 +76,8 @@ def test_scores_of_the_same_step_decide_at_once_and_need_no_table(encoder, batch
     scorer = CaptionScorer(encoder, 8, scoring=ScoringConfig(name="path"), timing="same-step")
     _, scalars = scorer.mask(encoder, None, batch, *pictures, 0)
     assert torch.equal(seen[0], token_scores(encoder, batch["ids"], *pictures, ScoringConfig(name="path")))
-    assert scalars["score_known"] == 1
-    assert not scorer.state_dict()
+    assert scalars["masked_by_score"] == 1
+    assert set(scorer.state_dict()) == {"visits"}
 
 
 def test_the_control_masks_at_random_and_reports_what_its_masks_hit_but_no_score(encoder, batch, pictures, seen):
@@ -87,7 +90,7 @@ def test_the_control_masks_at_random_and_reports_what_its_masks_hit_but_no_score
         == scalars["wrong_share"]
         == 3 / maskable(batch["ids"], encoder.tokenizer.mask_id).sum()
     )
-    assert not {"noise_auc", "score_known"} & set(scalars)
+    assert not {"noise_auc", "masked_by_score"} & set(scalars)
 
 
 def test_the_truth_masks_the_wrong_words_and_no_other_and_wants_to_know_them(encoder, batch, pictures):
@@ -96,7 +99,7 @@ def test_the_truth_masks_the_wrong_words_and_no_other_and_wants_to_know_them(enc
     copies, scalars = scorer.mask(encoder, None, batch, *pictures, 0)
     assert torch.equal(copies.noise_chosen, batch["wrong"])
     assert scalars["noise_precision"] == scalars["noise_recall"] == scalars["noise_auc"] == 1
-    assert not scorer.state_dict()
+    assert set(scorer.state_dict()) == {"visits"}
     unknown = {name: value for name, value in batch.items() if name != "wrong"}
     with pytest.raises(ParameterError, match="score 'truth' needs captions whose wrong words are known"):
         scorer.mask(encoder, None, unknown, *pictures, 0)
@@ -124,7 +127,7 @@ def test_the_likelihood_score_falls_for_a_word_the_picture_does_not_let_one_gues
     masking = MaskingConfig(random_prediction_rate=1.0)
     scorer = CaptionScorer(encoder, 4, scoring=ScoringConfig("likelihood", normalisation="quantile"), masking=masking)
     copies, scalars = scorer.mask(encoder, DECODER, batch, *pictures, 0)
-    assert scalars["score_known"] == 0
+    assert scalars["masked_by_score"] == 0
     red, coat = ids[0, 1:3]
     logits = torch.zeros(8, encoder.clip.vocab_size)
     logits[::2, red] = torch.tensor([9.0, 9.0, 0.0, 9.0])
@@ -135,6 +138,28 @@ def test_the_likelihood_score_falls_for_a_word_the_picture_does_not_let_one_gues
     assert scores[2, 1] < 0.1
     assert (scores[:, 2] == scores[0, 2]).all()
     assert (scores[[0, 1, 3], 1] > scores[0, 2]).all()
+
+
+class WrittenInAnyOrder(torch.Tensor):
+    """Assigns rows one by one, in an order of its own, as a GPU does where an index names a row twice."""
+
+    def __setitem__(self, index, values):
+        for place in torch.randperm(len(index)).tolist():
+            super().__setitem__(index[place], values[place])
+
+
+def test_of_a_caption_that_is_in_a_batch_twice_the_later_score_is_kept_in_whatever_order_rows_are_written():
+    expected = [1.0] * 7
+    table = ScoreTable(7, 2)
+    table.table = table.table.as_subclass(WrittenInAnyOrder)
+    for step in range(20):
+        random = torch.Generator().manual_seed(step)
+        index, scores = torch.randint(7, (12,), generator=random), torch.rand(12, 1, generator=random)
+        table.update(index, scores.expand(12, 2))
+        for row, score in zip(index.tolist(), scores[:, 0].tolist(), strict=True):
+            expected[row] = score
+    found = table.lookup(torch.arange(7))
+    torch.testing.assert_close(found, torch.tensor(expected)[:, None].expand(7, 2), atol=0.5 / 254 + 1e-6, rtol=0)
 
 
 def test_gains_over_the_usual_are_kept_per_caption_token_as_a_plain_account_of_them_says():
@@ -206,7 +231,11 @@ def test_diagnostics_count_pairs_and_masked_wrong_tokens():
     unknown = torch.tensor([[0, 0.9, -1, 0.2, -1, 0]])
     assert noise_diagnostics(unknown, copies, wrong, allowed)["noise_auc"] == 1
     assert noise_diagnostics(scores, copies, wrong & False, allowed)["noise_auc"] == 0.5
+    facts = torch.tensor([[True, False, True, True, False, True]])  # leaves 0.2, right, and 0.2, wrong
+    assert noise_diagnostics(scores, copies, wrong, allowed, facts)["noise_auc_facts"] == 0.5
+    assert "noise_auc_facts" not in found
     assert word_auc([0.9, 0.2, 0.2, 0.1], [False, False, True, True]) == (1 + 1 + 0.5 + 1) / 4
+    assert word_auc([0.9, 0.2, 0.2, 0.1], [False, False, True, True], [False, True, True, True]) == 1.5 / 2
 
 
 def test_a_words_score_is_the_mean_over_its_tokens_by_any_score(encoder, captions, pixels):
@@ -234,6 +263,27 @@ def test_a_words_score_is_the_mean_over_its_tokens_by_any_score(encoder, caption
     assert auc == word_auc(columns["score"], columns["wrong"])
 
 
+def test_an_error_leaves_the_modes_of_all_parts_as_they_were(encoder, captions):
+    """Of embedding and scoring: some part may have been kept in eval mode on purpose."""
+
+    def unreadable(image_ids, *size):
+        raise OSError("a broken picture")
+
+    encoder.train()
+    encoder.clip.ln_final.eval()
+    row = {"caption": captions[0], "image_id": 0, "caption_id": 0, "wrong_words": []}
+    for fail in (
+        lambda: embed_images(encoder, [0], unreadable),
+        lambda: word_scores(encoder, [row], SimpleNamespace(pixels=unreadable)),
+    ):
+        with pytest.raises(OSError, match="broken"):
+            fail()
+        assert encoder.training
+        assert not encoder.clip.ln_final.training
+    embed_captions(encoder, captions)
+    assert [name for name, module in encoder.named_modules() if not module.training] == ["clip.ln_final"]
+
+
 SENTENCES = ["a red coat", "a man in blue jeans with a bag", "green", "yellow hat and white shoes"]
 CONFIG = {
     "embed_dim": 16,
@@ -245,16 +295,16 @@ LOOP = LoopConfig(steps=4, learning_rate=1e-2, epsilon=1e-3, clip_norm=0.0)
 TARGET = MaskingConfig(target_noise_rate=0.1)
 SCORES = {
     "previous": RetrievalConfig(
-        scoring=ScoringConfig(normalisation="quantile"), masking=TARGET, decoder_depth=1, sdm_temperature=0.2
+        scoring=ScoringConfig(normalisation="quantile"), masking=TARGET, decoder_depth=1, temperature=0.2
     ),
     "same step": RetrievalConfig(
-        scoring=ScoringConfig(name="path"), score_timing="same-step", decoder_depth=1, sdm_temperature=0.2
+        scoring=ScoringConfig(name="path"), score_timing="same-step", decoder_depth=1, temperature=0.2
     ),
     "likelihood": RetrievalConfig(
         scoring=ScoringConfig(name="likelihood", normalisation="quantile"),
         masking=MaskingConfig(random_prediction_rate=0.6, target_noise_rate=0.1),
         decoder_depth=1,
-        sdm_temperature=0.2,
+        temperature=0.2,
     ),
 }
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from components.errors import DataError
-from components.gadms.tokenizer import CaptionTokenizer, token_word_alignment, wrong_token_mask
+from components.gadms.tokenizer import CaptionTokenizer, token_word_alignment, word_token_mask
 
 CAPTION = "A young woman's jacket, with don't-care stripes!"
 
@@ -55,9 +55,9 @@ def test_each_token_is_traced_to_its_word():
 
 def test_wrong_words_become_wrong_tokens_only():
     tokenizer = CaptionTokenizer()
-    wrong = wrong_token_mask("a purple-ish hat here", [1], tokenizer)
+    wrong = word_token_mask("a purple-ish hat here", [1], tokenizer)
     assert tokenizer.decode(tokenizer("a purple-ish hat here")[0][wrong].tolist()) == "purple - ish"
-    assert not wrong_token_mask("a hat", [], tokenizer).any()
+    assert not word_token_mask("a hat", [], tokenizer).any()
 
 
 def test_words_beyond_the_context_are_not_aligned():

@@ -36,7 +36,7 @@ def read(encoder, batch, config, monkeypatch):
 def test_the_matching_loss_sees_the_caption_or_its_noise_copy_as_the_table_says(encoder, batch, method, monkeypatch):
     rows, scalars, _ = read(encoder, batch, RetrievalConfig(name=method, decoder_depth=1, masking=ALL), monkeypatch)
     untouched = torch.equal(rows[:4], batch["ids"])
-    assert untouched == (method in ("irra", "contrastive", "tal"))
+    assert untouched == (method in ("sdm", "irra", "contrastive", "tal"))
     recipe = METHODS[method]
     assert recipe.matching in scalars
     assert ("mtp" in scalars, "id" in scalars) == (recipe.mtp_weight > 0, recipe.id_weight > 0)
@@ -52,6 +52,44 @@ def test_published_weights_are_the_papers_and_those_that_are_set_win():
     recipe = RetrievalConfig(name="irra", mtp_weight=0.25).recipe
     assert (recipe.mtp_weight, recipe.id_weight) == (0.25, 1)
     assert RetrievalConfig(name="tal", mtp_weight=0.25).recipe.mtp_weight == 0  # nothing is masked
+
+
+def unit_float64(encoder, batch):
+    """Unit vectors of pictures and captions in float64, (B, D) each."""
+    with torch.no_grad():
+        pair = encoder.encode_image(batch["pixels"])[0].double(), encoder.encode_text(batch["ids"])[0].double()
+    return [vectors / vectors.norm(dim=1, keepdim=True) for vectors in pair]
+
+
+def info_nce(image, text, temperature):
+    """Plain InfoNCE of distinct identities."""
+    logits = image @ text.T / temperature
+    rows, columns = logits.log_softmax(1).diagonal(), logits.log_softmax(0).diagonal()
+    return -(rows.mean() + columns.mean()) / 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_warms_up_alike_and_matches_at_the_temperature_of_the_others(encoder, batch, method):
+    """A comparison of methods is of what their lines say; TAL's temperature is part of that loss and no softmax's."""
+    image, text = unit_float64(encoder, batch)
+    with torch.no_grad():
+        for own, wanted in ((None, 0.02), (0.3, 0.3)):
+            config = RetrievalConfig(name=method, decoder_depth=1, warmup_steps=1, temperature=own)
+            task = RetrievalTask(encoder, config, captions=4, identities=4)
+            torch.testing.assert_close(
+                task(batch, 0)["contrastive"].double(), info_nce(image, text, 0.07), atol=1e-4, rtol=0
+            )
+            assert task.recipe.temperature == (0.015 if method == "tal" and own is None else wanted)
+            if method == "contrastive":
+                found, expected = task(batch, 1)["contrastive"].double(), info_nce(image, text, wanted)
+                torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+            if method in ("sdm", "irra"):  # of the unmasked caption
+                found = task(batch, 1)["sdm"].double()
+                expected = sum(
+                    (logits.softmax(1) * (logits.log_softmax(1) - (torch.eye(4) + 1e-8).double().log())).sum(1).mean()
+                    for logits in (image @ text.T / wanted, text @ image.T / wanted)
+                )
+                torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
 def test_aliasing_shows_the_masked_caption_to_every_loss_and_saves_a_pass(encoder, batch, monkeypatch):
@@ -72,5 +110,7 @@ def test_nam_masks_by_its_own_rule_and_score_whatever_is_configured(encoder, bat
 
 
 def test_an_unknown_method_names_those_there_are():
-    with pytest.raises(ParameterError, match="name = 'simclr': input should be 'gadms', 'random', 'nam', 'irra'"):
+    with pytest.raises(
+        ParameterError, match="name = 'simclr': input should be 'gadms', 'random', 'nam', 'sdm', 'irra'"
+    ):
         RetrievalConfig(name="simclr")

@@ -105,7 +105,7 @@ def test_bfloat16_is_the_arithmetic_only_and_the_weights_stay_float32(encoder, i
     losses = {}
     for precision in ("fp32", "bf16"):
         encoder.load_state_dict(state)
-        config = RetrievalConfig(name=method, decoder_depth=1, sdm_temperature=0.2)
+        config = RetrievalConfig(name=method, decoder_depth=1, temperature=0.2)
         task = RetrievalTask(encoder, config, captions=4, identities=4)
         context = LocalContext()
         loop = LoopConfig(steps=2, learning_rate=1e-7, report_every=1, precision=precision)

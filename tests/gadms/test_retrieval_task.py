@@ -6,9 +6,11 @@ from two_processes import in_two_processes
 
 from components.errors import ParameterError
 from components.gadms.batches import CaptionBatches
-from components.gadms.config import MaskingConfig
+from components.gadms.config import MaskingConfig, ScoringConfig
+from components.gadms.masking import dual_mask
 from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
+from components.gadms.scores.scoring import token_scores
 from components.gadms.tasks import RetrievalTask
 from components.gadms.tokenizer import CaptionTokenizer
 from components.persons.augmentation import AugmentationConfig
@@ -26,6 +28,7 @@ ARMS = {
     "nam": RetrievalConfig(name="nam"),
     "irra": RetrievalConfig(name="irra", decoder_depth=1),
     "tal": RetrievalConfig(name="tal"),
+    "sdm": RetrievalConfig(name="sdm"),
 }
 
 
@@ -61,6 +64,38 @@ def test_the_warmup_is_contrastive_and_ends_at_its_step(encoder, batch):
     assert "contrastive" in task(batch, 2)
     assert "sdm" in task(batch, 3)
     assert (task.scorer.scores.lookup(torch.arange(4)) >= 0).all()
+
+
+def test_the_first_masked_step_has_the_scores_of_the_warm_up(encoder, batch, monkeypatch):
+    """And the share of caption visits that a score masked is that of the captions seen before."""
+    seen = []
+    monkeypatch.setattr(
+        "components.gadms.caption_scorer.dual_mask",
+        lambda ids, known, **rest: (seen.append(known), dual_mask(ids, known, **rest))[1],
+    )
+    task = RetrievalTask(encoder, RetrievalConfig(warmup_steps=2, decoder_depth=1), captions=6)
+    with torch.no_grad():
+        expected = token_scores(encoder, batch["ids"], *encoder.encode_image(batch["pixels"]))
+    assert task.masked_by_score is None
+    for step in range(2):
+        task(batch, step)["loss"].backward()
+        assert not seen
+    scalars = task(batch, 2)
+    torch.testing.assert_close(seen[0], expected, atol=0.5 / 254 + 1e-6, rtol=0)
+    assert scalars["masked_by_score"] == task.masked_by_score == 1
+    scalars = task({**batch, "caption_index": torch.tensor([0, 4, 1, 5])}, 3)  # two were never seen
+    assert scalars["masked_by_score"] == 0.5
+    assert task.masked_by_score == 0.75
+
+
+@pytest.mark.parametrize("method", ["random", "sdm", "same-step", "likelihood"])
+def test_a_warm_up_keeps_nothing_where_no_score_of_an_earlier_visit_is_used(encoder, batch, method):
+    config = ARMS.get(method) or RetrievalConfig(scoring=ScoringConfig(name="likelihood"), decoder_depth=1)
+    task = RetrievalTask(encoder, replace(config, warmup_steps=1), captions=4, identities=4)
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    task(batch, 0)
+    assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+    assert task.masked_by_score is None
 
 
 def test_the_raw_captions_of_the_batch_are_not_changed(encoder, batch):
@@ -158,10 +193,10 @@ LOOP = LoopConfig(steps=3, learning_rate=1e-2, epsilon=1e-3, clip_norm=0.0)
 
 
 TRAINED = {
-    "gadms": RetrievalConfig(id_weight=1.0, mtp_weight=1.0, decoder_depth=1, warmup_steps=1, sdm_temperature=0.2),
-    "irra": RetrievalConfig(name="irra", decoder_depth=1, sdm_temperature=0.2),
-    "nam": RetrievalConfig(name="nam", sdm_temperature=0.2),
-    "tal": RetrievalConfig(name="tal", tal_temperature=0.2, tal_margin=0.5),
+    "gadms": RetrievalConfig(id_weight=1.0, mtp_weight=1.0, decoder_depth=1, warmup_steps=1, temperature=0.2),
+    "irra": RetrievalConfig(name="irra", decoder_depth=1, temperature=0.2),
+    "nam": RetrievalConfig(name="nam", temperature=0.2),
+    "tal": RetrievalConfig(name="tal", temperature=0.2, tal_margin=0.5),
 }
 
 

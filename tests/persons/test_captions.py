@@ -7,6 +7,7 @@ from components.persons.drawn.attributes import ATTRIBUTES, sample_identities
 from components.persons.drawn.captions import SHORT_MAX_WORDS, SHORT_VOCABULARY, compose, short_caption
 from components.persons.drawn.config import PRESETS
 from components.persons.drawn.drawing import draw_person
+from components.persons.drawn.lexicon import states_fact
 from components.training.randomness import numpy_generator
 
 # An independent reading of captions: which words name what, written down here and not taken from the lexicon.
@@ -137,6 +138,13 @@ def test_the_words_marked_as_statements_are_those_a_reader_finds(pictures):
         caption = compose(shown, index)
         assert caption.stated == set(read(caption.text)), caption.text
         assert [word.text for word in caption.words] == caption.text.split()
+
+
+def test_a_word_alone_tells_whether_it_states_a_fact(pictures):
+    """Exact for every caption: no word that fills a sentence is one for a value."""
+    for seed, shown in enumerate(pictures):
+        for word in compose(shown, seed).words:
+            assert states_fact(word.text) == bool(word.attribute), word
 
 
 def test_long_captions_have_ten_to_sixty_words_and_vary(pictures):

@@ -70,6 +70,14 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Attribute -> value -> the words for it in long captions. "none" has no word, because captions do not mention what is absent."""
 
+_FACTS = frozenset(word for values in SYNONYMS.values() for words in values.values() for word in words)
+
+
+def states_fact(word: str) -> bool:
+    """Return whether a word of a long caption, with its punctuation, states the value of an attribute."""
+    return word.strip(".,").lower() in _FACTS
+
+
 GROUPS: dict[str, tuple[str, ...]] = {
     "upper": ("upper_kind", "upper_colour", "upper_pattern"),
     "lower": ("lower_kind", "lower_colour", "lower_pattern"),

@@ -12,6 +12,7 @@ from components.gadms.selection import PeriodicValidation
 from components.gadms.tasks import RetrievalTask
 from components.gadms.tokenizer import CaptionTokenizer
 from components.persons.augmentation import AugmentationConfig
+from components.persons.drawn.lexicon import states_fact
 from components.persons.shards import PersonDataset, Rows
 from components.training.config import ValidatedTrainingConfig
 from components.training.loop import fit
@@ -49,11 +50,13 @@ def caption_batches(
     augmentation: AugmentationConfig | None = None,
 ) -> CaptionBatches:
     """Return this rank's batches of captions with their pictures."""
-    size = encoder.image_size
-    wrong = rows.column("wrong_words")
+    size, captions = encoder.image_size, rows.column("caption")
+    wrong, facts = rows.column("wrong_words"), None
+    if any(wrong) and all(attributes != "{}" for attributes in rows.column("attributes")):  # drawn people
+        facts = [[i for i, word in enumerate(text.split()) if states_fact(word)] for text in captions]
     return CaptionBatches(
         encoder,
-        rows.column("caption"),
+        captions,
         rows.column("image_id"),
         _consecutive(rows.column("identity")),
         lambda image_ids: dataset.pixels(image_ids, *size),
@@ -63,6 +66,7 @@ def caption_batches(
         world_size=context.world_size,
         augmentation=augmentation,
         wrong_words=wrong if any(wrong) else None,
+        fact_words=facts,
     )
 
 
@@ -103,6 +107,8 @@ def train_arm(
         "parameters": sum(p.numel() for p in encoder.parameters()),
     }
     task.save(output)
+    if task.masked_by_score is not None:
+        metrics["masked_by_score"] = task.masked_by_score
     if task.best is not None:
         metrics["selected"] = {"step": int(task.best.step), "val/R@1": task.best.score.item()}
     return metrics

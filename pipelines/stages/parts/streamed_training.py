@@ -50,4 +50,7 @@ def train_streamed(
     ) as batches:
         fit(task, batches, training, context)
     task.save(output)
-    return {"captions": captions, "parameters": sum(p.numel() for p in encoder.parameters())}
+    metrics: dict[str, object] = {"captions": captions, "parameters": sum(p.numel() for p in encoder.parameters())}
+    if task.masked_by_score is not None:
+        metrics["masked_by_score"] = task.masked_by_score
+    return metrics

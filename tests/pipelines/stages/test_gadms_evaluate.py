@@ -10,6 +10,7 @@ import torch
 from components.evaluation.comparison import retrieval_hits
 from components.gadms.model import DualEncoder
 from components.gadms.tokenizer import CaptionTokenizer
+from components.persons.drawn.lexicon import SYNONYMS
 from components.persons.drawn.recaptioning import recaptioned
 from components.persons.shards import PersonDataset
 from pipelines.engine.context import StageContext
@@ -61,16 +62,26 @@ def test_true_sentences_of_the_same_pictures_stand_beside_false_ones(evaluated):
 def test_without_wrong_words_there_is_nothing_to_score(evaluated):
     root, metrics = evaluated
     assert pq.read_table(root / "scores.parquet").num_rows == 0
-    assert set(metrics["score_auc"].values()) == {0.5}  # what says nothing
+    assert set(metrics["score_auc"].values()) == set(metrics["score_auc_facts"].values()) == {0.5}  # what says nothing
+    assert metrics["noise_auc_facts"] == 0.5
 
 
 def test_every_score_has_a_column_beside_the_words_it_scores(evaluated, drawn_people):
     root, _ = evaluated
     noisy = recaptioned(PersonDataset(drawn_people.root / "data/people"), 0.4, 0)
     rows = [row for row in noisy.rows(split="train", form="long") if row["wrong_words"]][:3]
-    columns, aucs = gadms_evaluate.scored_words(DualEncoder.load(root / "model"), rows, noisy)
+    columns, aucs, fact_aucs = gadms_evaluate.scored_words(DualEncoder.load(root / "model"), rows, noisy)
     assert list(columns) == ["caption_id", "position", "word", "wrong", *gadms_evaluate.SCORES]
-    assert list(aucs) == list(gadms_evaluate.SCORES)
+    assert list(aucs) == list(fact_aucs) == list(gadms_evaluate.SCORES)
+    words = list(zip(columns["word"], columns["wrong"], columns["path"], strict=True))
+    stated = {word for values in SYNONYMS.values() for synonyms in values.values() for word in synonyms}
+    facts = [(score, wrong) for word, wrong, score in words if word.lower().rstrip(".,") in stated]
+    assert len(facts) < len(words)
+    pairs = [(right > false) + (right == false) / 2 for right, w in facts if not w for false, v in facts if v]
+    assert fact_aucs["path"] == pytest.approx(sum(pairs) / len(pairs))
+    assert fact_aucs["path"] != aucs["path"]
+    plain = [{**row, "attributes": "{}"} for row in rows]  # nobody knows what states a fact
+    assert set(gadms_evaluate.scored_words(DualEncoder.load(root / "model"), plain, noisy)[2].values()) == {0.5}
     assert columns["word"] == [word for row in rows for word in row["caption"].split()]
     assert sum(columns["wrong"]) == sum(len(row["wrong_words"]) for row in rows)
     assert all(columns[name] != columns["gradient"] for name in list(gadms_evaluate.SCORES)[1:])

@@ -28,6 +28,7 @@ from pipelines.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
+KINDS = [f"{split}{part}" for split in ("seen", "unseen") for part in ("", "_fact", "_colour")]
 PARAMS = {
     "retrieval": {
         "architecture": {
@@ -144,8 +145,11 @@ def test_scores_are_held_against_the_words_that_this_noise_made_wrong(prepared, 
     _, auc = word_scores(encoder, rows, people, ScoringConfig(name="attention"))
     found = document["summary"]["scores"]["noise 0.5"]["random"]
     assert found["seen"]["attention"]["by_seed"][1] == pytest.approx(auc, rel=1e-5)
-    assert set(found) == {"seeds", "seen", "seen_colour", "unseen", "unseen_colour"}
-    assert set(document["summary"]["scores"]["noise 0"]["random"]) == {"seeds", "unseen", "unseen_colour"}
+    assert set(found) == {"seeds", *KINDS}
+    assert set(document["summary"]["scores"]["noise 0"]["random"]) == {
+        "seeds",
+        *(kind for kind in KINDS if kind.startswith("unseen")),
+    }
     values = [row for kind in found if kind != "seeds" for row in found[kind].values()]
     assert all(0 <= value <= 1 for row in values for value in row["by_seed"])
 
@@ -155,7 +159,10 @@ def test_masks_are_watched_where_a_score_makes_them(finished):
     rows = document["summary"]["arms"]["noise 0.5"]
     assert 0 < rows["gadms"]["noise_auc"] < rows["truth"]["noise_auc"] == 1
     assert 0.05 < rows["gadms"]["wrong_share"] < 0.5
-    assert "noise_auc" not in rows["random"]
+    assert 0 < rows["gadms"]["noise_auc_facts"] < rows["truth"]["noise_auc_facts"] == 1
+    assert rows["gadms"]["noise_auc_facts"] != rows["gadms"]["noise_auc"]
+    assert rows["gadms"]["masked_by_score"] == rows["truth"]["masked_by_score"] == 1
+    assert not {"noise_auc", "noise_auc_facts", "masked_by_score"} & set(rows["random"])
     assert "wrong_share" not in document["summary"]["arms"]["noise 0"]["gadms"]
 
 
@@ -180,6 +187,14 @@ def test_the_studys_own_plan_is_valid_and_what_it_promises():
     for changes in plan.arms.values():
         method = RetrievalConfig(**{**asdict(params.gadms_finetune.method), **changes})
         assert method.for_arm("gadms").name == changes["name"]
+    losses = {}
+    for arm, changes in plan.arms.items():
+        method = RetrievalConfig(**{**asdict(params.gadms_finetune.method), **changes})
+        recipe = method.recipe
+        losses[arm] = (recipe.matching, recipe.temperature, method.sdm_weight, recipe.mtp_weight, recipe.id_weight)
+    own = {"contrastive", "sdm", "irra"}  # arms about the losses; all temperatures are one
+    assert {losses[arm] for arm in losses if arm not in own} == {losses["gadms"]}
+    assert {loss[1] for loss in losses.values()} == {0.02}
     assert {"gradient", "leave-one-out", "path", "max-patch"} <= {score.name for score in plan.scores.scores.values()}
 
 
