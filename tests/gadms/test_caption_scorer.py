@@ -64,7 +64,7 @@ def test_scores_of_one_visit_decide_the_masks_of_the_next(encoder, batch, pictur
 def test_a_first_visit_can_be_masked_by_a_score_as_in_the_released_code(encoder, batch, pictures, seen):
     released = MaskingConfig(unseen_score=0.85)
     scorer = CaptionScorer(encoder, 8, scoring=ScoringConfig(), masking=released)
-    shares = [scorer.mask(encoder, None, batch, *pictures, step)[1]["score_known"] for step in range(2)]
+    shares = [scorer.mask(encoder, None, batch, *pictures, step)[1]["masked_by_score"] for step in range(2)]
     assert (seen[0] == 0.85).all()
     assert (seen[1] != 0.85).any()
     assert shares == [0, 1]  # of scores that were computed
