@@ -22,9 +22,9 @@ def read(encoder, batch, config, monkeypatch):
     task = RetrievalTask(encoder, config, captions=4, identities=4)
     rows, encode = [], encoder.encode_text
 
-    def record(ids):
+    def record(ids, **options):
         rows.append(ids)
-        return encode(ids)
+        return encode(ids, **options)
 
     monkeypatch.setattr(encoder, "encode_text", record)
     with torch.no_grad():
