@@ -6,7 +6,7 @@ The families themselves are in `models/`, found by `registry.family_of`; docs/ta
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class Family:
     """A transformer class and what TACA needs to know about it.
 
     - `stock_processor`: class name of the attention processor that `processor` replaces.
-    - `layers`: the number of joint attention modules, from the transformer's config.
+    - `layers`: the keys of the transformer's config that, added up, are the number of joint attention modules.
     - `joint_attention`: the last name of those modules ("attn"; SD3's "attn2" is over the image alone). Those below
       `single_blocks` are single-stream, the others double-stream.
     - `timestep_scale`: the timestep, as forward takes it, at pure noise.
@@ -92,8 +92,6 @@ class Family:
     - `prefix_tokens`: learned tokens that the transformer puts before the text (AuraFlow's registers). They carry no
       text, and their logits are left alone.
     - `text_mask`: forward's argument that masks padding out of the text, bool (B, at least T), if it has one.
-    - `guidance_halves`: how pipelines run the two halves of classifier-free guidance: "named" passes (diffusers'
-      `cache_context`), or one "batch" with the unconditional half first.
     - `checkpointed_kwargs`: set where diffusers forgets `attention_kwargs` under gradient checkpointing: the blocks' name
       of that argument.
     - `lora_targets`: attention-only LoRA targets (PEFT suffixes).
@@ -105,14 +103,13 @@ class Family:
     transformer: str
     stock_processor: str
     processor: type[TemperatureProcessor]
-    layers: Callable[[Any], int]
+    layers: tuple[str, ...]
     timestep_scale: float
     joint_attention: str = "attn"
     single_blocks: str = "single_transformer_blocks"
     attention_kwargs: str = "joint_attention_kwargs"
     prefix_tokens: int = 0
     text_mask: str | None = None
-    guidance_halves: Literal["named", "batch"] = "named"
     checkpointed_kwargs: str | None = None
     lora_targets: tuple[str, ...] = JOINT_ATTENTION_LINEARS
     lora_reader: str | None = None
@@ -125,6 +122,10 @@ class Family:
     def timestep(self, sigma: Tensor) -> Tensor:
         """Return the timestep that this transformer's forward takes for a noise level."""
         return sigma * self.timestep_scale
+
+    def joint_layers(self, config: Any) -> int:
+        """Return the number of joint attention modules of a transformer with this config."""
+        return sum(getattr(config, key) for key in self.layers)
 
     def stream(self, module_name: str) -> Stream:
         """Whether a joint attention module sits in a double- or a single-stream block."""

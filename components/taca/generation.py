@@ -48,7 +48,7 @@ def apply_arm(pipe: Any, arm: Arm) -> Iterator[Any]:
     before = taca_handle(transformer)
     with ExitStack() as undo:
         if before is not None:
-            undo.callback(enable_taca, before.pipe or transformer, before.schedule)
+            undo.callback(enable_taca, transformer, before.schedule)
         disable_taca(transformer)
         if arm.schedule is not None:
             enable_taca(pipe, arm.schedule)

@@ -1,24 +1,25 @@
 """The forward pre-hook of a transformer with TACA: each call's timestep becomes the adjustment that its layers are given."""
 
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.errors import ParameterError
 from components.taca.families import Family, named_arguments
+from components.taca.guidance import NamedPasses, unconditional_samples
 from components.taca.processors import Adjustment
 from components.taca.replacement import ReplacedProcessors
 from components.taca.schedule import TemperatureSchedule
 
+logger = logging.getLogger(__name__)
+
 # Timesteps reach 1 + a rounding error, never 1.01: a larger one is in another unit.
 _LARGEST_SIGMA = 1.01
 _TEXT_MASK = "taca_text_mask"
-_PASSES = "cache_context"
+_UNCONDITIONAL = "taca_unconditional"
 
 
 class Injection:
@@ -33,12 +34,12 @@ class Injection:
         schedule: TemperatureSchedule,
         processors: ReplacedProcessors,
         parameters: tuple[str, ...],
-        passes: "NamedPasses | None",
-        pipe: "weakref.ref[Any] | None",
+        passes: NamedPasses | None,
     ) -> None:
         self._family, self._schedule, self._processors = family, schedule, processors
-        self._parameters, self._passes, self._pipe = parameters, passes, pipe
+        self._parameters, self._passes = parameters, passes
         self._checkpointing: Any = None
+        self._warned = False
 
     def __call__(
         self, transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -49,36 +50,53 @@ class Injection:
         arguments = named_arguments(self._parameters, args, kwargs)
         # A copy: the dictionary is the caller's, and usually serves every step.
         attention = dict(arguments.get(family.attention_kwargs) or {})
-        given_mask = attention.pop(_TEXT_MASK, None)
+        given_mask, given_halves = attention.pop(_TEXT_MASK, None), attention.pop(_UNCONDITIONAL, None)
         sigma = family.sigma(arguments["timestep"])
         on = _is_on(schedule, sigma)
         observed = any(processor.observer is not None for processor in self._processors.joint)
+        if on:
+            self.warn_of_feature_cache(transformer)
         if on or observed:
             text = arguments["encoder_hidden_states"]
             attention["taca"] = Adjustment(
-                gamma=self._gamma(arguments, sigma, given_mask) if on else None,
+                gamma=self._gamma(arguments, sigma, given_mask, given_halves) if on else None,
                 text_length=text.shape[1] + family.prefix_tokens,
                 effect=schedule.effect,
                 queries=schedule.queries,
             )
-        elif given_mask is None:
+        elif given_mask is None and given_halves is None:
             return None
         arguments[family.attention_kwargs] = attention
         if family.checkpointed_kwargs and torch.is_grad_enabled() and transformer.gradient_checkpointing:
             self._checkpoint_with(transformer, {family.checkpointed_kwargs: attention})
         return (), arguments
 
+    def warn_of_feature_cache(self, transformer: Any) -> None:
+        """Warn, once, if a feature cache of diffusers is enabled and the temperature changes between steps."""
+        if self._warned or self._schedule.form == "constant" or torch.compiler.is_compiling():
+            return
+        # Of diffusers' hooks the caches are those that keep a state; `is_cache_enabled` knows only `enable_cache`.
+        registries = (module.__dict__.get("_diffusers_hook") for module in transformer.modules())
+        if any(hook._is_stateful for registry in registries if registry for hook in registry.hooks.values()):
+            self._warned = True
+            logger.warning(
+                "TACA: a feature cache is enabled on %s; it may reuse what was computed at another temperature. Enable it "
+                "after the active steps, or not at all",
+                self._family.transformer,
+            )
+
     def after(self, transformer: Any, args: tuple[Any, ...], output: Any) -> None:
         """The forward hook: undo what `_checkpoint_with` did for this forward."""
         if self._checkpointing is not None:
             transformer._gradient_checkpointing_func, self._checkpointing = self._checkpointing, None
 
-    def _gamma(self, arguments: dict[str, Any], sigma: Tensor, given_mask: Tensor | None) -> Tensor:
+    def _gamma(self, arguments: dict[str, Any], sigma: Tensor, given_mask: Tensor | None, given_halves: Any) -> Tensor:
         """Return the temperature over text keys: (B, 1, 1, 1), or (B, T, 1, 1) where tokens differ; float32."""
         family, schedule = self._family, self._schedule
         gamma = schedule.gamma_at(sigma).view(-1, 1, 1, 1)
         if not schedule.unconditional:
-            gamma = torch.where(self._unconditional(arguments, gamma), torch.ones_like(gamma), gamma)
+            rows = self._unconditional(arguments["encoder_hidden_states"], given_halves)
+            gamma = torch.where(rows.to(gamma.device), torch.ones_like(gamma), gamma)
         if schedule.queries == "text":
             return gamma  # over image keys, which have neither padding nor a prefix
         batch, length = arguments["encoder_hidden_states"].shape[:2]
@@ -100,22 +118,30 @@ class Injection:
             gamma = torch.cat([torch.ones_like(gamma[:, :1]).expand(-1, family.prefix_tokens, -1, -1), gamma], dim=1)
         return gamma
 
-    def _unconditional(self, arguments: dict[str, Any], gamma: Tensor) -> Tensor:
-        """Return which samples belong to the unconditional half of guidance: (B, 1, 1, 1) bool."""
-        batch = arguments["encoder_hidden_states"].shape[0]
-        rows = torch.zeros(batch, 1, 1, 1, dtype=torch.bool, device=gamma.device)
-        if self._family.guidance_halves == "batch":
-            # SD3's skip-layer guidance makes one more forward, of the conditional half alone.
-            both = _guides(self._pipe and self._pipe()) and arguments.get("skip_layers") is None
-            rows[: batch // 2 if both and not torch.is_grad_enabled() else 0] = True
-        elif self._passes is not None and self._passes.current is not None:
-            rows[:] = self._passes.current == "uncond"
-        elif not torch.is_grad_enabled():
+    def _unconditional(self, text: Tensor, given: Any) -> Tensor:
+        """Return which samples of the text belong to the unconditional half of guidance: (B, 1, 1, 1) bool.
+
+        given: the argument `taca_unconditional`, if any.
+        """
+        rows = torch.zeros(len(text), dtype=torch.bool, device=text.device)
+        if given is not None:
+            given = torch.as_tensor(given, device=text.device).bool()
+            if given.shape not in ((), rows.shape):
+                raise ParameterError(
+                    f"TACA: {_UNCONDITIONAL} has shape {tuple(given.shape)}; give one bool, or ({len(text)},)"
+                )
+            rows |= given
+        elif self._passes is not None and self._passes.unconditional is not None:
+            rows |= self._passes.unconditional
+        elif (found := unconditional_samples(text)) is not None:
+            rows[found] = True
+        elif not torch.is_grad_enabled():  # training has no two halves
             raise ParameterError(
-                "TACA: unconditional=False, but this pipeline does not name its unconditional forward; wrap "
-                'its calls in transformer.cache_context("cond") and ("uncond"), or use unconditional=True'
+                "TACA: unconditional=False, but this call does not say which samples are unconditional; pass "
+                f'{self._family.attention_kwargs}={{"{_UNCONDITIONAL}": True, False or (batch,) bool}} with each call, or use '
+                "unconditional=True"
             )
-        return rows
+        return rows.view(-1, 1, 1, 1)
 
     def _checkpoint_with(self, transformer: Any, arguments: dict[str, Any]) -> None:
         """Bind the arguments that this transformer's own checkpointing leaves out to the blocks of this forward.
@@ -124,41 +150,6 @@ class Injection:
         """
         self._checkpointing = checkpoint = transformer._gradient_checkpointing_func
         transformer._gradient_checkpointing_func = lambda block, *args: checkpoint(partial(block, **arguments), *args)
-
-
-class NamedPasses:
-    """Replaces a transformer's `cache_context`, by which pipelines name the half of guidance that a forward computes."""
-
-    def __init__(self, original: Any) -> None:
-        self.original = original
-        self.current: str | None = None
-
-    @classmethod
-    def install(cls, transformer: nn.Module) -> "NamedPasses | None":
-        """Install it in a transformer; None for one without named passes."""
-        if not hasattr(transformer, _PASSES):
-            return None
-        passes = cls(getattr(type(transformer), _PASSES))
-        transformer.__dict__[_PASSES] = partial(passes, transformer)
-        return passes
-
-    def remove(self, transformer: nn.Module) -> None:
-        """Put the original back."""
-        transformer.__dict__.pop(_PASSES, None)
-
-    @contextmanager
-    def __call__(self, transformer: nn.Module, name: str, **where: Any) -> Iterator[None]:
-        before, self.current = self.current, name
-        try:
-            with self.original(transformer, name, **where):
-                yield
-        finally:
-            self.current = before
-
-
-def _guides(pipe: Any) -> bool:
-    """Whether the current call of a pipeline runs classifier-free guidance."""
-    return float(getattr(pipe, "_guidance_scale", 1.0) or 1.0) > 1
 
 
 def _is_on(schedule: TemperatureSchedule, sigma: Tensor) -> bool:

@@ -9,7 +9,6 @@ patched modules is checked against the transformer's config and reported.
 """
 
 import logging
-import weakref
 from typing import Any
 
 from torch import nn
@@ -17,7 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from components.errors import ParameterError
 from components.taca.families import Family, forward_parameters
-from components.taca.injection import Injection, NamedPasses
+from components.taca.guidance import NamedPasses
+from components.taca.injection import Injection
 from components.taca.processors import TemperatureProcessor
 from components.taca.registry import family_of
 from components.taca.replacement import ReplacedProcessors
@@ -34,21 +34,16 @@ class TacaHandle:
     `patched_modules` counts the attention layers it acts on, `schedule` is the one in use, `remove()` restores the original.
     """
 
-    def __init__(self, transformer: nn.Module, family: Family, schedule: TemperatureSchedule, pipe: Any = None) -> None:
+    def __init__(self, transformer: nn.Module, family: Family, schedule: TemperatureSchedule) -> None:
         self.transformer, self.family, self.schedule = transformer, family, schedule
-        self._pipe = weakref.ref(pipe) if pipe is not None else None  # weak: copying the transformer copies no pipeline
         self._processors = ReplacedProcessors(transformer, family, schedule)
         self._passes = NamedPasses.install(transformer) if not schedule.unconditional else None
         parameters = forward_parameters(transformer)
-        injection = Injection(family, schedule, self._processors, parameters, self._passes, self._pipe)
+        injection = Injection(family, schedule, self._processors, parameters, self._passes)
+        injection.warn_of_feature_cache(transformer)
         self._hooks: list[RemovableHandle] = [transformer.register_forward_pre_hook(injection, with_kwargs=True)]
         if family.checkpointed_kwargs:
             self._hooks.append(transformer.register_forward_hook(injection.after, always_call=True))
-
-    @property
-    def pipe(self) -> Any:
-        """The pipeline given to `enable_taca`, if any."""
-        return self._pipe() if self._pipe is not None else None
 
     @property
     def joint_processors(self) -> list[TemperatureProcessor]:
@@ -86,27 +81,16 @@ def enable_taca(transformer: Any, schedule: TemperatureSchedule) -> TacaHandle:
     Every joint attention layer that the schedule selects (double- and single-stream; never SD3's attn2) uses the gamma of
     each sample's timestep; the text length is read from each call's input. Weights, LoRA adapters, dtype and device
     are untouched. Enabling again replaces the schedule. Reference-image tokens (FLUX.1-Kontext, Qwen-Image-Edit) count
-    as image tokens. Install before compiling. Warns if a feature cache
-    of diffusers (first-block cache, ...) is enabled, which reuses results across the threshold.
-
-    `unconditional=False` needs the pipeline for models that run both halves of guidance in one batch (SD3, AuraFlow): only it
-    says whether there are two.
+    as image tokens. Compile before or after. Every pipeline with this transformer draws with TACA, those of `from_pipe` included.
+    Warns, also later, if a feature cache of diffusers (first-block cache, ...) is enabled, which reuses results across the
+    threshold.
 
     Raises `ParameterError` for other transformers, layers that are not there, and attention processors other than the stock ones.
     """
-    pipe = None if isinstance(transformer, nn.Module) else transformer
-    if pipe is not None:
-        transformer = getattr(pipe, "transformer", None)
-        if transformer is None:
-            raise ParameterError(f"TACA: {type(pipe).__name__} has no transformer")
+    transformer = transformer_of(transformer)
     family = family_of(transformer)
-    if not schedule.unconditional and family.guidance_halves == "batch" and pipe is None:
-        raise ParameterError(
-            f"TACA: unconditional=False on {family.transformer} needs the pipeline, enable_taca(pipe, ...): both halves "
-            "of guidance run in one batch"
-        )
     disable_taca(transformer)
-    handle = TacaHandle(transformer, family, schedule, pipe)
+    handle = TacaHandle(transformer, family, schedule)
     setattr(transformer, _HANDLE, handle)
     logger.info(
         "TACA: patched %d attention modules of %s, gamma %g at sigma >= %g",
@@ -115,12 +99,6 @@ def enable_taca(transformer: Any, schedule: TemperatureSchedule) -> TacaHandle:
         schedule.gamma,
         schedule.active_from,
     )
-    if getattr(transformer, "is_cache_enabled", False) and schedule.form != "constant":
-        logger.warning(
-            "TACA: a feature cache is enabled on %s; it may reuse what was computed at another temperature. Enable it after "
-            "the active steps, or not at all",
-            family.transformer,
-        )
     return handle
 
 
@@ -135,6 +113,14 @@ def disable_taca(transformer: Any) -> bool:
 
 def taca_handle(transformer: Any) -> TacaHandle | None:
     """Return the handle of TACA in a transformer, or in that of a pipeline; None if it is not installed."""
-    if not isinstance(transformer, nn.Module):
-        transformer = transformer.transformer
-    return transformer.__dict__.get(_HANDLE)
+    return transformer_of(transformer).__dict__.get(_HANDLE)
+
+
+def transformer_of(pipe_or_transformer: Any) -> Any:
+    """Return a pipeline's transformer, or the one given, without the wrapper of `torch.compile`."""
+    found = pipe_or_transformer
+    if not isinstance(found, nn.Module):
+        found = getattr(found, "transformer", None)
+        if found is None:
+            raise ParameterError(f"TACA: {type(pipe_or_transformer).__name__} has no transformer")
+    return getattr(found, "_orig_mod", found)

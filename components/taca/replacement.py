@@ -32,7 +32,7 @@ class ReplacedProcessors:
                 joint.append((name, module))
             else:
                 other.append(module)
-        expected = family.layers(transformer.config)
+        expected = family.joint_layers(transformer.config)
         if len(joint) != expected:
             raise ParameterError(
                 f"TACA: found {len(joint)} joint attention modules in {family.transformer}, its config says {expected}; "

@@ -31,7 +31,7 @@ def small_flux_pipeline(folder: Path, seed: int = 0, **transformer: Any) -> Any:
         seed,
         lambda: FluxPipeline(
             scheduler=_scheduler(),
-            vae=_vae(),
+            vae=small_vae(),
             text_encoder=CLIPTextModel(_clip(20, 20)),
             tokenizer=_tokenizer(CLIP_TOKENS, framed=True),
             text_encoder_2=_t5(),
@@ -51,7 +51,7 @@ def small_sd3_pipeline(folder: Path, seed: int = 0, *, t5: bool = True) -> Any:
         seed,
         lambda: StableDiffusion3Pipeline(
             scheduler=_scheduler(),
-            vae=_vae(),
+            vae=small_vae(),
             text_encoder=CLIPTextModelWithProjection(_clip(8, 12)),
             tokenizer=_tokenizer(CLIP_TOKENS, framed=True),
             text_encoder_2=CLIPTextModelWithProjection(_clip(12, 8)),
@@ -72,7 +72,7 @@ def small_chroma_pipeline(folder: Path, seed: int = 0) -> Any:
         seed,
         lambda: ChromaPipeline(
             scheduler=_scheduler(),
-            vae=_vae(),
+            vae=small_vae(),
             text_encoder=_t5(),
             tokenizer=_tokenizer(T5_TOKENS, framed=False),
             transformer=chroma(seed),
@@ -131,7 +131,7 @@ def small_auraflow_pipeline(folder: Path, seed: int = 0) -> Any:
         lambda: AuraFlowPipeline(
             tokenizer=_tokenizer(T5_TOKENS, framed=False),
             text_encoder=UMT5EncoderModel(UMT5Config(**_t5_shape())),
-            vae=_vae(),
+            vae=small_vae(),
             transformer=auraflow(seed),
             scheduler=_scheduler(),
         ),
@@ -161,7 +161,7 @@ def _scheduler() -> Any:
     return FlowMatchEulerDiscreteScheduler(shift=3.0)
 
 
-def _vae() -> Any:
+def small_vae(channels: int = 3) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -169,7 +169,7 @@ def _vae() -> Any:
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
         layers_per_block=1,
-        latent_channels=3,
+        latent_channels=channels,
         norm_num_groups=4,
         mid_block_add_attention=False,
         use_quant_conv=False,

@@ -1,5 +1,7 @@
 """TACA among what users of diffusers do to a transformer: offloading, feature caches, compiling, saving, watching."""
 
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +43,48 @@ def test_group_offloading_changes_nothing() -> None:
         assert torch.equal(run(model, inputs), expected)
 
 
-def test_a_feature_cache_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_feature_cache_is_warned_of_once_before_and_after(caplog: pytest.LogCaptureFixture) -> None:
     from diffusers import FirstBlockCacheConfig
+    from diffusers.hooks import apply_first_block_cache
 
     model = flux()
     with enable_taca(model, SCHEDULE):
+        run(model, flux_inputs([1.0]))
         assert "feature cache" not in caplog.text
     model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     with enable_taca(model, SCHEDULE):
         assert "feature cache" in caplog.text
+    for enable in (type(model).enable_cache, apply_first_block_cache):
+        model = flux()
+        caplog.clear()
+        enable_taca(model, SCHEDULE)
+        enable(model, FirstBlockCacheConfig(threshold=0.1))
+        with model.cache_context("cond"):
+            run(model, flux_inputs([0.5]))
+            assert "feature cache" not in caplog.text
+            for _ in range(2):
+                run(model, flux_inputs([1.0]))
+        assert caplog.text.count("feature cache") == 1
+    model = flux()
+    model.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)  # a hook, and no cache
+    caplog.clear()
+    with enable_taca(model, SCHEDULE):
+        assert "feature cache" not in caplog.text
+
+
+@every_family
+def test_a_pickled_transformer_keeps_its_own_taca(family: str) -> None:
+    """Ray and multiprocessing send models so."""
+    model, inputs = SMALL[family].build(), SMALL[family].inputs([1.0, 0.5])
+    stock = run(model, inputs)
+    enable_taca(model, replace(SCHEDULE, unconditional=False))
+    inputs[SMALL[family].attention_kwargs] = {"taca_unconditional": False}
+    expected = run(model, inputs)
+    twin = pickle.loads(pickle.dumps(model))
+    disable_taca(model)
+    assert torch.equal(run(twin, inputs), expected)
+    assert disable_taca(twin)
+    assert torch.equal(run(twin, {**inputs, SMALL[family].attention_kwargs: None}), stock)
 
 
 def test_saving_with_taca_enabled_saves_the_plain_model(tmp_path: Path) -> None:
