@@ -71,7 +71,7 @@ class Attempt:
         inputs: dict[str, InputRecord] = {}
         for name, path in run.inputs.items():
             digests = tree_digests(self.inputs[name])
-            made_by = find_by_content(path, digests, self.workspace.home)
+            made_by = find_by_content(path, digests, self.workspace, params)
             inputs[path] = input_record(name, self.inputs[name], digests, made_by)
         record = stage_record(run, self.own, params, code, inputs)
         tags = {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from components.errors import DataError, ParameterError
 from pipelines import graph
 from pipelines.identity.fingerprint import digest, tree_digests
+from pipelines.params import load
 from pipelines.records.manifests import find_by_content, find_by_run, find_maker
 from pipelines.scratch.manifest import Manifest
 from pipelines.workspace import Workspace
@@ -89,9 +90,10 @@ def find_manifest(target: str, workspace: Workspace, client: "MlflowClient") -> 
         if found is None:
             raise DataError(f"run {target}: has no manifest: it did not finish, or is of code that stored none")
         return found
+    params = load(workspace.path("params.yaml"))
     for path in run.all_outputs:
         here = workspace.path(path)
-        if here.exists() and (made := find_by_content(path, tree_digests(here), workspace.home)):
+        if here.exists() and (made := find_by_content(path, tree_digests(here), workspace, params)):
             return made
     raise DataError(f"{target}: no finished result of {run.address} has these bytes: run `dvc repro {run.address}`")
 

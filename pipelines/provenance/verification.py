@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 
 from components.errors import DataError
-from components.files import file_digest
 from pipelines import params
 from pipelines.dvc_files.dvc_lock import LOCK_FILE, dvc_md5, read_entries
 from pipelines.graph import StageRun, all_runs, producers, with_upstream
@@ -22,7 +21,7 @@ from pipelines.identity.fingerprint import LOCK, digest, fingerprint, tree_diges
 from pipelines.provenance.lineage import find_stage, relative
 from pipelines.provenance.run_checks import check_run
 from pipelines.records.manifests import download_manifest, find_by_content, find_by_fingerprint, find_maker
-from pipelines.records.stage_record import sources_digest
+from pipelines.records.stage_record import fingerprinted_now
 from pipelines.scratch.folder import folder_name
 from pipelines.scratch.manifest import InputRecord, Manifest
 from pipelines.tracking.runs import Tracker, connect
@@ -131,7 +130,7 @@ class Verification:
         if stored := find_by_fingerprint(run.address, identity, self.workspace.home):
             return stored
         for path in run.all_outputs:
-            if found := find_by_content(path, self.digests(path), self.workspace.home):
+            if found := find_by_content(path, self.digests(path), self.workspace, self.params):
                 return found
         finished = self.tracker.find_finished_run(identity)
         return download_manifest(finished.info.run_id, self.tracker.client) if finished else None
@@ -151,12 +150,9 @@ class Verification:
         if record is None:
             yield f"the manifest {name} has no provenance: run `dvc repro --force {run.address}`"
             return
-        now = {
-            "code": sources_digest(run),
-            LOCK: file_digest(ROOT / LOCK),
-            "parameters": self.params.only(run.stage.reads),
-            "threads": self.params.compute.threads,
-        }
+        if not record.revision.commit:
+            yield f"the manifest {name} names no commit: it was made where git could not be read, and its code cannot be found"
+        now = fingerprinted_now(run, self.params)
         for part, then in record.fingerprinted.items():
             if then != now[part]:
                 yield f"the manifest {name} is of other {part} than are here"
@@ -180,7 +176,7 @@ class Verification:
             return
         made = find_maker(record, self.workspace.home, self.tracker.client)
         if made is None:  # removed since; another run may have made the same bytes
-            made = find_by_content(path, self.digests(path), self.workspace.home)
+            made = find_by_content(path, self.digests(path), self.workspace, self.params)
         if made is None:
             yield f"the run that made {path} ({record.run or 'unknown'}) has no manifest"
         elif digest(made.outputs.get(path)) != record.sha256:

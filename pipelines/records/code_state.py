@@ -1,7 +1,8 @@
-"""The state of the code: the commit, and a patch with all that differs from it.
+"""The state of the code: the commit, and a patch with all code that differs from it.
 
-The patch holds new files too, so that `python -m pipelines reproduce` can restore them. Its size is limited, and a file that looks
-like a secret is left out and listed: then the code cannot be restored from the run alone.
+Code is what runs and what stages read of the checkout (`CODE`), so that a picture somebody saved, or a page of documentation,
+changes no state of a run. The patch holds new files too, so that `python -m pipelines reproduce` can restore them. Its size is
+limited, and a file that looks like a secret is left out and listed: then the code cannot be restored from the run alone.
 """
 
 import hashlib
@@ -12,15 +13,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.errors import InfrastructureError, one_line
 from pipelines.redaction import contains_secret
-from pipelines.workspace import git_output
+from pipelines.workspace import git_output, run_git
 
 CODE_STATE_FILE = "provenance.json"
 """In a copy of a checkout, which is no repository: the state of the checkout."""
 MAX_FILE = 256 * 1024
 MAX_PATCH = 1024 * 1024
-RESULTS = ("dvc.lock", "metrics", "reports", "benchmarks/results", "studies/results")
-"""Tracked files that a run writes itself: they change while the pipeline runs, and no stage reads them as code."""
+CODE = ("components", "pipelines", "params.yaml", "dvc.yaml", "requirements.lock", "data/raw")
+"""Of data/raw, git holds a README and DVC's pointers to data; the rest is ignored."""
 _SECRET_FILE = re.compile(
     r"(^|/)(\.env.*|\.netrc|.*credentials.*|.*\.(pem|key|p12|pfx)|id_(rsa|ed25519).*)$", re.IGNORECASE
 )
@@ -58,17 +60,27 @@ def code_revision(root: Path) -> str:
 
 
 def code_state(root: Path) -> CodeState:
-    """Return the state of the checkout in `root`. Writes nothing to the repository: git uses an index of its own for the patch."""
+    """Return the state of the checkout in `root`. Writes nothing to the repository: git uses an index of its own for the patch.
+
+    Raises InfrastructureError for a checkout that git cannot read, such as another user's: its runs would name no revision.
+    """
     if copied := _copied_state(root):
         return copied
     revision = code_revision(root)
-    if not git_output(root, "rev-parse", "--git-dir"):
+    found = run_git(root, "rev-parse", "--git-dir")
+    if found.returncode and any((folder / ".git").exists() for folder in (root, *root.parents)):
+        raise InfrastructureError(
+            f"git cannot read the checkout {root}: {one_line(found.stderr)}; if it belongs to another user (a container), run "
+            f"`git config --global --add safe.directory {root}`"
+        )
+    if found.returncode:
         return CodeState(revision, dirty=False)
     with tempfile.TemporaryDirectory(prefix="patch-") as folder:
         environment = _separate_index(root, Path(folder))
-        code = (".", *(f":!{path}" for path in RESULTS))
-        git_output(root, "add", "--all", "--", *code, environment=environment)
-        listed = ("diff", "--cached", "--name-only", "--no-renames", "-z", "HEAD", "--", *code)
+        known = git_output(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *CODE)
+        read = ("--pathspec-from-file=-", "--pathspec-file-nul")
+        run_git(root, "--literal-pathspecs", "add", "--all", *read, environment=environment, stdin=known)
+        listed = ("diff", "--cached", "--name-only", "--no-renames", "-z", "HEAD", "--", *CODE)
         names = [name for name in git_output(root, *listed, environment=environment).split("\0") if name]
         parts: list[str] = []
         left_out: list[str] = []

@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipelines.graph import producers
+from components.errors import DataError
+from pipelines.dvc_files.dvc_lock import read_entries
+from pipelines.graph import StageRun, producers
+from pipelines.params import Parameters
+from pipelines.records.stage_record import fingerprinted_now
 from pipelines.scratch.folder import folder_name, folder_stem
 from pipelines.scratch.manifest import MANIFEST_FILE, InputRecord, Manifest
 from pipelines.tracking.runs import MANIFEST_ARTIFACT, artifact_text
+from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,13 +23,39 @@ def find_by_fingerprint(address: str, identity: str, home: Path) -> Manifest | N
     return Manifest.read(home / folder_name(address, identity) / MANIFEST_FILE)
 
 
-def find_by_content(path: str, digests: Mapping[str, str], home: Path) -> Manifest | None:
-    """Return the newest manifest in `home` whose output `path` has these `tree_digests`; None for raw data, or when it is gone."""
+def find_by_content(path: str, digests: Mapping[str, str], workspace: Workspace, params: Parameters) -> Manifest | None:
+    """Return a manifest in the scratch root whose output `path` has these `tree_digests`; None for raw data, or when it is gone.
+
+    Several runs may have made the same bytes, such as a trial with a number that params.yaml leaves to a default. The run of the
+    present code and `params` comes first, then one of the parameters in dvc.lock, then the newest.
+    """
     producer = producers().get(path)
     if producer is None:
         return None
-    files = sorted(home.glob(f"{folder_stem(producer.address)}-*/{MANIFEST_FILE}"), key=_modified, reverse=True)
-    return next((done for done in map(Manifest.read, files) if done and done.outputs.get(path) == digests), None)
+    folders = f"{folder_stem(producer.address)}-*/{MANIFEST_FILE}"
+    files = sorted(workspace.home.glob(folders), key=_modified, reverse=True)
+    found = [done for done in map(Manifest.read, files) if done and done.outputs.get(path) == digests]
+    if len(found) < 2:
+        return found[0] if found else None
+    present, locked = fingerprinted_now(producer, params), _locked_parameters(producer, workspace)
+
+    def preference(done: Manifest) -> tuple[bool, bool]:
+        record = done.provenance
+        return (
+            record is not None and record.fingerprinted == present,
+            record is not None and record.parameters == locked,
+        )
+
+    return max(found, key=preference)  # of equals the first, which is the newest
+
+
+def _locked_parameters(run: StageRun, workspace: Workspace) -> dict[str, Any] | None:
+    """Return the parameters that dvc.lock says the stage read, as a stage is given them; None where it does not tell."""
+    try:
+        values = read_entries(workspace.root)[run.address]["params"]["params.yaml"]
+        return Parameters.partial(values).only(run.stage.reads)
+    except (DataError, KeyError, ValueError):
+        return None
 
 
 def _modified(path: Path) -> float:

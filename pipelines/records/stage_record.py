@@ -74,6 +74,16 @@ def sources_digest(run: StageRun) -> str:
     return digest({source: file_digest(ROOT / source) for source in stage_sources(run.stage)})
 
 
+def fingerprinted_now(run: StageRun, params: Parameters) -> dict[str, Any]:
+    """Return `StageRecord.fingerprinted` of a run of this stage with the present code and packages."""
+    return {
+        "code": sources_digest(run),
+        LOCK: file_digest(ROOT / LOCK),
+        "parameters": params.only(run.stage.reads),
+        "threads": params.compute.threads,
+    }
+
+
 def environment() -> dict[str, str]:
     """Return the versions of Python and of the packages that compute, without importing them."""
     versions = {"python": platform.python_version(), "platform": platform.platform(terse=True)}

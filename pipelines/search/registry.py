@@ -12,6 +12,7 @@ from components.errors import DataError
 from pipelines import graph
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import digest, tree_digests
+from pipelines.params import load
 from pipelines.records.manifests import find_by_content
 from pipelines.scratch.manifest import Manifest
 from pipelines.search.gallery_search import INDEX, MODEL
@@ -82,7 +83,8 @@ def _index_run(workspace: Workspace) -> Manifest:
     for path in (MODEL, INDEX):
         if not workspace.path(path).is_dir():
             raise DataError(f"register: {path} does not exist: run `dvc repro index`")
-    found = find_by_content(INDEX, tree_digests(workspace.path(INDEX)), workspace.home)
+    params = load(workspace.path("params.yaml"))
+    found = find_by_content(INDEX, tree_digests(workspace.path(INDEX)), workspace, params)
     if found is None or not found.run:
         raise DataError(
             f"register: the run that made {INDEX} is unknown: run `dvc repro --force {graph.find('index').address}`"

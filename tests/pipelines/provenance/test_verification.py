@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pretended_stages import Chain, make_chain, pretend
 
 from components.errors import DataError
 from pipelines import presets
+from pipelines.identity.closure import ROOT
 from pipelines.provenance.lineage import find_manifest, lineage, trace
 from pipelines.provenance.verification import Verification, upstream, verify
 from pipelines.tracking import runs as tracking
@@ -69,6 +71,38 @@ def test_an_unchanged_chain_has_no_disagreement(chain, tracker, capsys):
 def test_a_path_that_no_stage_writes_is_one_line(chain):
     with pytest.raises(DataError, match=r"readme\.txt: no stage writes it"):
         verify(["readme.txt"], chain.workspace)
+
+
+def test_a_result_is_traced_to_the_run_of_its_parameters_and_not_to_a_trial_with_the_same_bytes(place, tracker):
+    """Pretended outputs depend on the inputs alone: runs with other parameters write the same bytes."""
+    client = tracker.client
+    first = find_manifest("models/probe", place.workspace, client)
+    presets.edit(place.root / "params.yaml", {"probe": {"training": {"steps": 7}}})
+    trial = place.run("probe")
+    assert find_manifest("models/probe", place.workspace, client).run == trial["run"]
+    presets.edit(
+        place.root / "params.yaml", {"probe": {"training": {"steps": 8}}}
+    )  # of neither; dvc.lock is of the first
+    assert find_manifest("models/probe", place.workspace, client).run == first.run
+    (place.root / "dvc.lock").unlink()
+    assert find_manifest("models/probe", place.workspace, client).run == trial["run"]  # the newest
+    shutil.copyfile(ROOT / "params.yaml", place.root / "params.yaml")
+    assert find_manifest("models/probe", place.workspace, client).run == first.run
+
+
+def test_what_reads_a_result_names_the_run_of_its_parameters(place):
+    first = json.loads(place.manifest_file("prepare").read_text())
+    presets.edit(place.root / "params.yaml", {"prepare": {"max_bad_fraction": 0.5}})
+    assert place.run("prepare")["fingerprint"] != first["fingerprint"]
+    shutil.copyfile(ROOT / "params.yaml", place.root / "params.yaml")
+    presets.edit(place.root / "params.yaml", {"probe": {"training": {"steps": 7}}})
+    read = place.run("probe")["provenance"]["inputs"]["data/people"]
+    assert (read["fingerprint"], read["run"]) == (first["fingerprint"], first["run"])
+
+
+def test_a_run_without_a_commit_is_a_disagreement(place, tracker):
+    edit_json(place.manifest_file("probe"), lambda done: done["provenance"]["revision"].update(commit=""))
+    assert any("names no commit" in line for line in broken(place, tracker, "probe"))
 
 
 # -- each kind of link, broken by hand ---------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pipelines import graph
 from pipelines.dvc_files.dvc_lock import dvc_md5
 from pipelines.engine import runner
 from pipelines.engine.cost import throughput, worker_cost
+from pipelines.errors import InfrastructureError
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import tree_digests
 from pipelines.params import Parameters, load
@@ -24,13 +25,16 @@ from pipelines.redaction import contains_secret, without_secrets
 from pipelines.scratch.claims import claims
 from pipelines.scratch.manifest import InputRecord, StageRecord
 from pipelines.scratch.metric_log import MetricLog
+from pipelines.workspace import Workspace
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """Two committed files."""
-    (tmp_path / "code.py").write_text("value = 1\n")
+    """Three committed files: code, a result, a page."""
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines/code.py").write_text("value = 1\n")
     (tmp_path / "dvc.lock").write_text("first\n")
+    (tmp_path / "README.md").write_text("first\n")
     (tmp_path / ".gitignore").write_text("*.ignored\n")
     return make_repository(tmp_path)
 
@@ -45,11 +49,11 @@ def test_a_clean_tree_is_its_commit_and_no_patch(repository):
 
 
 def test_the_patch_makes_the_same_files_again_in_a_clean_worktree(repository, tmp_path_factory):
-    (repository / "code.py").write_text("value = 2\n")
-    (repository / "new folder").mkdir()
-    (repository / "new folder/ä.py").write_text("new = True\n")
-    (repository / "picture.bin").write_bytes(bytes(range(256)))
-    (repository / "mine.ignored").write_text("not of the code")
+    (repository / "pipelines/code.py").write_text("value = 2\n")
+    (repository / "components/new folder").mkdir(parents=True)
+    (repository / "components/new folder/ä.py").write_text("new = True\n")
+    (repository / "components/picture.bin").write_bytes(bytes(range(256)))
+    (repository / "components/mine.ignored").write_text("not of the code")
     (repository / "dvc.lock").write_text("second\n")  # a result, which the run writes itself
     before = git(repository, "ls-files", "--stage"), git(repository, "count-objects")
     state = code_state(repository)
@@ -61,20 +65,47 @@ def test_the_patch_makes_the_same_files_again_in_a_clean_worktree(repository, tm
     git(clean, "apply", "--binary", given=state.patch)
     theirs = {name: value for name, value in tree_digests(clean).items() if not name.startswith(".git")}
     ours = {name: value for name, value in tree_digests(repository).items() if not name.startswith(".git/")}
-    ours.pop("mine.ignored"), ours.pop(".gitignore"), ours.pop("dvc.lock"), theirs.pop("dvc.lock")
+    ours.pop("components/mine.ignored"), ours.pop(".gitignore"), ours.pop("dvc.lock"), theirs.pop("dvc.lock")
     assert theirs == ours
+
+
+def test_files_that_no_stage_reads_are_no_part_of_the_state(repository):
+    """As `generate --output drawn`, `search --picture found.png` and somebody's notes leave them."""
+    (repository / "drawn/shards").mkdir(parents=True)
+    (repository / "drawn/shards/00000.parquet").write_bytes(os.urandom(2 * MAX_FILE))
+    (repository / "found.png").write_bytes(b"picture")
+    (repository / "README.md").write_text("second\n")
+    state = code_state(repository)
+    assert (state.dirty, state.patch, state.left_out) == (False, "", ())
+
+
+def test_code_that_was_removed_is_in_the_patch(repository):
+    (repository / "pipelines/code.py").unlink()
+    state = code_state(repository)
+    assert state.dirty
+    assert "-value = 1" in state.patch
+
+
+def test_a_checkout_that_git_does_not_trust_is_refused_with_what_to_do(repository, monkeypatch):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own switch for a folder of another user
+    with pytest.raises(InfrastructureError, match=r"dubious ownership.* --add safe\.directory ") as caught:
+        code_state(repository)
+    assert "\n" not in str(caught.value)
 
 
 def test_secrets_and_large_files_are_left_out_of_the_patch_and_named(repository, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "s3cr3t-of-the-cluster")
+    repository = repository / "pipelines"
     (repository / ".env").write_text("x=1\n")
     (repository / "token.py").write_text("t = 's3cr3t-of-the-cluster'\n")
     (repository / "key.py").write_text("-----BEGIN RSA PRIVATE KEY-----\n")
     (repository / "store.py").write_text("postgresql://me:hunter22@host/db\n")
     (repository / "compose.yaml").write_text("postgresql://me:${PASSWORD}@host/db\n")
     (repository / "large.txt").write_text("x" * MAX_FILE)
-    state = code_state(repository)
-    assert set(state.left_out) == {".env", "token.py", "key.py", "store.py", "large.txt"}
+    state = code_state(repository.parent)
+    assert set(state.left_out) == {
+        f"pipelines/{name}" for name in (".env", "token.py", "key.py", "store.py", "large.txt")
+    }
     assert "compose.yaml" in state.patch
     assert "s3cr3t" not in state.patch
 
@@ -130,6 +161,7 @@ def test_the_md5_of_a_file_and_of_a_folder_is_that_of_dvc(tmp_path):
 
 
 def test_an_input_is_traced_to_the_newest_result_with_its_bytes(tmp_path):
+    workspace, params = Workspace(tmp_path, tmp_path), load(ROOT / "params.yaml")
     for number, (identity, content) in enumerate((("a" * 64, "1"), ("b" * 64, "2"), ("c" * 64, "2"))):
         folder = tmp_path / f"prepare-{identity[:16]}"
         folder.mkdir()
@@ -141,11 +173,11 @@ def test_an_input_is_traced_to_the_newest_result_with_its_bytes(tmp_path):
         }
         (folder / "DONE.json").write_text(json.dumps(done))
         os.utime(folder / "DONE.json", (number, number))
-    found = find_by_content("data/people", {"x": "2"}, tmp_path)
+    found = find_by_content("data/people", {"x": "2"}, workspace, params)
     assert found is not None
     assert found.run == "2"
-    assert find_by_content("data/people", {"x": "3"}, tmp_path) is None
-    assert find_by_content("data/raw", {"x": "2"}, tmp_path) is None  # no stage makes it
+    assert find_by_content("data/people", {"x": "3"}, workspace, params) is None
+    assert find_by_content("data/raw", {"x": "2"}, workspace, params) is None  # no stage makes it
 
 
 # -- the record --------------------------------------------------------------------------------------------------------
