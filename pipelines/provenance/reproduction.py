@@ -1,8 +1,8 @@
 """`python -m pipelines reproduce RUN_ID`: runs the same code with the same parameters and inputs again, and compares all results.
 
 A git worktree gets the run's commit with its stored patch, params.yaml with the run's values, and the inputs that it read, found by
-digest in the workspace, in scratch, in DVC's cache or a DVC remote. The stages run there with a scratch root and a tracking store
-of their own, so that nothing is taken from a cache and nothing of the user's is overwritten.
+digest in the workspace, in scratch, in DVC's cache or a DVC remote. The stages run there with a scratch root, a tracking store and,
+as jobs, a storage prefix of their own, so that nothing is taken from a cache and nothing of the user's is overwritten.
 """
 
 import os
@@ -23,12 +23,14 @@ from pipelines.errors import InfrastructureError
 from pipelines.graph import find, producers
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import digest, tree_digests
+from pipelines.params import load
 from pipelines.provenance.lineage import Step, find_manifest, trace
 from pipelines.provenance.result_differences import ResultComparison, compare, show
 from pipelines.provenance.run_checks import download_patch
-from pipelines.records.stage_record import environment, hardware
+from pipelines.records import stage_record
 from pipelines.scratch.folder import folder_stem, put_in_place
 from pipelines.scratch.manifest import MANIFEST_FILE, Manifest, StageRecord
+from pipelines.scratch.storage import Storage
 from pipelines.workspace import Workspace, run_git
 
 if TYPE_CHECKING:
@@ -36,11 +38,19 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    target: str, workspace: Workspace, *, first: str | None = None, whole: bool = False, keep: bool = False
+    target: str,
+    workspace: Workspace,
+    *,
+    first: str | None = None,
+    whole: bool = False,
+    keep: bool = False,
+    as_jobs: bool = False,
 ) -> None:
     """Repeat the stage of `target` (a run id, or a path that it wrote) and compare; from stage `first` on, or the `whole` chain.
 
-    Raises DataError when a metric or a byte differs or something needed is missing, InfrastructureError when a stage fails.
+    Each step has the parameters, workers, strategy and device of its own run. Stages run here, or `as_jobs` on the cluster of
+    params.yaml, with a prefix in its storage that is deleted at the end. Raises DataError when a metric or a byte differs or
+    something needed is missing, InfrastructureError when a stage fails.
     """
     from pipelines.tracking.runs import connect
 
@@ -51,12 +61,12 @@ def reproduce(
     print(f"{manifest.stage} {manifest.fingerprint[:8]}: commit {record.revision.commit[:8]}", flush=True)
     for line in _environment_differences(record):
         print(f"note: {line}", flush=True)
-    with _worktree(manifest, client, keep) as root:
-        _write_params(root, steps)
+    with _worktree(manifest, client, keep) as root, _job_storage(workspace, as_jobs, root.parent.name) as storage:
         _place_inputs(root, steps, workspace)
         comparisons = []
         for step in steps:
-            _run(step, root)
+            _write_params(root, _record(step.manifest))
+            _run(step, root, storage)
             comparisons.append(_compare(step, root))
         for comparison in comparisons:
             show(comparison)
@@ -101,7 +111,7 @@ def _depends_on(step: Step, origin: Step) -> bool:
 
 def _environment_differences(record: StageRecord) -> Iterator[str]:
     """Yield what differs in packages and hardware: possible reasons for different bytes."""
-    now = {**environment(), **hardware()}
+    now = {**stage_record.environment(), **stage_record.hardware()}
     for name, value in {**record.environment, **record.hardware}.items():
         if now.get(name) != value:
             yield f"{name} was {value}, here it is {now.get(name, 'none')}"
@@ -145,13 +155,29 @@ def _apply(root: Path, patch: str | None) -> None:
         raise DataError(f"reproduce: the run's patch does not apply to its commit: {reason}")
 
 
-def _write_params(root: Path, steps: list[Step]) -> None:
-    """Write the values that the runs read into params.yaml."""
+@contextmanager
+def _job_storage(workspace: Workspace, as_jobs: bool, name: str) -> Iterator[str | None]:
+    """The URL of a new prefix in the storage of params.yaml, which is deleted afterwards; None unless `as_jobs`."""
+    if not as_jobs:
+        yield None
+        return
+    storage = load(workspace.path("params.yaml")).compute.storage
+    if storage is None:
+        raise ParameterError(
+            "reproduce: --jobs needs compute.storage, a folder that every node sees, or s3://bucket/prefix"
+        )
+    prefix = f"{storage.rstrip('/')}/{name}"
+    try:
+        yield prefix
+    finally:
+        Storage(prefix).delete("")
+
+
+def _write_params(root: Path, record: StageRecord) -> None:
+    """Write the values that a run read into params.yaml."""
     path = root / "params.yaml"
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for step in steps:
-        document |= _record(step.manifest).parameters
-    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.safe_dump(document | record.parameters, sort_keys=False), encoding="utf-8")
 
 
 def _place_inputs(root: Path, steps: list[Step], workspace: Workspace) -> None:
@@ -194,17 +220,29 @@ def _share_cache(theirs: Path, ours: Path) -> None:
     _dvc(ours, "config", "--local", "cache.dir", cache)
 
 
-def _run(step: Step, root: Path) -> None:
+def _environment(record: StageRecord, root: Path, storage: str | None) -> dict[str, str]:
+    """The environment of a repeated stage. The user's own variables for `compute` replace what was recorded, but not the threads:
+    results depend on them."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("PIPELINES_", "DVC_"))}
-    compute = {key: value for key, value in os.environ.items() if key.startswith("PIPELINES_COMPUTE__")}
-    command = [sys.executable, "-m", "pipelines", "--workspace", str(root), "run", step.address]
-    own = {
+    chosen = {name: value for name, value in os.environ.items() if name.startswith("PIPELINES_COMPUTE__")}
+    compute: dict[str, object] = {"backend": "local", "threads": record.threads}
+    if storage:
+        compute |= {"backend": "job", "storage": storage}
+    return {
+        **environ,
+        **{f"PIPELINES_COMPUTE__{key.upper()}": str(value) for key, value in record.compute.items()},
+        **chosen,
+        **{f"PIPELINES_COMPUTE__{key.upper()}": str(value) for key, value in compute.items()},
         "PYTHONPATH": str(root),
         "PIPELINES_HOME": str(_home(root)),
-        "PIPELINES_COMPUTE__THREADS": str(_record(step.manifest).threads),
         "MLFLOW_TRACKING_URI": f"sqlite:///{root.parent / 'mlflow.db'}",
     }
-    finished = subprocess.run(command, cwd=root, env={**environ, **compute, **own}, check=False)
+
+
+def _run(step: Step, root: Path, storage: str | None) -> None:
+    command = [sys.executable, "-m", "pipelines", "--workspace", str(root), "run", step.address]
+    environment = _environment(_record(step.manifest), root, storage)
+    finished = subprocess.run(command, cwd=root, env=environment, check=False)
     if finished.returncode:
         raise InfrastructureError(f"reproduce: {step.address} failed with exit code {finished.returncode}")
 

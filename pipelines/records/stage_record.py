@@ -40,6 +40,7 @@ def stage_record(
         seed=params.seed,
         environment=environment(),
         hardware=hardware(),
+        compute=params.compute.model_dump(include={"workers", "strategy", "device"}),
         ray=ray_ids(),
     )
 

@@ -68,6 +68,7 @@ class StageRecord(Document):
         lock: SHA-256 of requirements.lock.
         environment: versions of Python and of the packages that compute.
         hardware: of the machine that computed.
+        compute: workers, strategy and device of the section `compute`; empty in manifests of older code.
         ray: job and submission ids, where it ran in a Ray job.
     """
 
@@ -80,6 +81,7 @@ class StageRecord(Document):
     seed: int
     environment: dict[str, str]
     hardware: dict[str, Any]
+    compute: dict[str, int | str] = {}
     ray: dict[str, str]
 
     @property
