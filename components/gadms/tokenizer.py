@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from components.clip_tokenizer import clip_tokenizer
 from components.errors import DataError, ParameterError
 
 VOCABULARY_FILE = "vocabulary.json"
@@ -29,17 +30,14 @@ _RESERVED = frozenset({0, CLIP_VOCABULARY_SIZE - 3})  # padding and mask: never 
 
 @lru_cache(maxsize=1)
 def _byte_pair_encoder() -> Any:
-    """open_clip's tokenizer, from a file of the installed package."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer()
+    return clip_tokenizer(CONTEXT_LENGTH)
 
 
 class CaptionTokenizer:
     """CLIP's tokenizer over a vocabulary of `vocab_size` ids.
 
     `kept` are the ids of CLIP's vocabulary in this one, ascending, without the three special ids. None keeps all: encodings then
-    equal open_clip's, except for texts that contain the mask's word or an isolated "!" piece.
+    equal open_clip's, except for texts that contain the mask's word, an isolated "!" piece, or the name of a special token.
     """
 
     def __init__(self, kept: Sequence[int] | None = None, context_length: int = CONTEXT_LENGTH) -> None:
@@ -50,6 +48,7 @@ class CaptionTokenizer:
         self.kept = None if kept is None else tuple(kept)
         self.context_length = context_length
         self.vocab_size = CLIP_VOCABULARY_SIZE if kept is None else len(kept) + 3
+        self._word_lengths: dict[str, int] = {}
         self._compact = None if kept is None else {full: compact for compact, full in enumerate(kept)}
 
     @classmethod
@@ -94,6 +93,19 @@ class CaptionTokenizer:
             result[row, : len(ids)] = torch.tensor(ids)
         return result
 
+    def is_cut(self, text: str) -> bool:
+        """Return whether `text` is longer than the context, so that its end is not read. A word is encoded once."""
+        room, length = self.context_length - 2, 0
+        for word in text.split():
+            if word not in self._word_lengths:
+                self._word_lengths[word] = len(self.encode(word))
+            length += self._word_lengths[word]
+        return length > room and len(self.encode(text)) > room  # text repair may join words
+
+    def unread(self, text: str) -> str:
+        """Return the end of `text` that does not fit into the context, "" where all of it does."""
+        return self.decode(self.encode(text)[self.context_length - 2 :])
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids; a mask is "[mask]"; start, end and padding are left out."""
         bpe = _byte_pair_encoder()
@@ -103,7 +115,8 @@ class CaptionTokenizer:
                 pieces.append("[mask]</w>")
             elif 0 < token < self.mask_id:
                 pieces.append(bpe.decoder[token if self.kept is None else self.kept[token]])
-        return "".join(pieces).replace("</w>", " ").strip()
+        symbols = bytes(bpe.byte_decoder[symbol] for symbol in "".join(pieces))
+        return symbols.decode("utf-8", errors="replace").replace("</w>", " ").strip()
 
     def save(self, folder: Path) -> None:
         """Write `vocabulary.json` for a compact vocabulary; CLIP's own needs no file."""

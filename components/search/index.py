@@ -82,21 +82,28 @@ class GalleryIndex:
     def open(cls, folder: str | Path) -> "GalleryIndex":
         """Read a folder written by `save`. Raises DataError when it is incomplete or of another format."""
         import pyarrow.parquet as pq
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         folder = Path(folder)
         missing = [name for name in (VECTORS_FILE, METADATA_FILE, REFERENCE_FILE) if not (folder / name).exists()]
         if missing:
             raise DataError(f"{folder}: not a gallery index, {' and '.join(missing)} missing; run the index stage")
-        reference = json.loads((folder / REFERENCE_FILE).read_text())
+        try:
+            reference = dict(json.loads((folder / REFERENCE_FILE).read_text(encoding="utf-8")))
+            if reference.get("format") == FORMAT:
+                vectors = load_file(folder / VECTORS_FILE)
+                embeddings, image_ids, model = vectors["embeddings"], vectors["image_ids"], dict(reference["model"])
+                metadata = pq.read_table(folder / METADATA_FILE).to_pydict()
+                metadata.pop("image_id")
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:  # Arrow's errors are among them
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(f"{folder}: not a readable gallery index ({reason}); run the index stage again") from error
         if reference.get("format") != FORMAT:
             raise DataError(
                 f"{folder}: index format {reference.get('format')}, this code reads {FORMAT}; run the index stage"
             )
-        vectors = load_file(folder / VECTORS_FILE)
-        metadata = pq.read_table(folder / METADATA_FILE).to_pydict()
-        metadata.pop("image_id")
-        return cls(vectors["embeddings"], vectors["image_ids"], metadata=metadata, model=reference["model"])
+        return cls(embeddings, image_ids, metadata=metadata, model=model)
 
     @torch.no_grad()
     def search(self, queries: Tensor, k: int = 10, *, chunk: int = 65536) -> Hits:

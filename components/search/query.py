@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import DataError
+from components.files import file_digest
 from components.gadms.embedding import embed_captions
-from components.gadms.model import DualEncoder
+from components.gadms.model import WEIGHTS_FILE, DualEncoder
 from components.search.index import GalleryIndex
 
 
@@ -32,7 +33,19 @@ class TextSearch:
 
     @classmethod
     def open(cls, model_folder: str | Path, index_folder: str | Path) -> "TextSearch":
-        return cls(DualEncoder.load(model_folder), GalleryIndex.open(index_folder))
+        """Read both folders. Raises DataError where the index was made with other weights, if it names those it was made with."""
+        encoder, index = DualEncoder.load(model_folder), GalleryIndex.open(index_folder)
+        weights = index.model.get("weights")
+        if weights and weights != file_digest(Path(model_folder) / WEIGHTS_FILE):
+            raise DataError(
+                f"{index_folder} was made by another model than {model_folder}, so their vectors cannot be compared: make the "
+                "index again (`dvc repro index`)"
+            )
+        return cls(encoder, index)
+
+    def unread(self, query: str) -> str:
+        """Return the end of `query` that the model does not read, because it is longer than its context; mostly ""."""
+        return self.encoder.tokenizer.unread(query)
 
     def __call__(self, query: str, k: int = 10) -> list[Match]:
         """Return the k best pictures for a query, best first."""

@@ -1,6 +1,5 @@
 """Finds the best matches for a sentence in the gallery of the pipeline."""
 
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -29,7 +28,6 @@ def search(query: str, workspace: Workspace, top: int = 5, picture: Path | None 
     from components.search.query import TextSearch
 
     found = TextSearch.open(workspace.path(MODEL), workspace.path(INDEX))
-    _require_same_model(workspace)
     matches = found(query, top)
 
     table = Table(
@@ -48,20 +46,11 @@ def search(query: str, workspace: Workspace, top: int = 5, picture: Path | None 
         )
     console = Console()
     console.print(table)
+    if unread := found.unread(query):
+        console.print(escape(f"The sentence is longer than the model reads; its end was not used: “{unread}”"))
     if picture:
         _draw([match.image_id for match in matches], workspace, picture)
         console.print(f"wrote {picture}")
-
-
-def _require_same_model(workspace: Workspace) -> None:
-    """Raise DataError when other weights made the index: their vectors cannot be compared."""
-    from components.files import file_digest
-    from components.gadms.model import WEIGHTS_FILE
-    from components.search.index import REFERENCE_FILE
-
-    made_by = json.loads((workspace.path(INDEX) / REFERENCE_FILE).read_text())["model"].get("weights")
-    if made_by and made_by != file_digest(workspace.path(MODEL) / WEIGHTS_FILE):
-        raise DataError(f"search: {INDEX} was made by another model than {MODEL}: run `dvc repro index`")
 
 
 def _draw(image_ids: list[int], workspace: Workspace, path: Path) -> None:

@@ -116,6 +116,7 @@ def _signature() -> Any:
         ColSpec(Array(DataType.double), "scores"),
         ColSpec(Array(DataType.long), "identities"),
         ColSpec(Array(DataType.string), "captions"),
+        ColSpec(DataType.string, "unread"),
     ]
     parameters = ParamSchema([ParamSpec("top", DataType.long, 5)])
     return ModelSignature(Schema([ColSpec(AnyType(), "query")]), Schema(outputs), parameters)

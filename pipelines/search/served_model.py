@@ -30,6 +30,7 @@ class PersonSearch(PythonModel):
                 "scores": [[match.score for match in matches] for matches in found],
                 "identities": [[int(match.metadata["identity"]) for match in matches] for matches in found],
                 "captions": [[str(match.metadata["caption"]) for match in matches] for matches in found],
+                "unread": [self.search.unread(query) for query in queries],  # the end of a sentence that is too long
             }
         )
 

@@ -21,6 +21,7 @@ from components.persons.drawn.lexicon import states_fact
 from components.persons.shards import PersonDataset
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
+from pipelines.stages.parts.cut_captions import count_cut
 
 SCORES = {
     "gradient": ScoringConfig("gradient"),
@@ -94,6 +95,7 @@ def run(
         "score_auc": aucs,
         "score_auc_facts": fact_aucs,
         "query_noise": noise,
+        "captions_cut": count_cut(encoder.tokenizer, captions, "test captions"),
         "gallery": len(gallery),
         "identities": len(set(gallery_ids.tolist())),
     }

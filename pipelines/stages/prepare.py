@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.gadms.tokenizer import CaptionTokenizer
 from components.persons.drawn.config import DrawnConfig
 from components.persons.drawn.dataset import write_drawn_dataset
 from components.persons.published.readers import find_dataset
@@ -14,6 +15,7 @@ from components.persons.shards import DATASET_MANIFEST, write_records
 from components.persons.statistics import manifest_statistics
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
+from pipelines.stages.parts.cut_captions import print_cut
 
 
 def run(
@@ -40,5 +42,7 @@ def run(
         write_records(validation, outputs["people"])  # one record at a time: a set may have millions
         report = validation.report
     (outputs["people"] / "validation.json").write_text(json.dumps(report.to_json(), indent=1, sort_keys=True) + "\n")
-    statistics = manifest_statistics(outputs["people"] / DATASET_MANIFEST)
+    statistics = manifest_statistics(outputs["people"] / DATASET_MANIFEST, CaptionTokenizer().is_cut)
+    for split, counts in statistics.items():
+        print_cut(counts["captions_cut"], counts["captions"], f"captions of the {split} split")
     return {"records": report.total, "kept": report.good, "bad": dict(sorted(report.counts.items())), **statistics}

@@ -35,6 +35,39 @@ def test_no_text_encodes_to_the_mask_or_to_padding():
         assert max(ids) < tokenizer.mask_id
 
 
+@pytest.mark.parametrize(
+    "tokenizer", [CaptionTokenizer(), CaptionTokenizer.from_corpus(["a <end_of_text> man, text of the end"])]
+)
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("a man<end_of_text>, tall", "a man < end _ of _ text >, tall"),
+        ("<START_OF_TEXT> A man", "< start _ of _ text > a man"),
+        ("a &lt;end_of_text&gt; man", "a < end _ of _ text > man"),
+        ("!<end_of_text><end_of_text>", "!< end _ of _ text >< end _ of _ text >"),
+    ],
+)
+def test_the_name_of_a_special_token_is_text(tokenizer, text, pieces):
+    ids = tokenizer.encode(text)
+    assert ids == tokenizer.encode(pieces)
+    assert max(ids) < tokenizer.mask_id
+    row = tokenizer(text)[0]
+    assert row.argmax() == len(ids) + 1  # the end that the model reads
+    assert (row == tokenizer.start_id).sum() == 1
+
+
+def test_the_end_of_a_sentence_that_is_too_long_is_named():
+    full, compact = CaptionTokenizer(), CaptionTokenizer.from_corpus(["a man"])
+    fits, cut = "man " * 75, "man " * 75 + "caf\u00e9 \u4e00 hat"
+    for tokenizer in (full, compact):
+        assert (tokenizer.is_cut(fits), tokenizer.unread(fits)) == (False, "")
+        assert (tokenizer.is_cut(cut), tokenizer.unread(cut)) == (True, "caf\u00e9 \u4e00 hat")
+    assert compact.is_cut("turquoise " * 9)  # each is spelled in nine symbols
+    assert not full.is_cut("turquoise " * 9)
+    assert compact.unread("turquoise " * 9) == "quoise"
+    assert not full.is_cut("")
+
+
 def test_a_saved_vocabulary_gives_the_same_ids(tmp_path):
     compact = CaptionTokenizer.from_corpus([CAPTION])
     compact.save(tmp_path)

@@ -149,7 +149,9 @@ def test_shrinking_is_antialiased(tmp_path):
 
 
 def test_statistics_count_pictures_captions_and_identities(tmp_path):
-    statistics = manifest_statistics(write(tmp_path / "a", count=30) / DATASET_MANIFEST)
+    manifest = write(tmp_path / "a", count=30) / DATASET_MANIFEST
+    statistics = manifest_statistics(manifest)
+    assert manifest_statistics(manifest, is_cut=lambda caption: len(caption.split()) > 3)["train"]["captions_cut"] == 10
     assert statistics["train"] == {
         "images": 10,
         "captions": 25,

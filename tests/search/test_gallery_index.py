@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from components.errors import DataError, ParameterError
-from components.gadms.model import DualEncoder
+from components.files import file_digest
+from components.gadms.model import WEIGHTS_FILE, DualEncoder
 from components.gadms.tokenizer import CaptionTokenizer
 from components.search.index import GalleryIndex
 from components.search.query import TextSearch
@@ -72,6 +73,15 @@ def test_bad_input_is_named(tmp_path):
         GalleryIndex.open(tmp_path)
 
 
+@pytest.mark.parametrize("file", ["index.json", "metadata.parquet", "embeddings.safetensors"])
+def test_a_file_of_an_index_that_is_cut_off_is_one_line(tmp_path, file):
+    random_index().save(tmp_path)
+    for content in (b"", b"{", (tmp_path / file).read_bytes()[:-20]):
+        (tmp_path / file).write_bytes(content)
+        with pytest.raises(DataError, match=r"not a readable gallery index \(.+\); run the index stage again"):
+            GalleryIndex.open(tmp_path)
+
+
 def test_a_sentence_finds_the_picture_whose_vector_is_its_own(tmp_path):
     sentences = ["a man in red", "a woman with a bag", "green shoes"]
     encoder = DualEncoder.create(CONFIG, tokenizer=CaptionTokenizer.from_corpus(sentences))
@@ -84,5 +94,21 @@ def test_a_sentence_finds_the_picture_whose_vector_is_its_own(tmp_path):
         best = search(sentence, k=2)[0]
         assert (best.image_id, best.metadata["caption"]) == (image_id, sentence)
         assert best.score == pytest.approx(1, abs=1e-5)
+    assert (search.unread("a man"), search.unread("a man " * 38)) == ("", "man")
     with pytest.raises(DataError, match="vectors of 3 numbers"):
         TextSearch(encoder, GalleryIndex(torch.ones(2, 3), [1, 2]))
+
+
+def test_an_index_that_other_weights_made_is_not_opened(tmp_path):
+    tokenizer = CaptionTokenizer.from_corpus(["a man"])
+    encoder = DualEncoder.create(CONFIG, tokenizer=tokenizer)
+    encoder.save(tmp_path / "model")
+    for name, reference in (
+        ("own", {"weights": file_digest(tmp_path / "model" / WEIGHTS_FILE)}),
+        ("named", {"name": "x"}),
+    ):
+        GalleryIndex(torch.eye(16), range(16), model=reference).save(tmp_path / name)
+        TextSearch.open(tmp_path / "model", tmp_path / name)  # an index that does not name weights fits by its width
+    DualEncoder.create(CONFIG, tokenizer=tokenizer, seed=9).save(tmp_path / "other")
+    with pytest.raises(DataError, match=r"own was made by another model than .*other"):
+        TextSearch.open(tmp_path / "other", tmp_path / "own")

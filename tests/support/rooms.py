@@ -50,7 +50,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("components.persons",),
     ("components.training",),
     ("components.settings", "components.weight_files"),
-    ("components.exports", "components.files", "components.errors"),
+    ("components.clip_tokenizer", "components.exports", "components.files", "components.errors"),
 )
 """A room imports none of its own row, nor of a row above."""
 

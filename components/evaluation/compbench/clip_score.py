@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
+from components.clip_tokenizer import clip_tokenizer
 from components.errors import DataError
 from components.evaluation.compbench.pictures import Progress, PromptPicture, open_picture
 
@@ -29,11 +30,10 @@ class ClipScore:
 
     def __init__(self, model: Any, architecture: str = ARCHITECTURE) -> None:
         from open_clip import image_transform
-        from open_clip.tokenizer import SimpleTokenizer
 
         self.model = model.eval()
         self.architecture = architecture
-        self.tokenizer = SimpleTokenizer(context_length=model.context_length)
+        self.tokenizer = clip_tokenizer(model.context_length)
         if model.vocab_size != self.tokenizer.vocab_size:
             raise DataError(
                 f"CLIP {architecture}: {model.vocab_size} words, but CLIP's tokenizer has {self.tokenizer.vocab_size}; {HOW_TO_GET}"

@@ -18,6 +18,7 @@ from components.training.config import ValidatedTrainingConfig
 from components.training.loop import fit
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
+from pipelines.stages.parts.cut_captions import count_cut
 
 
 def new_encoder(params: Parameters, captions: Iterable[str], root: Path = Path()) -> DualEncoder:
@@ -100,9 +101,11 @@ def train_arm(
     )
     print_decoder_start(task)
     batches = caption_batches(encoder, dataset, rows, training.batch, params, context, method.augmentation)
+    cut = count_cut(encoder.tokenizer, rows.column("caption"), "training captions", context.rank)
     fit(task, batches, training, context, on_report=_validation(task, dataset, validated, training))
     metrics: dict[str, object] = {
         "captions": len(rows),
+        "captions_cut": cut,
         "identities": identities,
         "parameters": sum(p.numel() for p in encoder.parameters()),
     }

@@ -1,5 +1,6 @@
 """One phase of training the dual encoder on a streamed corpus."""
 
+from itertools import islice
 from pathlib import Path
 
 from components.errors import ParameterError
@@ -11,8 +12,12 @@ from components.training.config import ValidatedTrainingConfig
 from components.training.loop import fit
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
+from pipelines.stages.parts.cut_captions import count_cut
 from pipelines.stages.parts.retrieval_training import print_decoder_start
 from pipelines.streaming.batches import streamed_batches
+
+COUNTED = 100_000
+"""Captions, the first of the corpus, among which those that are too long are counted."""
 
 
 def train_streamed(
@@ -36,6 +41,8 @@ def train_streamed(
             f"id_weight = {method.id_weight}: a streamed corpus has no numbered identities; set it to 0"
         )
     captions = int(corpus.sizes.sum())
+    counted = list(islice(corpus.captions(), COUNTED))
+    cut = count_cut(encoder.tokenizer, counted, "captions at the start of the corpus", context.rank)
     encoder.checkpoint_activations(params.retrieval.gradient_checkpointing)
     task = RetrievalTask(encoder, method.for_arm(context.arm), captions=captions, seed=params.seed)
     print_decoder_start(task)
@@ -50,7 +57,12 @@ def train_streamed(
     ) as batches:
         fit(task, batches, training, context)
     task.save(output)
-    metrics: dict[str, object] = {"captions": captions, "parameters": sum(p.numel() for p in encoder.parameters())}
+    metrics: dict[str, object] = {
+        "captions": captions,
+        "captions_counted": len(counted),
+        "captions_cut": cut,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+    }
     if task.masked_by_score is not None:
         metrics["masked_by_score"] = task.masked_by_score
     return metrics

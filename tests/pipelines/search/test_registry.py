@@ -82,6 +82,7 @@ def expected(workspace: Workspace, top: int) -> dict[str, Any]:
         "scores": [[match.score for match in matches] for matches in found],
         "identities": [[match.metadata["identity"] for match in matches] for matches in found],
         "captions": [[match.metadata["caption"] for match in matches] for matches in found],
+        "unread": ["", ""],
     }
 
 

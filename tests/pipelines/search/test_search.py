@@ -69,6 +69,9 @@ def test_search_prints_the_best_matches_of_all_pictures(workspace, capsys, monke
     assert [int(line.split("person [")[1].split("]")[0]) for line in lines] == brute_force(workspace)[:4]
     assert all(str(100 + image // 2) in line for image, line in zip(brute_force(workspace), lines, strict=False))
     assert "12 pictures searched" in printed
+    assert "was not used" not in printed
+    search("red " * 76 + "<end_of_text> hat", workspace, top=1)
+    assert "its end was not used: “red < end _ of _ text > hat”" in capsys.readouterr().out
 
 
 def test_the_picture_shows_the_matches_side_by_side(workspace, tmp_path):

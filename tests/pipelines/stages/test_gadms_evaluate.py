@@ -1,5 +1,6 @@
 """The stage `gadms_evaluate`, on a few drawn people and an untrained encoder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ def test_what_is_found_first_is_right_exactly_where_the_first_rank_says_so(evalu
     assert right == [hit == 100 for hit in retrieval_hits(table, 1)]
     assert metrics["R@1"] == pytest.approx(100 * sum(right) / len(right))
     assert metrics["mINP"] == pytest.approx(100 * sum(table["inverse_negative_penalty"]) / len(right))
+
+
+def test_captions_that_are_too_long_are_counted_where_they_are_prepared_and_where_they_are_read(
+    evaluated, drawn_people
+):
+    prepared = json.loads((drawn_people.root / "metrics/prepare/all.json").read_text())
+    assert (prepared["test"]["captions_cut"], evaluated[1]["captions_cut"]) == (0, 0)
 
 
 def test_true_sentences_of_the_same_pictures_stand_beside_false_ones(evaluated):

@@ -93,7 +93,7 @@ def test_fine_tuning_reports_validation_and_leaves_the_best_weights(root, tmp_pa
     first = min(step for step, value in seen.items() if value == best)
     assert metrics["selected"] == {"step": first, "val/R@1": best}
     json.dumps(metrics)
-    assert (metrics["captions"], metrics["identities"]) == (8, 8)
+    assert (metrics["captions"], metrics["captions_cut"], metrics["identities"]) == (8, 0, 8)
     state = context.load()[1]
     kept = DualEncoder.load(tmp_path / "fine/model").clip
     assert torch.equal(kept.visual.proj, state["buffers"]["best.visual/proj"])

@@ -26,8 +26,9 @@ def corpus(tmp_path):
     with DatasetWriter(tmp_path / "people") as writer:
         for i in range(40):
             file = io.BytesIO()
+            caption = f"a man in red {i}" + " and blue" * (40 * (i == 7))  # one is longer than the model reads
             Image.fromarray(random.integers(0, 256, (64, 32, 3), dtype=np.uint8)).save(file, "PNG")
-            writer.add(file.getvalue(), [CaptionRow(f"a man in red {i}")], identity=i, split="train", source="made")
+            writer.add(file.getvalue(), [CaptionRow(caption)], identity=i, split="train", source="made")
     return open_corpus(tmp_path / "people")
 
 
@@ -53,9 +54,10 @@ def run(corpus, folder, readers=0, **changes):
     return encoder, train_streamed(encoder, corpus, method, training, params, context, folder / "model", readers)
 
 
-def test_a_model_is_trained_on_the_stream_and_saved(corpus, tmp_path):
+def test_a_model_is_trained_on_the_stream_and_saved(corpus, tmp_path, capsys):
     encoder, metrics = run(corpus, tmp_path)
-    assert metrics["captions"] == 40
+    assert (metrics["captions"], metrics["captions_counted"], metrics["captions_cut"]) == (40, 40, 1)
+    assert "1 of 40 captions at the start of the corpus are longer than 77 tokens" in capsys.readouterr().out
     start = DualEncoder.create(
         phase()[0].retrieval.architecture, image_size=(64, 32), tokenizer=encoder.tokenizer, seed=0
     )
