@@ -12,9 +12,11 @@ from components.gadms.tasks import RetrievalTask
 from components.training.config import LoopConfig
 from components.training.context import LocalContext
 from components.training.loop import fit
+from components.training.randomness import ShuffledEpochs
 from components.training.schedules import learning_rate_factor
 from components.training.task import TrainingTask
 from pipelines.identity.closure import ROOT
+from pipelines.params import load
 from pipelines.presets import resolve
 
 IRRA = {0: 0.10, 1: 0.28, 2: 0.46, 3: 0.64, 4: 0.82, 5: 1.0, 6: 0.9961, 15: 0.6545, 29: 0.0039}
@@ -149,3 +151,17 @@ def test_the_pretraining_preset_holds_the_papers_recipe():
     assert (settings.training.batch, loop.learning_rate, loop.epsilon) == (512, 1e-4, 1e-3)
     assert (loop.steps, loop.warmup_steps) == (math.ceil(30 * 2_000_000 / 512), 5 * 2_000_000 // 512)
     assert (settings.method.mtp_weight, settings.method.scoring.layers) == (0.4, 8)
+
+
+def test_the_default_run_masks_every_visit_by_a_score():
+    """The warm-up visits every caption: two of each drawn or generated picture."""
+    chosen = load(ROOT / "params.yaml")
+    pictures = {
+        "gadms_pretrain": chosen.taca_generate.corpus,
+        "gadms_finetune": chosen.prepare.identities["train"] * chosen.prepare.pictures_per_identity,
+    }
+    for section, count in pictures.items():
+        own = getattr(chosen, section)
+        assert own.method.score_timing == "previous"
+        order = ShuffledEpochs(2 * count, chosen.seed, "epoch")
+        assert len(order.rows(torch.arange(own.method.warmup_steps * own.training.batch)).unique()) == 2 * count
