@@ -34,7 +34,7 @@ class TextSearch:
     @classmethod
     def open(cls, model_folder: str | Path, index_folder: str | Path) -> "TextSearch":
         """Read both folders. Raises DataError where the index was made with other weights, if it names those it was made with."""
-        encoder, index = DualEncoder.load(model_folder), GalleryIndex.open(index_folder)
+        encoder, index = DualEncoder.load(model_folder).eval(), GalleryIndex.open(index_folder)
         weights = index.model.get("weights")
         if weights and weights != file_digest(Path(model_folder) / WEIGHTS_FILE):
             raise DataError(
