@@ -102,7 +102,7 @@ def _found(config: Mapping[str, Any] | str) -> tuple[str, Mapping[str, Any]]:
     found = open_clip.get_model_config(config) if config in names else None
     if found is None:
         close = difflib.get_close_matches(config.lower(), [name.lower() for name in names], n=1)
-        hint = next((f", did you mean {name}?" for name in names if [name.lower()] == close), "")
+        hint = next((f" (did you mean {name}?)" for name in names if [name.lower()] == close), "")
         raise ParameterError(
             f"model {config!r}: unknown to open_clip{hint}; open_clip.list_models() names all, or give a config"
         )

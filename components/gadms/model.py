@@ -5,6 +5,7 @@ Inference is plain CLIP: the cosine of the image's class token with the text's e
 """
 
 import json
+import pickle
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -74,12 +75,12 @@ class DualEncoder(nn.Module):
     def from_pretrained(
         cls,
         name: str,
-        weights: str | Path,
+        weights: str,
         *,
         image_size: tuple[int, int] | None = None,
         position_resize: PositionResize = "bilinear",
     ) -> "DualEncoder":
-        """Create an open_clip architecture with published weights: a tag such as "openai" (downloaded) or a file of open_clip.
+        """Create an open_clip architecture with published weights: a tag such as "openai" (for a file: `pretrained_encoder`).
 
         For another `image_size` (height, width) the position embedding is resized, "bilinear" as IRRA does or "bicubic" as
         open_clip does. Raises ParameterError where the tag was trained with another activation: OpenAI's weights need a
@@ -88,15 +89,17 @@ class DualEncoder(nn.Module):
         import open_clip
 
         config = model_config(name, image_size)
-        require_activation(name, config, str(weights))
+        require_activation(name, config, weights)
         model = cls.create(config)
         try:
-            source = open_clip.create_model(name, pretrained=str(weights))
-        except (RuntimeError, ValueError, OSError) as error:
+            source = open_clip.create_model(name, pretrained=weights)
+        except pickle.UnpicklingError as error:  # its message suggests to load the file unsafely
+            raise DataError(f"weights {weights} for {name}: not a file of tensors alone; download it again") from error
+        except Exception as error:  # open_clip, the hub and safetensors each raise their own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DataError(f"weights {weights!s} for {name}: {reason}") from error
+            raise DataError(f"weights {weights} for {name}: {reason}") from error
         state = source.state_dict()
-        require_finite(state, f"weights {weights!s} for {name}")
+        require_finite(state, f"weights {weights} for {name}")
         resize_positions(state, source.visual.grid_size, model.clip.visual.grid_size, position_resize)
         model.clip.load_state_dict(state)
         return model

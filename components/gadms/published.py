@@ -20,7 +20,7 @@ from components.errors import DataError, ParameterError
 from components.files import file_digest
 from components.gadms.architecture import grid_of, model_config
 from components.gadms.model import DECODER_FILE, DualEncoder, PositionResize, resize_positions, weights_file
-from components.weight_files.reading import load_exactly, read_state, require_finite
+from components.weight_files.reading import OPENAI_CONSTANTS, load_exactly, read_state, require_finite
 
 TOWERS = "base_model."
 _POSITIONS = "visual.positional_embedding"
@@ -37,9 +37,7 @@ _BLOCK = re.compile(r"cross_modal_transformer\.resblocks\.(\d+)\.(attn|ln_1|ln_2
 _IN_BLOCK = {"attn": "self_attn", "ln_1": "norm1", "ln_2": "norm2", "mlp.c_fc": "linear1", "mlp.c_proj": "linear2"}
 _DROPPED = {
     "classifier": "one row per identity of its training set",
-    "input_resolution": "a number in OpenAI's files",
-    "context_length": "a number in OpenAI's files",
-    "vocab_size": "a number in OpenAI's files",
+    **dict.fromkeys(OPENAI_CONSTANTS, "a constant of the architecture, in OpenAI's archives"),
     "logit_scale": "a constant in IRRA",
     "visul_emb_layer": "RDE's second embedding, of selected tokens, which this model does not have",
     "texual_emb_layer": "RDE's second embedding, of selected tokens, which this model does not have",
@@ -137,11 +135,9 @@ def _without_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 def _drop_reason(name: str, irra: bool) -> str | None:
     """Why a key is not used; None for a key that is."""
-    if name.rpartition(".")[2] == "attn_mask":
-        return "computed from the context length"
     if name == "logit_scale" and not irra:
         return None
-    return _DROPPED.get(name.partition(".")[0])
+    return _DROPPED.get(name.partition(".")[0]) or _DROPPED.get(name.rpartition(".")[2])
 
 
 def _decoder_name(name: str) -> str | None:

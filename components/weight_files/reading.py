@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from components.errors import DataError
 from components.weight_files.torchscript import is_torchscript, read_torchscript
 
+OPENAI_CONSTANTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+"""What OpenAI's archives of CLIP hold beside its parameters."""
+
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _STATES = ("model", "state_dict", "model_state_dict")
 _NOT_WEIGHTS = {

@@ -123,7 +123,7 @@ OTHER_KINDS = {
     "ViTamin-B": "timm's vitamin_base_224",
     "roberta-ViT-B-32": "text tower is transformers' roberta-base",
     "ViT-L-14-CLIPA": "its tokenizer is another than CLIP's",
-    "vit-b-16": "unknown to open_clip, did you mean ViT-B-16?",
+    "vit-b-16": "unknown to open_clip (did you mean ViT-B-16?)",
     "a9": "unknown to open_clip; open_clip.list_models() names all",
 }
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from components.clip_tokenizer import clip_tokenizer
 from components.errors import DataError
 from components.evaluation.compbench.pictures import Progress, PromptPicture, open_picture
+from components.weight_files.reading import OPENAI_CONSTANTS, load_exactly, read_state, require_finite
 
 ARCHITECTURE = "ViT-B-32-quickgelu"
 CONFIG_FILE = "open_clip_config.json"
@@ -43,12 +44,11 @@ class ClipScore:
 
     @classmethod
     def open(cls, file: Path, *, device: str = "cpu") -> "ClipScore":
-        """Read a weight file (.safetensors, or a state dict in .pt or .bin). The architecture is that of `open_clip_config.json`
-        beside it, or else OpenAI's ViT-B/32.
+        """Read a weight file (safetensors, a state dict, or OpenAI's ViT-B-32.pt). The architecture is that of
+        `open_clip_config.json` beside it, or else OpenAI's ViT-B/32.
 
         Raises DataError where the file is missing or does not fit.
         """
-        from open_clip.factory import load_checkpoint
         from open_clip.model import CLIP
 
         if not file.is_file():
@@ -57,8 +57,11 @@ class ClipScore:
         try:
             with torch.random.fork_rng(devices=[]):  # the initial weights draw from the global generator
                 model = CLIP(**config)
-            load_checkpoint(model, str(file), strict=True, weights_only=True)
-        except Exception as error:  # open_clip, torch and safetensors each raise their own
+            state = read_state(file)
+            state = {name: tensor.float() for name, tensor in state.items() if name not in OPENAI_CONSTANTS}
+            require_finite(state, file)
+            load_exactly(model, state, file, architecture)
+        except Exception as error:  # open_clip raises many kinds of errors for its configs
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DataError(f"{file}: not weights of {architecture} ({reason}); {HOW_TO_GET}") from error
         return cls(model.float().to(device), architecture)

@@ -3,7 +3,6 @@
 The GA-DMS paper uses YOLOv11 and YOLOv11-Pose, whose keypoints are COCO's too.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ import torch
 from PIL import Image
 
 from components.errors import DataError, ParameterError
+from components.files import file_digest
+from components.weight_files.reading import read_state, require_finite
 
 KEYPOINTS = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow",
@@ -100,18 +101,11 @@ def _published_model() -> Any:
 
 
 def _read_state(weights: Path, sha256: str | None) -> dict[str, Any]:
-    try:
-        content = weights.read_bytes()
-    except OSError as error:
-        raise DataError(f"{weights}: no detector weights there ({error.strerror}); see curate.detector") from None
-    digest = hashlib.sha256(content).hexdigest()
+    if not weights.is_file():
+        raise DataError(f"{weights}: no detector weights there; see curate.detector")
+    digest = file_digest(weights)
     if sha256 and digest != sha256:
         raise DataError(f"{weights} has the SHA-256 {digest}; expected is {sha256}: give the right file or digest")
-    try:
-        if weights.suffix == ".safetensors":
-            from safetensors.torch import load
-
-            return load(content)
-        return torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling raises many types of errors on other files
-        raise DataError(f"{weights} is not a readable file of weights: {' '.join(str(error).split())[:150]}") from None
+    state = read_state(weights)
+    require_finite(state, weights)
+    return state
