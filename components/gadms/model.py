@@ -5,7 +5,6 @@ Inference is plain CLIP: the cosine of the image's class token with the text's e
 """
 
 import json
-import pickle
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -19,7 +18,7 @@ from components.errors import DataError, ParameterError
 from components.gadms.architecture import build, config_file, grid_of, model_config, require_activation, require_towers
 from components.gadms.tokenizer import CONTEXT_LENGTH, CaptionTokenizer
 from components.persons.transforms import CLIP_MEAN, CLIP_STD, normalise
-from components.weight_files.reading import load_exactly, read_state, require_finite
+from components.weight_files.reading import load_exactly, read_state, reason, require_finite
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -93,11 +92,8 @@ class DualEncoder(nn.Module):
         model = cls.create(config)
         try:
             source = open_clip.create_model(name, pretrained=weights)
-        except pickle.UnpicklingError as error:  # its message suggests to load the file unsafely
-            raise DataError(f"weights {weights} for {name}: not a file of tensors alone; download it again") from error
-        except Exception as error:  # open_clip, the hub and safetensors each raise their own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DataError(f"weights {weights} for {name}: {reason}") from error
+        except Exception as error:  # open_clip, the hub, torch and safetensors each raise their own
+            raise DataError(f"weights {weights} for {name}: {reason(error)}") from error
         state = source.state_dict()
         require_finite(state, f"weights {weights} for {name}")
         resize_positions(state, source.visual.grid_size, model.clip.visual.grid_size, position_resize)

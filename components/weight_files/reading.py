@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from components.errors import DataError
@@ -21,12 +22,16 @@ from components.weight_files.torchscript import is_torchscript, read_torchscript
 OPENAI_CONSTANTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 """What OpenAI's archives of CLIP hold beside its parameters."""
 
+READING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError)
+"""What torch, safetensors and transformers raise on a folder or file of weights that is damaged or of another kind."""
+
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _STATES = ("model", "state_dict", "model_state_dict")
 _NOT_WEIGHTS = {
     b"version https://git-lfs": "a Git LFS pointer and not the file itself: run `git lfs pull`",
     b"<": "a web page and not weights: the download went wrong, get it again",
 }
+_FIX = "give a file of tensors alone, as torch.save(model.state_dict(), ...) writes it"
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
@@ -83,6 +88,19 @@ def load_exactly(
     module.load_state_dict(dict(state), strict=False)
 
 
+def reason(error: BaseException) -> str:
+    """One line of an error that a library raised on reading weights.
+
+    Where torch refuses a pickled type it names the type, and leaves out its advice to load the file as code.
+    """
+    if isinstance(error, pickle.UnpicklingError):
+        found = _GLOBAL.search(str(error))
+        if found:
+            return f"holds an object of the type {found[1]}, which could only be read by running its code"
+        return "not a file of weights in a known format, or damaged"
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+
+
 def _content(file: Path) -> Any:
     """What the file holds, in its own form."""
     try:
@@ -106,27 +124,14 @@ def _content(file: Path) -> Any:
             return read_torchscript(file)
         with torch.serialization.safe_globals(_plain_data()):
             return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise DataError(f"{file}: {_refusal(file, error)}") from error
-    except Exception as error:  # zipfile, torch and safetensors each raise their own on a damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{file}: not a readable file of weights, or damaged ({reason[:150]}); get it again") from error
-
-
-def _refusal(file: Path, error: Exception) -> str:
-    """Why a pickled file is refused: by its types, if it is one at all."""
-    found = _GLOBAL.search(str(error))
-    if not found:
-        return "not a file of weights in a known format, or damaged; get it again"
-    try:
-        types = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except ValueError:  # written before torch 1.6
-        types = [found[1]]
-    names = ", ".join(sorted(types)[:3] or [found[1]]) + (f" and {len(types) - 3} more" if len(types) > 3 else "")
-    return (
-        f"holds objects of the type {names}, which could only be read by running their code; "
-        "give a file of tensors alone, as torch.save(model.state_dict(), ...) writes it"
-    )
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle raises many kinds
+        if isinstance(error, pickle.UnpicklingError):
+            raise DataError(f"{file}: {reason(error)}; {_FIX}") from error
+        raise DataError(
+            f"{file}: not a readable file of weights, or damaged ({reason(error)}); get it again"
+        ) from error
 
 
 def _plain_data() -> list[Any]:

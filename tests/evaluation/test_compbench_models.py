@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,15 @@ def test_a_weight_file_that_would_run_code_is_refused(clip_file, tmp_path):
         with pytest.raises(DataError, match="not weights of") as error:
             ClipScore.open(tmp_path / name)
         assert not re.search(r"\n|trust|weights_only", str(error.value))
+
+
+def test_a_blip_that_would_run_code_is_refused_in_one_line(blip_folder, tmp_path):
+    shutil.copytree(blip_folder, tmp_path / "blip")
+    (tmp_path / "blip/model.safetensors").unlink()
+    torch.save({"state": Bomb()}, tmp_path / "blip/pytorch_model.bin")
+    with pytest.raises(DataError, match=r"cannot be read as BLIP \(holds an object of the type") as error:
+        BlipVqa.open(tmp_path / "blip")
+    assert not re.search(r"\n|trust|weights_only", str(error.value))
 
 
 def test_a_text_that_clip_would_cut_is_refused(clip_file):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torchscript_archives import write_archive
 
 from components.errors import DataError
-from components.weight_files.reading import load_exactly, read_state, require_finite
+from components.weight_files.reading import load_exactly, read_state, reason, require_finite
 
 STATE = {
     "visual.proj": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
@@ -124,6 +124,12 @@ def test_anything_else_is_refused_in_one_line_and_never_run(kind, tmp_path):
     assert str(caught.value).startswith(f"{tmp_path / 'best.pth'}: ")
     assert not re.search(r"\n|weights_only|trust|allow|safe_globals|\x1b", str(caught.value))
     assert not (tmp_path / "sprung").exists()
+
+
+def test_what_a_library_says_of_a_file_is_one_line():
+    assert reason(OSError("no\nsuch")) == "no"
+    assert reason(ValueError()) == "ValueError"
+    assert reason(pickle.UnpicklingError("Re-run with trust")) == "not a file of weights in a known format, or damaged"
 
 
 def test_a_missing_file_and_weights_that_are_not_numbers_are_named(tmp_path):

@@ -24,6 +24,7 @@ from components.errors import DataError, ParameterError
 from components.evaluation.compbench.phrases import questions
 from components.evaluation.compbench.pictures import Progress, PromptPicture, open_picture
 from components.persons.transforms import normalise
+from components.weight_files.reading import READING_ERRORS, reason
 
 PUBLISHED_SIZE = 480  # pixels, configs/vqa.yaml
 MAX_TOKENS = 35  # of a question
@@ -64,8 +65,8 @@ class BlipVqa:
                 folder, local_files_only=True, weights_only=True, output_loading_info=True, dtype=torch.float32
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise DataError(f"{folder}: cannot be read as BLIP ({_line(error)}); {HOW_TO_GET}") from error
+        except (TypeError, *READING_ERRORS) as error:
+            raise DataError(f"{folder}: cannot be read as BLIP ({reason(error)}); {HOW_TO_GET}") from error
         lacking = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
         if lacking:
             raise DataError(
@@ -166,7 +167,3 @@ def _word(tokenizer: Any, word: str) -> int:
     if found is None or found == tokenizer.unk_token_id:
         raise DataError(f"BLIP's tokenizer does not know the word {word!r}; {HOW_TO_GET}")
     return int(found)
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

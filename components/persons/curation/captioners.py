@@ -14,6 +14,7 @@ from components.persons.curation.templates import TEMPLATES, choose_templates, i
 from components.persons.drawn.captions import compose
 from components.persons.pixels import resized
 from components.training.randomness import stream_seed
+from components.weight_files.reading import READING_ERRORS, reason
 
 
 class Captioner(Protocol):
@@ -86,9 +87,10 @@ class VisionLanguageCaptioner:
         try:
             self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
             model: Any = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True, dtype=dtype)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            message = " ".join(str(error).split())[:200]
-            raise DataError(f"{folder} holds no vision-language model that transformers can load: {message}") from error
+        except (ImportError, *READING_ERRORS) as error:
+            raise DataError(
+                f"{folder} holds no vision-language model that transformers can load: {reason(error)}"
+            ) from error
         self._model = model.to(device).eval()
         self._processor.tokenizer.padding_side = "left"  # an answer follows its question
         self._seed, self._templates, self._count, self._words = seed, tuple(templates), count, words
