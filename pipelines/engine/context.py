@@ -113,7 +113,11 @@ class StageContext(Context):
         return self.scratch.stop_file.exists()
 
     def _when_back(self, write: Callable[[], None]) -> None:
-        """Write once the storage is there: else the folder would be made again and hide what is in it."""
+        """Write once the storage is there: else the folder would be made again and hide what is in it.
+
+        Raises InfrastructureError when another process works in the folder: a runner that was suspended does not stop its worker.
+        """
+        self.scratch.require_holder()
         retry_while_away(write, self._is_away, f"the scratch folder {self.scratch.folder}", timeout=storage_timeout())
 
     def _is_away(self) -> bool:

@@ -45,6 +45,7 @@ class StageTask:
 def main() -> int:
     task = StageTask(**json.loads(sys.stdin.readline()))
     compute, scratch = Compute(**task.compute), Scratch(Path(task.scratch))
+    scratch.holder = scratch.lease_token()  # that of the runner
     os.environ.update(thread_settings(compute.threads))  # before any library is imported
     try:
         from pipelines.engine.execution import RankFolders, execute, stage_function

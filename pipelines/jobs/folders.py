@@ -3,23 +3,31 @@
 With a shared folder they are in the storage itself: every node sees one scratch folder, `runs/<key>`. With a bucket each rank has
 its own temporary folder; the checkpoints are downloaded when it begins, and those of rank 0 uploaded at each save. So all ranks
 begin with the same checkpoints, on any node.
+
+A bucket has no lock, and a process that was cut off may come back beside its successor. So every rank 0 writes its checkpoints
+below a name of its own, `checkpoints/writer-<token>/`, deletes none of others', and stops when the object `writer` names a later
+process.
 """
 
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.engine.execution import RankFolders
+from pipelines.errors import InfrastructureError
 from pipelines.jobs.task import METRICS, JobTask, output_folder, run_folder
 from pipelines.scratch.folder import Scratch, put_in_place
 from pipelines.scratch.storage import Storage, files_below
 
 FOLLOW_SECONDS = 2.0
+WRITER = "writer"
+"""The object that names the present writer of a run in a bucket, and the beginning of that name."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,8 @@ class JobFolders:
 
     storage: Storage
     task: JobTask
+    holder: str | None = None
+    """Token of the job's lease on a shared folder."""
 
     @contextmanager
     def open(self, rank: int) -> Iterator[RankFolders]:
@@ -35,14 +45,19 @@ class JobFolders:
         shared = self.storage.folder
         with tempfile.TemporaryDirectory(prefix="job-rank-", ignore_cleanup_errors=True) as folder:
             if shared:
-                scratch = Scratch(shared / run_folder(self.task.key))
+                scratch = Scratch(shared / run_folder(self.task.key), self.holder)
                 yield RankFolders(scratch.folder / "root", scratch)
+                scratch.require_holder()
             else:
                 bucket = _BucketRun(self.storage, self.task.key, Scratch(Path(folder)))
                 self.place_inputs(Path(folder) / "root")
+                if rank == 0:
+                    bucket.take_over()
                 bucket.download()
                 with bucket.metrics_sent() if rank == 0 else nullcontext():
                     yield RankFolders(Path(folder) / "root", bucket.scratch, bucket.upload_checkpoints)
+                if rank == 0:
+                    bucket.require_writer()
                 scratch = bucket.scratch
             if rank == 0:
                 written = {**_named("writing", scratch.writing), **_named("figures", scratch.figures)}
@@ -79,33 +94,57 @@ class _BucketRun:
         self.storage = storage
         self.scratch = scratch
         self.remote = run_folder(key)
+        self.writer = f"{WRITER}-{uuid.uuid4().hex}"
+        self._kept: set[str] = (
+            set()
+        )  # files of checkpoints that the bucket has, by their paths in `scratch.checkpoints`
+        self._uploaded: set[str] = set()  # those that this process put there
         self._sent = ""
         self._sending = threading.Lock()
         scratch.begin()
 
+    def take_over(self) -> None:
+        """Become the one writer of this run."""
+        self.storage.write(f"{self.remote}/{WRITER}", self.writer)
+
+    def require_writer(self) -> None:
+        """Raise InfrastructureError when another process has taken this run over."""
+        if self.storage.read(f"{self.remote}/{WRITER}") != self.writer:
+            raise InfrastructureError(
+                f"another process has taken over {self.storage.path(self.remote)}: run again, to wait for its result"
+            )
+
     def download(self) -> None:
         """Download the metrics and the checkpoints with a manifest. The checkpoint store checks digests and skips torn ones."""
         names = self.storage.names(self.remote)
-        whole = {os.path.dirname(name) for name in names if name.endswith("/manifest.json")}
-        for name in names:
-            if os.path.dirname(name) in whole or name == METRICS:
-                self.storage.get(f"{self.remote}/{name}", self.scratch.folder / name)
+        for local, remote in whole_checkpoints(names).items():
+            for name in names:
+                if os.path.dirname(name) == remote:
+                    file = f"{local}/{os.path.basename(name)}"
+                    self.storage.get(f"{self.remote}/{name}", self.scratch.checkpoints / file)
+                    self._kept.add(file)
+        if METRICS in names:
+            self.storage.get(f"{self.remote}/{METRICS}", self.scratch.metrics_file)
 
     def upload_checkpoints(self) -> None:
-        """Upload new files, each checkpoint's manifest after its state; then delete what the store has deleted."""
-        here = {f"checkpoints/{name}": file for name, file in _named("", self.scratch.checkpoints).items()}
-        there = set(self.storage.names(f"{self.remote}/checkpoints"))
-        for name in sorted(here, key=lambda name: (os.path.dirname(name), name.endswith("manifest.json"))):
-            if name.removeprefix("checkpoints/") not in there:
-                self.storage.put(here[name], f"{self.remote}/{name}")
+        """Upload new files, each checkpoint's manifest after its state; then delete what the store has deleted of them."""
+        self.require_writer()
+        own = f"{self.remote}/checkpoints/{self.writer}"
+        here = _named("", self.scratch.checkpoints)
+        for name in sorted(here.keys() - self._kept, key=lambda n: (os.path.dirname(n), n.endswith("manifest.json"))):
+            self.storage.put(here[name], f"{own}/{name}")
+            self._uploaded.add(name)
+        self._kept |= self._uploaded
         self.send_metrics()
-        for name in sorted(there - {name.removeprefix("checkpoints/") for name in here}):
-            self.storage.delete(f"{self.remote}/checkpoints/{name}")
+        for name in sorted(self._uploaded - here.keys()):
+            self.storage.delete(f"{own}/{name}")
+            self._uploaded.remove(name)
 
     def send_metrics(self) -> None:
         with self._sending:
             text = self.scratch.metrics_file.read_text(encoding="utf-8") if self.scratch.metrics_file.exists() else ""
             if text != self._sent:
+                self.require_writer()
                 self.storage.write(f"{self.remote}/{METRICS}", text)
                 self._sent = text
 
@@ -129,6 +168,18 @@ class _BucketRun:
             ended.set()
             thread.join()
         self.send_metrics()
+
+
+def whole_checkpoints(names: Iterable[str]) -> dict[str, str]:
+    """Return the folders of checkpoints that have a manifest: path without the writer -> path below the run's folder.
+
+    Of a checkpoint that several writers have left, any will do: they are of one computation.
+    """
+    found = {}
+    for folder in (os.path.dirname(name) for name in names if name.endswith("/manifest.json")):
+        parts = Path(folder).parts[1:]  # without "checkpoints"; those of older code have no writer
+        found["/".join(parts[1:] if parts[0].startswith(f"{WRITER}-") else parts)] = folder
+    return found
 
 
 def _named(prefix: str, folder: Path) -> dict[str, Path]:

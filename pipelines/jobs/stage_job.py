@@ -46,7 +46,7 @@ def _run(storage: Storage, task: JobTask, compute: Compute, lock: FolderLock | N
     from pipelines.records.stage_record import hardware, ray_ids
 
     run = graph.find(task.address)
-    folders = JobFolders(storage, task)
+    folders = JobFolders(storage, task, lock.lease.token if lock else None)
     folders.begin()
     own, meter = storage.path(run_folder(task.key)), Meter(here=True)
     metrics = execution.execute(run, folders.open, Parameters.partial(task.parameters), compute, own)

@@ -68,6 +68,10 @@ class Lease:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
+    @property
+    def token(self) -> str:
+        return self._holder.token
+
     def acquire(self, timeout: float) -> None:
         """Wait for the lease. Call with the folder's flock held: a lease of this machine is then a dead process's.
 

@@ -49,10 +49,14 @@ def folder_name(address: str, identity: str) -> str:
 
 
 class Scratch:
-    """One scratch folder: its files by name, its lock, and how an attempt begins and finishes."""
+    """One scratch folder: its files by name, its lock, and how an attempt begins and finishes.
 
-    def __init__(self, folder: Path) -> None:
+    holder: token of the lease under which a worker writes here (`lease_token`); it stops when another has taken the lease over.
+    """
+
+    def __init__(self, folder: Path, holder: str | None = None) -> None:
         self.folder = folder
+        self.holder = holder
         self.checkpoints = folder / "checkpoints"
         self.figures = folder / "figures"
         self.writing = folder / "writing"
@@ -75,6 +79,17 @@ class Scratch:
                 checkpoint = self.checkpoints / line["phase"] / f"step-{step:08d}"
                 return checkpoint if checkpoint.is_dir() else None
         return None
+
+    def lease_token(self) -> str | None:
+        """Return the token of the present lease, None without one."""
+        found = read_lease(self.folder / LEASE_FILE)
+        return found.token if found else None
+
+    def require_holder(self) -> None:
+        """Raise InfrastructureError when another process has taken over the lease of `holder`, whose process was suspended."""
+        found = read_lease(self.folder / LEASE_FILE) if self.holder else None
+        if found and found.token != self.holder:
+            raise InfrastructureError(f"{found} has taken over {self.folder}: run again, to wait for its result")
 
     @contextmanager
     def lock(self, timeout: float | None = None) -> Iterator["FolderLock"]:

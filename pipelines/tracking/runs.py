@@ -24,6 +24,7 @@ from pipelines.graph import all_stages
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import digest
 from pipelines.locks.file_lock import file_lock
+from pipelines.locks.lease import machine_id
 from pipelines.redaction import without_secrets
 from pipelines.scratch.manifest import InputRecord
 from pipelines.tracking.delivery import ARTIFACT_FOLDER, TrackedRun
@@ -237,11 +238,9 @@ class Tracker:
             return False
 
     def end_orphans(self) -> None:
-        """Mark runs that a killed process of this machine left as RUNNING as KILLED."""
-        host = socket.gethostname()
-        running = self.client.search_runs(
-            [self.experiment], f"attributes.status = 'RUNNING' and tags.`pipelines.host` = '{host}'", max_results=100
-        )
+        """Mark runs that a killed process left as RUNNING as KILLED, if it was one that this process could see (`visible_from`)."""
+        chosen = f"attributes.status = 'RUNNING' and tags.`pipelines.visible_from` = '{visible_from()}'"
+        running = self.client.search_runs([self.experiment], chosen, max_results=100)
         for run in running:
             if not _alive(run.data.tags):
                 self.client.set_terminated(run.info.run_id, KILLED)
@@ -281,9 +280,19 @@ def owner() -> dict[str, str]:
     """Return tags that identify this process, even when its number is used again."""
     return {
         "pipelines.host": socket.gethostname(),
+        "pipelines.visible_from": visible_from(),
         "pipelines.pid": str(os.getpid()),
         "pipelines.started": f"{psutil.Process().create_time():.1f}",
     }
+
+
+def visible_from() -> str:
+    """Return an id of the running kernel and of the process numbers in use: containers may share names and numbers, or a kernel."""
+    try:
+        numbers = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        numbers = "pid"
+    return f"{machine_id()} {numbers}"
 
 
 def _alive(tags: Mapping[str, str]) -> bool:

@@ -13,6 +13,7 @@ from components.training.task import TrainingTask
 from pipelines.engine.context import StageContext
 from pipelines.errors import InfrastructureError
 from pipelines.scratch.folder import Scratch
+from pipelines.scratch.metric_log import MetricLog
 
 
 class Linear(TrainingTask):
@@ -51,8 +52,6 @@ def train(context, at_step=lambda step: None):
 
 
 def curve(scratch):
-    from pipelines.scratch.metric_log import MetricLog
-
     return MetricLog(scratch.metrics_file).table()
 
 
@@ -166,3 +165,21 @@ def test_going_on_with_another_number_of_workers_is_said(scratch, capsys):
     step, state = context_of(scratch).load()
     assert (step, state) == (4, {"weights": {}})
     assert "resuming from step 4 with 1 worker(s) in place of 2" in capsys.readouterr().out
+
+
+def test_the_worker_of_a_suspended_runner_stops_when_another_has_taken_the_folder_over(scratch):
+    lease = scratch.folder / "lease.json"
+    with scratch.lock():  # as the runner
+        scratch.holder = scratch.lease_token()
+        held = lease.read_text()
+
+        def take_over(step):
+            if step == 6:
+                lease.write_text(held.replace(scratch.holder, "another"))
+
+        with pytest.raises(InfrastructureError, match="has taken over"):
+            train(context_of(scratch), take_over)
+        assert [path.name for path in (scratch.checkpoints / "main").iterdir()] == ["step-00000004"]
+        # What it would have reported at step 8 is not there.
+        assert max(line["step"] for line in MetricLog(scratch.metrics_file).read()) == 6
+        lease.write_text(held)

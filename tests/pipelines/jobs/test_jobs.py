@@ -425,7 +425,7 @@ def test_a_lost_node_is_waited_for_until_ray_gives_it_up(monkeypatch, capsys):
 
 
 def test_workers_that_find_no_place_are_tried_again_and_then_a_reason_to_try_later(monkeypatch, capsys):
-    import ray
+    import ray.train
 
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(execution, "wait_for_dead_nodes", lambda: None)

@@ -232,12 +232,12 @@ def test_a_job_keeps_its_checkpoints_in_a_bucket_and_its_secrets_out_of_sight(
         told = Cluster(cluster.address).info(job)
         assert SECRET not in json.dumps(told.runtime_env) + told.entrypoint
     assert not Storage(url).folder
-    assert not list(bucket.folder.glob("*/runs/*/checkpoints/*/*/state.pt"))
+    assert not list(bucket.folder.glob("*/runs/*/checkpoints/**/state.pt"))
 
 
 def checkpoints_in(bucket: Store) -> int:
     """Whole checkpoints of the one job that runs."""
-    return len(list(bucket.folder.glob("*/runs/*/checkpoints/*/step-*/manifest.json")))
+    return len(list(bucket.folder.glob("*/runs/*/checkpoints/*/*/step-*/manifest.json")))
 
 
 @pytest.fixture(scope="module")

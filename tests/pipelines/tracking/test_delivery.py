@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from pipelines.locks.lease import machine_id
 from pipelines.scratch.metric_log import MetricLog
 from pipelines.tracking.run_state import RunState
 from pipelines.workspace import Workspace
@@ -195,6 +196,16 @@ def test_a_killed_process_leaves_neither_its_run_nor_its_pipelines_as_running(tr
         tracker.client.set_tag(run, "pipelines.started", "1000.0")  # this number belongs to another process by now
     tracker.end_orphans()
     assert [tracker.client.get_run(run).info.status for run in (tracked.run_id, parent)] == ["KILLED", "KILLED"]
+
+
+@pytest.mark.parametrize("elsewhere", ["another-kernel pid:[1]", f"{machine_id()} pid:[1]"])
+def test_runs_of_processes_that_cannot_be_seen_from_here_are_not_called_dead(tracker, folder, facts, elsewhere):
+    """Of another machine, or another container on this kernel, with the same host name and process number."""
+    tracked = tracker.open(folder, facts)
+    tracker.client.set_tag(tracked.run_id, "pipelines.started", "1000.0")
+    tracker.client.set_tag(tracked.run_id, "pipelines.visible_from", elsewhere)
+    tracker.end_orphans()
+    assert tracker.client.get_run(tracked.run_id).info.status == "RUNNING"
 
 
 def test_a_state_of_older_code_is_read_and_one_that_cannot_be_read_is_a_new_run(tracker, folder, facts):
