@@ -53,11 +53,22 @@ def _from_mapping(cls: type, source: Any, handler: Any) -> Any:
 def _refusing(cls: type, init: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **values: Any) -> None:
         try:
-            init(self, *args, **values)
+            init(self, *map(_plain, args), **{name: _plain(value) for name, value in values.items()})
         except ValidationError as error:
             raise ParameterError(f"{cls.__name__}: {first_mistake(error, cls)}") from error
 
     return __init__
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy or PyTorch as Python's own, also inside tuples, lists and dictionaries."""
+    if hasattr(value, "tolist") and hasattr(value, "ndim"):
+        return value.tolist()
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    if type(value) is dict:
+        return {key: _plain(item) for key, item in value.items()}
+    return value
 
 
 def first_mistake(error: ValidationError, schema: type) -> str:

@@ -18,7 +18,7 @@ _PUBLIC = {
     "reference": ("load_base", "write_reference"),
     "registry": ("register_family",),
     "schedule": ("TemperatureSchedule",),
-    "transfer": ("threshold_for_fraction", "transfer_threshold"),
+    "transfer": ("threshold_for_steps", "transfer_threshold"),
     "velocity": ("VelocityTask",),
 }
 __all__ = all_names(_PUBLIC)

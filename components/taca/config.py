@@ -17,7 +17,7 @@ Stream = Literal["double", "single"]
 def _resolvable(threshold: Any) -> Any:
     """Refuse a threshold that means no sigma."""
     try:
-        resolve_threshold(threshold, shift=1.0, tokens=1)
+        resolve_threshold(threshold, tokens=1, levels=lambda steps, shift: [1.0])
     except ParameterError as error:
         raise ValueError(str(error).rsplit(": ", 1)[-1]) from error
     return threshold
@@ -30,7 +30,8 @@ Resolvable = BeforeValidator(_resolvable)
 class TacaConfig:
     """Temperature-adjusted attention: when it is on, how strong, and where. See `TemperatureSchedule`.
 
-    `threshold` is a sigma, or a rule that follows the model: {sigma, tokens}, {sigma, shift} or {fraction}.
+    `threshold` is a sigma, or a rule that follows the model and its sampler: {sigma, tokens}, {sigma, shift}, {fraction} or
+    {fraction, steps}.
     """
 
     gamma: AboveZero = 1.2

@@ -4,7 +4,9 @@ All transformers see latents in patches of 2x2: FLUX and its kin get them packed
 (B, C, H, W) and cut patches themselves.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from components.errors import DataError, ParameterError
 from components.taca.registry import conventions_of
-from components.taca.sampler import resolution_mu
+from components.taca.sampler import TICKS, sampler_timesteps
 
 PATCH = 2
 
@@ -20,8 +22,18 @@ PATCH = 2
 def text_length(pipe: Any) -> int:
     """Return the text length to call a pipeline with, its `max_sequence_length`."""
     conventions = conventions_of(pipe)
-    tokenizer, limit = getattr(pipe, conventions.length_tokenizer, None), conventions.max_text_tokens
+    limit = conventions.max_text_tokens(_transformer_config(pipe))
+    tokenizer = getattr(pipe, conventions.length_tokenizer, None)
     return limit if tokenizer is None else min(limit, tokenizer.model_max_length)
+
+
+def _transformer_config(pipe: Any) -> Mapping[str, Any]:
+    """Return the config of a pipeline's transformer, from its folder where the transformer itself was not loaded; else {}."""
+    if pipe.transformer is not None:
+        config: Mapping[str, Any] = pipe.transformer.config
+        return config
+    file = Path(str(pipe.config.get("_name_or_path")), "transformer", "config.json")
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def picture_multiple(pipe: Any) -> int:
@@ -91,18 +103,13 @@ def image_positions(down: int, across: int) -> Tensor:
     return ids.reshape(-1, 3)
 
 
-def sampler_sigmas(pipe: Any, steps: int, height: int, width: int) -> Tensor:
-    """Return the noise levels that the pipeline's call samples a picture of this size at: (steps,) float32, descending.
+def sampler_sigmas(pipe: Any, steps: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the noise levels that the transformer sees when the pipeline draws a picture of this size: (steps,) float32.
 
-    The pipeline's own scheduler is not changed.
+    dtype: that of the latents; some pipelines round timesteps to it. The pipeline's scheduler is not changed. Raises
+    `ParameterError` for a scheduler that the pipeline cannot call.
     """
-    import numpy as np
-
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    mu = resolution_mu(scheduler, image_tokens(pipe, height, width))
-    shift = {} if mu is None else {"mu": mu}  # not every scheduler takes the argument
-    if conventions_of(pipe).passes_sigmas and not scheduler.config.get("use_flow_sigmas"):
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), **shift)
-    else:
-        scheduler.set_timesteps(steps, **shift)
-    return scheduler.sigmas[:-1]  # the last is 0, where nothing is left to do
+    conventions = conventions_of(pipe)
+    tokens = image_tokens(pipe, height, width)
+    timesteps = sampler_timesteps(pipe.scheduler, conventions.sampler_arguments, steps, tokens)
+    return ((timesteps.to(dtype) if conventions.rounds_timesteps else timesteps) / TICKS).float()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from components.taca.config import Stream
 from components.taca.processors import TemperatureProcessor
+from components.taca.sampler import SamplerArguments, spaced_levels
 
 Batch = Mapping[str, Tensor]
 
@@ -44,8 +45,8 @@ class Conventions:
     """A pipeline class of diffusers, and what caching, training and drawing need to know about it.
 
     - `text_parts`: its text encoders and tokenizers; it also has a transformer, a VAE and a scheduler.
-    - `length_tokenizer`: the tokenizer whose own length bounds the text, at most `max_text_tokens` tokens, the pipeline's
-      default. `prepended_text_tokens` are put in front of these.
+    - `length_tokenizer`: the tokenizer whose own length bounds the text, at most `max_text_tokens(config of the transformer)`
+      tokens, with which the model was trained. `prepended_text_tokens` are put in front of these.
     - `embed_captions(pipe, captions, length)`: the pipeline's own embedding of captions, by name: "prompt_embeds" (N, T, D);
       "pooled" (N, P) and "text_mask" (N, T) bool, True where the transformer attends, if it takes them.
     - `guidance_arguments(pipe, scale, embedded)`: the arguments of its call that set the scale of classifier-free guidance
@@ -55,14 +56,14 @@ class Conventions:
       prompt and pooled embeddings.
     - `packed`: whether latents are tokens of 2x2 patches (B, S, 4 C), not (B, C, H, W).
     - `encoder_fallback`: (encoder, part): where a folder lacks this encoder, its embedding is zeros as wide as this part says.
-    - `passes_sigmas`: whether its call passes evenly spaced noise levels to the scheduler, which shifts them.
+    - `sampler_arguments`: what its call passes to the scheduler beside the number of steps; one of the functions in `sampler.py`.
     - `rounds_timesteps`: whether its call rounds t to the latents' dtype before the transformer sees it.
     """
 
     pipeline: str
     text_parts: tuple[str, ...]
     length_tokenizer: str
-    max_text_tokens: int
+    max_text_tokens: Callable[[Mapping[str, Any]], int]
     embed_captions: Callable[[Any, list[str], int], dict[str, Tensor]]
     prepended_text_tokens: int = 0
     guidance_arguments: Callable[[Any, float, float], dict[str, Any]] = plain_guidance
@@ -70,7 +71,7 @@ class Conventions:
     forward_arguments: Callable[[Batch, torch.dtype], dict[str, Any]] = no_arguments
     packed: bool = True
     encoder_fallback: tuple[str, str] | None = None
-    passes_sigmas: bool = True
+    sampler_arguments: SamplerArguments = spaced_levels
     rounds_timesteps: bool = True
 
     @property

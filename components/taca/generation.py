@@ -15,8 +15,9 @@ from components.taca.conventions import as_transformer_input, image_tokens, late
 from components.taca.install import disable_taca, enable_taca, taca_handle
 from components.taca.lora import AdapterGate, load_lora, unload_lora
 from components.taca.lora_files import read_lora_settings
+from components.taca.model_schedule import resolve_schedule
 from components.taca.registry import conventions_of
-from components.taca.schedule import TemperatureSchedule, resolve_schedule
+from components.taca.schedule import TemperatureSchedule
 from components.training.randomness import generator
 
 ADAPTER = "taca"
@@ -82,9 +83,9 @@ def initial_noise(pipe: Any, seeds: Sequence[int], height: int, width: int) -> T
     return as_transformer_input(pipe, noise)
 
 
-def schedule_for_pictures(pipe: Any, config: TacaConfig, *, height: int, width: int) -> TemperatureSchedule:
-    """Return the schedule of `config` (the section `taca` of params.yaml) for pictures of this size from `pipe`."""
-    return resolve_schedule(config, scheduler=pipe.scheduler, tokens=image_tokens(pipe, height, width))
+def schedule_for_pictures(pipe: Any, config: TacaConfig, *, height: int, width: int, steps: int) -> TemperatureSchedule:
+    """Return the schedule of `config` (the section `taca` of params.yaml) for pictures of this size, drawn in `steps` steps."""
+    return resolve_schedule(config, pipe, tokens=image_tokens(pipe, height, width), steps=steps)
 
 
 def active_steps(
@@ -92,10 +93,11 @@ def active_steps(
 ) -> int:
     """Count the sampler's steps at which `schedule` is on, timesteps rounded as the pipeline rounds them.
 
-    dtype: the dtype that pictures are drawn in; None for the transformer's.
+    A step of a sampler that evaluates twice (Heun) counts once. dtype: that pictures are drawn in; None for the transformer's.
+    Raises `ParameterError` for a scheduler that the pipeline cannot call.
     """
-    seen = (dtype or pipe.transformer.dtype) if conventions_of(pipe).rounds_timesteps else torch.float32
-    return schedule.active_steps(sampler_sigmas(pipe, steps, height, width), seen)
+    levels = sampler_sigmas(pipe, steps, height, width, dtype or pipe.transformer.dtype)
+    return int(schedule.is_active(levels).sum())
 
 
 @torch.no_grad()
@@ -122,7 +124,8 @@ def generate(
     The picture of a (prompt, seed) does not depend on its neighbours. In the same batch composition it is bit-equal; in another
     batch size matrix kernels round differently, which moves a value by about 1e-5 and rarely an 8-bit pixel by one.
 
-    Raises `ParameterError` when prompts and seeds differ in number or a setting is out of range.
+    Raises `ParameterError` when prompts and seeds differ in number, a setting is out of range, or the pipeline cannot call its
+    scheduler.
     """
     if len(prompts) != len(seeds):
         raise ParameterError(f"generate: {len(prompts)} prompts but {len(seeds)} seeds; give one seed per prompt")
@@ -130,6 +133,7 @@ def generate(
         raise ParameterError(
             f"generate: steps {steps}, batch_size {batch_size}, guidance {guidance}: each must be at least 1"
         )
+    sampler_sigmas(pipe, steps, height, width)  # refuses a scheduler that the call below would end with a traceback for
     conventions, pictures = conventions_of(pipe), []
     for start in range(0, len(prompts), batch_size):
         part = list(prompts[start : start + batch_size])

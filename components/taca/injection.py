@@ -12,12 +12,11 @@ from components.taca.families import Family, named_arguments
 from components.taca.guidance import NamedPasses, unconditional_samples
 from components.taca.processors import Adjustment
 from components.taca.replacement import ReplacedProcessors
+from components.taca.sampler import LARGEST_SIGMA
 from components.taca.schedule import TemperatureSchedule
 
 logger = logging.getLogger(__name__)
 
-# Timesteps reach 1 + a rounding error, never 1.01: a larger one is in another unit.
-_LARGEST_SIGMA = 1.01
 _TEXT_MASK = "taca_text_mask"
 _UNCONDITIONAL = "taca_unconditional"
 
@@ -50,21 +49,23 @@ class Injection:
         arguments = named_arguments(self._parameters, args, kwargs)
         # A copy: the dictionary is the caller's, and usually serves every step.
         attention = dict(arguments.get(family.attention_kwargs) or {})
-        given_mask, given_halves = attention.pop(_TEXT_MASK, None), attention.pop(_UNCONDITIONAL, None)
+        given = {name: attention.pop(name) for name in (_TEXT_MASK, _UNCONDITIONAL) if name in attention}
         sigma = family.sigma(arguments["timestep"])
         on = _is_on(schedule, sigma)
         observed = any(processor.observer is not None for processor in self._processors.joint)
         if on:
             self.warn_of_feature_cache(transformer)
         if on or observed:
-            text = arguments["encoder_hidden_states"]
+            tokens = arguments["encoder_hidden_states"].shape[1]
+            text = min(tokens, schedule.text_length or tokens)
             attention["taca"] = Adjustment(
-                gamma=self._gamma(arguments, sigma, given_mask, given_halves) if on else None,
-                text_length=text.shape[1] + family.prefix_tokens,
+                gamma=self._gamma(arguments, sigma, text, given) if on else None,
+                text_length=text + family.prefix_tokens,
+                appended=tokens - text,
                 effect=schedule.effect,
                 queries=schedule.queries,
             )
-        elif given_mask is None and given_halves is None:
+        elif not given:
             return None
         arguments[family.attention_kwargs] = attention
         if family.checkpointed_kwargs and torch.is_grad_enabled() and transformer.gradient_checkpointing:
@@ -90,29 +91,28 @@ class Injection:
         if self._checkpointing is not None:
             transformer._gradient_checkpointing_func, self._checkpointing = self._checkpointing, None
 
-    def _gamma(self, arguments: dict[str, Any], sigma: Tensor, given_mask: Tensor | None, given_halves: Any) -> Tensor:
-        """Return the temperature over text keys: (B, 1, 1, 1), or (B, T, 1, 1) where tokens differ; float32."""
+    def _gamma(self, arguments: dict[str, Any], sigma: Tensor, length: int, given: dict[str, Any]) -> Tensor:
+        """Return the temperature over text keys: (B, 1, 1, 1), or (B, T, 1, 1) where tokens differ; float32.
+
+        length: the tokens that are text. given: what the caller said about them, by argument.
+        """
         family, schedule = self._family, self._schedule
         gamma = schedule.gamma_at(sigma).view(-1, 1, 1, 1)
         if not schedule.unconditional:
-            rows = self._unconditional(arguments["encoder_hidden_states"], given_halves)
+            rows = self._unconditional(arguments["encoder_hidden_states"], given.get(_UNCONDITIONAL))
             gamma = torch.where(rows.to(gamma.device), torch.ones_like(gamma), gamma)
         if schedule.queries == "text":
             return gamma  # over image keys, which have neither padding nor a prefix
-        batch, length = arguments["encoder_hidden_states"].shape[:2]
+        batch = arguments["encoder_hidden_states"].shape[0]
         if not schedule.padding:
-            mask = given_mask if given_mask is not None else arguments.get(family.text_mask or "")
-            if mask is None:
+            if family.text_mask is None and _TEXT_MASK not in given:
                 raise ParameterError(
                     f"TACA: padding=False needs a mask of the text; pass {family.attention_kwargs}="
                     f'{{"{_TEXT_MASK}": (batch, {length}) bool}} with each call'
                 )
-            if mask.shape[0] != batch or mask.shape[1] < length:
-                raise ParameterError(
-                    f"TACA: {_TEXT_MASK} has shape {tuple(mask.shape)}; give ({batch}, {length}), True where there is text"
-                )
-            words = mask[:, :length].bool().view(batch, length, 1, 1)
-            gamma = torch.where(words, gamma, torch.ones_like(gamma))  # (B, T, 1, 1)
+            mask = given[_TEXT_MASK] if _TEXT_MASK in given else arguments.get(family.text_mask or "")
+            if mask is not None:  # None, given or passed by the pipeline: nothing is padding
+                gamma = torch.where(_words(mask, batch, length, gamma.device), gamma, torch.ones_like(gamma))
         if family.prefix_tokens:
             gamma = gamma.expand(-1, length, -1, -1)
             gamma = torch.cat([torch.ones_like(gamma[:, :1]).expand(-1, family.prefix_tokens, -1, -1), gamma], dim=1)
@@ -152,6 +152,16 @@ class Injection:
         transformer._gradient_checkpointing_func = lambda block, *args: checkpoint(partial(block, **arguments), *args)
 
 
+def _words(mask: Any, batch: int, length: int, device: torch.device) -> Tensor:
+    """Return where a mask of text (a tensor, an array or lists; True where there is text) has text: (B, T, 1, 1) bool."""
+    mask = torch.as_tensor(mask, device=device)
+    if mask.ndim != 2 or mask.shape[0] != batch or mask.shape[1] < length:
+        raise ParameterError(
+            f"TACA: {_TEXT_MASK} has shape {tuple(mask.shape)}; give ({batch}, {length}), True where there is text"
+        )
+    return mask[:, :length].bool().view(batch, length, 1, 1)
+
+
 def _is_on(schedule: TemperatureSchedule, sigma: Tensor) -> bool:
     """Whether any sample needs the temperature, where that is cheap to find out; True is always safe.
 
@@ -163,6 +173,6 @@ def _is_on(schedule: TemperatureSchedule, sigma: Tensor) -> bool:
     if torch.compiler.is_compiling() or (sigma.device.type != "cpu" and torch.is_grad_enabled()):
         return True
     largest = float(sigma.max())
-    if not largest <= _LARGEST_SIGMA:
+    if not largest <= LARGEST_SIGMA:
         raise ParameterError(f"TACA: the transformer was called at sigma {largest:g}; a noise level must lie in [0, 1]")
     return bool(schedule.is_active(sigma).any())

@@ -27,7 +27,8 @@ Observer = Callable[[str, Tensor, Tensor, slice, Tensor | None, Tensor | None, f
 class Adjustment:
     """The adjustment that one forward makes in every joint attention layer.
 
-    gamma: broadcasts to (B, T, H, 1) over the text keys, float32; None for stock attention. text_length: T.
+    gamma: broadcasts to (B, T, H, 1) over the text keys, float32; None for stock attention. text_length: T. appended: the number
+    of tokens behind them in the text stream that are no text (the picture of FLUX.1 Redux).
 
     On purpose neither a tuple nor a dictionary: FSDP rounds every tensor that it finds in a block's arguments to the
     block's precision, and gamma must stay float32. Offloading moves arguments by calling their `to`.
@@ -35,6 +36,7 @@ class Adjustment:
 
     gamma: Tensor | None
     text_length: int
+    appended: int = 0
     effect: Effect = "temperature"
     queries: Queries = "image"
 
@@ -100,14 +102,19 @@ class TemperatureProcessor:
             parts = (text_parts, image_parts) if self.text_first else (image_parts, text_parts)
             query, key, value = (torch.cat(pair, dim=1) for pair in zip(*parts, strict=True))
 
-        length = query.shape[1]
-        text = slice(0, taca.text_length) if self.text_first else slice(length - taca.text_length, length)
+        length, stream = query.shape[1], taca.text_length + taca.appended
+        start = 0 if self.text_first else length - stream
+        text = slice(start, start + taca.text_length)
         joint = self._joint_attention(query, key, value, taca, text, attn_mask, scale)
         joint = joint.flatten(2, 3).to(query.dtype)  # (B, T + I, C)
         if encoder_hidden_states is None:
             return joint if getattr(attn, "to_out", None) is None else attn.to_out[1](attn.to_out[0](joint))
-        image = slice(text.stop, length) if self.text_first else slice(0, text.start)
-        return _output(attn, joint[:, image].contiguous(), "image"), _output(attn, joint[:, text].contiguous(), "text")
+        image, others = (
+            (slice(stream, length), slice(0, stream)) if self.text_first else (slice(0, start), slice(start, length))
+        )
+        return _output(attn, joint[:, image].contiguous(), "image"), _output(
+            attn, joint[:, others].contiguous(), "text"
+        )
 
     def _joint_attention(
         self,

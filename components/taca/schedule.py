@@ -5,17 +5,17 @@ transformer receives it; an SD3 timestep divided by 1000).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from components.settings import Fraction, settings, to_json
+from components.errors import ParameterError
+from components.settings import Fraction, Positive, settings, to_json
 from components.taca.config import Resolvable, TacaConfig
-from components.taca.sampler import sampler_shift
-from components.taca.transfer import resolve_threshold
+from components.taca.sampler import LARGEST_SIGMA, TICKS
 
 
 @settings
@@ -40,7 +40,10 @@ class TemperatureSchedule(TacaConfig):
     Which tokens:
 
     - `padding`: whether padding tokens of the text are scaled too, as in the paper. False needs a text mask: the pipelines of
-      Qwen-Image and Chroma pass one, for others pass `joint_attention_kwargs={"taca_text_mask": (B, T) bool}`.
+      Qwen-Image and Chroma pass one, for others pass `joint_attention_kwargs={"taca_text_mask": (B, T) bool}`. A mask of None,
+      which those pipelines pass for prompts of one length, says that nothing is padding.
+    - `text_length`: how many of the tokens in the text stream are text, its first ones; None for all. FLUX.1 Redux appends the
+      tokens of a picture to T5's 512: give 512, and they count as image.
     - `unconditional`: whether the unconditional half of classifier-free guidance is scaled too, as in the released code.
 
     Control arms, which are not TACA:
@@ -53,6 +56,7 @@ class TemperatureSchedule(TacaConfig):
 
     threshold: Annotated[float, Resolvable] = 0.97
     tolerance: Fraction = 5e-4
+    text_length: Positive | None = None
 
     @property
     def active_from(self) -> float:
@@ -77,14 +81,17 @@ class TemperatureSchedule(TacaConfig):
         strength = fraction if self.form == "linear" else (1 - torch.cos(math.pi * fraction)) / 2
         return 1 + (self.gamma - 1) * strength
 
-    def active_steps(self, sigmas: Sequence[float] | Tensor, dtype: torch.dtype = torch.float32) -> int:
+    def active_steps(self, sampler: Any, dtype: torch.dtype = torch.float32) -> int:
         """Count the sampler steps with TACA on.
 
-        sigmas: the noise level of each step, e.g. a diffusers scheduler's `sigmas`; the terminal 0 is not a step and is left out.
+        sampler: a scheduler of diffusers after `set_timesteps`, or the noise level of each step; repetitions (a sampler that
+        evaluates twice, or a repeated last level) and a terminal 0 are no steps.
         dtype: that of the latents; pipelines round t = 1000 sigma to it before the transformer sees t / 1000.
+
+        Raises `ParameterError` for a scheduler without timesteps set, whose table of 1000 training levels is not what it samples.
         """
-        values = torch.as_tensor(sigmas, dtype=torch.float32).cpu()
-        seen = (values[values > 0] * 1000).to(dtype) / 1000
+        values = _levels(sampler)
+        seen = (values[values > 0] * TICKS).to(dtype) / TICKS
         return int(self.is_active(seen).sum())
 
     def to_mapping(self) -> dict[str, Any]:
@@ -99,13 +106,18 @@ class TemperatureSchedule(TacaConfig):
         return cls(**mapping)
 
 
-def resolve_schedule(config: TacaConfig, *, scheduler: Any, tokens: int) -> TemperatureSchedule:
-    """Return the schedule of `config` (the section `taca` of params.yaml) for one model.
-
-    scheduler: the model's; tokens: image tokens of its pictures. Raises `ParameterError`.
-    """
-    shift = sampler_shift(scheduler, tokens)
-    values = {field.name: getattr(config, field.name) for field in fields(TacaConfig)}
-    return TemperatureSchedule(
-        **values | {"threshold": resolve_threshold(config.threshold, shift=shift, tokens=tokens)}
-    )
+def _levels(sampler: Any) -> Tensor:
+    """Return the noise level of each step of a scheduler or a sequence, (steps,) float32 on the CPU."""
+    is_scheduler = hasattr(sampler, "set_timesteps")
+    if is_scheduler and getattr(sampler, "num_inference_steps", None) is None:
+        raise ParameterError(
+            f"active_steps: {type(sampler).__name__} has no timesteps yet; call its set_timesteps first"
+        )
+    values = torch.as_tensor(sampler.timesteps / TICKS if is_scheduler else sampler, dtype=torch.float32).cpu()
+    table = not is_scheduler and len(values) >= TICKS and values[-1] > 0
+    if table or (len(values) and values.max() > LARGEST_SIGMA):
+        raise ParameterError(
+            f"active_steps: {len(values)} levels up to {values.max():g} without a last 0 are no sampler's steps but a "
+            "scheduler's table before set_timesteps, or in another unit; give the scheduler itself, after set_timesteps"
+        )
+    return values.unique_consecutive()

@@ -140,7 +140,7 @@ class Painter:
         pipe = load_base(drawing.model, dtype=DTYPES[drawing.dtype]).to(device_of(self._compute))
         if drawing.taca is not None:
             self._schedule = schedule_for_pictures(
-                pipe, TacaConfig(**drawing.taca), height=drawing.height, width=drawing.width
+                pipe, TacaConfig(**drawing.taca), height=drawing.height, width=drawing.width, steps=drawing.steps
             )
         self._arm.enter_context(apply_arm(pipe, Arm(drawing.adapter, self._schedule, drawing.adapter_threshold)))
         self._pipe = pipe

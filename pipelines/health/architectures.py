@@ -74,7 +74,12 @@ def read(file: Path) -> Architecture:
     assert conventions is not None
     parts: dict[str, Any] = dict.fromkeys(conventions.parts)
     parts["transformer"] = skeleton(config, torch.float32)
-    parts["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
+    sampler = getattr(diffusers, str(scheduler_config.get("_class_name", "FlowMatchEulerDiscreteScheduler")), None)
+    if sampler is None:
+        raise DataError(
+            f"{file}: diffusers has no scheduler {scheduler_config['_class_name']} (_class_name of its config)"
+        )
+    parts["scheduler"] = sampler.from_config(scheduler_config)
     pipe = getattr(diffusers, conventions.pipeline)(**parts)
     return Architecture(file.name, config, pipe, conventions.prepended_text_tokens + text_length(pipe))
 

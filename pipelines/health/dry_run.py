@@ -19,8 +19,9 @@ from components.taca.footprint import TrainingMemory, count_activations, trainin
 from components.taca.generation import active_steps
 from components.taca.install import enable_taca
 from components.taca.lora import add_lora
+from components.taca.model_schedule import resolve_schedule
 from components.taca.reference import DTYPES
-from components.taca.schedule import TemperatureSchedule, resolve_schedule
+from components.taca.schedule import TemperatureSchedule
 from components.training.context import Strategy
 from pipelines import presets
 from pipelines.health import architectures
@@ -78,7 +79,7 @@ def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = N
     size = chosen.pictures
     model = architectures.find(chosen, workspace.root, architecture)
     tokens = model.image_tokens(size.height, size.width)
-    schedule = resolve_schedule(chosen.taca, scheduler=model.pipe.scheduler, tokens=tokens)
+    schedule = resolve_schedule(chosen.taca, model.pipe, tokens=tokens, steps=chosen.taca_generate.steps)
     transformer = nn.Module.to(model.pipe.transformer, DTYPES[chosen.taca_train.base_dtype])
     handle = enable_taca(model.pipe, schedule)
     parameters = sum(parameter.numel() for parameter in transformer.parameters())

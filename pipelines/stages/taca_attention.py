@@ -32,7 +32,7 @@ def run(
 
     size: dict[str, Any] = {"height": params.pictures.height, "width": params.pictures.width}
     pipe = load_base(inputs["base"], dtype=DTYPES[settings.base_dtype]).to(context.device)
-    schedule = schedule_for_pictures(pipe, params.taca, **size)
+    schedule = schedule_for_pictures(pipe, params.taca, steps=settings.steps, **size)
     measured = {}
     for name, arm in (("base", Arm()), ("taca", Arm(schedule=schedule))):
         with apply_arm(pipe, arm):

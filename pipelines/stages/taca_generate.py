@@ -31,7 +31,7 @@ def run(
     settings, people = params.taca_generate, PersonDataset(inputs["people"])
     size: dict[str, Any] = {"height": params.pictures.height, "width": params.pictures.width}
     pipe = load_base(inputs["base"], dtype=DTYPES[settings.base_dtype]).to(context.device)
-    schedule = schedule_for_pictures(pipe, params.taca, **size)
+    schedule = schedule_for_pictures(pipe, params.taca, steps=settings.steps, **size)
     arm = Arm(
         adapter=inputs.get("adapter"),
         schedule=schedule if context.arm in ("taca", "taca_lora") else None,

@@ -7,8 +7,9 @@ from typing import Any
 from components.taca.batches import cache_batches
 from components.taca.cache import LatentCache
 from components.taca.lora import add_lora, save_lora
+from components.taca.model_schedule import resolve_schedule
 from components.taca.reference import DTYPES, load_base
-from components.taca.schedule import TemperatureSchedule, resolve_schedule
+from components.taca.schedule import TemperatureSchedule
 from components.taca.velocity import VelocityTask
 from components.training.accumulation import require_even, virtual_ranks
 from components.training.distribution import repeated_blocks
@@ -25,7 +26,7 @@ def run(
     require_even(training.batch, context, training.accumulate)
     cache = LatentCache.open(inputs["cache"])
     pipe = load_base(inputs["base"], components=("transformer", "scheduler"), dtype=DTYPES[settings.base_dtype])
-    taca = resolve_schedule(params.taca, scheduler=pipe.scheduler, tokens=cache.tokens)
+    taca = resolve_schedule(params.taca, pipe, tokens=cache.tokens)
     schedule = taca if context.arm == "taca" else TemperatureSchedule(gamma=1.0, threshold=taca.active_from)
     transformer = pipe.transformer
     trainable = add_lora(transformer, settings.rank, params.seed)

@@ -53,7 +53,7 @@ def draw(cell: Cell, context: CellContext) -> dict[str, Any]:
     settings, params = cell.settings, context.params()
     loaded = context.shared("loaded", lambda: _load(context))
     height, width, steps = params.pictures.height, params.pictures.width, params.taca_generate.steps
-    schedule = _schedule(settings, loaded.pipe, height, width)
+    schedule = _schedule(settings, loaded.pipe, height, width, steps)
     adapters = [folder / "adapter" for folder in context.needs.values()]
     asked = dataset_prompts(loaded.people, "test", settings["prompts"])
     with apply_arm(loaded.pipe, Arm(adapter=adapters[0] if adapters else None, schedule=schedule)):
@@ -83,10 +83,14 @@ def _load(context: CellContext) -> Loaded:
     return Loaded(pipe, probe, PersonDataset(context.inputs["people"]))
 
 
-def _schedule(settings: Mapping[str, Any], pipe: Any, height: int, width: int) -> TemperatureSchedule | None:
+def _schedule(
+    settings: Mapping[str, Any], pipe: Any, height: int, width: int, steps: int
+) -> TemperatureSchedule | None:
     """Return the schedule of the settings for this model; None without one."""
     chosen = {name: settings[name] for name in SCHEDULE_FIELDS if name in settings}
-    return schedule_for_pictures(pipe, TacaConfig(**chosen), height=height, width=width) if chosen else None
+    if not chosen:
+        return None
+    return schedule_for_pictures(pipe, TacaConfig(**chosen), height=height, width=width, steps=steps)
 
 
 def _alignment(probe: AttributeProbe, pictures: Tensor, asked: list[DatasetPrompt]) -> dict[str, Any]:

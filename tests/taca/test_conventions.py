@@ -1,13 +1,16 @@
 """Each pipeline's conventions against the pipeline itself: what its own call gives the transformer, the VAE, the scheduler."""
 
+from functools import cache
+
 import pytest
 import small_pipelines
 import torch
 
 from components.errors import DataError, ParameterError
+from components.taca.config import TacaConfig
 from components.taca.conventions import encode_captions, encode_pictures, sampler_sigmas, text_length
 from components.taca.families import forward_parameters, named_arguments
-from components.taca.generation import active_steps, generate, initial_noise
+from components.taca.generation import active_steps, generate, initial_noise, schedule_for_pictures
 from components.taca.registry import CONVENTIONS, conventions_of, family_of
 from components.taca.schedule import TemperatureSchedule
 
@@ -19,6 +22,12 @@ SIZE = {"height": 16, "width": 24}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("pipelines")
+
+
+@cache
+def cached_pipeline(folder, name):
+    """A pipeline whose scheduler tests may replace."""
+    return getattr(small_pipelines, f"small_{name}_pipeline")(folder / f"{name}-samplers")
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -120,8 +129,82 @@ def test_noise_levels_are_those_of_the_pipelines_own_call(pipe, steps, dynamic, 
     predicted = sampler_sigmas(pipe, steps, **SIZE)
     assert torch.equal(scheduler.sigmas, before)
     generate(pipe, CAPTIONS[:1], [0], **SIZE, steps=steps)
-    assert torch.equal(predicted, scheduler.sigmas[:-1])
+    torch.testing.assert_close(predicted, scheduler.sigmas[:-1], rtol=0, atol=1e-6)
     assert len(predicted) == steps
+
+
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+DYNAMIC = {"use_dynamic_shifting": True, "base_image_seq_len": 16, "max_image_seq_len": 64}
+SAMPLERS = {
+    "Euler": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    "Karras": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "use_karras_sigmas": True}),
+    "exponential": ("FlowMatchEulerDiscreteScheduler", {"use_exponential_sigmas": True}),
+    "beta": ("FlowMatchEulerDiscreteScheduler", {"use_beta_sigmas": True}),
+    "linear": ("FlowMatchEulerDiscreteScheduler", {**DYNAMIC, "time_shift_type": "linear", "shift_terminal": 0.02}),
+    "LCM": ("FlowMatchLCMScheduler", {"shift": 3.0}),
+    "Heun": ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}),
+    "UniPC": ("UniPCMultistepScheduler", FLOW),
+    "UniPC dynamic": ("UniPCMultistepScheduler", {**FLOW, "use_dynamic_shifting": True}),
+    "UniPC Karras": ("UniPCMultistepScheduler", {**FLOW, "use_karras_sigmas": True}),
+    "DPM multi": ("DPMSolverMultistepScheduler", FLOW),
+    "DPM multi dynamic": ("DPMSolverMultistepScheduler", {**FLOW, "use_dynamic_shifting": True}),
+    "DPM single": ("DPMSolverSinglestepScheduler", FLOW),
+    "DEIS": ("DEISMultistepScheduler", FLOW),
+    "SA": ("SASolverScheduler", FLOW),
+}
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_rules_and_counts_are_of_the_levels_that_the_transformer_sees_whatever_the_sampler(folder, name, sampler):
+    """Against the running pipeline; where its own call refuses the scheduler, so do we, in one line."""
+    import diffusers
+
+    pipe = cached_pipeline(folder, name)
+    kind, settings = SAMPLERS[sampler]
+    pipe.scheduler = getattr(diffusers, kind)(**settings)
+    call = {"prompt": "red hat", "num_inference_steps": 10, "output_type": "latent", **SIZE}
+    with Calls(pipe.transformer) as calls:
+        try:
+            pipe(**call, **({} if name == "flux" else {"guidance_scale": 1.0}))
+        except (AssertionError, TypeError, ValueError):
+            for use in (
+                lambda: schedule_for_pictures(pipe, TacaConfig(threshold={"fraction": 0.3}), steps=10, **SIZE),
+                lambda: generate(pipe, ["red hat"], [0], steps=10, **SIZE),
+            ):
+                with pytest.raises(ParameterError, match=f"cannot use {kind}"):
+                    use()
+            assert schedule_for_pictures(pipe, TacaConfig(threshold=0.9), steps=10, **SIZE).threshold == 0.9
+            return
+    seen = torch.cat([family_of(pipe.transformer).sigma(given["timestep"]) for given in calls])
+    levels = list(dict.fromkeys(seen.tolist()))  # of Heun's two evaluations one
+    assert sampler_sigmas(pipe, 10, **SIZE).tolist() == pytest.approx(levels, abs=1e-6)
+    for rule, wanted in (({"fraction": 0.3}, 3), ({"fraction": 0.01}, 1), ({"fraction": 1.0}, 10)):
+        schedule = schedule_for_pictures(pipe, TacaConfig(threshold=rule), steps=10, **SIZE)
+        on = [bool(schedule.is_active(torch.tensor(level))) for level in levels]
+        assert on == [True] * wanted + [False] * (10 - wanted)
+        assert active_steps(pipe, schedule, steps=10, **SIZE) == wanted
+        assert schedule.active_steps(pipe.scheduler) == wanted
+    by_shift = schedule_for_pictures(pipe, TacaConfig(threshold={"sigma": 0.9, "shift": 3.0}), steps=10, **SIZE)
+    assert active_steps(pipe, by_shift, steps=10, **SIZE) in (3, 4)  # shift 3 is at 0.9 after 2.5 of 10 steps
+
+
+def test_a_shift_set_on_the_scheduler_is_seen(pipe, monkeypatch):
+    scheduler = type(pipe.scheduler)(shift=1.0)
+    scheduler.set_shift(5.0)  # its config still says 1
+    monkeypatch.setattr(pipe, "scheduler", scheduler)
+    generate(pipe, CAPTIONS[:1], [0], **SIZE, steps=3)
+    torch.testing.assert_close(sampler_sigmas(pipe, 3, **SIZE), scheduler.sigmas[:-1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("distilled", "tokens"), [(True, 512), (False, 256)])
+def test_schnell_reads_256_tokens_and_dev_512(folder, distilled, tokens):
+    """Black Forest Labs' code: max_length = 256 if schnell else 512. Also where the transformer is not loaded, as in caching."""
+    pipe = small_pipelines.small_flux_pipeline(folder / f"text-{distilled}", guidance_embeds=distilled)
+    pipe.tokenizer_2.model_max_length = 4096
+    assert text_length(pipe) == tokens
+    pipe.transformer = None
+    assert text_length(pipe) == tokens
 
 
 @pytest.mark.parametrize("name", ["flux", "sd3"])
@@ -136,7 +219,7 @@ def test_active_steps_are_counted_as_the_transformer_sees_its_timesteps(folder, 
         schedule = TemperatureSchedule(threshold=float(level), tolerance=0.0)
         expected = int(schedule.is_active(seen).sum())
         assert active_steps(pipe, schedule, steps=steps, **SIZE) == expected
-        differing += expected != schedule.active_steps(sampler_sigmas(pipe, steps, **SIZE))
+        differing += expected != int(schedule.is_active(sampler_sigmas(pipe, steps, **SIZE)).sum())
     assert bool(differing) == (name == "flux")
 
 

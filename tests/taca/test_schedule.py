@@ -66,6 +66,24 @@ def test_a_lower_threshold_activates_more_of_fluxs_thirty_steps(threshold: float
     assert TemperatureSchedule(threshold=threshold).active_steps(flux_sigmas(30, 4096)) == active
 
 
+def test_a_scheduler_counts_its_steps_after_set_timesteps_and_before_is_refused_in_one_line() -> None:
+    from diffusers import DEISMultistepScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+
+    flow = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+    schedulers = [FlowMatchEulerDiscreteScheduler(shift=3.0), FlowMatchHeunDiscreteScheduler(shift=3.0)]
+    for scheduler in [*schedulers, DEISMultistepScheduler(**flow)]:
+        with pytest.raises(ParameterError, match="has no timesteps yet; call its set_timesteps first"):
+            TemperatureSchedule().active_steps(scheduler)
+        with pytest.raises(ParameterError, match="before set_timesteps"):
+            TemperatureSchedule().active_steps(scheduler.sigmas)
+        scheduler.set_timesteps(30)
+        for given in (scheduler, scheduler.sigmas):
+            assert TemperatureSchedule().active_steps(given) == 3
+            assert TemperatureSchedule(form="constant").active_steps(given) == 30
+    with pytest.raises(ParameterError, match="another unit"):
+        TemperatureSchedule().active_steps([1000.0, 970.0, 0.0])
+
+
 @pytest.mark.parametrize("image_tokens", [256, 1024, 4096])
 def test_rounding_timesteps_to_half_precision_does_not_change_fluxs_active_steps(image_tokens: int) -> None:
     schedule, sigmas = TemperatureSchedule(threshold=0.97), flux_sigmas(30, image_tokens)

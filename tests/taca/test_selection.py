@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from small_transformers import SMALL, flux, flux_inputs, qwen, qwen_inputs, sd3, sd3_inputs
-from test_install import explicit_output, run
+from test_install import explicit_attention, explicit_output, run
 from torch import Tensor
 
 from components.errors import ParameterError
@@ -90,10 +90,49 @@ def test_a_mask_given_with_the_call_spares_padding_and_reaches_no_processor() ->
             run(model, inputs)
         with pytest.raises(ParameterError, match=r"shape \(2, 5\)"):
             run(model, inputs | {"joint_attention_kwargs": {"taca_text_mask": words[:, :5]}})
+        # An array is a mask too, and None says that nothing is padding, as the pipelines say it of prompts of one length.
+        assert torch.equal(some, run(model, inputs | {"joint_attention_kwargs": {"taca_text_mask": words.numpy()}}))
+        assert torch.equal(all_words, run(model, inputs | {"joint_attention_kwargs": {"taca_text_mask": None}}))
+        below = flux_inputs([0.5, 0.5]) | {"joint_attention_kwargs": {"taca_text_mask": None}}
+        assert torch.equal(run(model, below), run(flux(), flux_inputs([0.5, 0.5])))
     with enable_taca(model, schedule()):
         assert torch.equal(all_words, run(model, inputs))
     assert (none - run(model, inputs)).abs().max() < 1e-4
     assert all((some - other).abs().max() > 1e-3 for other in (all_words, none))
+
+
+@pytest.mark.parametrize("family", ["chroma", "qwen-image"])
+def test_without_a_mask_nothing_is_padding_in_models_that_take_one(family: str) -> None:
+    small = SMALL[family]
+    model, inputs = small.build(), small.inputs([1.0, 0.95])
+    inputs |= {name: None for name in ("encoder_hidden_states_mask", "attention_mask") if name in inputs}
+    with enable_taca(model, schedule(padding=False)):
+        spared = run(model, inputs)
+    with enable_taca(model, schedule()):
+        assert torch.equal(run(model, inputs), spared)
+
+
+@pytest.mark.parametrize("padding", [True, False])
+@pytest.mark.parametrize("family", ["flux", "chroma", "qwen-image"])
+def test_picture_tokens_behind_the_text_count_as_image(family: str, padding: bool) -> None:
+    """FLUX.1 Redux appends a picture to the text. The oracle is the explicit softmax whose text is the first four tokens."""
+    small = SMALL[family]
+    model, inputs = small.build(), small.inputs([1.0, 0.95])
+    inputs |= {name: None for name in ("encoder_hidden_states_mask", "attention_mask") if name in inputs}
+    extra = {small.attention_kwargs: {"taca_text_mask": torch.ones(2, 4, dtype=torch.bool)}}
+    seen: set[tuple[int, int]] = set()
+    with enable_taca(model, schedule(text_length=4, padding=padding)) as handle:
+        handle.joint_processors[0].observer = lambda layer, q, k, text, *rest: seen.add((text.start, text.stop))
+        got = run(model, inputs | extra)
+    assert seen == {(0, 4)}
+    with explicit_attention(small, [1.6, 1.6], 4):
+        assert (got - run(model, inputs)).abs().max() < 1e-4
+    with explicit_attention(small, [1.6, 1.6], 6):
+        assert (got - run(model, inputs)).abs().max() > 1e-2
+    with enable_taca(model, schedule(text_length=99)):  # a text shorter than that is text
+        short = run(model, inputs)
+    with enable_taca(model, schedule()):
+        assert torch.equal(run(model, inputs), short)
 
 
 def test_registers_of_auraflow_carry_no_text_and_are_left_alone() -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from components.taca.families import Conventions, Family
 from components.taca.processors import Adjustment, TemperatureProcessor
+from components.taca.sampler import nothing
 
 
 class AuraFlowTemperatureProcessor(TemperatureProcessor):
@@ -49,10 +50,10 @@ AURAFLOW = Family(
         pipeline="AuraFlowPipeline",
         text_parts=("text_encoder", "tokenizer"),
         length_tokenizer="tokenizer",
-        max_text_tokens=256,
+        max_text_tokens=lambda config: 256,
         embed_captions=_embed,
         encode_pixels=_latents,
         packed=False,
-        passes_sigmas=False,
+        sampler_arguments=nothing,
     ),
 )

@@ -35,7 +35,7 @@ CHROMA = Family(
         pipeline="ChromaPipeline",
         text_parts=("text_encoder", "tokenizer"),
         length_tokenizer="tokenizer",
-        max_text_tokens=512,
+        max_text_tokens=lambda config: 512,
         embed_captions=_embed,
         forward_arguments=_forward_arguments,
     ),

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from components.taca.families import Batch, Conventions, Family
 from components.taca.processors import Adjustment, Part, TemperatureProcessor
+from components.taca.sampler import spaced_levels_unless_flow
 
 
 class FluxTemperatureProcessor(TemperatureProcessor):
@@ -26,7 +27,7 @@ class FluxTemperatureProcessor(TemperatureProcessor):
             return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         from diffusers.models.embeddings import apply_rotary_emb
 
-        texts = taca.text_length
+        texts = taca.text_length + taca.appended
         rows = {"text": slice(0, texts), "image": slice(texts, None), "joint": slice(None)}
 
         def rotate(part: Tensor, of: Part) -> Tensor:
@@ -72,9 +73,11 @@ FLUX = Family(
         pipeline="FluxPipeline",
         text_parts=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
         length_tokenizer="tokenizer_2",
-        max_text_tokens=512,
+        # Timestep-distilled schnell was trained with 256 (Black Forest Labs' sampling code); it has no embedded guidance.
+        max_text_tokens=lambda config: 512 if config.get("guidance_embeds", True) else 256,
         embed_captions=_embed,
         guidance_arguments=_guidance,
         forward_arguments=token_positions,
+        sampler_arguments=spaced_levels_unless_flow,
     ),
 )

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from components.taca.families import Conventions, Family
 from components.taca.processors import Adjustment, TemperatureProcessor
+from components.taca.sampler import resolution_shift
 
 
 class SD3TemperatureProcessor(TemperatureProcessor):
@@ -45,11 +46,11 @@ SD3 = Family(
         pipeline="StableDiffusion3Pipeline",
         text_parts=("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"),
         length_tokenizer="tokenizer_3",
-        max_text_tokens=256,
+        max_text_tokens=lambda config: 256,
         prepended_text_tokens=77,  # CLIP's
         embed_captions=_embed,
         packed=False,
-        passes_sigmas=False,
+        sampler_arguments=resolution_shift,
         encoder_fallback=("text_encoder_3", "transformer"),
         rounds_timesteps=False,
     ),

@@ -298,5 +298,6 @@ def test_a_threshold_written_as_a_rule_is_resolved_for_the_model(workspace: Work
     values["taca"]["threshold"] = {"fraction": 0.25}
     (workspace.root / "params.yaml").write_text(yaml.safe_dump(values))
     found = dryrun.plan(presets.resolve(workspace.root, None), workspace)
-    assert found.schedule.threshold == pytest.approx(3 * 0.75 / (1 + 2 * 0.75))  # the small model's shift is 3
-    assert found.active_steps == pytest.approx(len(found.sigmas) / 4, abs=1)
+    shifted = [3 * u / (1 + 2 * u) for u in (13 / 16, 12 / 16)]  # levels 4 and 5 of 16: the small model's shift is 3
+    assert found.schedule.threshold == pytest.approx(sum(shifted) / 2)
+    assert (found.active_steps, len(found.sigmas)) == (4, 16)
