@@ -158,7 +158,7 @@ def test_the_unconditional_pass_is_spared_on_request(family: str) -> None:
             assert torch.equal(run(model, inputs), scaled)
         with model.cache_context("uncond"):
             assert (run(model, inputs) - stock).abs().max() < 1e-4
-        with pytest.raises(ParameterError, match="does not name its unconditional forward"):
+        with pytest.raises(ParameterError, match="does not say which samples are unconditional"):
             run(model, inputs)
     assert "cache_context" not in model.__dict__
     with model.cache_context("uncond"):
