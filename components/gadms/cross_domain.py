@@ -33,9 +33,7 @@ class Transfer:
 
 def split_retrieval(encoder: DualEncoder, dataset: PersonDataset, split: str = "test") -> dict[str, float]:
     """Return `retrieval_metrics` of a split: every long caption searches every picture. Raises DataError for an empty split."""
-    rows = dataset.rows(split=split, form="long")
-    if not len(rows):
-        raise DataError(f"{dataset.folder}: no caption in the split {split!r}; choose another with --split")
+    rows = dataset.needed_rows(split=split, form="long")
     captions, image_ids, identities = (rows.column(name) for name in ("caption", "image_id", "identity"))
     gallery = dict(zip(image_ids, identities, strict=True))
     return retrieval_metrics(

@@ -13,6 +13,8 @@ from components.training.evaluation_mode import evaluation_mode
 @torch.no_grad()
 def embed_captions(encoder: DualEncoder, captions: Sequence[str], *, batch_size: int = 256) -> Tensor:
     """Embed captions as unit vectors, float32 (N, D) on the CPU. Batches are sorted by length, to cut their padding."""
+    if not captions:
+        return torch.empty(0, encoder.embed_dim)
     ids = encoder.tokenizer(captions)
     order = ids.argmax(dim=-1).argsort(stable=True)
     result = torch.empty(len(captions), encoder.embed_dim)

@@ -23,12 +23,15 @@ def prompt_form(dataset: PersonDataset) -> str:
 
 
 def dataset_prompts(dataset: PersonDataset, split: str, number: int) -> list[DatasetPrompt]:
-    """Return one prompt per picture for the first `number` pictures of a split: its first caption of the prompt form."""
+    """Return one prompt per picture for the first `number` pictures of a split: its first caption of the prompt form.
+
+    Raises DataError for a split without captions.
+    """
     captions: dict[int, list[CaptionRow]] = {}
     for row in dataset.rows(split=split, form="long"):
         captions.setdefault(row["image_id"], []).append(CaptionRow(row["caption"], "long", tuple(row["wrong_words"])))
     found: dict[int, DatasetPrompt] = {}
-    for row in dataset.rows(split=split, form=prompt_form(dataset)):
+    for row in dataset.needed_rows(split=split, form=prompt_form(dataset)):
         if len(found) == number:
             break
         image_id = row["image_id"]

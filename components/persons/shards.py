@@ -283,6 +283,22 @@ class PersonDataset:
                 table = table.filter(pc.equal(table[name], value))
         return Rows(table)
 
+    def needed_rows(self, split: str, form: str | None = None) -> Rows:
+        """As `rows`, for who cannot do without any. Raises DataError where there are none."""
+        found = self.rows(split, form)
+        if not len(found):
+            captions = f"{form} caption" if form else "caption"
+            counts = ", ".join(f"{name} {len(self.rows(name, form)):,}" for name in SPLITS)
+            raise DataError(
+                f"{self.folder}: no {captions} in the split {split!r} ({captions}s: {counts}); choose a data set that has "
+                "some, or another split"
+            )
+        return found
+
+    def sources(self, split: str) -> list[str]:
+        """Return the names of the data sets that the pictures of a split are from, as their records state them, sorted."""
+        return sorted(pc.unique(self.rows(split).table["source"]).to_pylist())
+
     def forms(self) -> set[str]:
         """Return the caption forms of this dataset."""
         return set(pc.unique(self.manifest["form"]).to_pylist())

@@ -94,8 +94,10 @@ def _remarks(seen: Inventory, found: DatasetFiles, layout: Layout | None, worksp
         lines.append(f"{sum(seen.missing.values()):,} pictures are not in {folder}: {listed}; such as {seen.example}")
     if seen.shared:
         lines.append(f"{seen.shared:,} identities are in more than one split; prepare keeps each in one")
+    if seen.bad_captions:
+        lines.append(f"{seen.bad_captions:,} captions are empty or no text; prepare leaves them out")
     if seen.without_caption:
-        lines.append(f"{seen.without_caption:,} pictures have an empty caption, or none; prepare leaves them out")
+        lines.append(f"{seen.without_caption:,} pictures have no good caption; prepare leaves them out")
     if layout and lines:
         lines.append(f"{folder} is to hold {layout.contents}")
     return lines

@@ -35,11 +35,10 @@ def render(workspace: Workspace) -> Path:
     if not source.is_file():
         raise DataError(f"{REPORT} does not exist: run `dvc repro report`")
     report = json.loads(source.read_text(encoding="utf-8"))
-    if "checks" not in report:
+    if "checks" not in report or "dataset" not in report["retrieval"]:
         raise DataError(f"{REPORT} holds no report: run `dvc repro --force report`")
     settings = params.load(workspace.path("params.yaml"))
     found = look_up(workspace, settings)
-    arms = {ARM_NAMES.get(arm, arm): row for arm, row in report["retrieval"]["arms"].items()}
     page = environment(workspace.path(FIGURES)).get_template("page.html")
     text = page.render(
         report=report,
@@ -54,7 +53,7 @@ def render(workspace: Workspace) -> Path:
         sweeps=sweep_costs(workspace),
         curves=curve_panels(report["curves"]),
         noise_panels=noise_panels(report["curves"]),
-        boards=leaderboards(settings.prepare.source, arms),
+        boards=leaderboards(report["retrieval"], ARM_NAMES),
         parity=parity_panels(report["parity"]),
         total=sum(run.seconds or 0 for run in found.runs.values()),
         rendered=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),

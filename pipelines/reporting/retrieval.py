@@ -33,12 +33,15 @@ def noise_panels(curves: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[dict
     return panels
 
 
-def leaderboards(source: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Published results of each data set, with `own` (name -> metrics) among them where it was trained and tested on that set."""
-    here = source.lower()
+def leaderboards(retrieval: Mapping[str, Any], arm_names: Mapping[str, str]) -> dict[str, Any]:
+    """Published results of each data set, with those of the report's section on retrieval among them where they are on that set."""
+    dataset = retrieval["dataset"]
+    here = dataset.lower()
+    shared = {key: retrieval[key] for key in ("gallery", "left_out")}
+    own = {arm_names.get(arm, arm): {**row, **shared} for arm, row in retrieval["arms"].items()}
     remark = "Published numbers are mostly the best epoch on the test set."
     if here not in DATASETS:
-        remark += f" This run used people from {source!r} and cannot be compared with them."
+        remark += f" This run was tested on {dataset!r} and cannot be compared with them."
     return {
         "metrics": METRICS,
         "remark": remark,

@@ -31,7 +31,7 @@ def run(
         return {"files": len(reference["files"])}
 
     people, size = PersonDataset(inputs["people"]), params.pictures
-    rows = people.rows(split="train", form="short")
+    rows = people.needed_rows(split="train", form="short")
     captions = rows.column("caption")
     pixels = people.pixels(rows.column("image_id"), size.height, size.width)
     config = TinyConfig(**asdict(settings.tiny))
@@ -41,7 +41,7 @@ def run(
     images = pixel_batches(pixels, batch_size=settings.autoencoder.batch, **ranks)
     fit(AutoencoderTask(pipe.vae, **ranks), images, settings.autoencoder, context.phase("vae"), prefix="vae")
     set_latent_scale(pipe.vae, pixels.split(256))
-    held_out = people.pixels(people.rows(split="val", form="short").column("image_id"), size.height, size.width)
+    held_out = people.pixels(people.needed_rows(split="val", form="short").column("image_id"), size.height, size.width)
     quality = float(psnr(held_out, reconstruct(pipe.vae, held_out)).mean())
 
     latents = torch.cat([encode_pictures(pipe, part) for part in pixels.split(256)])

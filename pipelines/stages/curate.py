@@ -31,7 +31,7 @@ def run(
 ) -> dict[str, Any]:
     people, generated = PersonDataset(inputs["people"]), PersonDataset(inputs["generated"])
     settings, size = params.curate, (params.pictures.height, params.pictures.width)
-    rows = people.rows(split="train", form="long")
+    rows = people.needed_rows(split="train", form="long")
     root = inputs["people"].parents[1]  # the workspace
     encoder = new_encoder(params, rows.column("caption"), root=root)
     # All of it is the warm-up: weights may be new.
@@ -41,7 +41,7 @@ def run(
         task, caption_batches(encoder, people, rows, settings.matcher.batch, params, context), settings.matcher, context
     )
 
-    corpus = generated.rows(split="train", form="long")
+    corpus = generated.needed_rows(split="train", form="long")
     matches = match_scores(encoder, generated, corpus)
     drawn = list(matches)
     real = quality(_blocks(people, sorted(set(rows.column("image_id"))), size))

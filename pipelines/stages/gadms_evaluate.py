@@ -18,6 +18,7 @@ from components.gadms.embedding import embed_captions, embed_images
 from components.gadms.model import DualEncoder
 from components.gadms.noise_detection import word_auc, word_scores
 from components.persons.drawn.lexicon import states_fact
+from components.persons.published.validation_report import recorded_splits
 from components.persons.shards import PersonDataset
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
@@ -39,8 +40,9 @@ def run(
     params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
 ) -> dict[str, Any]:
     settings, people = params.gadms_evaluate, PersonDataset(inputs["people"])
+    validated = recorded_splits(inputs["people"])
     encoder = DualEncoder.load(inputs["model"]).to(context.device)
-    queries = list(people.rows(split="test", form="long"))
+    queries = list(people.needed_rows(split="test", form="long"))
     gallery = {row["image_id"]: row for row in queries}
     query_ids = torch.tensor([row["identity"] for row in queries])
     gallery_ids = torch.tensor([row["identity"] for row in gallery.values()])
@@ -69,7 +71,7 @@ def run(
     pq.write_table(pa.table(words), outputs["scores"], compression="none")
     shown = [json.loads(row["attributes"]) for row in queries]
     noise = {}
-    if all(shown):
+    if people.sources("test") == ["drawn"] and all(shown):
         corpus = [json.loads(text) for text in people.rows(split="train", form="long").column("attributes")]
         parts = by_noise_level(
             NOISE_LEVELS,
@@ -98,6 +100,8 @@ def run(
         "captions_cut": count_cut(encoder.tokenizer, captions, "test captions"),
         "gallery": len(gallery),
         "identities": len(set(gallery_ids.tolist())),
+        "dataset": ", ".join(people.sources("test")),
+        "left_out": validated["test"].left_out if "test" in validated else {},
     }
 
 

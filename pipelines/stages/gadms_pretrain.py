@@ -24,7 +24,7 @@ def run(
             encoder, stream, settings.method, settings.training, params, context, outputs["model"], settings.readers
         )
     corpus = PersonDataset(folder)
-    encoder = new_encoder(params, corpus.rows(split="train", form="long").column("caption"), root=root)
+    encoder = new_encoder(params, corpus.needed_rows(split="train", form="long").column("caption"), root=root)
     if settings.corpus == "none":  # fine-tuning begins with the published weights
         encoder.save(outputs["model"], decoder=encoder.decoder_weights)
         return {"parameters": sum(p.numel() for p in encoder.parameters())}

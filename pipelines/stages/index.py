@@ -17,7 +17,7 @@ def run(
     params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
 ) -> dict[str, Any]:
     people, encoder = PersonDataset(inputs["people"]), DualEncoder.load(inputs["model"]).to(context.device)
-    rows = {row["image_id"]: row for row in people.rows(split=params.index.split, form="long")}
+    rows = {row["image_id"]: row for row in people.needed_rows(split=params.index.split, form="long")}
     image_ids = list(rows)
     vectors = embed_images(
         encoder, image_ids, lambda ids: people.pixels(ids, *encoder.image_size), batch_size=params.index.batch

@@ -1,6 +1,5 @@
 """Convert a source of people (drawn here, or a published set in data/raw) to the internal form, and validate it."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,8 +40,17 @@ def run(
         validation = ValidatedRecords(find_dataset(name, root), max_bad_fraction=settings.max_bad_fraction)
         write_records(validation, outputs["people"])  # one record at a time: a set may have millions
         report = validation.report
-    (outputs["people"] / "validation.json").write_text(json.dumps(report.to_json(), indent=1, sort_keys=True) + "\n")
+    report.write(outputs["people"])
+    for line in report.summary():
+        print(f"{settings.source}: {line}", flush=True)
     statistics = manifest_statistics(outputs["people"] / DATASET_MANIFEST, CaptionTokenizer().is_cut)
     for split, counts in statistics.items():
         print_cut(counts["captions_cut"], counts["captions"], f"captions of the {split} split")
-    return {"records": report.total, "kept": report.good, "bad": dict(sorted(report.counts.items())), **statistics}
+    return {
+        "records": report.total,
+        "kept": report.good,
+        "bad": dict(sorted(report.counts.items())),
+        "joined": dict(sorted(report.joined.items())),
+        "left_out": report.left_out,
+        **statistics,
+    }

@@ -22,7 +22,7 @@ def run(
     probe = AttributeProbe(ATTRIBUTES, height=size.height, width=size.width, seed=params.seed)
 
     def labelled(split: str) -> tuple[Any, Any]:
-        rows = {row["image_id"]: row["attributes"] for row in people.rows(split=split)}
+        rows = {row["image_id"]: row["attributes"] for row in people.needed_rows(split)}
         return people.pixels(list(rows), size.height, size.width), probe.labels([json.loads(a) for a in rows.values()])
 
     training = params.probe.training

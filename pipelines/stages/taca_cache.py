@@ -16,7 +16,7 @@ def run(
     params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
 ) -> dict[str, Any]:
     settings, people, size = params.taca_cache, PersonDataset(inputs["people"]), params.pictures
-    rows = people.rows(split="train", form=prompt_form(people))[: settings.captions]
+    rows = people.needed_rows(split="train", form=prompt_form(people))[: settings.captions]
     captions = [CachedCaption(row["image_id"], row["caption_id"], row["caption"]) for row in rows]
     pipe = load_base(inputs["base"], components=("vae", *TEXT), dtype=DTYPES[settings.base_dtype]).to(context.device)
     write_cache(

@@ -40,6 +40,26 @@ def test_own_results_stand_where_their_rank_1_puts_them():
     assert rows.index(mine) not in (0, len(rows) - 1)
 
 
+def source_of(**metrics):
+    (mine,) = [row for row in leaderboard("cuhk-pedes", own={"mine": {"R@1": 70.0, **metrics}}) if row.own]
+    assert mine.is_comparable == (mine.source == "computed here")
+    return mine.source
+
+
+def test_a_result_on_another_test_split_than_the_published_one_says_how_it_differs():
+    whole = {"pictures": 0, "captions": 0}
+    assert source_of() == "computed here"
+    assert source_of(queries=6155.0, queries_without_match=1.0, gallery=3074, left_out=whole) == "computed here"
+    assert source_of(queries=6000.0) == "computed here, on another test split, 6,000 captions (published 6,156)"
+    assert source_of(queries=6156.0, gallery=3073).endswith("3,073 pictures (published 3,074)")
+    assert source_of(left_out={"pictures": 2, "captions": 0}).endswith("2 pictures left out")
+
+
+def test_results_on_another_set_are_refused():
+    with pytest.raises(ParameterError, match="own results 'mine' are on 'drawn'"):
+        leaderboard("cuhk-pedes", own={"mine": {"R@1": 70.0, "dataset": "drawn"}})
+
+
 def test_settings_are_kept_apart():
     assert {row.setting for row in leaderboard("rstpreid", "direct transfer")} == {"direct transfer"}
     assert max(row.metrics["R@1"] for row in leaderboard("rstpreid", "direct transfer")) == 58.85

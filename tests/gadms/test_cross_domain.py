@@ -93,8 +93,28 @@ def test_the_verb_writes_the_matrix_and_shows_the_published_one(folders, tmp_pat
     assert "a model is listed twice" in capsys.readouterr().err
 
 
+def test_a_data_set_is_named_by_its_own_records_and_what_it_lacks_is_said(folders, tmp_path, capsys):
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    named = tmp_path / "people"
+    rows = PersonDataset(folders / "here").rows()
+    with DatasetWriter(named) as writer:
+        for row in list(rows)[::3]:
+            picture = PersonDataset(folders / "here").image_bytes(row["image_id"])
+            caption = [CaptionRow(row["caption"])]
+            writer.add(picture, caption, identity=row["identity"], split="test", source="rstpreid")
+    listed, kept = {"pictures": 12, "captions": 14}, {"pictures": 10, "captions": 10}
+    (named / "validation.json").write_text(json.dumps({"splits": {"test": {"listed": listed, "kept": kept}}}))
+    arguments = ["cross-domain", str(folders / "model-1"), "--data", str(named), "--output", str(tmp_path / "m.json")]
+    assert main(["--workspace", str(tmp_path), *arguments]) == 0
+    written = json.loads((tmp_path / "m.json").read_text())
+    assert list(written["results"]["model-1"]) == ["rstpreid"]
+    assert written["data"] == {"rstpreid": str(named)}
+    assert written["left_out"] == {"rstpreid": {"pictures": 2, "captions": 4}}
+    assert "rstpreid: its test split lacks 2 pictures and 4 captions" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_split_without_captions_and_a_folder_without_a_model_are_named(folders):
-    with pytest.raises(DataError, match="no caption in the split 'val'"):
+    with pytest.raises(DataError, match="no long caption in the split 'val'"):
         cross_domain({"m": folders / "model-1"}, {"here": folders / "here"}, split="val")
     with pytest.raises(DataError):
         cross_domain({"m": folders / "here"}, {"here": folders / "here"})

@@ -124,15 +124,100 @@ def test_a_picture_with_two_identities_is_refused(tmp_path):
         ("[]", "non-empty list"),
         ('[{"id": 1}]', "lacks file_path, captions, split"),
         ('["x"]', "expected an object"),
-        ('[{"id": "x", "file_path": "a", "captions": [], "split": "train"}]', "record 0 is malformed"),
+        ('[{"id": 1, "file_path": "a", "captions": []}]', "read under the name caption_all.json"),
+        ('{"id": 1}\n{"id": 2}', "no JSON lines"),
+        ("男", "is not in UTF-8"),
     ],
 )
 def test_malformed_annotations_are_refused_in_one_line(tmp_path, content, says):
-    (tmp_path / "reid_raw.json").write_text(content)
+    (tmp_path / "reid_raw.json").write_bytes(content.encode("gbk"))
     with pytest.raises(DataError) as error:
         read_listing(tmp_path / "reid_raw.json")
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+ENTRY = {"id": 1, "file_path": "a.png", "captions": ["A man."], "split": "train"}
+
+
+@pytest.mark.parametrize("stated", [7, "7", "0007", 7.0, "7.0", " 7 "])
+def test_an_identity_is_a_number_however_it_is_written(tmp_path, stated):
+    (tmp_path / "reid_raw.json").write_text(json.dumps([{**ENTRY, "id": stated}]))
+    (tmp_path / "m.csv").write_text(f"image_path,caption,identity,split\na.png,A man.,{stated},train\n")
+    found = [read_listing(tmp_path / name).records[0].identity for name in ("reid_raw.json", "m.csv")]
+    assert found == [7, 7]
+
+
+LONG = 20230915123045001234
+NOT_WHOLE = [None, True, "p01", 1.5, "1.5", float("nan"), 2.0**60, "2.02309E+19", [1], ""]
+
+
+@pytest.mark.parametrize(
+    ("stated", "says"), [*((value, "not a whole number") for value in NOT_WHOLE), (LONG, "64 bits")]
+)
+def test_what_is_no_number_of_64_bits_is_refused_with_what_to_write(tmp_path, stated, says):
+    """int() makes one person of 1.5 and 1, and of two spreadsheets' numbers whose last digits are lost."""
+    (tmp_path / "reid_raw.json").write_text(json.dumps([{**ENTRY, "id": stated}]))
+    (tmp_path / "m.csv").write_text(f"image_path,caption,identity,split\na.png,A man.,{stated},train\n")
+    for name, where in (("reid_raw.json", "record 0"), ("m.csv", "line 2")):
+        with pytest.raises(DataError, match=rf"{where}.*identity .*{says}.*: number the people 0, 1, 2"):
+            read_listing(tmp_path / name)
+
+
+def test_what_is_no_text_never_becomes_a_caption(tmp_path):
+    written = [None, {"error": 429}, 3, ["A man."], " A man. "]
+    (tmp_path / "reid_raw.json").write_text(
+        json.dumps([{**ENTRY, "captions": written}, {**ENTRY, "captions": {"a": 1}}])
+    )
+    first, second = read_listing(tmp_path / "reid_raw.json").records
+    assert (first.captions, second.captions) == (("", "", "", "", "A man."), ("",))
+    rows = pa.table(
+        {"image_path": ["a", "a"], "caption": [float("nan"), 3.0], "identity": [1, 1], "split": ["test"] * 2}
+    )
+    pq.write_table(rows, tmp_path / "m.parquet")
+    assert read_listing(tmp_path / "m.parquet").records[0].captions == ("", "")
+
+
+def test_fields_of_other_sets_with_the_names_of_the_drawn_ones_are_left_out(tmp_path):
+    entry = {**ENTRY, "attributes": ["man", "black hair"], "source": None, "short_caption": 3, "split": " Train"}
+    (tmp_path / "reid_raw.json").write_text(json.dumps([entry]))
+    (record,) = read_listing(tmp_path / "reid_raw.json").records
+    assert (record.attributes, record.source, record.short_caption, record.split) == ({}, tmp_path.name, None, "train")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffimage_path,caption,identity,split\nimgs/a.png,A man.,7,Train\n",
+        "image_path;caption;identity;split\nimgs/a.png;A man.;7.0;train\n;;;\n",
+        "caption\timage_path\tidentity\tsplit\nA man.\timgs/a.png\t7\ttrain\n",
+        'image_path, caption, identity, split, note\r\nimgs/a.png, "A man.", 7, train,\r\n\r\n',
+    ],
+)
+def test_a_table_of_a_spreadsheet_is_read(tmp_path, text):
+    (tmp_path / "m.csv").write_text(text, newline="")
+    (record,) = read_listing(tmp_path / "m.csv").records
+    assert (record.image_path, record.captions, record.identity, record.split) == (
+        "imgs/a.png",
+        ("A man.",),
+        7,
+        "train",
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("a.png,A man, in red.,7,train", "line 3 has 5 cells, the first line 4; a cell that holds ',' needs quotes"),
+        ("a.png,A man.,7", "line 3 has 3 cells, the first line 4"),
+        (",A man.,7,train", "line 3: image_path is ''"),
+    ],
+)
+def test_a_row_that_is_not_of_the_tables_form_is_named(tmp_path, row, says):
+    (tmp_path / "m.csv").write_text(f'image_path,caption,identity,split\nb.png,"A man, in red.",1,test\n{row}\n')
+    with pytest.raises(DataError) as error:
+        read_listing(tmp_path / "m.csv")
+    assert says in str(error.value)
 
 
 def test_a_path_that_is_nothing_readable_says_what_is_expected(tmp_path):

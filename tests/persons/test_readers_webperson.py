@@ -63,8 +63,10 @@ def test_faults_inside_a_shard_are_found_with_their_reason_and_the_report_is_the
     listing = read_listing("webperson-5m", tmp_path)
     reports = [validate_records(listing, max_bad_fraction=1.0)[1] for _ in range(2)]
     assert [(bad["index"], bad["reason"]) for bad in reports[0].bad] == [
-        (1, "corrupt image"), (2, "corrupt image"), (3, "corrupt image"), (4, "duplicate"), (5, "empty caption"),
+        (1, "corrupt image"), (2, "corrupt image"), (3, "corrupt image"), (5, "empty caption"),
     ]  # fmt: skip
+    assert reports[0].bad[3]["left_out"] == "caption"  # it has a second one
+    assert reports[0].joined == {"same picture of another identity": 1}
     assert json.dumps(reports[0].to_json()) == json.dumps(reports[1].to_json())
     assert str(tmp_path) not in json.dumps(reports[0].to_json())
 

@@ -120,6 +120,21 @@ def test_rows_select_by_split_and_form(tmp_path):
         short[5]
     with pytest.raises(ParameterError, match="dev"):
         dataset.rows(split="dev")
+    assert dataset.sources("train") == ["made"]
+
+
+def test_a_split_that_is_needed_and_empty_is_refused_with_what_there_is(tmp_path):
+    with DatasetWriter(tmp_path / "few") as writer:
+        writer.add(png(0), [CaptionRow("a"), CaptionRow("b")], identity=0, split="val", source="s")
+    few = PersonDataset(tmp_path / "few")
+    assert len(few.needed_rows("val", "long")) == 2
+    with pytest.raises(
+        DataError, match=r"no long caption in the split 'test' \(long captions: train 0, val 2, test 0\)"
+    ):
+        few.needed_rows("test", "long")
+    with pytest.raises(DataError, match=r"no caption in the split 'train'"):
+        few.needed_rows("train")
+    assert few.sources("test") == []
 
 
 def test_pixels_are_squashed_and_rgb(tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 
 from components.errors import DataError
 from components.persons.pictures import IMAGE_COLUMN, shard_address
+from components.persons.published.fields import identity_number, split_name, text
 from components.persons.published.json_stream import list_elements
 from components.persons.published.ledger import Ledger
 from components.persons.records import Record
@@ -57,8 +58,8 @@ def synth_pedes(files: Sequence[Path], folder: Path, source: str) -> Iterator[Re
         for index, entry in enumerate(_entries(path)):
             where = f"{path} record {index}"
             _require(entry, ("file_path", "id", "captions"), where)
-            identity, captions = _number(entry["id"], where), _texts(entry["captions"], where)
-            yield Record(str(entry["file_path"]), identity, captions, "train", source)
+            identity, captions = _identity(entry["id"], where), _texts(entry["captions"])
+            yield Record(_path(entry["file_path"]), identity, captions, "train", source)
 
 
 def mals(files: Sequence[Path], folder: Path, source: str) -> Iterator[Record]:
@@ -71,8 +72,10 @@ def mals(files: Sequence[Path], folder: Path, source: str) -> Iterator[Record]:
         for index, entry in enumerate(_entries(path)):
             where = f"{path} record {index}"
             _require(entry, ("image", "caption", "image_id"), where)
+            if entry["image_id"] in (None, ""):
+                raise DataError(f"{where} is malformed: image_id is {entry['image_id']!r}")
             identity = numbers.number(str(entry["image_id"]))
-            yield Record(str(entry["image"]), identity, _texts(entry["caption"], where), "train", source)
+            yield Record(_path(entry["image"]), identity, _texts(entry["caption"]), "train", source)
 
 
 def luperson_mllm(files: Sequence[Path], folder: Path, source: str) -> Iterator[Record]:
@@ -87,11 +90,11 @@ def luperson_mllm(files: Sequence[Path], folder: Path, source: str) -> Iterator[
     captions: dict[str, list[str]] = {}
     for name in LUPERSON_CAPTIONS:
         for key, caption in _mapping(by_name[name]).items():
-            captions.setdefault(key.replace("\\", "/").rsplit("/", 1)[-1], []).append(str(caption).strip())
+            captions.setdefault(key.replace("\\", "/").rsplit("/", 1)[-1], []).append(text(caption))
     pictures = next((name for name in LUPERSON_PICTURES if (folder / name).is_dir()), LUPERSON_PICTURES[0])
     for identity, (name, texts) in enumerate(captions.items()):
-        filled = [text for text in texts if "<" not in text and "description]" not in text]
-        yield Record(f"{pictures}/{name}", identity, tuple(filled or texts), "train", source)
+        filled = [caption for caption in texts if "<" not in caption and "description]" not in caption]
+        yield Record(f"{pictures}/{name}", identity, tuple(filled if any(filled) else texts), "train", source)
 
 
 def webperson_lists(files: Sequence[Path], folder: Path, source: str) -> Iterator[Record]:
@@ -136,18 +139,19 @@ def webperson_shards(files: Sequence[Path], folder: Path, source: str) -> Iterat
 
 def _person(entry: Mapping[str, Any], image_path: str, split: Any, source: str, where: str) -> Record:
     try:
-        return Record(
-            image_path=image_path,
-            identity=_number(entry["id"], where),
-            captions=_texts(entry["captions"], where),
-            split=str(split),
-            source=str(entry.get("source", source)),
-            short_caption=entry.get("short_caption"),
-            attributes=dict(entry.get("attributes") or {}),
-            wrong_words=tuple(tuple(int(i) for i in positions) for positions in entry.get("wrong_words") or ()),
-        )
+        wrong_words = tuple(tuple(int(i) for i in positions) for positions in entry.get("wrong_words") or ())
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where} is malformed: {error}") from error
+        raise DataError(f"{where} is malformed: wrong_words: {error}") from error
+    return Record(
+        image_path=image_path,
+        identity=_identity(entry["id"], where),
+        captions=_texts(entry["captions"]),
+        split=split_name(split),
+        source=text(entry.get("source")) or source,
+        short_caption=text(entry.get("short_caption")) or None,
+        attributes=_attributes(entry.get("attributes")),
+        wrong_words=wrong_words,
+    )
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
@@ -170,43 +174,56 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not in UTF-8 ({error}): save it in that encoding") from error
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{path} is not readable JSON: {error}") from error
 
 
 def _require(entry: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
     if missing := [key for key in keys if key not in entry]:
-        raise DataError(f"{where} lacks {', '.join(missing)}; it has {', '.join(sorted(entry)) or 'nothing'}")
+        hint = "; CUHK-PEDES without splits is read under the name caption_all.json" if missing == ["split"] else ""
+        raise DataError(f"{where} lacks {', '.join(missing)}; it has {', '.join(sorted(entry)) or 'nothing'}{hint}")
 
 
 def _cuhk_split(identity: Any, where: str) -> str:
+    number = _identity(identity, where)
     for split, first, last in CUHK_SPLITS:
-        if str(identity).isdecimal() and first <= int(identity) <= last:
+        if first <= number <= last:
             return split
     raise DataError(f"{where}: identity {identity!r} is in no split of CUHK-PEDES, which has 1 to {CUHK_SPLITS[-1][2]}")
 
 
 def _below(folder: str, path: Any) -> str:
     """`path` below `folder`. An absolute path is kept, so that validation refuses it."""
-    absolute = str(path).startswith(("/", "\\")) or str(path)[1:2] == ":"
-    return str(path) if absolute else f"{folder}/{path}"
+    listed = _path(path)
+    absolute = listed.startswith(("/", "\\")) or listed[1:2] == ":"
+    return listed if absolute else f"{folder}/{listed}"
 
 
-def _texts(captions: Any, where: str) -> tuple[str, ...]:
-    listed = [captions] if isinstance(captions, str) else captions
-    if not isinstance(listed, list):
-        raise DataError(f"{where} is malformed: captions are {captions!r}")
-    return tuple(str(caption).strip() for caption in listed)
+def _path(path: Any) -> str:
+    return path if isinstance(path, str) else ""
 
 
-def _number(identity: Any, where: str) -> int:
+def _texts(captions: Any) -> tuple[str, ...]:
+    """The captions of a picture, a list or one alone. What is no text is an empty caption, which validation leaves out."""
+    return tuple(map(text, captions if isinstance(captions, list) else [captions]))
+
+
+def _identity(stated: Any, where: str) -> int:
     try:
-        return int(identity)
-    except (TypeError, ValueError):
-        raise DataError(f"{where} is malformed: identity {identity!r} is not a whole number") from None
+        return identity_number(stated)
+    except ValueError as error:
+        raise DataError(f"{where} is malformed: {error}") from None
+
+
+def _attributes(stated: Any) -> dict[str, str]:
+    """The attributes of a drawn picture; other sets have lists and texts under this name, which are left out."""
+    pairs = stated.items() if isinstance(stated, dict) else ()
+    return {str(name): value for name, value in pairs if isinstance(value, str)}
 
 
 def one_line(caption: Any) -> str:
     """Remove line breaks from a generated caption, also those written as "/n" (but not "yellow/navy")."""
-    return " ".join(re.sub(r"/n(?![a-z])", " ", str(caption or "")).split())
+    return " ".join(re.sub(r"/n(?![a-z])", " ", text(caption)).split())

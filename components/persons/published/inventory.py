@@ -2,11 +2,12 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
-from components.persons.pictures import split_address
+from components.persons.published.fields import caption_fault
 from components.persons.published.layouts import Counts, Layout
 from components.persons.published.ledger import Ledger
+from components.persons.published.locations import PictureFolder, UnusablePathError
 from components.persons.records import SPLITS, RecordSource
 
 
@@ -17,9 +18,10 @@ class Inventory:
     Attributes:
         splits: split -> counts, in the order train, val, test, others.
         missing: picture folder (its first two parts, such as imgs/cam_a) -> number of listed pictures that are missing.
-        example: the first missing picture, as listed; empty where none is missing.
+        example: the first missing picture, as listed, and why; empty where none is missing.
         shared: identities in more than one split.
-        without_caption: pictures without a caption, or with an empty one.
+        without_caption: pictures without a good caption.
+        bad_captions: captions that validation leaves out.
     """
 
     splits: dict[str, Counts]
@@ -27,6 +29,7 @@ class Inventory:
     example: str
     shared: int
     without_caption: int
+    bad_captions: int
 
     @property
     def images(self) -> int:
@@ -44,19 +47,21 @@ def take_inventory(dataset: RecordSource) -> Inventory:
     captions: Counter[str] = Counter()
     identities = Ledger()
     missing: Counter[str] = Counter()
-    shards: dict[str, bool] = {}  # a shard holds many pictures: checked once
-    example, without_caption = "", 0
+    places = PictureFolder(dataset.folder)
+    example, without_caption, bad_captions = "", 0, 0
     for record in dataset:
         images[record.split] += 1
         captions[record.split] += len(record.captions)
         identities.vote(record.identity, record.split)
-        without_caption += not record.captions or not all(caption.strip() for caption in record.captions)
-        file, row = split_address(record.image_path)
-        if row is not None and file not in shards:
-            shards[file] = _is_file(dataset.folder, file)
-        if not (_is_file(dataset.folder, file) if row is None else shards[file]):
-            missing["/".join(PurePosixPath(file).parent.parts[:2]) or "."] += 1
-            example = example or record.image_path
+        bad = sum(caption_fault(caption) is not None for caption in record.captions)
+        bad_captions += bad
+        without_caption += bad == len(record.captions)
+        try:
+            places.address(record.image_path)
+        except UnusablePathError as error:
+            listed = PurePosixPath(record.image_path.replace("\\", "/"))
+            missing["/".join(listed.parent.parts[:2]) or "."] += 1
+            example = example or f"{record.image_path} ({error})"
     order = [*SPLITS, *sorted(set(images) - set(SPLITS))]
     voters = identities.voters()
     return Inventory(
@@ -65,6 +70,7 @@ def take_inventory(dataset: RecordSource) -> Inventory:
         example,
         len({identity for identity, _, _ in identities.divided()}),
         without_caption,
+        bad_captions,
     )
 
 
@@ -79,14 +85,3 @@ def count_differences(found: Inventory, layout: Layout) -> list[str]:
             if expected is not None and expected != counted:
                 lines.append(f"{split}: {counted:,} {kind}, published {expected:,}")
     return lines
-
-
-def _is_file(folder: Path, file: str) -> bool:
-    """Whether a listed file exists inside the folder. A path that leaves the folder counts as missing."""
-    path = PurePosixPath(file)
-    if path.is_absolute() or ".." in path.parts:
-        return False
-    try:
-        return (folder / path).is_file()
-    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
-        return False

@@ -21,7 +21,11 @@ def list_elements(path: Path, *, chunk: int = _CHUNK) -> Iterator[Any]:
         with path.open(encoding="utf-8-sig") as file:
             yield from _Elements(file, chunk)
     except _NotAListError:
-        raise DataError(f"{path} must hold a non-empty list of records") from None
+        raise DataError(
+            f"{path} must hold a non-empty list of records, [...]: no JSON lines, no object around the list"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not in UTF-8 ({error}): save it in that encoding") from error
     except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{path} is not readable JSON: {error}") from error
 
@@ -78,7 +82,7 @@ class _Elements:
             except json.JSONDecodeError as error:
                 if self._more():
                     continue
-                raise ValueError(f"{error.msg} at character {self._read + error.pos}") from None
+                raise ValueError(f"{error.msg}, character {self._read + error.pos}") from None
             # A number may continue behind the buffer: "1", "1." and "1.5e" of 1.5e-7 decode as 1, 1 and 1.5.
             if self._buffer[end : end + 1] in _AFTER or not self._more():
                 self._place = end

@@ -2,24 +2,25 @@
 
 image_path, caption, identity, split     paths relative to the table's folder; other columns are ignored
 
-The rows of a picture need not be neighbours, and there may be millions: SQLite sorts them in a temporary database, which spills to
-disk when it grows.
+A CSV file is in UTF-8, its columns separated by commas, semicolons or tabs. The rows of a picture need not be neighbours, and there
+may be millions: SQLite sorts them in a temporary database, which spills to disk when it grows.
 """
 
 import csv
 import itertools
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from components.errors import DataError
+from components.persons.published.fields import identity_number, split_name, text
 from components.persons.published.ledger import Ledger
 from components.persons.records import Record
 
 MANIFEST_COLUMNS = ("image_path", "caption", "identity", "split")
-Row = tuple[str, Any, Any, Any]
-"""In the order of MANIFEST_COLUMNS; all but the path with the type of the file."""
+Row = tuple[str, str, int, str]
+"""In the order of MANIFEST_COLUMNS."""
 
 
 def read_manifest(path: Path) -> Iterator[Record]:
@@ -27,11 +28,12 @@ def read_manifest(path: Path) -> Iterator[Record]:
 
     Rows of one picture must agree in identity and split. Raises DataError.
     """
-    rows = _csv(path) if path.suffix == ".csv" else _parquet(path)
+    cells = _csv(path) if path.suffix == ".csv" else _parquet(path)
     database = sqlite3.connect("")
-    database.execute("CREATE TABLE manifest (picture INTEGER, image_path, caption, identity, split)")
+    database.execute("CREATE TABLE manifest (picture INTEGER, image_path, caption, identity INTEGER, split)")
     pictures = Ledger()
-    numbered = ((pictures.number(row[0]), *map(_storable, row)) for row in rows)
+    rows = (_row(values, where) for where, values in cells if any(value not in (None, "") for value in values))
+    numbered = ((pictures.number(row[0]), *row) for row in rows)
     database.executemany("INSERT INTO manifest VALUES (?, ?, ?, ?, ?)", numbered)
     if not len(pictures):
         raise DataError(f"{path} has no rows")
@@ -40,50 +42,72 @@ def read_manifest(path: Path) -> Iterator[Record]:
         yield _record(path, image_path, list(group))
 
 
-def _record(path: Path, image_path: str, group: Sequence[Row]) -> Record:
-    if len({(str(identity), split) for _, _, identity, split in group}) > 1:
-        raise DataError(f"{path}: {image_path} has rows of different identity or split; give each picture one")
-    _, _, stated, split = group[0]
+def _row(values: Sequence[Any], where: str) -> Row:
+    image_path, caption, identity, split = values
+    if not isinstance(image_path, str) or not image_path:
+        raise DataError(f"{where}: image_path is {image_path!r}; give the path of a picture")
     try:
-        identity = int(stated)
-    except (TypeError, ValueError):
-        raise DataError(f"{path}: identity {stated!r} of {image_path} is not an integer") from None
-    captions = tuple((caption or "").strip() for _, caption, _, _ in group)
-    return Record(image_path, identity, captions, str(split), path.stem)
+        return image_path, text(caption), identity_number(identity), split_name(split)
+    except ValueError as error:
+        raise DataError(f"{where}, {image_path}: {error}") from None
 
 
-def _storable(value: Any) -> Any:
-    """A value of a type that SQLite has, else its text."""
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+def _record(path: Path, image_path: str, group: Sequence[Row]) -> Record:
+    if len({(identity, split) for _, _, identity, split in group}) > 1:
+        raise DataError(f"{path}: {image_path} has rows of different identity or split; give each picture one")
+    _, _, identity, split = group[0]
+    return Record(image_path, identity, tuple(caption for _, caption, _, _ in group), split, path.stem)
 
 
-def _csv(path: Path) -> Iterator[Row]:
+def _csv(path: Path) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Yield the four cells of each row, with the place of the row."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
-            reader = csv.DictReader(file)
-            _require_columns(path, reader.fieldnames or ())
+            head = file.readline()
+            delimiter = next((mark for mark in ",;\t" if set(MANIFEST_COLUMNS) <= set(_split(head, mark))), ",")
+            names = _split(head, delimiter)
+            _require_columns(path, names)
+            places = [names.index(column) for column in MANIFEST_COLUMNS]
+            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
             for row in reader:
-                yield str(row["image_path"] or ""), row["caption"], row["identity"], row["split"]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a readable CSV file in UTF-8: {error}") from error
+                where = f"{path} line {reader.line_num + 1}"
+                if (len(row) < len(names) and any(row)) or any(row[len(names) :]):
+                    raise DataError(
+                        f"{where} has {len(row)} cells, the first line {len(names)}; a cell that holds {delimiter!r} needs quotes"
+                    )
+                if any(row):
+                    yield where, [row[place] for place in places]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not in UTF-8 ({error}): save it in that encoding") from error
+    except csv.Error as error:
+        raise DataError(f"{path} is not a readable CSV file: {error}") from error
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _split(line: str, delimiter: str) -> list[str]:
+    return [name.strip() for row in csv.reader([line], delimiter=delimiter, skipinitialspace=True) for name in row]
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Yield the four values of each row, with the place of the row."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(path)
         _require_columns(path, file.schema_arrow.names)
+        number = itertools.count()
         for batch in file.iter_batches(columns=list(MANIFEST_COLUMNS)):
             columns = [batch[name].to_pylist() for name in MANIFEST_COLUMNS]
-            for image_path, caption, identity, split in zip(*columns, strict=True):
-                yield str(image_path or ""), caption, identity, split
-    except pa.ArrowException as error:
+            for values in zip(*columns, strict=True):
+                yield f"{path} row {next(number)}", values
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
 
 
-def _require_columns(path: Path, names: Iterable[str]) -> None:
-    missing = [column for column in MANIFEST_COLUMNS if column not in set(names)]
+def _require_columns(path: Path, names: Sequence[str]) -> None:
+    missing = [column for column in MANIFEST_COLUMNS if column not in names]
     if missing:
-        raise DataError(f"{path} lacks the columns {', '.join(missing)}; expected {', '.join(MANIFEST_COLUMNS)}")
+        raise DataError(
+            f"{path} lacks the columns {', '.join(missing)}; expected {', '.join(MANIFEST_COLUMNS)}, it has "
+            f"{', '.join(names) or 'nothing'}"
+        )

@@ -22,7 +22,7 @@ def retrieval_section(
     rows = real.rows()
     identities = dict(zip(rows.column("caption_id"), rows.column("identity"), strict=True))
     differences = retrieval_differences(tables, MASKING_BASELINE, identities, seed)
-    shared = ("untrained", "chance", "attribute_ceiling", "gallery", "identities")
+    shared = ("untrained", "chance", "attribute_ceiling", "gallery", "identities", "dataset", "left_out")
     arms = {}
     for arm in tables:
         own = {key: value for key, value in metrics[f"gadms_evaluate@{arm}"].items() if key not in shared}

@@ -84,7 +84,7 @@ def train_arm(
 
     With `validate_every`, the weights that are best on the val split are saved; without a val split, the last.
     """
-    rows = dataset.rows(split="train", form="long")
+    rows = dataset.needed_rows(split="train", form="long")
     identities = len(set(rows.column("identity")))
     validated = dataset.rows(split="val", form="long") if training.validate_every else None
     if validated is not None and not len(validated):

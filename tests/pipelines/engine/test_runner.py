@@ -171,6 +171,8 @@ def test_a_few_corrupt_pictures_are_reported_and_left_out(place):
     assert finished.returncode == 0, finished.stderr
     metrics = json.loads((place.root / "metrics/prepare/all.json").read_text())
     assert (metrics["records"], metrics["kept"]) == (6, 5)
+    assert metrics["left_out"] == {"train": {"pictures": 1, "captions": 1}}
+    assert "cuhk-pedes: left out of 6 records: 1 corrupt image" in finished.stdout + finished.stderr
     assert "0.png" in (place.root / "data/people/validation.json").read_text()
 
 

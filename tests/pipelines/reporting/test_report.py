@@ -169,6 +169,8 @@ def stage_metrics(stage: str) -> dict:
             "query_noise": {"0": {**search, "R@1_interval": interval}, "0.4": {**search, "R@1_interval": interval}},
             "gallery": 6,
             "identities": 3,
+            "dataset": "rstpreid",
+            "left_out": {"pictures": 2, "captions": 4},
         },
         "train_parity": {"steps": 2, "workers": 2, "largest_relative_difference": 1e-7},
     }.get(stage, {"captions": 3})
@@ -381,6 +383,9 @@ def test_spread_takes_each_part_once_and_not_always_the_same_place_of_it():
 def test_the_page_holds_everything_and_copes_without_mlflow(finished, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
     html = page.render(Workspace(finished, tmp_path / "runs")).read_text()
+    assert "test split of rstpreid" in html
+    assert "not whole: validation left out 2 pictures and 4 captions" in html
+    assert html.count("(here, on another test split)") == len(GADMS_ARMS)  # in the leaderboard of that set alone
     assert not (tmp_path / "none.db").exists()  # looking is not making
     resources = re.findall(r'(?:src|href|srcset|data|action)="([^"]*)"', html)
     assert resources

@@ -59,6 +59,12 @@ def test_captions_that_are_too_long_are_counted_where_they_are_prepared_and_wher
     assert (prepared["test"]["captions_cut"], evaluated[1]["captions_cut"]) == (0, 0)
 
 
+def test_the_data_set_is_named_from_its_records_with_what_validation_left_out(evaluated):
+    _, metrics = evaluated
+    assert metrics["dataset"] == "drawn"
+    assert metrics["left_out"] == {"pictures": 0, "captions": 0}
+
+
 def test_true_sentences_of_the_same_pictures_stand_beside_false_ones(evaluated):
     _, metrics = evaluated
     assert list(metrics["query_noise"]) == ["0", "0.2", "0.4"]
