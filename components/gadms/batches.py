@@ -11,6 +11,7 @@ from components.gadms.tasks import RetrievalBatch
 from components.gadms.tokenizer import word_token_mask
 from components.persons.augmentation import AugmentationConfig
 from components.persons.transforms import augment
+from components.training.prefetch import Prefetch
 from components.training.randomness import ShuffledEpochs, generator, part_size, rank_part
 
 
@@ -49,6 +50,9 @@ class CaptionBatches(AugmentedBatches):
 
     captions, image_ids, identities: one entry per caption. `pixels(image_ids)` returns uint8 (n, 3, H, W). `wrong_words`: per
     caption the positions of hallucinated words, if known (diagnostics), and `fact_words` those of words that state a fact.
+
+    With `readers`, as many threads call `pixels` for the next steps, up to `steps`; the batches are the same. The threads end with
+    `close`, or with a `with` block of the batches.
     """
 
     def __init__(
@@ -66,6 +70,8 @@ class CaptionBatches(AugmentedBatches):
         augmentation: AugmentationConfig | None = None,
         wrong_words: Sequence[Sequence[int]] | None = None,
         fact_words: Sequence[Sequence[int]] | None = None,
+        readers: int = 0,
+        steps: int | None = None,
     ) -> None:
         if not captions:
             raise DataError("retrieval training: no captions in the training split")
@@ -76,13 +82,14 @@ class CaptionBatches(AugmentedBatches):
         self.identities = torch.tensor(list(identities), dtype=torch.long)
         self.wrong, self.facts = (self._token_masks(captions, words) for words in (wrong_words, fact_words))
         self._epochs = ShuffledEpochs(len(self.ids), seed, "epoch")
+        self._ahead = Prefetch(self._read, steps=steps, threads=readers) if readers else None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __call__(self, step: int) -> RetrievalBatch:
-        index = rank_part(self._rows(step), self.rank, self.world_size)
-        pixels = self.augmented(self.pixels([self.image_ids[row] for row in index.tolist()]), step)
+        index, pixels = self._ahead(step) if self._ahead else self._read(step)
+        pixels = self.augmented(pixels, step)
         device = self.encoder.device
         batch = RetrievalBatch(
             pixels=pixels,
@@ -102,6 +109,22 @@ class CaptionBatches(AugmentedBatches):
             return None
         pairs = zip(captions, words, strict=True)
         return torch.stack([word_token_mask(text, chosen, self.encoder.tokenizer) for text, chosen in pairs])
+
+    def close(self) -> None:
+        """End the readers."""
+        if self._ahead:
+            self._ahead.close()
+
+    def __enter__(self) -> "CaptionBatches":
+        return self
+
+    def __exit__(self, *of_error: object) -> None:
+        self.close()
+
+    def _read(self, step: int) -> tuple[Tensor, Tensor]:
+        """This rank's caption rows, int64 (b,), and their pictures, uint8 (b, 3, H, W)."""
+        index = rank_part(self._rows(step), self.rank, self.world_size)
+        return index, self.pixels([self.image_ids[row] for row in index.tolist()])
 
     def _rows(self, step: int) -> Tensor:
         """Caption rows of the global batch, int64 (batch_size,)."""

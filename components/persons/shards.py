@@ -8,6 +8,7 @@ groups, so that reading one touches a few hundred kilobytes of a memory-mapped f
 """
 
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -247,15 +248,18 @@ class Rows(Sequence[dict[str, Any]]):
 class PersonDataset:
     """Reads a dataset folder. Shards are memory-mapped, and up to `cache_bytes` of row groups are cached.
 
+    `manifest` replaces the folder's own, as with other captions of the same pictures. Pictures may be read from several threads.
+    Can be pickled; the copy opens the folder again.
+
     Raises DataError where the folder holds no dataset.
     """
 
-    def __init__(self, folder: str | Path, *, cache_bytes: int = 512 << 20) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, *, cache_bytes: int = 512 << 20, manifest: pa.Table | None = None) -> None:
+        self.folder, self._replaced = Path(folder), manifest
         path = self.folder / DATASET_MANIFEST
         if not path.is_file():
             raise DataError(f"{path} is missing: {self.folder} is not a prepared dataset; run the stage that writes it")
-        self.manifest: pa.Table = pq.read_table(path, memory_map=True)
+        self.manifest: pa.Table = pq.read_table(path, memory_map=True) if manifest is None else manifest
         if self.manifest.schema.names != MANIFEST_SCHEMA.names:
             raise DataError(f"{path} has columns {self.manifest.schema.names}; expected {MANIFEST_SCHEMA.names}")
         ids = self.manifest["image_id"].to_numpy()
@@ -266,12 +270,13 @@ class PersonDataset:
         self._files: dict[str, pq.ParquetFile] = {}
         self._groups: OrderedDict[tuple[str, int], pa.ChunkedArray] = OrderedDict()
         self._cached, self._cache_bytes = 0, cache_bytes
+        self._lock = threading.Lock()  # of the files and groups
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "cache_bytes": self._cache_bytes}  # reopened where it is unpickled
+        return {"folder": self.folder, "cache_bytes": self._cache_bytes, "manifest": self._replaced}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["folder"], cache_bytes=state["cache_bytes"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def rows(self, split: str | None = None, form: str | None = None) -> Rows:
         """Return the manifest's rows of one split and form; None means any."""
@@ -310,7 +315,9 @@ class PersonDataset:
             raise DataError(f"image_id {image_id} is not in {self.folder / DATASET_MANIFEST}")
         first = int(self._first_row[index])
         shard, row = self._shard_of[first].as_py(), int(self._row_of[first])
-        return self._group(shard, row // ROWS_PER_GROUP)[row % ROWS_PER_GROUP].as_py()
+        with self._lock:
+            group = self._group(shard, row // ROWS_PER_GROUP)
+        return group[row % ROWS_PER_GROUP].as_py()
 
     def picture(self, image_id: int) -> Image.Image:
         """Return the picture in RGB, at its own size. Raises DataError where it cannot be decoded."""
@@ -322,10 +329,12 @@ class PersonDataset:
 
     def pixels(self, image_ids: Sequence[int] | torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Decode pictures and squash them to `height` x `width` (bilinear, antialiased): uint8 (N, 3, height, width)."""
-        batch = torch.empty((len(image_ids), height, width, 3), dtype=torch.uint8)
+        batch = np.empty(
+            (len(image_ids), 3, height, width), dtype=np.uint8
+        )  # by NumPy, which starts no threads of its own
         for slot, image_id in enumerate(image_ids):
-            batch[slot] = torch.from_numpy(resized(self.picture(int(image_id)), height, width))
-        return batch.permute(0, 3, 1, 2).contiguous()
+            batch[slot] = resized(self.picture(int(image_id)), height, width).transpose(2, 0, 1)
+        return torch.from_numpy(batch)
 
     def _group(self, shard: str, group: int) -> pa.ChunkedArray:
         key = (shard, group)

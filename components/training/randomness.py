@@ -58,11 +58,12 @@ class ShuffledEpochs:
         return torch.cat([self._order(int(e))[positions[epochs == e] % self.count] for e in epochs.unique()])
 
     def _order(self, epoch: int) -> Tensor:
-        if epoch not in self._orders:
-            if len(self._orders) > 1:
-                self._orders.clear()
-            self._orders[epoch] = torch.randperm(self.count, generator=generator(self.seed, self.name, epoch))
-        return self._orders[epoch]
+        order = self._orders.get(epoch)
+        if order is None:
+            order = torch.randperm(self.count, generator=generator(self.seed, self.name, epoch))
+            latest = list(self._orders.items())[-1:]  # the two latest are kept; replaced whole, as threads read it
+            self._orders = dict([*latest, (epoch, order)])
+        return order
 
 
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:

@@ -37,9 +37,9 @@ def run(
     # All of it is the warm-up: weights may be new.
     method = RetrievalConfig(name="contrastive", warmup_steps=settings.matcher.steps)
     task = RetrievalTask(encoder, method, captions=len(rows), seed=params.seed)
-    fit(
-        task, caption_batches(encoder, people, rows, settings.matcher.batch, params, context), settings.matcher, context
-    )
+    matcher = settings.matcher
+    with caption_batches(encoder, people, rows, matcher.batch, matcher.steps, params, context) as batches:
+        fit(task, batches, matcher, context)
 
     corpus = generated.needed_rows(split="train", form="long")
     matches = match_scores(encoder, generated, corpus)

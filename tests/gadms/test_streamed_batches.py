@@ -65,6 +65,22 @@ def test_a_streamed_batch_is_the_listed_batch_of_the_same_captions(encoder, fold
         assert torch.equal(streamed[name], values), name
 
 
+def test_listed_batches_that_are_read_ahead_have_the_same_bytes(encoder, folder):
+    dataset = PersonDataset(folder, cache_bytes=1)  # one row group: every thread drops what another one read
+    rows = dataset.rows("train", "long")
+    columns = [rows.column(name) for name in ("caption", "image_id", "identity")]
+    options = {"batch_size": 16, "seed": 4, "augmentation": AUGMENTATION}
+
+    def pixels(ids):
+        return dataset.pixels(ids, *encoder.image_size)
+
+    plain = CaptionBatches(encoder, *columns, pixels, **options)
+    with CaptionBatches(encoder, *columns, pixels, readers=4, steps=12, **options) as ahead:
+        for step in (0, 1, 2, 3, 9, 10, 11, 4):
+            found = ahead(step)
+            assert all(torch.equal(found[name], values) for name, values in plain(step).items())
+
+
 def test_ranks_together_get_the_augmented_batch_of_one(encoder, folder):
     whole = batches(encoder, folder, augmentation=AUGMENTATION)(3)
     parts = [batches(encoder, folder, rank=rank, world_size=4, augmentation=AUGMENTATION)(3) for rank in range(4)]

@@ -1,5 +1,7 @@
 """The same pictures with other captions."""
 
+import pickle
+
 import pytest
 
 from components.errors import DataError, ParameterError
@@ -97,6 +99,14 @@ def test_fewer_people_are_the_first_of_the_split_and_the_same_captions(people):
         recaptioned(people, 0.2, 3, people=54, skip=7)
     with pytest.raises(ParameterError, match="noise rate is"):
         recaptioned(people, 1.5, 3)
+
+
+def test_in_another_process_the_captions_are_the_new_ones(people):
+    noisy = recaptioned(people, 0.3, 5, people=7)
+    there = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(noisy))))
+    assert there.rows().table.equals(noisy.rows().table)
+    assert not there.rows("train").table.equals(people.rows("train").table)
+    assert there.image_bytes(3) == people.image_bytes(3)
 
 
 def test_people_without_attributes_cannot_be_described_again(tmp_path):

@@ -30,7 +30,6 @@ def recaptioned(
         ParameterError: `rate` outside [0, 1], or fewer than `skip` + `people` identities. DataError: a caption's picture states no
             attributes, as in published sets.
     """
-    fresh = PersonDataset(dataset.folder)
     table = dataset.manifest
     inside = np.asarray(pc.equal(table["split"], split))
     identities = list(dict.fromkeys(pc.filter(table["identity"], pa.array(inside)).to_pylist()))
@@ -54,8 +53,7 @@ def recaptioned(
     for name, values in (("caption", captions), ("wrong_words", wrong)):
         place = table.schema.get_field_index(name)
         table = table.set_column(place, table.schema.field(name), pa.array(values, table.schema.field(name).type))
-    fresh.manifest = table.filter(pa.array(kept))
-    return fresh
+    return PersonDataset(dataset.folder, manifest=table.filter(pa.array(kept)))
 
 
 def _shown_in_training(dataset: PersonDataset) -> list[dict[str, str]]:

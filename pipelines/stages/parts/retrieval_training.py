@@ -20,6 +20,9 @@ from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
 from pipelines.stages.parts.cut_captions import count_cut
 
+READERS = 4
+"""Threads that read pictures ahead of training, each those of one step."""
+
 
 def new_encoder(params: Parameters, captions: Iterable[str], root: Path = Path()) -> DualEncoder:
     """Create the encoder of the section `retrieval`: published weights, or a new one with the vocabulary of `captions`.
@@ -46,11 +49,12 @@ def caption_batches(
     dataset: PersonDataset,
     rows: Rows,
     batch: int,
+    steps: int,
     params: Parameters,
     context: StageContext,
     augmentation: AugmentationConfig | None = None,
 ) -> CaptionBatches:
-    """Return this rank's batches of captions with their pictures."""
+    """Return this rank's batches of captions with their pictures, which are read ahead until the batches are closed."""
     size, captions = encoder.image_size, rows.column("caption")
     wrong, facts = rows.column("wrong_words"), None
     if any(wrong) and all(attributes != "{}" for attributes in rows.column("attributes")):  # drawn people
@@ -68,6 +72,8 @@ def caption_batches(
         augmentation=augmentation,
         wrong_words=wrong if any(wrong) else None,
         fact_words=facts,
+        readers=READERS,
+        steps=steps,
     )
 
 
@@ -100,9 +106,11 @@ def train_arm(
         keep_best=validated is not None,
     )
     print_decoder_start(task)
-    batches = caption_batches(encoder, dataset, rows, training.batch, params, context, method.augmentation)
     cut = count_cut(encoder.tokenizer, rows.column("caption"), "training captions", context.rank)
-    fit(task, batches, training, context, on_report=_validation(task, dataset, validated, training))
+    with caption_batches(
+        encoder, dataset, rows, training.batch, training.steps, params, context, method.augmentation
+    ) as batches:
+        fit(task, batches, training, context, on_report=_validation(task, dataset, validated, training))
     metrics: dict[str, object] = {
         "captions": len(rows),
         "captions_cut": cut,
