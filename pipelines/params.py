@@ -9,15 +9,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-from pydantic import TypeAdapter, model_validator
+from pydantic import TypeAdapter, ValidationError, model_validator
 
 from components.errors import ParameterError
-from components.settings import Count
+from components.settings import Count, first_mistake
 from components.taca.config import TacaConfig
 from pipelines.schema.gadms import GadmsEvaluate, GadmsFinetune, GadmsPretrain, Index, Retrieval
 from pipelines.schema.people import Curate, Pictures, Prepare
-from pipelines.schema.reading import checked, read_yaml
+from pipelines.schema.reading import checked, parse_yaml, read_yaml
 from pipelines.schema.running import Compute, Report, TrainParity
 from pipelines.schema.section import Section
 from pipelines.schema.taca import (
@@ -29,6 +28,8 @@ from pipelines.schema.taca import (
     TacaGenerate,
     TacaTrain,
 )
+
+PREFIX = "PIPELINES_COMPUTE__"
 
 
 class Parameters(Section):
@@ -85,14 +86,29 @@ def load(path: Path) -> Parameters:
 
 def from_document(document: Mapping[str, Any], name: str) -> Parameters:
     """Validate the plain values of a params.yaml; `name` is used in messages. Raises ParameterError with one line."""
-    compute = {**(document.get("compute") or {}), **_from_environment()}
-    return checked({**document, "compute": compute}, Parameters, name)
+    written = document.get("compute") or {}
+    overrides = _from_environment()
+    if not overrides or not isinstance(written, Mapping):
+        return checked({**document, "compute": written}, Parameters, name)
+    try:
+        return checked({**document, "compute": {**written, **overrides}}, Parameters, name)
+    except ParameterError as error:
+        checked({**document, "compute": written}, Parameters, name)  # raises the file's own mistake
+        raise ParameterError(f"{PREFIX}* in the environment, over {error}") from error
 
 
 def _from_environment() -> dict[str, Any]:
-    prefix = "PIPELINES_COMPUTE__"
-    return {
-        name.removeprefix(prefix).lower(): yaml.safe_load(value)
-        for name, value in os.environ.items()
-        if name.startswith(prefix)
-    }
+    """Return the keys of `compute` that the environment sets. Raises ParameterError for a mistake in one alone."""
+    found = {}
+    for variable, text in os.environ.items():
+        if not variable.startswith(PREFIX):
+            continue
+        key = variable.removeprefix(PREFIX).lower()
+        found[key] = parse_yaml(text, f"{variable} = {text!r} in the environment")
+        try:
+            Compute.model_validate({key: found[key]})
+        except ValidationError as error:
+            if error.errors()[0]["loc"]:  # else only together with other keys
+                about = f"{variable} = {text!r} in the environment"
+                raise ParameterError(f"{about}: {first_mistake(error, Compute)}") from error
+    return found

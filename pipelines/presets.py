@@ -1,15 +1,22 @@
 """Presets: files in `presets/` that hold only the keys that differ, in params.yaml's shape."""
 
+import copy
 import io
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from components.errors import ParameterError
 from components.files import write_atomically
 from pipelines import params
+from pipelines.schema.reading import parse_yaml, read_yaml, to_yaml
+
+_NAME = re.compile(r"[A-Za-z_][\w./@:%+-]*", re.ASCII)
+"""Texts that Hydra takes as they are."""
+_SAFE = re.compile(r"[\w./@:%+=,\[\]-]+", re.ASCII)
+"""Flags that mean the same with and without a shell."""
 
 
 def read(name: str, root: Path) -> dict[str, Any]:
@@ -18,14 +25,43 @@ def read(name: str, root: Path) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(file.stem for file in (root / "presets").glob("*.yaml"))
         raise ParameterError(f"preset {name!r} does not exist: one of {', '.join(known)}")
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return read_yaml(path) or {}
 
 
 def flags(name: str, root: Path) -> list[str]:
-    """Return the preset as `-S key=value` flags for `dvc exp run`; a key that params.yaml does not state gets a plus."""
-    document = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
-    leaves = _leaves(read(name, root), document)
-    return [f"-S {'' if _is_written(key, document) else '+'}{key}={value}" for key, value in leaves]
+    """Return the preset as `-S key=value` flags for `dvc exp run`, which reads values in Hydra's words.
+
+    A key that params.yaml does not state gets a plus. A mapping in place of a plain value is given key by key, as braces mean
+    something to a shell. A flag with a text of other characters than those of names and paths is quoted for a shell.
+    """
+    document = read_yaml(root / "params.yaml")
+    leaves = [leaf for key, value in _leaves(read(name, root), document) for leaf in _in_single_keys(key, value)]
+    texts = [f"{'' if _is_written(key, document) else '+'}{key}={_in_hydra(value)}" for key, value in leaves]
+    return [f"-S {text if _SAFE.fullmatch(text) else shlex.quote(text)}" for text in texts]
+
+
+def _in_single_keys(key: str, value: Any) -> list[tuple[str, Any]]:
+    if not isinstance(value, Mapping) or not value:
+        return [(key, value)]
+    return [leaf for name, item in value.items() for leaf in _in_single_keys(f"{key}.{name}", item)]
+
+
+def _in_hydra(value: Any) -> str:
+    """Return a value in the grammar of Hydra's overrides, without spaces."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case str():
+            plain = _NAME.fullmatch(value) and value.lower() not in ("null", "true", "false", "nan", "inf")
+            escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # and the backslashes before a quote
+            return value if plain else "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
+        case Mapping():
+            return "{" + ",".join(f"{name}:{_in_hydra(item)}" for name, item in value.items()) + "}"
+        case list() | tuple():
+            return "[" + ",".join(map(_in_hydra, value)) + "]"
+    return repr(value)
 
 
 def apply(name: str, root: Path) -> list[str]:
@@ -53,7 +89,7 @@ def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
 
 
 def _parameters(path: Path, text: str) -> params.Parameters:
-    return params.from_document(yaml.safe_load(text), path.name)
+    return params.from_document(parse_yaml(text, path.name), path.name)
 
 
 def _edited(path: Path, values: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -71,7 +107,10 @@ def _edited(path: Path, values: Mapping[str, Any]) -> tuple[str, list[str]]:
     editor.Representer = Representer
     editor.preserve_quotes = True
     editor.width = 120
-    document = editor.load(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    parse_yaml(text, path.name)  # refuses what the editor would not explain
+    document = editor.load(text)
+    shared = _shared(document)
     changes = []
     for key, value in _leaves(values, document):
         *sections, last = key.split(".")
@@ -79,6 +118,8 @@ def _edited(path: Path, values: Mapping[str, Any]) -> tuple[str, list[str]]:
         for section in sections:
             if section not in target:
                 _add(target, section, CommentedMap())
+            elif id(target[section]) in shared:  # an alias: what it stands for is written out before it is changed
+                target[section] = _copy(target[section])
             target = target[section]
         if last not in target:
             changes.append(f"{key}: default -> {value}")
@@ -86,9 +127,31 @@ def _edited(path: Path, values: Mapping[str, Any]) -> tuple[str, list[str]]:
         elif target[last] != value:
             changes.append(f"{key}: {target[last]} -> {value}")
             target[last] = _in_same_style(value, target[last])
-    text = io.StringIO()
-    editor.dump(document, text)
-    return text.getvalue(), changes
+    edited = io.StringIO()
+    editor.dump(document, edited)
+    return edited.getvalue(), changes
+
+
+def _shared(document: Any) -> set[int]:
+    """Return the ids of the mappings that stand in several places of a ruamel document, by an anchor and its aliases."""
+    seen: set[int] = set()
+    shared: set[int] = set()
+
+    def visit(node: Any) -> None:
+        if isinstance(node, Mapping):
+            (shared if id(node) in seen else seen).add(id(node))
+        for item in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
+            visit(item)
+
+    visit(document)
+    return shared
+
+
+def _copy(section: Any) -> Any:
+    """Return a copy of a ruamel mapping without its anchor; the mappings in it are still shared."""
+    made = copy.copy(section)
+    made.yaml_set_anchor(None)
+    return made
 
 
 def _in_same_style(value: Any, before: Any) -> Any:
@@ -128,5 +191,6 @@ def _is_written(key: str, document: Any) -> bool:
 
 
 def _decimal(number: float) -> str:
-    """Return a number as YAML 1.1 reads it: 0.00001 is 1.0e-05, because 1e-05 is text."""
-    return yaml.safe_dump(number).split("\n")[0]
+    """Return a number as YAML 1.1 reads it too: 0.00001 is 1.0e-05, because 1e-05 is text there."""
+    text = to_yaml(number).split("\n")[0]
+    return text if "." in text or "e" not in text else text.replace("e", ".0e")

@@ -7,22 +7,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from components.errors import DataError
+from components.errors import DataError, ParameterError
+from pipelines.schema.reading import parse_yaml
 
 LOCK_FILE = "dvc.lock"
 
 
 def read_entries(root: Path) -> dict[str, dict[str, Any]]:
     """Return the entries of `dvc.lock` by stage address: cmd, deps, params, outs. Raises DataError when it cannot be read."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast
     try:
-        document = yaml.load((root / LOCK_FILE).read_text(encoding="utf-8"), Loader=loader)
+        document = parse_yaml((root / LOCK_FILE).read_text(encoding="utf-8"), LOCK_FILE)
         return dict(document["stages"])
     except OSError:
         raise DataError(f"{root / LOCK_FILE} is not there: run `dvc repro`") from None
-    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+    except (ParameterError, KeyError, TypeError, UnicodeDecodeError):
         raise DataError(f"{root / LOCK_FILE} cannot be read: `git checkout dvc.lock`, or run `dvc repro`") from None
 
 

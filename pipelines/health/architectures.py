@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from components.errors import DataError, ParameterError
 from components.taca.conventions import image_tokens, latent_shape, text_length
@@ -15,6 +14,7 @@ from components.taca.footprint import skeleton
 from components.taca.models.flux import FLUX
 from components.taca.models.sd3 import SD3
 from pipelines.params import Parameters
+from pipelines.schema.reading import read_yaml
 
 FOLDER = "presets/architectures"
 
@@ -52,7 +52,7 @@ def find(params: Parameters, root: Path, file: Path | None = None) -> Architectu
     if source == "tiny":
         return _tiny(params)
     for preset in sorted((root / "presets").glob("*.yaml")):
-        values = yaml.safe_load(preset.read_text(encoding="utf-8")) or {}
+        values = read_yaml(preset) or {}
         known = root / FOLDER / f"{preset.stem}.json"
         if (values.get("base_model") or {}).get("source") == source and known.is_file():
             return read(known)

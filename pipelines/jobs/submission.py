@@ -150,7 +150,6 @@ def _fetch_results(workspace: Workspace, storage: Storage, key: str, targets: li
         config = Path(folder) / "config"
         config.mkdir()
         (config / "config").write_text(f"['remote \"job\"']\n    url = {storage.path(CACHE)}\n")
-        # Without a target DVC would also pull the results of sweeps, which no job has run.
         chosen = ["--with-deps", *targets] if targets else ["dvc.yaml"]
         command = [sys.executable, "-m", "dvc", "pull", "--quiet", "--remote", "job", *chosen]
         environment = {**os.environ, "DVC_GLOBAL_CONFIG_DIR": str(config), "DVC_NO_ANALYTICS": "1"}

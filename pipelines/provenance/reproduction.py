@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from components.errors import DataError, ParameterError
 from pipelines.dvc_files.dvc_lock import LOCK_FILE
 from pipelines.errors import InfrastructureError
@@ -28,6 +26,7 @@ from pipelines.provenance.lineage import Step, find_manifest, trace
 from pipelines.provenance.result_differences import ResultComparison, compare, show
 from pipelines.provenance.run_checks import download_patch
 from pipelines.records import stage_record
+from pipelines.schema.reading import read_yaml, to_yaml
 from pipelines.scratch.folder import folder_stem, put_in_place
 from pipelines.scratch.manifest import MANIFEST_FILE, Manifest, StageRecord
 from pipelines.scratch.storage import Storage
@@ -176,8 +175,7 @@ def _job_storage(workspace: Workspace, as_jobs: bool, name: str) -> Iterator[str
 def _write_params(root: Path, record: StageRecord) -> None:
     """Write the values that a run read into params.yaml."""
     path = root / "params.yaml"
-    document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    path.write_text(yaml.safe_dump(document | record.parameters, sort_keys=False), encoding="utf-8")
+    path.write_text(to_yaml(read_yaml(path) | record.parameters), encoding="utf-8")
 
 
 def _place_inputs(root: Path, steps: list[Step], workspace: Workspace) -> None:

@@ -10,8 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from components.errors import DataError
 from pipelines import params
 from pipelines.dvc_files.dvc_lock import LOCK_FILE, dvc_md5, read_entries
@@ -22,6 +20,7 @@ from pipelines.provenance.lineage import find_stage, relative
 from pipelines.provenance.run_checks import check_run
 from pipelines.records.manifests import download_manifest, find_by_content, find_by_fingerprint, find_maker
 from pipelines.records.stage_record import fingerprinted_now
+from pipelines.schema.reading import read_yaml
 from pipelines.scratch.folder import folder_name
 from pipelines.scratch.manifest import InputRecord, Manifest
 from pipelines.tracking.runs import Tracker, connect
@@ -64,7 +63,7 @@ class Verification:
         self.workspace = workspace
         self.tracker = tracker
         self.params = params.load(workspace.path("params.yaml"))
-        self.document: dict[str, Any] = yaml.safe_load(workspace.path("params.yaml").read_text(encoding="utf-8"))
+        self.document: dict[str, Any] = read_yaml(workspace.path("params.yaml"))
         self.entries = read_entries(workspace.root)
         self.reported: set[str] = set()
         """Paths that were reported where they were made."""

@@ -16,7 +16,7 @@ from pipelines.reporting.formats import environment
 from pipelines.sweeps.journal import COMPLETE, STOPPED
 from pipelines.sweeps.population_page import draw_population
 from pipelines.sweeps.spaces import Distribution
-from pipelines.sweeps.suggesting import optuna_distribution
+from pipelines.sweeps.suggesting import lies_in, optuna_distribution
 
 if TYPE_CHECKING:
     import optuna
@@ -115,10 +115,7 @@ def as_study(document: Mapping[str, Any]) -> "optuna.Study":
     names = [objective["name"] for objective in document["objectives"]]
     for trial in document["trials"]:
         plain = {path: _plain(value) for path, value in trial["values"].items() if path in distributions}
-        # A point that the space names may lie outside of its choices.
-        known = {
-            path: value for path, value in plain.items() if value in getattr(distributions[path], "choices", [value])
-        }
+        known = {path: value for path, value in plain.items() if lies_in(distributions[path], value)}
         facts: dict[str, Any] = {"params": known, "distributions": {path: distributions[path] for path in known}}
         means = [trial["objectives"].get(name, {}).get("mean") for name in names]
         if trial["state"] == COMPLETE and None not in means:

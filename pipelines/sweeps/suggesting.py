@@ -91,9 +91,8 @@ def _frozen_trial(space: Space, trial: Trial) -> "optuna.trial.FrozenTrial":
     values = space.searched(trial.values)
     distributions = {path: _index_distribution(space.parameters[path]) for path in values}
     converted = {path: _optuna_value(space.parameters[path], value) for path, value in values.items()}
-    fitting = {path: value for path, value in converted.items() if value is not None}
     facts: dict[str, Any] = {
-        "params": {path: value for path, value in fitting.items() if distributions[path]._contains(value)}
+        "params": {path: value for path, value in converted.items() if lies_in(distributions[path], value)}
     }
     facts["distributions"] = {path: distributions[path] for path in facts["params"]}
     if trial.state == COMPLETE:
@@ -142,6 +141,15 @@ def optuna_distribution(of: Distribution, choices: Sequence[Any]) -> "optuna.dis
         return IntDistribution(of.int[0], of.int[1], step=round(of.step or 1))
     low, high = of.bounds or [0.0, 0.0]
     return FloatDistribution(low, high, step=of.step, log=of.loguniform is not None)
+
+
+def lies_in(distribution: "optuna.distributions.BaseDistribution", value: Any) -> bool:
+    """Return whether a value is one of a distribution. That of a named point, or of params.yaml, may be another, or no number."""
+    from optuna.distributions import CategoricalDistribution
+
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    return isinstance(value, int | float) and not isinstance(value, bool) and distribution._contains(value)
 
 
 def _index_distribution(of: Distribution) -> "optuna.distributions.BaseDistribution":

@@ -7,7 +7,6 @@ import json
 import os
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from components.errors import ParameterError
@@ -18,6 +17,7 @@ from pipelines.engine.warm import warm_process
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import LOCK, digest
 from pipelines.records.code_state import code_revision
+from pipelines.schema.reading import to_yaml
 from pipelines.sweeps import tuning
 from pipelines.sweeps.driver import Driver, Limits, Sweep
 from pipelines.sweeps.journal import BROKEN, Journal, Trial
@@ -108,6 +108,7 @@ def seeds_of(seed: int, count: int) -> list[int]:
 
 def _run(opened: Sweep, runs: SweepRuns, driver: Driver, progress: SweepProgress, workers: int) -> None:
     status = FAILED
+    keep_other_results(opened, progress)
     progress.print(f"sweep {opened.identity}: {len(driver.trials)} trials known, {driver.limits.samples} asked")
     try:
         with progress:
@@ -138,7 +139,7 @@ def run_shared_stages(opened: Sweep, runs: SweepRuns) -> None:
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():
             link.symlink_to(opened.workspace.path(path))
-    write_atomically(workspace.path("params.yaml"), yaml.safe_dump(opened.document, sort_keys=False))
+    write_atomically(workspace.path("params.yaml"), to_yaml(opened.document))
     os.environ["MLFLOW_TRACKING_URI"] = tracking.tracking_uri(opened.workspace)
     parent, status = runs.shared(), FAILED
     try:
@@ -150,6 +151,21 @@ def run_shared_stages(opened: Sweep, runs: SweepRuns) -> None:
         raise
     finally:
         runs.close_shared(parent, status)
+
+
+def keep_other_results(opened: Sweep, progress: SweepProgress) -> None:
+    """Rename the results of another sweep of this name: the space, what it sweeps over, or its code have changed since."""
+    path = opened.workspace.path(f"{RESULTS}/{opened.name}.json")
+    try:
+        other = json.loads(path.read_text(encoding="utf-8"))["sweep"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if other != opened.identity:
+        kept = path.with_name(f"{other}.json")
+        path.rename(kept)
+        progress.print(
+            f"{path.name} has the results of sweep {other}, of another space, other parameters, seeds or code: kept as {kept}"
+        )
 
 
 def _write_summary(opened: Sweep, runs: SweepRuns, trials: list[Trial]) -> None:
@@ -169,7 +185,7 @@ def _write_summary(opened: Sweep, runs: SweepRuns, trials: list[Trial]) -> None:
     counts = ", ".join(f"{count} {state}" for state, count in document["counts"].items() if count)
     console.print(f"wrote {RESULTS}/{opened.name}.json: {counts or 'no trials'}", markup=False)
     if document["best"] is not None:
-        page = write_sweep_page(opened.journal.root / "results.json")
-        console.print(f"wrote {page}", markup=False)
         run = document["trials"][document["best"]]["run"]
         console.print(f"python -m pipelines promote {run}", markup=False)
+        page = write_sweep_page(opened.journal.root / "results.json")
+        console.print(f"wrote {page}", markup=False)

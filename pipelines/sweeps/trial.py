@@ -20,14 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from components.errors import DataError
 from components.files import write_atomically
 from pipelines.engine.parent import end_with_parent
 from pipelines.engine.runner import StageOutcome, run_stage, scratch_for
 from pipelines.errors import OTHER, exit_code, is_expected
 from pipelines.records.manifests import find_by_fingerprint
+from pipelines.schema.reading import to_yaml
 from pipelines.scratch.folder import Scratch, folder_name, put_in_place
 from pipelines.scratch.manifest import Manifest
 from pipelines.scratch.metric_log import MetricLog
@@ -182,7 +181,7 @@ def _workspace(task: TrialTask, seed: int) -> Workspace:
 
 def _write_params(task: TrialTask, workspace: Workspace, seed: int | None) -> None:
     document = task.document if seed is None else {**task.document, "seed": seed}
-    write_atomically(workspace.path("params.yaml"), yaml.safe_dump(document, sort_keys=False))
+    write_atomically(workspace.path("params.yaml"), to_yaml(document))
 
 
 def _stage_facts(

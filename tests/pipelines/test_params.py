@@ -1,13 +1,19 @@
 """params.yaml: what is refused, in which words, and what is allowed."""
 
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils import serialize
+from dvc.utils.hydra import apply_overrides
 
 from components.errors import ParameterError
 from pipelines import params, presets
 from pipelines.identity.closure import ROOT
+from pipelines.schema.reading import parse_yaml, read_yaml, to_yaml
 from pipelines.schema.running import Compute
 from pipelines.tracking.runs import flatten
 
@@ -110,9 +116,85 @@ def test_the_environment_overrides_compute_and_only_compute(file, monkeypatch):
     assert (loaded.compute.workers, loaded.compute.device, loaded.taca.gamma) == (3, "cpu", gamma)
 
 
-def test_a_misspelt_override_is_refused(file, monkeypatch):
-    monkeypatch.setenv("PIPELINES_COMPUTE__WORKER", "3")
-    assert "compute.worker: unknown key, did you mean workers?" in refusal(file)
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("WORKER", "3", "WORKER = '3' in the environment: worker: unknown key, did you mean workers?"),
+        ("WORKERS", "-1", "WORKERS = '-1' in the environment: workers = -1: input should be greater"),
+        ("WORKERS", "two", "WORKERS = 'two' in the environment: workers = 'two': input should be a valid"),
+        ("WORKERS", "[1", "WORKERS = '[1' in the environment: not YAML"),
+        ("THREADS", "", "THREADS = '' in the environment: threads = None: input should be a valid"),
+        ("STORAGE", "here", "STORAGE = 'here' in the environment: storage = 'here': must be an absolute"),
+        ("BACKEND", "job", "* in the environment, over params.yaml: compute"),
+    ],
+)
+def test_a_mistake_in_the_environment_is_not_blamed_on_the_file(file, monkeypatch, variable, value, said):
+    monkeypatch.setenv(f"PIPELINES_COMPUTE__{variable}", value)
+    assert refusal(file).startswith(f"PIPELINES_COMPUTE__{said}")
+
+
+def test_the_environment_may_complete_the_file_and_the_files_own_mistake_stays_its_own(file, monkeypatch):
+    change(file, "compute.backend", "job")
+    assert refusal(file).startswith("params.yaml: compute")
+    monkeypatch.setenv("PIPELINES_COMPUTE__STORAGE", "/shared")
+    assert params.load(file).compute.storage == "/shared"
+    change(file, "taca.gamma", -1.0)
+    assert refusal(file).startswith("params.yaml: taca.gamma = -1.0")
+
+
+def test_numbers_are_read_as_dvc_reads_them(file):
+    """YAML 1.2, in which 1e-05 is a number and 010 is ten."""
+    original = file.read_text()
+    for text in ("1e-05", "1E-5", "1.0e-05", "0.00001", ".1e-4"):
+        file.write_text(re.sub(r"neighbours: [0-9.]+", f"neighbours: {text}", original, count=1))
+        assert params.load(file).prepare.neighbours == 1e-5
+        assert serialize.load_yaml(str(file))["prepare"]["neighbours"] == 1e-5
+    document = {
+        "a": "1e-05",
+        "b": "12e4567",
+        "c": 1e-05,
+        "d": "yes",
+        "e": "010",
+        "f": None,
+        "z": {"y": [1, True, "é"]},
+        "x": "",
+    }
+    assert parse_yaml(to_yaml(document), "text") == document
+    assert list(parse_yaml(to_yaml(document), "text")) == list(document)
+
+
+@pytest.mark.parametrize("reader", ["load", "edit", "read_yaml"])
+def test_a_key_that_is_written_twice_is_one_line_with_both_places(file, reader):
+    lines = file.read_text().splitlines(keepends=True)
+    first = next(number for number, line in enumerate(lines, 1) if line.startswith("  gamma:"))
+    lines.insert(first + 1, "  gamma: 3.0\n")
+    file.write_text("".join(lines))
+    calls = {"load": params.load, "edit": lambda path: presets.edit(path, {"seed": 1}), "read_yaml": read_yaml}
+    with pytest.raises(ParameterError) as raised:
+        calls[reader](file)
+    assert str(raised.value).endswith(
+        f"params.yaml: taca.gamma is written twice, in lines {first} and {first + 2}: keep one"
+    )
+
+
+def test_a_preset_changes_one_of_two_sections_that_are_the_same_by_an_alias(file):
+    """Whether the anchor or the alias is changed, and in a section that is in another by an alias."""
+    text = file.read_text()
+    start, end = text.index("gadms_pretrain:"), text.index("gadms_evaluate:")
+    pretrain = text[start : text.index("gadms_finetune:")].replace("  training:\n", "  training: &one\n")
+    finetune = re.sub(r"  training:\n(    .*\n)+", "  training: *one\n", text[text.index("gadms_finetune:") : end])
+    aliased = text[:start] + pretrain + finetune + text[end:]
+    for changed, other in (("gadms_pretrain", "gadms_finetune"), ("gadms_finetune", "gadms_pretrain")):
+        file.write_text(aliased)
+        before = params.load(file)
+        steps = before.gadms_pretrain.training.steps
+        assert presets.edit(file, {changed: {"training": {"steps": 900}}}) == [
+            f"{changed}.training.steps: {steps} -> 900"
+        ]
+        after = params.load(file)
+        assert getattr(after, changed).training.steps == 900
+        assert getattr(after, other) == getattr(before, other)
+        assert serialize.load_yaml(str(file)) == read_yaml(file)
 
 
 def test_an_empty_compute_section_means_its_defaults(file):
@@ -182,6 +264,43 @@ def test_a_preset_applied_twice_changes_nothing_the_second_time(tmp_path, file):
     assert len(presets.apply("tiny", tmp_path)) == 1
     assert presets.apply("tiny", tmp_path) == []
     assert presets.flags("tiny", tmp_path) == ["-S taca.gamma=7.5"]
+
+
+ODD = {
+    "base_model": {"revision": None, "source": "it's {a}, b: c\\", "tiny": {"width": 64}},
+    "taca": {"threshold": {"sigma": 1e-05, "tokens": 4096}, "layers": [1, 2]},
+    "curate": {"detector": {"weights": "a b.pt", "sha256": "1e5"}},
+}
+
+
+@pytest.mark.parametrize("name", [*sorted(path.stem for path in (ROOT / "presets").glob("*.yaml")), "odd"])
+def test_the_flags_of_a_preset_give_a_shell_and_dvc_the_values_of_the_preset(tmp_path, file, name):
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    (tmp_path / "presets/odd.yaml").write_text(to_yaml(ODD))
+    written = " ".join(presets.flags(name, tmp_path))
+
+    def words(flags: str) -> list[str]:
+        command = ["bash", "-c", f"printf '%s\\n' {flags}"]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, env={"FLAGS": written}
+        ).stdout.splitlines()
+
+    pasted = words(written)
+    if name != "odd":
+        assert words("$FLAGS") == pasted  # as by $(...), after which a shell takes no quotes away
+    assert set(pasted[::2]) == {"-S"}
+    expected = read_yaml(file)
+    merge(expected, presets.read(name, tmp_path))
+    apply_overrides(file, pasted[1::2])
+    assert read_yaml(file) == expected
+
+
+def merge(document, values):
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(document.setdefault(key, {}), dict):
+            merge(document[key], value)
+        else:
+            document[key] = value
 
 
 def test_an_unknown_preset_names_those_there_are(tmp_path):

@@ -22,6 +22,7 @@ from pipelines.sweeps.plan import make_plan
 from pipelines.sweeps.progress import SweepProgress
 from pipelines.sweeps.results import best_trial, mean_with_interval, pareto_front, summary
 from pipelines.sweeps.spaces import Resources, Space
+from pipelines.sweeps.sweep import keep_other_results
 from pipelines.sweeps.trial import _last_traceback
 from pipelines.workspace import Workspace
 
@@ -381,6 +382,21 @@ def test_on_a_terminal_a_table_shows_what_runs_and_how_far_it_is(tmp_path):
     assert "0/2" in shown
     assert "step 4: 0.75" in shown
     assert "1:05" in shown
+
+
+def test_the_results_of_another_sweep_of_this_name_are_kept_and_said(tmp_path):
+    sweep, console = sweep_in(tmp_path), quiet()
+    progress = SweepProgress(sweep.space, 2, 1, {}, console, Clock())
+    file = tmp_path / "results/sweeps/test.json"
+    keep_other_results(sweep, progress)  # none
+    file.parent.mkdir(parents=True)
+    for identity in ("test-1", "test-0"):
+        file.write_text(json.dumps({"sweep": identity}))
+        keep_other_results(sweep, progress)
+        assert file.exists() == (identity == "test-1")
+    kept = tmp_path / "results/sweeps/test-0.json"
+    assert json.loads(kept.read_text()) == {"sweep": "test-0"}
+    assert str(kept) in console.file.getvalue().replace("\n", "")
 
 
 def test_an_order_says_all_that_a_trial_needs(tmp_path):

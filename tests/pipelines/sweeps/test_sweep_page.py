@@ -85,6 +85,25 @@ def test_optuna_sees_the_trials_as_they_ended():
     assert study.trials[5].intermediate_values == {100: 25.0}
 
 
+def test_values_outside_of_the_space_are_left_out_of_the_drawings(tmp_path):
+    """Those of params.yaml, which a point tries first: beyond a bound, between two steps, or a rule in place of a number."""
+    outside = document()
+    outside["parameters"] = [*PARAMETERS[:2], {"path": "taca.threshold", "uniform": [0.5, 0.9], "before": {}}]
+    outside["parameters"][1] = {"path": "retrieval.layers", "int": [100, 500], "step": 50, "before": 700}
+    for trial, layers, rule in zip(outside["trials"], (700, 460, 150), ({"fraction": 0.1}, None, 0.6), strict=False):
+        trial["values"] = {
+            "gadms_finetune.training.learning_rate": 0.5,
+            "retrieval.layers": layers,
+            "taca.threshold": rule,
+        }
+    for trial in outside["trials"][3:]:
+        trial["values"] = {"retrieval.layers": 200, "taca.threshold": 0.7}
+    params = [trial.params for trial in as_study(outside).trials[:3]]
+    assert params == [{}, {}, {"retrieval.layers": 150, "taca.threshold": 0.6}]
+    (tmp_path / "results.json").write_text(json.dumps(outside))
+    assert "<h3>History" in write_sweep_page(tmp_path / "results.json").read_text()
+
+
 def test_a_sweep_without_a_finished_trial_has_a_page_too(tmp_path):
     empty = {**document(), "trials": [], "best": None}
     (tmp_path / "results.json").write_text(json.dumps(empty))

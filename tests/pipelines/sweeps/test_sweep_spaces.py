@@ -49,6 +49,7 @@ def test_the_spaces_of_this_project_are_valid_for_its_params(name, own):
 def test_sweeps_are_stages_of_dvc_too():
     stages = yaml.safe_load((ROOT / "pipelines/sweeps/dvc.yaml").read_text())["stages"]["sweep"]
     assert stages["do"]["wdir"] == "../.."
+    assert "outs" not in stages["do"]  # `dvc checkout` would miss those of sweeps that never ran
     for name in stages["foreach"]:
         assert (ROOT / "pipelines/sweeps" / f"{name}.yaml").is_file()
 

@@ -85,6 +85,15 @@ def test_points_come_first_and_take_the_rest_from_params():
     assert known[1].values == {"x": 1.0, "rate": 0.5, "kind": "square", "corners": 4}
 
 
+@pytest.mark.parametrize("own", [{"fraction": 0.1}, None, 70.0, True])
+def test_a_point_of_params_yaml_may_lie_outside_of_the_space(own):
+    space = space_of(points=[{}])
+    first = suggest(space, DOCUMENT | {"x": own}, 0, 0, [])
+    assert first["x"] == own
+    known = [Trial(0, first, state=COMPLETE, objectives=[[1.0]])]
+    assert 0 <= suggest(space, DOCUMENT | {"x": own}, 0, 1, known)["x"] <= 10
+
+
 def test_a_grid_ends_and_so_does_a_small_space():
     parameters = {"steps": {"int": [1, 3]}, "kind": {"choice": ["round", "square"]}}
     for searcher in ("grid", "random", "tpe"):
