@@ -48,12 +48,16 @@ _NOT_PUBLISHED = {"logit_scale"}  # a constant in IRRA, and not trained here
 
 @dataclass(frozen=True)
 class Published:
-    """A file's tensors under the names of our modules; `dropped`: its other keys, each with the reason."""
+    """A file's tensors under the names of our modules; `dropped`: its other keys, each with the reason.
+
+    `openai`: it was written by OpenAI's code of CLIP, which IRRA and GA-DMS share.
+    """
 
     file: Path
     towers: Mapping[str, Tensor]
     decoder: Mapping[str, Tensor]
     dropped: Mapping[str, str]
+    openai: bool = False
 
     def encoder(
         self,
@@ -64,6 +68,8 @@ class Published:
     ) -> DualEncoder:
         """Load the towers into a model of `architecture`, with the decoder beside them. Raises DataError where they do not fit."""
         model = DualEncoder.create(architecture, image_size=image_size)
+        if self.openai:
+            self._require_openai_towers(model.config)
         state = dict(self.towers)
         if _POSITIONS in state:
             grid, declared = model.clip.visual.grid_size, grid_of(model_config(architecture))
@@ -71,6 +77,20 @@ class Published:
         load_exactly(model.clip, state, self.file, "retrieval.architecture", optional=_NOT_PUBLISHED)
         model.decoder_weights = self.decoder or None
         return model
+
+    def _require_openai_towers(self, config: Mapping[str, Any]) -> None:
+        """Refuse other activations and heads than OpenAI's, which fit the same tensors and compute other features."""
+        vision, text = config["vision_cfg"], config["text_cfg"]
+        values = {
+            "quick_gelu": (bool(config.get("quick_gelu")), True),
+            "vision_cfg.head_width": (vision.get("head_width", 64), 64),
+            "text_cfg.heads": (text.get("heads", 8), text.get("width", 512) // 64),
+        }
+        for key, (found, wanted) in values.items():
+            if found != wanted:
+                raise ParameterError(
+                    f"retrieval.architecture: {key} is {found}; {self.file} was trained with {wanted}, as ViT-B-16-quickgelu"
+                )
 
     def _grid(self, patches: int, declared: tuple[int, int], ours: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the position embedding, of which a file says the product alone.
@@ -121,7 +141,7 @@ def sort_keys(state: Mapping[str, Tensor], file: Path) -> Published:
     if unknown:
         shown = ", ".join(unknown[:5])
         raise DataError(f"{file}: {len(unknown)} keys are of no known model: {shown}")
-    return Published(file, towers, decoder, dropped)
+    return Published(file, towers, decoder, dropped, irra or any(name in dropped for name in OPENAI_CONSTANTS))
 
 
 def _without_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -393,6 +393,23 @@ def test_a_prefix_of_all_keys_and_what_other_methods_add_are_accounted_for(check
     assert set(found.dropped) == {*plain.dropped, *rde}
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quick_gelu": False}, "quick_gelu is False; .* was trained with True"),
+        ({"vision_cfg": {**CONFIG["vision_cfg"], "head_width": 32}}, "vision_cfg.head_width is 32; .* trained with 64"),
+        ({"text_cfg": {**CONFIG["text_cfg"], "heads": 4}}, "text_cfg.heads is 4; .* trained with 2"),
+    ],
+)
+def test_a_checkpoint_is_refused_for_towers_that_would_compute_something_else(checkpoint, change, message):
+    with pytest.raises(ParameterError, match=message):
+        sort_keys(checkpoint[1], Path("w")).encoder({**CONFIG, **change})
+    towers = {
+        name.removeprefix("base_model."): t for name, t in checkpoint[1].items() if name.startswith("base_model.")
+    }
+    sort_keys(towers, Path("w")).encoder({**CONFIG, **change})  # of a CLIP of any code, which may be so
+
+
 def test_weights_that_are_not_numbers_are_refused(checkpoint, tmp_path):
     name = "base_model.text_projection"
     torch.save({"model": {**checkpoint[1], name: checkpoint[1][name] * torch.nan}}, tmp_path / "w.pth")
