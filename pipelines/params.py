@@ -63,6 +63,22 @@ class Parameters(Section):
             raise ValueError(f"pictures: height / width is {shape:.2f}: people are drawn between 2:1 and 3:1")
         return self
 
+    @model_validator(mode="after")
+    def _fine_tuning_fits_the_decoder_of_pre_training(self) -> Self:
+        before, after = self.gadms_pretrain.method, self.gadms_finetune.method
+        carried = self.gadms_pretrain.corpus != "none" and after.decoder_start == "pretrained"
+        if (
+            carried
+            and before.recipe.mtp_weight
+            and after.recipe.mtp_weight
+            and before.decoder_depth != after.decoder_depth
+        ):
+            raise ValueError(
+                f"gadms_finetune.method.decoder_depth = {after.decoder_depth}: it goes on from the decoder of gadms_pretrain, "
+                f"which has {before.decoder_depth} blocks; set both alike, or gadms_finetune.method.decoder_start to new"
+            )
+        return self
+
     def only(self, keys: Iterable[str]) -> dict[str, Any]:
         """The named top-level keys as plain JSON values: what a stage is fingerprinted by and given."""
         return self.model_dump(mode="json", include=set(keys))

@@ -1,12 +1,15 @@
 """Checks of the base model that TACA adapts, and of the weights that retrieval starts from."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from components.errors import DataError, ParameterError
 from components.gadms.published import weights_digest
+from components.gadms.tasks import RetrievalTask
 from pipelines.health.findings import Finding, State
 from pipelines.params import Parameters
+from pipelines.stages.parts.retrieval_training import new_encoder
 from pipelines.workspace import Workspace
 
 
@@ -51,7 +54,7 @@ def _retrieval_weights(chosen: Parameters, workspace: Workspace) -> Finding:
     if not published:
         found = workspace.path(weights)
         if found.exists():
-            return _pinned(found, subject, weights, settings.pretrained_sha256)
+            return _local(found, subject, chosen, workspace)
         if isinstance(name, str):
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none: open_clip does not know the name"
             return Finding(subject, State.MISSING, True, weights, (f"no such file; tags of {name} are {tags}",))
@@ -65,13 +68,19 @@ def _retrieval_weights(chosen: Parameters, workspace: Workspace) -> Finding:
     return Finding(subject, State.MISSING, True, place, (f"`hf download {repository} {wanted[0]}`",))
 
 
-def _pinned(place: Path, subject: str, weights: str, sha256: str | None) -> Finding:
-    """Check the digest of weights that are present."""
+def _local(place: Path, subject: str, chosen: Parameters, workspace: Workspace) -> Finding:
+    """Check weights that are present: their digest, and that they can be read and fit the parameters."""
+    settings = chosen.retrieval
+    weights = settings.pretrained or ""
     try:
         found = weights_digest(place)
-    except DataError as error:
+        if settings.pretrained_sha256 != found:
+            pinned = settings.pretrained_sha256 or "null"
+            fix = f"retrieval.pretrained_sha256 is {pinned}: set it to {found} if this file is the right one"
+            return Finding(subject, State.INCOMPLETE, True, f"{weights}, not pinned", (fix,))
+        encoder = new_encoder(chosen, (), workspace.root)
+        phase = chosen.gadms_finetune if chosen.gadms_pretrain.corpus == "none" else chosen.gadms_pretrain
+        RetrievalTask(encoder, replace(phase.method, id_weight=0.0), captions=1)  # fits its decoder too
+    except (DataError, ParameterError) as error:
         return Finding(subject, State.INCOMPLETE, True, weights, (str(error),))
-    if sha256 == found:
-        return Finding(subject, State.WHOLE, True, f"{weights}, a {'model folder' if place.is_dir() else 'file'}")
-    fix = f"retrieval.pretrained_sha256 is {sha256 or 'null'}: set it to {found} if this file is the right one"
-    return Finding(subject, State.INCOMPLETE, True, f"{weights}, not pinned", (fix,))
+    return Finding(subject, State.WHOLE, True, f"{weights}, a {'model folder' if place.is_dir() else 'file'}")

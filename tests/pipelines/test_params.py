@@ -79,11 +79,27 @@ def test_every_preset_is_valid_and_takes_effect(file, name):
         ("taca.threshold", {"fraction": "some"}, "taca.threshold: give a sigma in [0, 1]"),
         ("taca.form", "step", "taca.form = 'step'"),
         ("taca", 1.2, "taca = 1.2"),
+        ("gadms_pretrain.method.decoder_depth", 3, "decoder of gadms_pretrain, which has 3 blocks; set both alike"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(file, key, value, expected):
     change(file, key, value)
     assert expected in refusal(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("gadms_finetune.method.decoder_start", "new"),
+        ("gadms_finetune.method.mtp_weight", 0.0),
+        ("gadms_pretrain.method.mtp_weight", 0.0),
+        ("gadms_pretrain.corpus", "none"),
+    ],
+)
+def test_the_decoder_of_fine_tuning_may_have_another_depth_where_none_is_carried_on(file, key, value):
+    change(file, key, value)
+    change(file, "gadms_finetune.method.decoder_depth", 2)
+    assert params.load(file).gadms_finetune.method.decoder_depth == 2
 
 
 def test_a_misspelt_key_is_named_rather_than_the_one_it_leaves_missing(file):

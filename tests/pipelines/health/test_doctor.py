@@ -7,6 +7,10 @@ import shutil
 import pytest
 from PIL import Image
 
+from components.gadms.methods import RetrievalConfig
+from components.gadms.model import DualEncoder
+from components.gadms.published import weights_digest
+from components.gadms.tasks import RetrievalTask
 from pipelines import presets
 from pipelines.__main__ import main
 from pipelines.health import doctor
@@ -175,13 +179,26 @@ def test_retrieval_weights_are_a_tag_of_open_clip_or_a_file(workspace, capsys, t
     assert unpinned.state is State.INCOMPLETE
     assert f"pretrained_sha256 is null: set it to {digest}" in unpinned.remarks[0]
     presets.edit(workspace.root / "params.yaml", {"retrieval": {"pretrained_sha256": digest}})
-    assert retrieval("weights.pt").state is State.WHOLE
+    assert retrieval("weights.pt").remarks == (f"{workspace.root / 'weights.pt'}: is empty; get it again",)
     (workspace.root / "mine").mkdir()
     (workspace.root / "mine/open_clip_model.safetensors").write_bytes(b"")
     assert "open_clip_config.json missing" in retrieval("mine").remarks[0]
-    (workspace.root / "mine/open_clip_config.json").write_text("{}")
-    assert retrieval("mine").facts == "mine, a model folder"
     assert "none: open_clip does not know the name" in retrieval("x", "ViT-Q-16").remarks[0]
+
+
+def test_weights_that_are_there_are_read_and_must_fit_the_parameters(workspace):
+    architecture = resolve(workspace.root, None).retrieval.architecture
+    task = RetrievalTask(DualEncoder.create(architecture), RetrievalConfig(decoder_depth=1), captions=1)
+    task.save(workspace.root / "mine")
+    pinned = {"pretrained": "mine", "pretrained_sha256": weights_digest(workspace.root / "mine")}
+
+    def found(**values):
+        presets.edit(workspace.root / "params.yaml", {"retrieval": pinned, **values})
+        return of(check_weights(resolve(workspace.root, None), workspace), "retrieval.pretrained")
+
+    assert (found().state, found().facts) == (State.WHOLE, "mine, a model folder")
+    deeper = {"gadms_pretrain": {"corpus": "none"}, "gadms_finetune": {"method": {"decoder_depth": 3}}}
+    assert "decoder_depth = 3: the decoder of the pretrained weights has 1 blocks" in found(**deeper).remarks[0]
 
 
 def test_a_check_that_is_added_runs_with_the_rest_and_one_named_runs_alone(workspace, capsys, monkeypatch):
