@@ -57,7 +57,7 @@ def test_an_unstated_attribute_changes_neither_loss_nor_gradient():
     pixels, _ = two_halves(4, seed=0)
     task = ProbeTask(small_probe().eval(), seed=0)
     some = torch.tensor([[0, 1], [1, MISSING], [2, MISSING], [0, MISSING]])
-    task({"pixels": pixels, "labels": some}, 0)["loss"].backward()
+    task({"pixels": pixels, "labels": some, "stated": torch.tensor([4, 1])}, 0)["loss"].backward()
     gradient = task.probe.flat["lower"].weight.grad.clone()
     # The same as a batch in which the other three pictures are not there at all, for the head of the lower half.
     scores = task.probe(task._augment(pixels, some, 0)[0])["lower"]
@@ -69,7 +69,8 @@ def test_an_unstated_attribute_changes_neither_loss_nor_gradient():
 
 def test_a_batch_that_states_nothing_has_loss_zero():
     pixels, _ = two_halves(3, seed=0)
-    scalars = ProbeTask(small_probe(), seed=0)({"pixels": pixels, "labels": torch.full((3, 2), MISSING)}, 0)
+    nothing = {"labels": torch.full((3, 2), MISSING), "stated": torch.zeros(2, dtype=torch.long)}
+    scalars = ProbeTask(small_probe(), seed=0)({"pixels": pixels, **nothing}, 0)
     assert scalars["loss"] == 0
     assert scalars["accuracy"] == 0
 
@@ -82,6 +83,24 @@ def test_two_ranks_see_the_augmentation_of_one_global_batch():
         part = slice(3 * rank, 3 * rank + 3)
         task = ProbeTask(small_probe(), seed=4, mirrored={}, rank=rank, world_size=2)
         assert torch.equal(whole[part], task._augment(pixels[part], labels[part], 7)[0])
+
+
+def test_the_mean_over_ranks_is_the_loss_of_the_global_batch_though_they_state_unequally_much():
+    pixels, stated = two_halves(8, seed=3)
+    labels = small_probe().labels(stated)
+    scalars, gradients = [], []
+    for ranks in (1, 2):
+        tasks = [ProbeTask(small_probe().eval(), seed=4, rank=rank, world_size=ranks) for rank in range(ranks)]
+        cut = {"batch_size": 8, "seed": 0, "world_size": ranks}
+        batches = [probe_batches(pixels, labels, rank=rank, **cut)(0) for rank in range(ranks)]
+        found = [task(batch, 0) for task, batch in zip(tasks, batches, strict=True)]
+        sum(part["loss"] for part in found).backward()
+        scalars.append({key: sum(part[key] for part in found) / ranks for key in found[0]})
+        gradients.append(sum(task.probe.flat["lower"].weight.grad for task in tasks) / ranks)
+    first, second = ((batch["labels"][:, 1] != MISSING).sum() for batch in batches)
+    assert first != second
+    torch.testing.assert_close(scalars[1], scalars[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
 
 
 def test_a_mirrored_picture_has_mirrored_labels():

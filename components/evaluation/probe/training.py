@@ -15,10 +15,11 @@ from components.training.task import PerSampleTask
 class ProbeTask(PerSampleTask):
     """Cross-entropy of every stated attribute, averaged over attributes.
 
-    Batch: `{"pixels": (B, 3, H, W), "labels": (B, A) int64}`; `MISSING` labels add nothing to loss or gradient. Pictures are
-    shifted by up to `jitter` pixels (edges repeated) and get Gaussian noise of deviation up to `noise` (of 1), so that the probe
-    generalises to generated pictures, which are less sharp. With `mirrored`, half of them are flipped left to right; it lists the
-    values that a flip changes, as in `{"view": {"left": "right", "right": "left"}}`, and may be empty.
+    Batch: `{"pixels": (B, 3, H, W), "labels": (B, A) int64, "stated": (A,) int64}`. `MISSING` labels add nothing to loss or
+    gradient; `stated` counts the others in the global batch, as means are over the labels of all ranks. Pictures shift by up to
+    `jitter` pixels (edges repeated) and get Gaussian noise of deviation up to `noise` (of 1), so that the probe generalises to
+    generated pictures, which are less sharp. With `mirrored`, half of them are flipped left to right; it lists the values that a
+    flip changes, as in `{"view": {"left": "right", "right": "left"}}`, and may be empty.
 
     Scalars: loss, accuracy (over stated attributes).
     """
@@ -49,15 +50,15 @@ class ProbeTask(PerSampleTask):
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         device = next(self.probe.parameters()).device
         pixels, labels = self._augment(batch["pixels"].to(device), batch["labels"].to(device), step)
+        stated = batch["stated"].to(device)
         logits = self.probe(pixels)
-        losses, right, stated = [], labels.new_zeros(()), (labels != MISSING).sum()
+        losses, right = [], labels.new_zeros(())
         for column, values in enumerate(logits.values()):
             target = labels[:, column]
-            known = (target != MISSING).sum()
             total = functional.cross_entropy(values, target, ignore_index=MISSING, reduction="sum")
-            losses.append(total / known.clamp_min(1))
+            losses.append(self.world_size * total / stated[column].clamp_min(1))  # gradients are averaged over ranks
             right = right + (values.argmax(1) == target).sum()
-        return {"loss": torch.stack(losses).mean(), "accuracy": right / stated.clamp_min(1)}
+        return {"loss": torch.stack(losses).mean(), "accuracy": self.world_size * right / stated.sum().clamp_min(1)}
 
     def _augment(self, pixels: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Augment (B, 3, H, W) to float in [0, 1]; return it with the labels (B, A) after the flip. Drawn for the global batch."""
@@ -105,8 +106,8 @@ def probe_batches(
     epochs = ShuffledEpochs(len(pixels), seed, "probe epoch")
 
     def batch(step: int) -> dict[str, Tensor]:
-        positions = rank_part(torch.arange(step * batch_size, (step + 1) * batch_size), rank, world_size)
-        chosen = epochs.rows(positions)
-        return {"pixels": pixels[chosen], "labels": labels[chosen]}
+        rows = epochs.rows(torch.arange(step * batch_size, (step + 1) * batch_size))
+        chosen = rank_part(rows, rank, world_size)
+        return {"pixels": pixels[chosen], "labels": labels[chosen], "stated": (labels[rows] != MISSING).sum(0)}
 
     return batch
