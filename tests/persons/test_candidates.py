@@ -9,8 +9,8 @@ from PIL import Image
 from components.errors import DataError, ParameterError
 from components.persons.curation.candidates import (
     NO_CAPTION,
-    OUTSIDE,
     UNFILLED,
+    UNKNOWN_SPLIT,
     UNREADABLE,
     InputPicture,
     Judge,
@@ -32,6 +32,7 @@ from components.persons.curation.selection import (
     final_reasons,
     without_conflicts,
 )
+from components.persons.published.locations import LEAVES, MISSING
 
 WHOLE = (True,) * len(KEYPOINTS)
 
@@ -66,8 +67,8 @@ def folder(tmp_path):
     for width, height in ((100, 300), (101, 300), (102, 300), (103, 300), (300, 300), (50, 150)):
         save(root / f"p/{width}.png", width, height, width)
     (root / "p/torn.jpg").write_bytes(b"torn")
-    save(tmp_path / "secret.png", 100, 300)
-    (root / "p/link.png").symlink_to(tmp_path / "secret.png")
+    save(tmp_path / "shared disk/1.png", 100, 300)
+    (root / "p/link.png").symlink_to(tmp_path / "shared disk/1.png")
     return root
 
 
@@ -91,11 +92,14 @@ def test_every_picture_file_is_found_in_order_whatever_its_case(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((tmp_path / "x.png").read_bytes())
     (tmp_path / "b/1.txt").write_text("a man\n she \n")
+    (tmp_path / "b/back").symlink_to(tmp_path)
+    save(tmp_path.with_name("shared disk") / "1.png", 2, 2)
+    (tmp_path / "c").symlink_to(tmp_path.with_name("shared disk"))
     others = Counter()
     found = list(pictures_in(tmp_path, others))
     assert [source.address for source in found[:5]] == ["x.bmp", "x.png", "a/9.webp", "b/1.png", "b/2.JPG"]
-    assert [source.address for source in found[5:]] == ["b/3.tif", "b/4.jfif"]
-    assert [source.captions for source in found] == [(), (), (), ("a man", "she"), (), (), ()]
+    assert [source.address for source in found[5:]] == ["b/3.tif", "b/4.jfif", "c/1.png"]
+    assert [source.captions for source in found] == [(), (), (), ("a man", "she"), (), (), (), ()]
     assert others == {".txt": 1, ".hidden": 1, ".heic": 1}
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/photo.heic").touch()
@@ -111,13 +115,23 @@ def test_each_picture_is_dropped_for_the_first_reason_that_holds(folder):
     reasons = {address: [candidate.reason for candidate in candidates] for address, candidates in found.items()}
     assert reasons == {
         "p/100.png": [None], "p/101.png": [UNSURE], "p/102.png": [FEW_KEYPOINTS], "p/103.png": [NOBODY], "p/300.png": [SHAPE],
-        "p/50.png": [SMALL], "p/torn.jpg": [UNREADABLE], "p/link.png": [OUTSIDE],
+        "p/50.png": [SMALL], "p/torn.jpg": [UNREADABLE], "p/link.png": [None],
     }  # fmt: skip
 
 
 def test_without_a_detector_nobody_is_looked_for(folder):
     found = judged(Judge(folder, Rules(), captioner=Named()), [InputPicture("p/103.png"), InputPicture("p/300.png")])
     assert [found[address][0].reason for address in found] == [None, SHAPE]
+
+
+def test_what_an_annotation_file_lists_is_not_trusted(folder):
+    listed = [
+        InputPicture("../shared disk/1.png"),
+        InputPicture("gone.png"),
+        InputPicture("p/103.png", split="training"),
+    ]
+    found = Judge(folder, Rules(), captioner=Named()).judge(listed, 0)
+    assert [candidates[0].reason for candidates in found] == [LEAVES, MISSING, UNKNOWN_SPLIT]
 
 
 def test_each_person_cut_out_is_a_candidate_with_the_pixels_of_its_box(folder):
@@ -150,6 +164,7 @@ def test_captions_are_written_kept_or_missed(folder):
 
     assert one((" a man. ", "", "x [top]")).captions == ("a man.",)
     assert (one(("",)).reason, one(("[top] only",)).reason) == (NO_CAPTION, UNFILLED)
+    assert one((".", "None", "cut \ud83d")).reason == NO_CAPTION  # as prepare sees them
     written = one(("old",), Named())
     assert (written.captions, written.identity, written.split) == (("5000 of 100",), 3, "val")
 

@@ -236,6 +236,7 @@ def test_pictures_are_turned_as_their_exif_says(orientation, mode, kind):
     assert np.abs(np.asarray(shown)[4::8, 4::8].astype(int) - seen).max() <= (12 if kind == "JPEG" else 0)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_metadata_that_cannot_be_read_turns_nothing_and_hides_nothing():
     for exif in (b"Exif\0\0II", b"Exif\0\0nonsense", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"):
         content = saved(Image.fromarray(COLOUR), "PNG", exif=exif)
@@ -249,6 +250,7 @@ def test_of_several_frames_the_first_is_read():
         assert (read(content) == (255, 0, 0)).all(), kind
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_broken_files_are_one_line(monkeypatch):
     whole = saved(Image.fromarray(RNG.integers(0, 256, (64, 32, 3), dtype=np.uint8)), "PNG")
     broken = {

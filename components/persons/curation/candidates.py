@@ -21,11 +21,13 @@ from components.persons.curation.limits import Rules
 from components.persons.curation.near_duplicates import difference_hash
 from components.persons.curation.rules import NOBODY, person_reason, size_reason
 from components.persons.curation.templates import is_unfilled
-from components.persons.pictures import PictureReader, split_address
+from components.persons.pictures import PictureReader
 from components.persons.pixels import decode_rgb
+from components.persons.published.fields import caption_fault
+from components.persons.published.locations import PictureFolder, UnusablePathError
 from components.persons.records import SPLITS
 
-UNREADABLE, OUTSIDE, UNKNOWN_SPLIT = "cannot be decoded", "path leaves the folder", "unknown split"
+UNREADABLE, UNKNOWN_SPLIT = "cannot be decoded", "unknown split"
 NO_CAPTION, UNFILLED = "no caption", "caption with an unfilled place"
 PICTURE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
@@ -75,7 +77,12 @@ def pictures_in(folder: Path, others: Counter[str] | None = None) -> Iterator[In
     are neither. Raises DataError where there is no picture.
     """
     found, others = False, Counter() if others is None else others
-    for place, folders, files in os.walk(folder):
+    seen: set[str] = set()  # a link may lead back to where the walk has been
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
         folders.sort()
         names = sorted(name for name in files if Path(name).suffix.lower() in PICTURE_SUFFIXES)
         texts = {Path(name).with_suffix(CAPTIONS_SUFFIX).name for name in names} & set(files)
@@ -118,8 +125,10 @@ class Judge:
     captioner: Captioner | None = None
     matcher: Matcher | None = None
     _reader: PictureReader = field(default_factory=PictureReader, init=False, repr=False, compare=False)
+    _places: PictureFolder = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_places", PictureFolder(self.folder))
         if self.crop and self.detector is None:
             raise ParameterError("cropping people needs a detector: give its weights")
 
@@ -149,21 +158,18 @@ class Judge:
         return picture.crop(candidate.box) if candidate.box else picture
 
     def encoded(self, candidate: Candidate) -> bytes:
-        """Return the encoded picture of a candidate, before cropping."""
-        file, row = split_address(candidate.address)
-        path = str(self.folder / file)
-        return self._reader.read(path if row is None else f"{path}#{row}")
+        """Return the encoded picture of a candidate, before cropping. Raises UnusablePathError, and as `PictureReader.read`."""
+        return self._reader.read(self._places.address(candidate.address))
 
     def _load(self, source: InputPicture) -> tuple[Image.Image, str] | str:
         """The picture in RGB with the digest of its file, or the reason why it is rejected."""
         if source.split not in SPLITS:
             return UNKNOWN_SPLIT
-        file = self.folder / split_address(source.address)[0]
-        if not file.resolve().is_relative_to(self.folder.resolve()):
-            return OUTSIDE
         try:
             content = self.encoded(Candidate(source.address))
             return decode_rgb(content), hashlib.sha256(content).hexdigest()
+        except UnusablePathError as error:
+            return error.reason
         except (DataError, OSError):
             return UNREADABLE
 
@@ -204,9 +210,10 @@ class Judge:
                 numbers.append((first + place) * _PEOPLE_PER_PICTURE + before[place])
                 before[place] += 1
             captions = self.captioner.caption([pixels for _, _, pixels in candidates], numbers)
-        kept = [tuple(text.strip() for text in texts if text.strip() and not is_unfilled(text)) for texts in captions]
+        captions = [tuple(text.strip() for text in texts if not caption_fault(text.strip())) for texts in captions]
+        kept = [tuple(text for text in texts if not is_unfilled(text)) for texts in captions]
         reasons = [
-            None if good else UNFILLED if any(texts) else NO_CAPTION for good, texts in zip(kept, captions, strict=True)
+            None if good else UNFILLED if texts else NO_CAPTION for good, texts in zip(kept, captions, strict=True)
         ]
         matches: list[float | None] = [None] * len(kept)
         matched = [i for i, reason in enumerate(reasons) if reason is None]
