@@ -83,6 +83,12 @@ class Parameters(Section):
         """The named top-level keys as plain JSON values: what a stage is fingerprinted by and given."""
         return self.model_dump(mode="json", include=set(keys))
 
+    def weights(self, sections: Iterable[str]) -> list[str]:
+        """The paths of weights that these sections name, relative to the workspace; a tag of open_clip looks like one."""
+        found = [self.retrieval.pretrained] if "retrieval" in sections else []
+        found += [self.curate.detector.weights] if "curate" in sections and self.curate.detector else []
+        return [path for path in found if path]
+
     @classmethod
     def partial(cls, values: Mapping[str, Any]) -> "Parameters":
         """Parameters that hold only `values` (from `only`). Reading any other key raises AttributeError: a stage cannot depend
@@ -101,11 +107,19 @@ def load(path: Path) -> Parameters:
 
 
 def from_document(document: Mapping[str, Any], name: str) -> Parameters:
-    """Validate the plain values of a params.yaml; `name` is used in messages. Raises ParameterError with one line."""
+    """Validate the plain values of a params.yaml; `name` is used in messages. Raises ParameterError with one line.
+
+    In a stage that DVC runs, the environment must not choose the threads: results depend on them, and DVC would not see it.
+    """
     written = document.get("compute") or {}
     overrides = _from_environment()
     if not overrides or not isinstance(written, Mapping):
         return checked({**document, "compute": written}, Parameters, name)
+    if "DVC_STAGE" in os.environ and overrides.get("threads", written.get("threads")) != written.get("threads"):
+        raise ParameterError(
+            f"{PREFIX}THREADS = {overrides['threads']}: results depend on the threads, and DVC does not see the environment: "
+            f"set compute.threads in {name}, or run `dvc exp run -S compute.threads={overrides['threads']}`"
+        )
     try:
         return checked({**document, "compute": {**written, **overrides}}, Parameters, name)
     except ParameterError as error:

@@ -13,6 +13,7 @@ from pipelines.graph import Stage, all_runs, all_stages
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import LOCK
 
+THREADS = "compute.threads"
 HEADER = "# Written by `make dag` from pipelines/graph.py. Change that, not this.\n"
 
 
@@ -65,7 +66,7 @@ def _body(stage: Stage, arm: str | None, inputs: Any, suffix: str) -> dict[str, 
     body: dict[str, Any] = {
         "cmd": f"python -m pipelines run {stage.name}{suffix}",
         "deps": [*map(fill, inputs.values()), *sources],
-        "params": list(stage.reads),
+        "params": [*stage.reads, THREADS],
         "outs": [fill(path) for path in stage.outputs.values()],
         "metrics": [{f"metrics/{stage.name}/{table}.json": {"cache": False}}],
     }

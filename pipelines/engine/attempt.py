@@ -1,7 +1,6 @@
 """One attempt at a stage: what it reads, its fingerprint, its scratch folder, and its record for MLflow and the manifest."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from components.errors import DataError, ParameterError
@@ -9,7 +8,7 @@ from pipelines import graph
 from pipelines.errors import InfrastructureError
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT
-from pipelines.identity.fingerprint import fingerprint, tree_digests
+from pipelines.identity.fingerprint import present_fingerprint, stage_inputs, tree_digests
 from pipelines.params import Parameters, load
 from pipelines.records.code_state import code_state
 from pipelines.records.manifests import find_by_content
@@ -26,7 +25,8 @@ class Attempt:
 
     run: StageRun
     params: Parameters
-    inputs: dict[str, Path]
+    inputs: dict[str, str]
+    """By name, relative to the workspace."""
     fingerprint: str
     scratch: Scratch
     workspace: Workspace
@@ -36,10 +36,10 @@ class Attempt:
         """Read parameters and inputs as they are now. Raises ParameterError, or DataError for a missing input."""
         run = graph.find(address)
         params = load(workspace.path("params.yaml"))
-        inputs = {name: workspace.path(path) for name, path in run.inputs.items()}
-        if missing := [run.inputs[name] for name, path in inputs.items() if not path.exists()]:
+        inputs = stage_inputs(run, params, workspace.root)
+        if missing := [path for path in inputs.values() if not workspace.path(path).exists()]:
             raise DataError(f"{address}: {', '.join(missing)} not there: run `dvc repro {address}`, or `dvc pull` it")
-        identity = fingerprint(run, params.only(run.stage.reads), inputs, params.compute.threads)
+        identity = present_fingerprint(run, params, workspace.root)
         scratch = Scratch(workspace.home / folder_name(run.address, identity))
         return cls(run, params, inputs, identity, scratch, workspace)
 
@@ -54,8 +54,8 @@ class Attempt:
         DVC records what they are at the end of a stage, which must be what the stage read.
         """
         try:
-            own = load(self.workspace.path("params.yaml")).only(self.run.stage.reads)
-            now = fingerprint(self.run, own, self.inputs, self.params.compute.threads)
+            params = load(self.workspace.path("params.yaml"))
+            now = present_fingerprint(self.run, params, self.workspace.root)
         except (ParameterError, OSError):
             now = ""
         if now != self.fingerprint:
@@ -69,10 +69,10 @@ class Attempt:
         run, params, identity = self.run, self.params, self.fingerprint
         code = code_state(ROOT)  # of the code that runs; the workspace of a trial is no checkout
         inputs: dict[str, InputRecord] = {}
-        for name, path in run.inputs.items():
-            digests = tree_digests(self.inputs[name])
+        for name, path in self.inputs.items():
+            digests = tree_digests(self.workspace.path(path))
             made_by = find_by_content(path, digests, self.workspace, params)
-            inputs[path] = input_record(name, self.inputs[name], digests, made_by)
+            inputs[path] = input_record(name, self.workspace.path(path), digests, made_by)
         record = stage_record(run, self.own, params, code, inputs)
         tags = {
             "pipelines.stage": run.stage.name,

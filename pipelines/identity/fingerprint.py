@@ -1,8 +1,8 @@
 """The fingerprint: a digest of everything that a result depends on.
 
-Two stage runs with the same fingerprint give the same outputs, so they share checkpoints and results. Counted: source files behind
-the stage, the parameters it reads, its inputs' contents, the lock of installed packages, the thread count (floating-point sums are
-grouped by it), and this runner's version. Not counted: where and on what it runs.
+Two stage runs with the same fingerprint give the same outputs, so they share checkpoints and results. Counted, here as in
+`dvc.yaml`: source files behind the stage, the parameters it reads, its inputs' contents, the lock of installed packages, and the
+thread count (floating-point sums are grouped by it). Not counted: where and on what it runs.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from typing import Any
 from components.files import file_digest
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT, stage_sources
+from pipelines.params import Parameters
 
-RUNNER_VERSION = 1
 LOCK = "requirements.lock"
 
 
@@ -52,11 +52,23 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
+def stage_inputs(run: StageRun, params: Parameters, root: Path) -> dict[str, str]:
+    """Return what a stage reads by name, as POSIX paths relative to the workspace `root`: its inputs, and local weights that its
+    parameters name (they pin the digests, which is how DVC sees them)."""
+    weights = [path for path in params.weights(run.stage.reads) if (root / path).exists()]
+    return {**run.inputs, **{path: path for path in weights}}
+
+
+def present_fingerprint(run: StageRun, params: Parameters, root: Path) -> str:
+    """Return the fingerprint of a stage of the workspace `root` with these parameters and the inputs as they are now."""
+    inputs = {name: root / path for name, path in stage_inputs(run, params, root).items()}
+    return fingerprint(run, params.only(run.stage.reads), inputs, params.compute.threads)
+
+
 def fingerprint(run: StageRun, parameters: Mapping[str, Any], inputs: Mapping[str, Path], threads: int) -> str:
     """Return the fingerprint of the result of `run`, 64 hexadecimal digits. `parameters` holds the keys that the stage reads."""
     return digest(
         {
-            "runner": RUNNER_VERSION,
             "stage": run.address,
             "sources": {source: file_digest(ROOT / source) for source in stage_sources(run.stage)},
             "parameters": dict(parameters),

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from components.errors import DataError
 from components.files import file_digest, write_atomically
 from pipelines import graph
 from pipelines.engine.parent import end_with_parent
@@ -22,11 +23,12 @@ from pipelines.engine.worker import StageTask
 from pipelines.errors import InfrastructureError, report_error
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT, stage_sources
-from pipelines.identity.fingerprint import digest, fingerprint, tree_digests
+from pipelines.identity.fingerprint import digest, present_fingerprint, stage_inputs, tree_digests
 from pipelines.jobs.dashboard import Cluster, JobRequest, dashboard_address, require_fits, resources_for
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.snapshot import freeze
 from pipelines.jobs.task import METRICS, JobTask, output_folder, read_manifest, run_folder
+from pipelines.params import Parameters
 from pipelines.schema.running import Compute
 from pipelines.scratch.folder import Scratch
 from pipelines.scratch.storage import Storage, files_below
@@ -111,8 +113,8 @@ def _prepare(run: StageRun, task: StageTask, compute: Compute, storage: Storage,
 
 def _require_unchanged(run: StageRun, task: StageTask, compute: Compute, root: Path, copy: Path) -> None:
     """Raise InfrastructureError when code or inputs were edited after the runner fingerprinted them."""
-    inputs = {name: root / path for name, path in run.inputs.items()}
-    now = fingerprint(run, task.parameters, inputs, compute.threads)
+    params = Parameters.partial({**task.parameters, "compute": compute.model_dump(mode="json")})
+    now = present_fingerprint(run, params, root)
     sources = stage_sources(run.stage)
     same = all((copy / name).is_file() and file_digest(copy / name) == file_digest(ROOT / name) for name in sources)
     if not same or not task.scratch.endswith(now[:16]):
@@ -124,7 +126,11 @@ def _require_unchanged(run: StageRun, task: StageTask, compute: Compute, root: P
 def _upload(run: StageRun, task: StageTask, compute: Compute, storage: Storage, key: str, root: Path) -> None:
     """Upload the inputs, each once per content, and the task."""
     locations = {}
-    for path in run.inputs.values():
+    for path in stage_inputs(run, Parameters.partial(task.parameters), root).values():
+        if not (root / path).resolve().is_relative_to(root.resolve()):
+            raise DataError(
+                f"{path}: lies outside of the workspace, so a job cannot take it along: copy it to data/weights"
+            )
         name = f"inputs/{digest(tree_digests(root / path))[:32]}"
         storage.publish(files_below(root / path), name)
         locations[path] = name

@@ -18,7 +18,7 @@ from components.files import remove
 from pipelines import graph, params
 from pipelines.dvc_files.dvc_lock import dvc_md5, read_entries
 from pipelines.errors import InfrastructureError
-from pipelines.identity.fingerprint import fingerprint
+from pipelines.identity.fingerprint import present_fingerprint
 from pipelines.provenance.sweep_claims import SWEEPS, sweep_needs
 from pipelines.scratch.claims import CLAIMS_FILE, claims, give_up
 from pipelines.scratch.folder import LEASE_FILE, LOCK_FILE, Scratch, folder_name, folder_stem
@@ -97,10 +97,8 @@ def _needed_folders(workspace: Workspace) -> set[str]:
     needed = set()
     for stage in graph.all_stages():
         for run in graph.runs_of(stage):
-            inputs = {name: workspace.path(path) for name, path in run.inputs.items()}
-            if all(path.exists() for path in inputs.values()):
-                own = settings.only(run.stage.reads)
-                needed.add(folder_name(run.address, fingerprint(run, own, inputs, settings.compute.threads)))
+            if all(workspace.path(path).exists() for path in run.inputs.values()):
+                needed.add(folder_name(run.address, present_fingerprint(run, settings, workspace.root)))
     locked = [_locked_outputs(root) for root in {workspace.root, *worktrees(workspace.root)}]
     for folder in scratch_folders(workspace.home):
         done = Manifest.read(folder / MANIFEST_FILE)

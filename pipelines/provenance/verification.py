@@ -13,9 +13,10 @@ from typing import Any
 from components.errors import DataError
 from pipelines import params
 from pipelines.dvc_files.dvc_lock import LOCK_FILE, dvc_md5, read_entries
+from pipelines.dvc_files.dvc_yaml import THREADS
 from pipelines.graph import StageRun, all_runs, producers, with_upstream
 from pipelines.identity.closure import COUNTED, ROOT, stage_sources
-from pipelines.identity.fingerprint import LOCK, digest, fingerprint, tree_digests
+from pipelines.identity.fingerprint import LOCK, digest, present_fingerprint, tree_digests
 from pipelines.provenance.lineage import find_stage, relative
 from pipelines.provenance.run_checks import check_run
 from pipelines.records.manifests import download_manifest, find_by_content, find_by_fingerprint, find_maker
@@ -116,16 +117,16 @@ class Verification:
         if missing := sorted(set(run.all_outputs) - {out["path"] for out in entry.get("outs", [])}):
             yield f"{LOCK_FILE} does not list {_shorten(missing)} among the outputs: run `dvc repro {run.address}`"
         written = entry.get("params", {}).get("params.yaml", {})
-        for key in run.stage.reads:
-            if written.get(key) != self.document.get(key):
+        read = {key: self.document.get(key) for key in run.stage.reads}
+        for key, value in {**read, THREADS: self.document.get("compute", {}).get("threads")}.items():
+            if written.get(key) != value:
                 yield f"params.yaml: {key} is not what {LOCK_FILE} says was read: `dvc params diff` shows how"
 
     # -- the manifest against the files and the code --------------------------------------------------------------------
 
     def _find_manifest(self, run: StageRun) -> Manifest | None:
         """Return the manifest of the current fingerprint, else one with the same output bytes, else the copy on the server."""
-        inputs = {name: self.workspace.path(path) for name, path in run.inputs.items()}
-        identity = fingerprint(run, self.params.only(run.stage.reads), inputs, self.params.compute.threads)
+        identity = present_fingerprint(run, self.params, self.workspace.root)
         if stored := find_by_fingerprint(run.address, identity, self.workspace.home):
             return stored
         for path in run.all_outputs:

@@ -53,7 +53,7 @@ def _locked_parameters(run: StageRun, workspace: Workspace) -> dict[str, Any] | 
     """Return the parameters that dvc.lock says the stage read, as a stage is given them; None where it does not tell."""
     try:
         values = read_entries(workspace.root)[run.address]["params"]["params.yaml"]
-        return Parameters.partial(values).only(run.stage.reads)
+        return Parameters.partial({key: values[key] for key in run.stage.reads}).only(run.stage.reads)
     except (DataError, KeyError, ValueError):
         return None
 

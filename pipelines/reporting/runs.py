@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import one_line
 from pipelines.graph import StageRun, all_runs
-from pipelines.identity.fingerprint import fingerprint
+from pipelines.identity.fingerprint import present_fingerprint
 from pipelines.params import Parameters
 from pipelines.records.manifests import find_by_fingerprint
 from pipelines.tracking.runs import FINISHED, Tracker, connect, pipeline_identity, public_uri, tracking_uri
@@ -48,7 +48,7 @@ def look_up(workspace: Workspace, params: Parameters) -> FoundRuns:
     """Find the run behind every stage, and tag the pipeline's run with their ids. Needs no server."""
     uri, shown = tracking_uri(workspace), public_uri(workspace)
     stages = all_runs()
-    fingerprints = {run.address: _fingerprint(run, workspace, params) for run in stages}
+    fingerprints = {run.address: present_fingerprint(run, params, workspace.root) for run in stages}
     database = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
     if database and not Path(database).exists():
         return FoundRuns(shown, fingerprints, {}, f"no MLflow store at {shown}")
@@ -62,11 +62,6 @@ def look_up(workspace: Workspace, params: Parameters) -> FoundRuns:
         print(f"warning: the page shows no runs: {reason}", file=sys.stderr)
         return FoundRuns(shown, fingerprints, {}, reason)
     return FoundRuns(shown, fingerprints, runs, None)
-
-
-def _fingerprint(run: StageRun, workspace: Workspace, params: Parameters) -> str:
-    inputs = {name: workspace.path(path) for name, path in run.inputs.items()}
-    return fingerprint(run, params.only(run.stage.reads), inputs, params.compute.threads)
 
 
 def _find(tracker: Tracker, run: StageRun, identity: str) -> "Run | None":

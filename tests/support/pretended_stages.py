@@ -93,7 +93,12 @@ class Chain:
                     *({"path": path, "md5": dvc_md5(self.root / path)} for path in run.inputs.values()),
                     *({"path": path, "md5": dvc_md5(ROOT / path)} for path in code),
                 ],
-                "params": {"params.yaml": {key: document[key] for key in run.stage.reads}},
+                "params": {
+                    "params.yaml": {
+                        **{key: document[key] for key in run.stage.reads},
+                        "compute.threads": document["compute"]["threads"],
+                    }
+                },
                 "outs": [{"path": path, "md5": dvc_md5(self.root / path)} for path in run.all_outputs],
             }
         (self.root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": entries}))

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 
+from components.errors import ParameterError
 from pipelines.graph import find
 from pipelines.identity import closure
 from pipelines.identity import fingerprint as subject
 from pipelines.identity.closure import ROOT
-from pipelines.identity.fingerprint import digest, fingerprint, tree_digests
+from pipelines.identity.fingerprint import digest, fingerprint, present_fingerprint, stage_inputs, tree_digests
 from pipelines.params import Parameters, load
 from pipelines.schema.running import Compute
 
@@ -66,7 +67,7 @@ def updated(params: Parameters, change: dict) -> Parameters:
 
     def merge(into: dict, values: dict) -> None:
         for key, value in values.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and isinstance(into.get(key), dict):
                 merge(into[key], value)
             else:
                 into[key] = value
@@ -129,3 +130,53 @@ def test_what_has_no_json_form_is_refused_rather_than_hashed_by_its_looks():
 
 def test_the_defaults_of_compute_need_no_accelerator():
     assert (Compute().workers, Compute().device) == (0, "auto")
+
+
+# -- weights in files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weighted(params, tmp_path):
+    """Parameters that name a file of CLIP's weights and one of a detector's, in a workspace that has them."""
+    (tmp_path / "data/weights").mkdir(parents=True)
+    for name in ("clip.pt", "rcnn.pth"):
+        (tmp_path / "data/weights" / name).write_bytes(name.encode())
+    detector = {"weights": "data/weights/rcnn.pth", "sha256": "0" * 64}
+    return updated(
+        params, {"retrieval": {"pretrained": "data/weights/clip.pt"}, "curate": {"detector": detector}}
+    ), tmp_path
+
+
+@pytest.mark.parametrize(
+    ("address", "read"),
+    [
+        ("curate", ["data/weights/clip.pt", "data/weights/rcnn.pth"]),
+        ("gadms_pretrain@gadms", ["data/weights/clip.pt"]),
+        ("probe", []),
+    ],
+)
+def test_files_of_weights_are_inputs_of_the_stages_that_read_them_and_count_by_content(weighted, address, read):
+    params, root = weighted
+    run = find(address)
+    assert [path for path in stage_inputs(run, params, root).values() if path not in run.inputs.values()] == read
+    before = present_fingerprint(run, params, root)
+    for path in read:
+        (root / path).write_bytes(b"other weights")
+        assert present_fingerprint(run, params, root) != before
+        before = present_fingerprint(run, params, root)
+
+
+def test_a_tag_of_published_weights_is_no_file(params, tmp_path):
+    tagged = updated(params, {"retrieval": {"pretrained": "openai"}})
+    run = find("gadms_pretrain@gadms")
+    assert stage_inputs(run, tagged, tmp_path) == run.inputs
+
+
+def test_under_dvc_the_environment_does_not_choose_the_threads(monkeypatch):
+    monkeypatch.setenv("PIPELINES_COMPUTE__THREADS", "3")
+    assert load(ROOT / "params.yaml").compute.threads == 3
+    monkeypatch.setenv("DVC_STAGE", "probe")
+    with pytest.raises(ParameterError, match=r"THREADS = 3: .*dvc exp run -S compute\.threads=3"):
+        load(ROOT / "params.yaml")
+    monkeypatch.setenv("PIPELINES_COMPUTE__THREADS", "2")
+    assert load(ROOT / "params.yaml").compute.threads == 2
