@@ -32,7 +32,8 @@ from pipelines.commands import (
     verify,
 )
 from pipelines.engine.warm import silence_import_notices
-from pipelines.errors import report_error
+from pipelines.errors import replace_unprintable, report_error
+from pipelines.workspace import workspace_root
 
 # In the order of `--help`.
 PIPELINE = (run, repro, preset, report, search, generate, curate, compbench, dry_run, study, sweep, promote, submit)
@@ -42,7 +43,9 @@ COMMANDS = tuple(module.COMMAND for module in (*PIPELINE, *RESULTS))
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the verb that `arguments` name. Returns the exit code; argparse itself ends with 2 for unknown options."""
+    replace_unprintable()
     options = _parser().parse_args(arguments)
+    options.workspace = workspace_root(options.workspace)
     silence_import_notices()
     if options.command.interrupt_on_sigterm:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -60,7 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description="Crossmodal pipelines: TACA and GA-DMS.")
-    parser.add_argument("--workspace", type=Path, default=Path.cwd(), help="folder of params.yaml (default: here)")
+    parser.add_argument(
+        "--workspace", type=Path, default=Path.cwd(), help="folder of params.yaml, or one below it (default: here)"
+    )
     verbs = parser.add_subparsers(required=True, metavar="verb")
     for command in COMMANDS:
         verb = verbs.add_parser(command.verb, help=command.help)

@@ -1,6 +1,7 @@
 """Exit codes, the errors that have one, and how an error is reported. (DVC prints a stage's exit code and itself exits 255.)"""
 
 import errno
+import io
 import sys
 import traceback
 
@@ -70,6 +71,13 @@ def one_line(error: BaseException | str, limit: int = 200) -> str:
     if '\n  File "' in text:
         text = text.splitlines()[-1]
     return without_secrets(" ".join(text.split()))[:limit] or type(error).__name__
+
+
+def replace_unprintable() -> None:
+    """Let this process print "?" for letters that its terminal's encoding does not have, where Python would end in an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def report_error(error: BaseException, about: str = "") -> int:

@@ -19,32 +19,68 @@ class Workspace:
         """Return the workspace in `root`; its scratch root is `PIPELINES_HOME`, or `.runs` in the main worktree."""
         root = root.resolve()
         chosen = os.environ.get("PIPELINES_HOME")
-        home = Path(chosen).resolve() if chosen else main_worktree(root) / ".runs"
+        # Relative to the workspace: a stage and a command from a folder below it mean the same one.
+        home = (root / Path(chosen).expanduser()).resolve() if chosen else main_worktree(root) / ".runs"
         return cls(root, home)
 
     def path(self, relative: str) -> Path:
         return self.root / relative
 
 
-def main_worktree(root: Path) -> Path:
-    """Return the main worktree, so that linked worktrees share scratch and tracking; `root` itself without git.
+def workspace_root(folder: Path) -> Path:
+    """Return the nearest folder with a params.yaml, `folder` or one above it, as git and DVC find theirs; else `folder`."""
+    folder = folder.resolve()
+    return next((place for place in (folder, *folder.parents) if (place / "params.yaml").is_file()), folder)
 
-    `dvc exp run --temp` and `--queue` run in a repository of their own, a folder below .dvc/tmp/exps of the checkout, which they
-    delete in the end: what runs there belongs to that checkout.
+
+def main_worktree(root: Path) -> Path:
+    """Return the workspace's folder in the main worktree, so that linked worktrees share scratch and tracking.
+
+    That is `root` itself without git, in a submodule, in the worktree of a bare repository, and where git does not know the main
+    worktree or this folder is not in it. `dvc exp run --temp` and `--queue` run in a repository of their own, a folder below
+    .dvc/tmp/exps of the checkout, which they delete in the end: what runs there belongs to that checkout.
     """
-    parts = root.parts
-    for place in range(len(parts) - 3):
-        if parts[place : place + 3] == (".dvc", "tmp", "exps"):
-            root = Path(*parts[:place])
-            break
-    found = git_output(root, "rev-parse", "--path-format=absolute", "--git-common-dir").strip()
-    return Path(found).parent if found else root
+    root = _checkout_of_experiment(root)
+    own, common, prefix = _git_folders(root)
+    if own == common:
+        return root
+    main, *facts = git_output(root, "worktree", "list", "--porcelain").partition("\n\n")[0].splitlines()
+    place = Path(main.removeprefix("worktree "))
+    if "bare" in facts:
+        return root
+    if not (place / ".git").exists():  # git names the repository's folder where that is not in the checkout
+        configured = git_output(root, "config", "--file", f"{common}/config", "core.worktree").strip()
+        if not configured:
+            return root
+        place = (Path(common) / configured).resolve()
+    return place / prefix if (place / prefix).is_dir() else root
 
 
 def worktrees(root: Path) -> list[Path]:
-    """Return the folders of all worktrees of the repository that `root` belongs to; none without git."""
+    """Return the workspace's folder in every worktree of the repository that `root` belongs to; `root` alone without git."""
+    _, _, prefix = _git_folders(root)
     lines = git_output(root, "worktree", "list", "--porcelain").splitlines()
-    return [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
+    listed = [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
+    checkouts = [place / prefix for place in listed if (place / ".git").exists() and (place / prefix).is_dir()]
+    return list(dict.fromkeys([root, main_worktree(root), *checkouts]))
+
+
+def _checkout_of_experiment(root: Path) -> Path:
+    """Return the checkout's folder for one of an experiment that DVC runs in a temporary folder, else `root`."""
+    parts = root.parts
+    for place in range(len(parts) - 3):
+        if parts[place : place + 3] == (".dvc", "tmp", "exps"):
+            project = Path(*parts[:place])
+            below = project.joinpath(*parts[place + 4 :])
+            return below if below.is_dir() else project
+    return root
+
+
+def _git_folders(root: Path) -> tuple[str, str, str]:
+    """Return git's folder for this worktree, that of all its worktrees, and the path of `root` in it; "" for each without git."""
+    asked = ("--git-dir", "--git-common-dir", "--show-prefix")
+    lines = git_output(root, "rev-parse", "--path-format=absolute", *asked).split("\n")
+    return (lines[0], lines[1], lines[2]) if len(lines) > 2 else ("", "", "")
 
 
 def run_git(

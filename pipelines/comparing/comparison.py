@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from components.evaluation.intervals import Interval
 from pipelines.comparing.differences import Comparison, compare_runs
 from pipelines.comparing.examples import disputed_queries, picture_grid
 from pipelines.comparing.page import write_page
 from pipelines.comparing.runs import read_runs
-from pipelines.reporting.tables import number_table
+from pipelines.terminal.console import TableConsole
+from pipelines.terminal.tables import number_table
 from pipelines.workspace import Workspace
 
 PAGE, PEOPLE = "reports/compare.html", "data/people"
@@ -24,7 +23,7 @@ def compare(workspace: Workspace, run_ids: Sequence[str], output: Path | None = 
     """Print the differences and write the page; return its path. Raises as `read_runs`."""
     runs = read_runs(workspace, run_ids)
     people = workspace.path(PEOPLE)
-    comparison, console = compare_runs(runs, people), Console()
+    comparison, console = compare_runs(runs, people), TableConsole()
     _print(comparison, console)
     grid, disputed = picture_grid(runs, PROMPTS), disputed_queries(runs, people, QUERIES)
     page = write_page(output or workspace.path(PAGE), comparison, grid, disputed, people)
@@ -32,7 +31,7 @@ def compare(workspace: Workspace, run_ids: Sequence[str], output: Path | None = 
     return page
 
 
-def _print(comparison: Comparison, console: Console) -> None:
+def _print(comparison: Comparison, console: TableConsole) -> None:
     letters = [chr(ord("A") + place) for place in range(len(comparison.runs))]
     for letter, run in zip(letters, comparison.runs, strict=True):
         console.print(f"{letter}  {run.name}  {run.run_id}", highlight=False, markup=False)

@@ -4,11 +4,13 @@ import json
 import math
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pipelines.engine.socket_folder import socket_folder
 from pipelines.errors import InfrastructureError, one_line
 from pipelines.identity.closure import ROOT
 from pipelines.schema.running import Compute
@@ -37,6 +39,9 @@ def set_ray_defaults() -> None:
         "RAY_DEDUP_LOGS": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
+    session = "/ray/session_2026-01-01_00-00-00_123456_1234567/sockets/plasma_store"
+    if (folder := socket_folder(len(session))) != tempfile.gettempdir():
+        defaults["RAY_TMPDIR"] = folder
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     # Workers import this checkout's code, whatever is installed.

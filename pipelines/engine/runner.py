@@ -28,6 +28,7 @@ from pipelines.scratch.folder import FolderLock, Scratch, put_in_place
 from pipelines.scratch.manifest import Manifest
 from pipelines.scratch.metric_log import MetricLog
 from pipelines.tracking import runs as tracking
+from pipelines.tracking.addresses import tracking_uri
 from pipelines.tracking.delivery import TrackedRun
 from pipelines.tracking.run_state import RunState
 from pipelines.tracking.runs import FAILED, FINISHED, KILLED, flatten
@@ -109,7 +110,7 @@ def _run(attempt: Attempt, lock: FolderLock, parent_run: str | None, until: tupl
         tracked = tracker.open(scratch.folder, facts, parent_run)
         try:
             send_go(process)
-            with system_metrics(tracked.run_id, tracking.tracking_uri(attempt.workspace)):
+            with system_metrics(tracked.run_id, tracking_uri(attempt.workspace)):
                 code = _watch(run, process, tracked, scratch, lock, stop)
             if code < 0:
                 name = signal.Signals(-code).name

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from pipelines.engine.socket_folder import socket_folder
 from pipelines.identity.closure import ROOT
 
 WARM = "PIPELINES_WARM"
@@ -131,7 +132,7 @@ def start_warm_process(threads: int) -> int:
 
     Returns a descriptor; the warm process ends when that is closed.
     """
-    address = str(Path(tempfile.mkdtemp(prefix="warm-")) / "socket")
+    address = str(Path(tempfile.mkdtemp(prefix="warm-", dir=socket_folder(len("/warm-12345678/socket")))) / "socket")
     read_end, write_end = os.pipe()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)

@@ -21,7 +21,7 @@ from components.files import write_atomically
 from pipelines import graph
 from pipelines.engine.parent import end_with_parent
 from pipelines.engine.warm import thread_settings
-from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, one_line, report_error
+from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, one_line, replace_unprintable, report_error
 from pipelines.locks.waiting import grace_period
 from pipelines.params import Parameters
 from pipelines.schema.running import Compute
@@ -43,6 +43,7 @@ class StageTask:
 
 
 def main() -> int:
+    replace_unprintable()
     task = StageTask(**json.loads(sys.stdin.readline()))
     compute, scratch = Compute(**task.compute), Scratch(Path(task.scratch))
     scratch.holder = scratch.lease_token()  # that of the runner

@@ -29,15 +29,14 @@ def compbench(
     published scripts, those of the baseline in baseline/. Raises ParameterError when no metric can be computed, DataError for
     inputs that cannot be read.
     """
-    from rich.console import Console
-
     from pipelines.evaluating.compbench_table import show_results
+    from pipelines.terminal.console import TableConsole
 
     if rows < 0 or per_prompt < 1:
         raise ParameterError(f"compbench: --grid {rows} must be at least 0 and --per-prompt {per_prompt} at least 1")
     categories, absent = find_categories(prompts, images, baseline, per_prompt)
     require_a_metric(categories, weights)
-    console = Console()
+    console = TableConsole()
     instruments, about = _instruments(categories, weights, output)
     results: dict[str, Any] = {"categories": {}, "measured_with": about, "without_pictures": absent}
     for category in categories:

@@ -12,7 +12,8 @@ from components.gadms.cross_domain import Transfer, cross_domain, published_tran
 from components.persons.published.validation_report import recorded_splits
 from components.persons.shards import PersonDataset
 from pipelines import params
-from pipelines.reporting.tables import number_table
+from pipelines.terminal.console import TableConsole
+from pipelines.terminal.tables import number_table
 from pipelines.workspace import Workspace
 
 
@@ -24,7 +25,6 @@ def show_cross_domain(
     A data set has the name that its own records state. Raises ParameterError for a folder listed twice.
     """
     import torch
-    from rich.console import Console
 
     from pipelines.engine.ray_cluster import device_of
 
@@ -43,7 +43,7 @@ def show_cross_domain(
         "results": found,
     }
     write_atomically(output, json.dumps(document, indent=1, sort_keys=True) + "\n")
-    console = Console()
+    console = TableConsole()
     own = [_cells(name, {d: (row[d]["R@1"], row[d]["mAP"]) for d in data}, list(data)) for name, row in found.items()]
     console.print(number_table(f"R@1 / mAP, split {split}", ("model", *data), own))
     for name, counts in lacks.items():

@@ -4,12 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from components.evaluation.leaderboard import DATASETS, METRICS, SETTINGS, Result, leaderboard
 from pipelines.graph import GADMS_ARMS
+from pipelines.terminal.console import TableConsole
 from pipelines.workspace import Workspace
 
 EVALUATED = "metrics/gadms_evaluate/{arm}.json"
@@ -17,7 +17,7 @@ EVALUATED = "metrics/gadms_evaluate/{arm}.json"
 
 def show_leaderboards(workspace: Workspace, dataset: str | None = None, setting: str = SETTINGS[0]) -> None:
     """Print the table of one dataset, or of each. Raises ParameterError for an unknown one."""
-    console, own = Console(), own_results(workspace)
+    console, own = TableConsole(), own_results(workspace)
     for name in (dataset,) if dataset else DATASETS:
         # Models of the pipeline are fine-tuned on the train split of the set that they are tested on.
         here = {arm: row for arm, row in own.items() if _dataset_of(row) == name and setting == "fine-tuned"}
@@ -56,7 +56,7 @@ def _remark(own: Mapping[str, Mapping[str, Any]]) -> str:
     return " ".join(remarks)
 
 
-def _show(dataset: str, rows: list[Result], console: Console) -> None:
+def _show(dataset: str, rows: list[Result], console: TableConsole) -> None:
     sources = list(dict.fromkeys(row.source for row in rows if not row.own))
     table = Table(title=f"{dataset}: {rows[0].setting}", title_justify="left")
     table.add_column("method + what it was pre-trained on", overflow="fold")

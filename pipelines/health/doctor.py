@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,6 +20,7 @@ from pipelines.health.cluster_check import check_cluster
 from pipelines.health.findings import Finding, State
 from pipelines.health.weights import check_weights
 from pipelines.params import Parameters
+from pipelines.terminal.console import TableConsole
 from pipelines.workspace import Workspace
 
 RAW = Path("data/raw")
@@ -34,7 +34,7 @@ def doctor(workspace: Workspace, checks: Iterable[str] = (), preset: str | None 
         DataError: something that they require is missing.
     """
     chosen = presets.resolve(workspace.root, preset)
-    console, unmet = Console(), []
+    console, unmet = TableConsole(), []
     for name in list(checks) or list(CHECKS):
         findings = CHECKS[name](chosen, workspace)
         _show(name, findings, console)
@@ -113,7 +113,7 @@ CHECKS: dict[str, Check] = {"data": check_data, "weights": check_weights, "clust
 """By name, which is also the option."""
 
 
-def _show(name: str, findings: list[Finding], console: Console) -> None:
+def _show(name: str, findings: list[Finding], console: TableConsole) -> None:
     colours = {State.INCOMPLETE: "yellow", State.DIFFERENT: "yellow", State.WHOLE: "green", State.MADE: "green"}
     table = Table(title=name, title_justify="left")
     table.add_column("what")

@@ -99,7 +99,7 @@ def _needed_folders(workspace: Workspace) -> set[str]:
         for run in graph.runs_of(stage):
             if all(workspace.path(path).exists() for path in run.inputs.values()):
                 needed.add(folder_name(run.address, present_fingerprint(run, settings, workspace.root)))
-    locked = [_locked_outputs(root) for root in {workspace.root, *worktrees(workspace.root)}]
+    locked = [_locked_outputs(root) for root in worktrees(workspace.root)]
     for folder in scratch_folders(workspace.home):
         done = Manifest.read(folder / MANIFEST_FILE)
         if done and folder.name not in needed and any(outputs.get(done.stage) for outputs in locked):

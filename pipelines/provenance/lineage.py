@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from rich.tree import Tree
 
-SHORT, WIDE = 8, 200
+SHORT = 8
 
 
 @dataclass(frozen=True)
@@ -108,16 +108,12 @@ def relative(target: str, workspace: Workspace) -> str:
 
 def lineage(target: str, workspace: Workspace) -> None:
     """Print the tree of steps behind `target`. Raises DataError when nothing is known of it."""
-    from rich.console import Console
-
+    from pipelines.terminal.console import TableConsole
     from pipelines.tracking.runs import connect
 
     client = connect(workspace).client
     manifest = find_manifest(target, workspace, client)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)  # into a file or a pipe: one line per step
-    console.print(tree(trace(manifest, workspace.home, client)))
+    TableConsole().print(tree(trace(manifest, workspace.home, client)))
 
 
 def tree(step: Step) -> "Tree":

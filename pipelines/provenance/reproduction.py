@@ -30,6 +30,7 @@ from pipelines.schema.reading import read_yaml, to_yaml
 from pipelines.scratch.folder import folder_stem, put_in_place
 from pipelines.scratch.manifest import MANIFEST_FILE, Manifest, StageRecord
 from pipelines.scratch.storage import Storage
+from pipelines.tracking.addresses import sqlite_uri
 from pipelines.workspace import Workspace, run_git
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def _environment(record: StageRecord, root: Path, storage: str | None) -> dict[s
         **{f"PIPELINES_COMPUTE__{key.upper()}": str(value) for key, value in compute.items()},
         "PYTHONPATH": str(root),
         "PIPELINES_HOME": str(_home(root)),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{root.parent / 'mlflow.db'}",
+        "MLFLOW_TRACKING_URI": sqlite_uri(root.parent / "mlflow.db"),
     }
 
 

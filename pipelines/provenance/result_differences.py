@@ -69,9 +69,10 @@ def _causes(then: Manifest, now: Manifest) -> list[str]:
 
 def show(comparison: ResultComparison) -> None:
     """Print one line per metric and one per file."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from pipelines.terminal.console import TableConsole
 
     table = Table(title=comparison.address, title_justify="left")
     for heading, side in (("number", "left"), ("then", "right"), ("now", "right"), ("difference", "right")):
@@ -81,7 +82,7 @@ def show(comparison: ResultComparison) -> None:
         table.add_row(escape(number.name), _word(number.then), _word(number.now), by)
     for name, equal in comparison.files.items():
         table.add_row(escape(name), "", "", "same bytes" if equal else "different bytes")
-    console = Console()
+    console = TableConsole()
     console.print(table)
     same = sum(number.same for number in comparison.numbers)
     console.print(

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import one_line
@@ -11,7 +10,8 @@ from pipelines.graph import StageRun, all_runs
 from pipelines.identity.fingerprint import present_fingerprint
 from pipelines.params import Parameters
 from pipelines.records.manifests import find_by_fingerprint
-from pipelines.tracking.runs import FINISHED, Tracker, connect, pipeline_identity, public_uri, tracking_uri
+from pipelines.tracking.addresses import sqlite_file, tracking_uri
+from pipelines.tracking.runs import FINISHED, Tracker, connect, pipeline_identity, public_uri
 from pipelines.tracking.stage_tags import stage_tag
 from pipelines.workspace import Workspace
 
@@ -49,8 +49,8 @@ def look_up(workspace: Workspace, params: Parameters) -> FoundRuns:
     uri, shown = tracking_uri(workspace), public_uri(workspace)
     stages = all_runs()
     fingerprints = {run.address: present_fingerprint(run, params, workspace.root) for run in stages}
-    database = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
-    if database and not Path(database).exists():
+    database = sqlite_file(uri)
+    if database and not database.exists():
         return FoundRuns(shown, fingerprints, {}, f"no MLflow store at {shown}")
     try:
         tracker = connect(workspace)

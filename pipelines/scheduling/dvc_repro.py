@@ -27,6 +27,9 @@ def repro(root: Path, arguments: list[str], *, wait: bool) -> None:
 
     Raises InfrastructureError when another one runs: at once, or with `wait` after PIPELINES_LOCK_TIMEOUT seconds.
     """
+    threads = load(
+        root / "params.yaml"
+    ).compute.threads  # first of all: another folder is no project, and nothing is written to it
     folder = root / ".dvc" / "tmp"
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / "repro.lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -36,7 +39,7 @@ def repro(root: Path, arguments: list[str], *, wait: bool) -> None:
     drop_stale_entries(folder / "rwlock")
     os.set_inheritable(lock, True)  # DVC keeps it open and closes it in the stages that it starts
     os.chdir(root)
-    start_warm_process(load(root / "params.yaml").compute.threads)
+    start_warm_process(threads)
     sys.stdout.flush()
     program = shutil.which("dvc") or str(Path(sys.executable).parent / "dvc")
     os.execv(program, [program, "repro", *arguments])

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from components.errors import DataError, ParameterError
+from pipelines.terminal.console import TableConsole
 from pipelines.workspace import Workspace
 
 INDEX, MODEL, PEOPLE = "data/index", "models/retrieval/gadms", "data/people"
@@ -44,7 +44,7 @@ def search(query: str, workspace: Workspace, top: int = 5, picture: Path | None 
         table.add_row(
             str(rank), f"{match.score:.3f}", str(row["identity"]), str(match.image_id), escape(str(row["caption"]))
         )
-    console = Console()
+    console = TableConsole()
     console.print(table)
     if unread := found.unread(query):
         console.print(escape(f"The sentence is longer than the model reads; its end was not used: “{unread}”"))

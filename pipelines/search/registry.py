@@ -38,7 +38,8 @@ def register(name: str, workspace: Workspace) -> str:
     Raises DataError when the model or the index does not exist, or the run that made the index is unknown.
     """
     manifest = _index_run(workspace)
-    from pipelines.tracking.runs import connect, tracking_uri
+    from pipelines.tracking.addresses import tracking_uri
+    from pipelines.tracking.runs import connect
 
     tracker = connect(workspace)
     client = tracker.client

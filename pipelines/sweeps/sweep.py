@@ -7,8 +7,6 @@ import json
 import os
 from typing import Any
 
-from rich.console import Console
-
 from components.errors import ParameterError
 from components.files import file_digest, write_atomically
 from components.training.randomness import stream_seed
@@ -29,7 +27,9 @@ from pipelines.sweeps.results import best_trial, summary
 from pipelines.sweeps.spaces import read_space
 from pipelines.sweeps.sweep_runs import SweepRuns, earlier_trials
 from pipelines.sweeps.validation import base_document, validate, validated
+from pipelines.terminal.console import TableConsole
 from pipelines.tracking import runs as tracking
+from pipelines.tracking.addresses import tracking_uri
 from pipelines.tracking.runs import FAILED, FINISHED, KILLED
 from pipelines.workspace import Workspace
 
@@ -140,7 +140,7 @@ def run_shared_stages(opened: Sweep, runs: SweepRuns) -> None:
         if not link.is_symlink():
             link.symlink_to(opened.workspace.path(path))
     write_atomically(workspace.path("params.yaml"), to_yaml(opened.document))
-    os.environ["MLFLOW_TRACKING_URI"] = tracking.tracking_uri(opened.workspace)
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri(opened.workspace)
     parent, status = runs.shared(), FAILED
     try:
         for run in opened.plan.shared:
@@ -180,7 +180,7 @@ def _write_summary(opened: Sweep, runs: SweepRuns, trials: list[Trial]) -> None:
     document = summary(opened.identity, opened.name, opened.space, opened.document, trials, settings)
     for path in (opened.journal.root / "results.json", opened.workspace.path(f"{RESULTS}/{opened.name}.json")):
         write_atomically(path, json.dumps(document, indent=1, sort_keys=True) + "\n")
-    console = Console(highlight=False, soft_wrap=True)
+    console = TableConsole(highlight=False, soft_wrap=True)
     print_results(trials, opened.space, console)
     counts = ", ".join(f"{count} {state}" for state, count in document["counts"].items() if count)
     console.print(f"wrote {RESULTS}/{opened.name}.json: {counts or 'no trials'}", markup=False)

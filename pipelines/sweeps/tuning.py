@@ -27,7 +27,7 @@ from pipelines.sweeps.documents import value_at
 from pipelines.sweeps.driver import Driver
 from pipelines.sweeps.journal import WAITING, replay
 from pipelines.sweeps.spaces import Population, Resources, Scheduler
-from pipelines.tracking.runs import tracking_uri
+from pipelines.tracking.addresses import tracking_uri
 
 WAITING_RESOURCES = {"node:__internal_head__": 0.001}
 """Resources of a trial function that only waits for Ray Train's workers, which need all the cores."""

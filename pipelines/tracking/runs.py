@@ -27,9 +27,10 @@ from pipelines.locks.file_lock import file_lock
 from pipelines.locks.lease import machine_id
 from pipelines.redaction import without_secrets
 from pipelines.scratch.manifest import InputRecord
+from pipelines.tracking.addresses import sqlite_file, tracking_uri
 from pipelines.tracking.delivery import ARTIFACT_FOLDER, TrackedRun
 from pipelines.tracking.run_state import STATE_FILE, RunState
-from pipelines.workspace import Workspace, main_worktree
+from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,11 +55,6 @@ class RunFacts:
     """By path."""
     patch: str = ""
     """The difference between the commit and the files that ran."""
-
-
-def tracking_uri(workspace: Workspace) -> str:
-    """Return MLFLOW_TRACKING_URI, or the address of a SQLite file in the main worktree."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{main_worktree(workspace.root) / 'mlflow.db'}"
 
 
 def public_uri(workspace: Workspace) -> str:
@@ -88,8 +84,8 @@ def connect(workspace: Workspace) -> "Tracker":
             if experiment := client.get_experiment_by_name(EXPERIMENT):
                 identifier = experiment.experiment_id
             else:
-                database = uri.removeprefix("sqlite:///")
-                beside = None if database == uri else (Path(database).parent.absolute() / "mlartifacts").as_uri()
+                database = sqlite_file(uri)
+                beside = (database.parent.absolute() / "mlartifacts").as_uri() if database else None
                 identifier = client.create_experiment(EXPERIMENT, artifact_location=beside)
     except Exception as error:  # drivers and servers raise many types; each means that no run can begin
         raise _no_answer(uri, error) from error

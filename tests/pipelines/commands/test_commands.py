@@ -1,5 +1,6 @@
 """The verbs: all are found, each explains itself, and those that end early on SIGTERM do so as on Ctrl-C."""
 
+import io
 import re
 import signal
 from dataclasses import replace
@@ -9,6 +10,8 @@ import pytest
 
 import pipelines.commands
 from pipelines import __main__ as program
+from pipelines.terminal.console import TableConsole
+from pipelines.terminal.tables import number_table
 
 VERBS = {command.verb: command for command in program.COMMANDS}
 
@@ -54,3 +57,34 @@ def test_sigterm_interrupts_the_verbs_that_finish_up(verb, monkeypatch):
         signal.signal(signal.SIGTERM, before)
     interrupts = verb in ("study", "sweep", "submit")
     assert handlers == [signal.default_int_handler if interrupts else signal.SIG_DFL]
+
+
+def test_a_folder_below_the_project_is_of_it_and_nothing_is_written_where_there_is_none(tmp_path, monkeypatch, capsys):
+    below = tmp_path / "project/docs"
+    below.mkdir(parents=True)
+    (tmp_path / "project/params.yaml").touch()
+    monkeypatch.chdir(below)
+    places = []
+    found = replace(VERBS["dag"], run=lambda options: places.append(options.workspace))
+    monkeypatch.setattr(program, "COMMANDS", (found, VERBS["repro"]))
+    assert program.main(["dag"]) == program.main(["--workspace", "..", "dag"]) == 0
+    assert places == [tmp_path / "project"] * 2
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert program.main(["repro"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_utf8_shows_what_it_can(encoding, monkeypatch):
+    said = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", said)
+
+    def show(options):
+        TableConsole().print(number_table("σ ≥ 0.97 “quoted”", ("元", "R@1"), [("γ", "41.25")]))
+
+    monkeypatch.setattr(program, "COMMANDS", (replace(VERBS["dag"], run=show),))
+    assert program.main(["dag"]) == 0
+    said.flush()
+    assert b"41.25" in said.buffer.getvalue()

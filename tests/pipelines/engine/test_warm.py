@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from processes import wait_until
 
 from pipelines.engine import warm
+from pipelines.engine.ray_cluster import set_ray_defaults
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import tree_digests
 from pipelines.params import load
@@ -123,6 +126,7 @@ def test_it_ends_with_the_process_that_started_it_and_what_it_forked_goes_on(tmp
     code = """
 import os, sys, time
 from pipelines.engine import warm
+from pipelines.engine.ray_cluster import set_ray_defaults
 warm.start_warm_process(1)
 worker = warm.fork_worker("pretended_worker", 1, 0)
 print(worker.pid, os.environ[warm.WARM].partition(":")[2], flush=True)
@@ -159,3 +163,23 @@ def test_a_stage_gives_the_same_bytes_in_less_processor_time(place, address, tmp
     cold, cold_seconds, warmed, warm_seconds = found
     assert cold == warmed
     assert 0 < warm_seconds < cold_seconds  # no libraries to import
+
+
+@pytest.mark.parametrize("length", [4, 60, 120])
+def test_a_long_tmpdir_leaves_sockets_in_tmp(length, tmp_path, monkeypatch):
+    """Those of the warm process, and those of Ray, whose paths below it are longer."""
+    folder = Path("/tmp") if length == 4 else Path(str(tmp_path / "t").ljust(length, "t"))
+    folder.mkdir(exist_ok=True)
+    commands = []
+    monkeypatch.setattr(warm.subprocess, "Popen", lambda command, **options: commands.append(command))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    for name in (warm.WARM, "RAY_TMPDIR", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")  # restored afterwards
+    os.close(warm.start_warm_process(1))  # binds the socket
+    socket = Path(commands[0][-2])
+    monkeypatch.delenv("RAY_TMPDIR")
+    set_ray_defaults()
+    assert socket.is_socket()
+    assert (socket.parents[1] == folder) == (len(str(folder)) < 80)
+    assert os.environ.get("RAY_TMPDIR") == (None if len(str(folder)) < 30 else "/tmp")
+    shutil.rmtree(socket.parent)
