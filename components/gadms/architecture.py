@@ -37,10 +37,19 @@ def model_config(config: Mapping[str, Any] | str, image_size: tuple[int, int] | 
     _require_known_keys(name, copied)
     vision = copied["vision_cfg"]
     size, patch = image_size or vision.get("image_size", 224), vision.setdefault("patch_size", 16)
-    vision["image_size"] = [size, size] if isinstance(size, int) else list(size)
-    if not isinstance(patch, int) or any(side % patch for side in vision["image_size"]):
-        raise ParameterError(f"image size {vision['image_size']}: not a multiple of the patch size {patch}")
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(_is_count(side) for side in (*sides, patch)):
+        raise ParameterError(
+            f"{name}: image_size {size} and patch_size {patch}: [height, width] and a number are needed"
+        )
+    if any(side % patch for side in sides):
+        raise ParameterError(f"image size {list(sides)}: not a multiple of the patch size {patch}")
+    vision["image_size"] = list(sides)
     return copied
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def grid_of(config: Mapping[str, Any]) -> tuple[int, int]:

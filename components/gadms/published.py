@@ -71,7 +71,7 @@ class Published:
         if self.openai:
             self._require_openai_towers(model.config)
         state = dict(self.towers)
-        if _POSITIONS in state:
+        if _POSITIONS in state and state[_POSITIONS].ndim == 2:
             grid, declared = model.clip.visual.grid_size, grid_of(model_config(architecture))
             resize_positions(state, self._grid(len(state[_POSITIONS]) - 1, declared, grid), grid, position_resize)
         load_exactly(model.clip, state, self.file, "retrieval.architecture", optional=_NOT_PUBLISHED)

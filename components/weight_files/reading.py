@@ -54,8 +54,8 @@ def read_state(file: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             where = f"neither at the top nor under {', '.join(_STATES)}"
             raise DataError(f"{file}: holds no state dict, {where}: {name} is {_kind(value)} and not a tensor")
-        if value.layout != torch.strided or value.is_quantized:
-            raise DataError(f"{file}: {name} is sparse or quantised; only plain tensors are read")
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise DataError(f"{file}: {name} is sparse, quantised or without values; only plain tensors are read")
     state = {_unwrapped(name): value for name, value in content.items()}
     if len(state) < len(content):
         raise DataError(f"{file}: some keys are there twice, with and without module.")

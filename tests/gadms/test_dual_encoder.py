@@ -59,6 +59,9 @@ def test_a_folder_can_be_loaded_at_another_image_size(encoder, tmp_path):
     torch.testing.assert_close(rows[:, 0], torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.0]))
     assert (rows == rows[:, :1]).all()
     assert larger.encode_image(torch.zeros(1, 3, 64, 32))[1].shape[1] == 1 + 8 * 4
+    # As many patches in another shape: each of the two new rows takes the mean of its old two.
+    wide = DualEncoder.load(tmp_path, image_size=(16, 32)).clip.visual.positional_embedding[1:, 0].view(2, 4)
+    torch.testing.assert_close(wide, torch.tensor([0.5, 2.5])[:, None].expand(2, 4))
 
 
 def test_positions_are_fitted_bicubically_as_open_clip_does_when_asked(encoder, tmp_path):
@@ -174,7 +177,10 @@ def test_every_architecture_of_open_clip_is_taken_as_a_plain_clip_or_refused_in_
         ({"vision_cfg": {"width": "wide"}}, "model config: cannot be built (TypeError"),
         ({"text_cfg": {"heads": 5}}, "model config: cannot be built ("),
         ({"text_cfg": {"pool_type": "last"}}, "not read at the end token (pool_type last)"),
-        ({"vision_cfg": {"patch_size": "8"}}, "not a multiple of the patch size 8"),
+        ({"vision_cfg": {"patch_size": "8"}}, "image_size [32, 16] and patch_size 8: [height, width] and a number"),
+        ({"vision_cfg": {"patch_size": 0}}, "and patch_size 0: "),
+        ({"vision_cfg": {"image_size": "64"}}, "image_size 64 and patch_size 8"),
+        ({"vision_cfg": {"image_size": [64, 32, 3]}}, "image_size [64, 32, 3]"),
         ({"vision_cfg": 3}, "vision_cfg and text_cfg must be objects"),
         ({"init_logit_bias": -10}, "SigLIP's loss"),
     ],

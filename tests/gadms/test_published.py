@@ -358,6 +358,7 @@ def test_a_plain_clip_file_is_read_too_and_a_square_grid_is_fitted(tmp_path):
         ({"base_model.visual.proj": None}, r"visual.proj is missing \(1 in all\)"),
         ({"base_model.visual.proj": (128, 64)}, r"visual.proj is \[128, 64\], not \[128, 128\]"),
         ({"base_model.visual.positional_embedding": (11, 128)}, "10 patches are neither a square, nor 2:1, nor 3:1"),
+        ({"base_model.visual.positional_embedding": ()}, r"positional_embedding is \[\], not \[13, 128\]"),
         ({"base_model.extra": (1,)}, "extra is not a part of it"),
     ],
 )

@@ -139,7 +139,8 @@ def test_fine_tuning_presets_hold_irras_recipe(name):
     captions = CAPTIONS.get(name, CAPTIONS["cuhk-pedes"])
     assert loop.steps == math.ceil(60 * captions / chosen.gadms_finetune.training.batch)
     assert abs(loop.warmup_steps - 5 * captions / 64) < 1
-    assert chosen.gadms_finetune.method.head_lr_factor == 5
+    method = chosen.gadms_finetune.method
+    assert (method.head_lr_factor, method.bias_lr_factor, method.decay_gains, method.decoder_depth) == (5, 2, True, 4)
     assert chosen.retrieval.pretrained == "openai"
     assert (chosen.gadms_finetune.training.validate_every is None) == (name == "icfg-pedes")  # it has no val split
 

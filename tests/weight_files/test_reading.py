@@ -111,7 +111,8 @@ REFUSED = {
     "no state": (lambda file: torch.save({"epoch": 3}, file), "epoch is a value of the type int and not a tensor"),
     "a list": (lambda file: torch.save([STATE], file), "holds no state dict, but a value of the type list"),
     "twice": (lambda file: torch.save(STATE | wrapped("module."), file), "with and without module."),
-    "sparse": (lambda file: torch.save({"a": torch.eye(2).to_sparse()}, file), "a is sparse or quantised"),
+    "sparse": (lambda file: torch.save({"a": torch.eye(2).to_sparse()}, file), "a is sparse, quantised or without"),
+    "no values": (lambda file: torch.save({"a": torch.ones(2, device="meta")}, file), "or without values"),
 }
 
 
