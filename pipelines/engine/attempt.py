@@ -9,6 +9,7 @@ from pipelines.errors import InfrastructureError
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import present_fingerprint, stage_inputs, tree_digests
+from pipelines.identity.known_digests import KnownDigests
 from pipelines.params import Parameters, load
 from pipelines.records.code_state import code_state
 from pipelines.records.manifests import find_by_content
@@ -39,7 +40,7 @@ class Attempt:
         inputs = stage_inputs(run, params, workspace.root)
         if missing := [path for path in inputs.values() if not workspace.path(path).exists()]:
             raise DataError(f"{address}: {', '.join(missing)} not there: run `dvc repro {address}`, or `dvc pull` it")
-        identity = present_fingerprint(run, params, workspace.root)
+        identity = present_fingerprint(run, params, workspace.root, KnownDigests(workspace.home))
         scratch = Scratch(workspace.home / folder_name(run.address, identity))
         return cls(run, params, inputs, identity, scratch, workspace)
 
@@ -55,7 +56,7 @@ class Attempt:
         """
         try:
             params = load(self.workspace.path("params.yaml"))
-            now = present_fingerprint(self.run, params, self.workspace.root)
+            now = present_fingerprint(self.run, params, self.workspace.root, KnownDigests(self.workspace.home))
         except (ParameterError, OSError):
             now = ""
         if now != self.fingerprint:
@@ -69,8 +70,9 @@ class Attempt:
         run, params, identity = self.run, self.params, self.fingerprint
         code = code_state(ROOT)  # of the code that runs; the workspace of a trial is no checkout
         inputs: dict[str, InputRecord] = {}
+        known = KnownDigests(self.workspace.home)
         for name, path in self.inputs.items():
-            digests = tree_digests(self.workspace.path(path))
+            digests = tree_digests(self.workspace.path(path), known)
             made_by = find_by_content(path, digests, self.workspace, params)
             inputs[path] = input_record(name, self.workspace.path(path), digests, made_by)
         record = stage_record(run, self.own, params, code, inputs)

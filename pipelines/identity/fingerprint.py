@@ -17,18 +17,25 @@ from typing import Any
 from components.files import file_digest
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT, stage_sources
+from pipelines.identity.known_digests import KnownDigests
 from pipelines.params import Parameters
 
 LOCK = "requirements.lock"
 
 
-def tree_digests(path: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file at or below `path`, by relative path ("" for a plain file); {} for a missing path."""
+def tree_digests(path: Path, known: KnownDigests | None = None) -> dict[str, str]:
+    """Return the SHA-256 of every file at or below `path`, by relative path ("" for a plain file); {} for a missing path.
+
+    Files whose digests are `known` are not read.
+    """
     if path.is_file():
-        return {"": _digest(path)}
-    # Links to folders are followed: a published set in data/raw is often one.
-    files = [Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names]
-    return {file.relative_to(path).as_posix(): _digest(file) for file in sorted(files) if file.is_file()}
+        files = {"": path}
+    else:
+        # Links to folders are followed: a published set in data/raw is often one.
+        found = [Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names]
+        files = {file.relative_to(path).as_posix(): file for file in sorted(found) if file.is_file()}
+    digests = known.of(list(files.values())) if known else [_digest(file) for file in files.values()]
+    return dict(zip(files, digests, strict=True))
 
 
 def _digest(path: Path) -> str:
@@ -59,20 +66,26 @@ def stage_inputs(run: StageRun, params: Parameters, root: Path) -> dict[str, str
     return {**run.inputs, **{path: path for path in weights}}
 
 
-def present_fingerprint(run: StageRun, params: Parameters, root: Path) -> str:
+def present_fingerprint(run: StageRun, params: Parameters, root: Path, known: KnownDigests | None = None) -> str:
     """Return the fingerprint of a stage of the workspace `root` with these parameters and the inputs as they are now."""
     inputs = {name: root / path for name, path in stage_inputs(run, params, root).items()}
-    return fingerprint(run, params.only(run.stage.reads), inputs, params.compute.threads)
+    return fingerprint(run, params.only(run.stage.reads), inputs, params.compute.threads, known)
 
 
-def fingerprint(run: StageRun, parameters: Mapping[str, Any], inputs: Mapping[str, Path], threads: int) -> str:
+def fingerprint(
+    run: StageRun,
+    parameters: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    threads: int,
+    known: KnownDigests | None = None,
+) -> str:
     """Return the fingerprint of the result of `run`, 64 hexadecimal digits. `parameters` holds the keys that the stage reads."""
     return digest(
         {
             "stage": run.address,
             "sources": {source: file_digest(ROOT / source) for source in stage_sources(run.stage)},
             "parameters": dict(parameters),
-            "inputs": {name: tree_digests(path) for name, path in inputs.items()},
+            "inputs": {name: tree_digests(path, known) for name, path in inputs.items()},
             "lock": file_digest(ROOT / LOCK),
             "threads": threads,
         }

@@ -139,11 +139,16 @@ def _upload(run: StageRun, task: StageTask, compute: Compute, storage: Storage, 
 
 
 def _copy_metrics(storage: Storage, key: str, scratch: Scratch) -> None:
-    """Copy the job's metrics into the scratch folder, from which the runner delivers them."""
-    text = storage.read(f"{run_folder(key)}/{METRICS}")
-    if text is not None and (
-        not scratch.metrics_file.exists() or scratch.metrics_file.read_text(encoding="utf-8") != text
-    ):
+    """Copy the job's metrics into the scratch folder, from which the runner delivers them: nothing where their size is the same."""
+    name = f"{run_folder(key)}/{METRICS}"
+    here = scratch.metrics_file.read_text(encoding="utf-8") if scratch.metrics_file.exists() else ""
+    if storage.size(name) == len(here.encode()):
+        return
+    text = storage.read(name)
+    if text and text.startswith(here):
+        with open(scratch.metrics_file, "a", encoding="utf-8") as file:
+            file.write(text[len(here) :])
+    elif text is not None:
         write_atomically(scratch.metrics_file, text)
 
 

@@ -7,12 +7,35 @@ never waits for a server, nothing is lost when it is away, and a resumed run can
 import csv
 import io
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from components.files import write_atomically
+
+
+class MetricFollower:
+    """Reads what a process has appended to a log since the last time, and all of a log that was replaced since."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode, self._offset = -1, 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the complete lines that are new."""
+        if not self._path.exists():
+            return []
+        with open(self._path, "rb") as file:
+            state = os.fstat(file.fileno())
+            if state.st_ino != self._inode or state.st_size < self._offset:
+                self._inode, self._offset = state.st_ino, 0
+            file.seek(self._offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        lines = whole.decode("utf-8", "replace").split("\n") if newline else []
+        return [parsed for line in lines if (parsed := _parse(line)) is not None]
 
 
 class MetricLog:
@@ -28,10 +51,7 @@ class MetricLog:
 
     def read(self) -> list[dict[str, Any]]:
         """Return every complete line; one torn by a kill or a full disk is skipped."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-        return [parsed for line in lines if (parsed := _parse(line)) is not None]
+        return MetricFollower(self.path).read()
 
     def take_back(self, phase: str, after_step: int) -> None:
         """Drop what `phase` reported after `after_step`; it will be computed and reported again."""

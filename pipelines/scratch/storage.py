@@ -82,6 +82,13 @@ class Storage:
         except ValueError:
             return None
 
+    def size(self, name: str) -> int | None:
+        """Return a file's size in bytes, or None without the file."""
+        try:
+            return int(self._retry(lambda: self._files.size(self.path(name))))
+        except FileNotFoundError:
+            return None
+
     def write(self, name: str, text: str) -> None:
         self._write_whole(name, lambda path: self._files.pipe_file(path, text.encode()))
 

@@ -10,12 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import one_line
 from pipelines.locks.retrying import retry
 from pipelines.scratch.manifest import MANIFEST_FILE
-from pipelines.scratch.metric_log import MetricLog
+from pipelines.scratch.metric_log import MetricFollower
 from pipelines.tracking.run_state import RunEnd, RunState
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class TrackedRun:
         self.run_id = run_id
         self.folder = folder
         self._unconfirmed = unconfirmed
+        self._log = MetricFollower(folder / "metrics.jsonl")
+        self._waiting: list[dict[str, Any]] = []  # lines that the server has not taken yet
         self._away_until = 0.0
         self._warned = False
 
@@ -66,10 +68,11 @@ class TrackedRun:
     def _deliver(self) -> None:
         from mlflow.entities import Metric
 
+        self._waiting += self._log.read()
         state = RunState.load(self.folder)
         new = [
             (line["phase"], key, value, line["step"], int(line["time"] * 1000))
-            for line in MetricLog(self.folder / "metrics.jsonl").read()
+            for line in self._waiting
             for key, value in line["metrics"].items()
             if line["step"] > state.delivered.get(line["phase"], {}).get(key, -1)
         ]
@@ -80,6 +83,7 @@ class TrackedRun:
             steps[key] = max(step, steps.get(key, -1))
         if new:
             state.save(self.folder)
+        self._waiting.clear()
 
     def _send(self, metrics: Sequence["Metric"], identity: Callable[["Metric"], Hashable]) -> None:
         """Send the points that the server does not have; `identity` distinguishes points of one metric."""
@@ -106,6 +110,7 @@ class TrackedRun:
         """
         from mlflow.entities import Metric
 
+        self._log, self._waiting = MetricFollower(self.folder / "metrics.jsonl"), []  # once more from the start
         self._deliver()
         state = RunState.load(self.folder)
         ended = state.ended

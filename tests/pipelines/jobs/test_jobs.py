@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from components.errors import DataError, ParameterError
 from pipelines import graph, params
@@ -485,9 +486,9 @@ def test_the_dashboard_is_found_in_params_then_in_the_environment(monkeypatch):
 )
 def test_a_mistake_in_compute_is_one_line(values, words, tmp_path):
     file = tmp_path / "params.yaml"
-    document = params.yaml.safe_load((ROOT / "params.yaml").read_text())
+    document = yaml.safe_load((ROOT / "params.yaml").read_text())
     document["compute"].update(values)
-    file.write_text(params.yaml.safe_dump(document))
+    file.write_text(yaml.safe_dump(document))
     with pytest.raises(ParameterError, match=words) as refused:
         params.load(file)
     assert "\n" not in str(refused.value)

@@ -18,7 +18,7 @@ from pipelines import errors
 from pipelines.errors import InfrastructureError, StageFailedError, exit_code, is_expected
 from pipelines.scratch.folder import LINK_FROM_BYTES, Scratch, put_in_place
 from pipelines.scratch.manifest import Manifest
-from pipelines.scratch.metric_log import MetricLog
+from pipelines.scratch.metric_log import MetricFollower, MetricLog
 
 MANIFEST = Manifest(stage="probe", fingerprint="0123", metrics={"accuracy": 0.5})
 
@@ -300,3 +300,21 @@ def test_an_error_is_shortened_to_one_line_without_secrets():
     assert errors.one_line("x" * 300, 10) == "x" * 10
     assert "hunter2" not in errors.one_line(ValueError("http://me:hunter2@host/"))
     assert errors.one_line(RuntimeError('Traceback:\n  File "a.py", line 1\nKeyError: 3')) == "KeyError: 3"
+
+
+def test_a_follower_reads_what_is_new_and_a_replaced_log_from_its_start(tmp_path):
+    log, follower = MetricLog(tmp_path / "metrics.jsonl"), MetricFollower(tmp_path / "metrics.jsonl")
+    assert follower.read() == []
+    log.append("main", 1, {"loss": 1.0})
+    log.append("main", 2, {"loss": 0.5})
+    assert [line["step"] for line in follower.read()] == [1, 2]
+    with open(log.path, "a") as file:
+        file.write('{"phase": "main", "step": 3')  # being written
+    assert follower.read() == []
+    with open(log.path, "a") as file:
+        file.write(', "time": 1, "metrics": {}}\nnot JSON\n')
+    assert [line["step"] for line in follower.read()] == [3]
+    log.take_back("main", 1)
+    log.append("main", 2, {"loss": 0.25})
+    assert [line["step"] for line in follower.read()] == [1, 2]
+    assert follower.read() == []
