@@ -41,13 +41,9 @@ def read_state(file: Path) -> dict[str, Tensor]:
     Raises DataError, in one line, for a file that is missing, cut off, of another kind, or of types that are not plain data.
     """
     content = _content(file)
-    while True:
-        inner = [
-            content[key] for key in _STATES if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
-        ]
-        if not inner:
-            break
-        content = inner[0]
+    for _ in _STATES:  # one within another
+        if isinstance(content, Mapping):
+            content = next((content[key] for key in _STATES if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping) or not content:
         raise DataError(f"{file}: holds no state dict, but {_kind(content)}")
     for name, value in content.items():
