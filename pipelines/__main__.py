@@ -33,7 +33,8 @@ from pipelines.commands import (
 )
 from pipelines.engine.warm import silence_import_notices
 from pipelines.errors import replace_unprintable, report_error
-from pipelines.workspace import workspace_root
+from pipelines.tracking.failures import explain, is_of_store
+from pipelines.workspace import Workspace, workspace_root
 
 # In the order of `--help`.
 PIPELINE = (run, repro, preset, report, search, generate, curate, compbench, dry_run, study, sweep, promote, submit)
@@ -57,8 +58,17 @@ def main(arguments: list[str] | None = None) -> int:
         # A path that was given; stages have processes of their own, which show a bug's traceback.
         return report_error(DataError(f"{error.filename}: {error.strerror}") if error.filename else error)
     except BaseException as error:
-        return report_error(error)
+        return report_error(_explained(error, options.workspace))
     return 0
+
+
+def _explained(error: BaseException, root: Path) -> BaseException:
+    """Return what an error of the tracking store means; any other as it is."""
+    if not isinstance(error, Exception) or not is_of_store(error):
+        return error
+    from pipelines.tracking.addresses import tracking_uri
+
+    return explain(tracking_uri(Workspace.at(root)), error)
 
 
 def _parser() -> argparse.ArgumentParser:

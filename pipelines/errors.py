@@ -88,6 +88,8 @@ def report_error(error: BaseException, about: str = "") -> int:
     """
     if not is_expected(error):
         traceback.print_exc()
+    elif isinstance(error, KeyboardInterrupt):
+        print(str(error) or "interrupted", file=sys.stderr, flush=True)
     elif not isinstance(error, StageFailedError):
         subject = f"{about}: " if about else ""
         print(f"error: {subject}{without_secrets(str(error)) or type(error).__name__}", file=sys.stderr, flush=True)

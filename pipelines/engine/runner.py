@@ -144,10 +144,18 @@ def _run(attempt: Attempt, lock: FolderLock, parent_run: str | None, until: tupl
             killed = exit_code(error) == INTERRUPTED
             _close(tracked, KILLED if killed else FAILED, {}, timeout=2 if killed else 20)
             if killed:
-                raise KeyboardInterrupt from error
+                raise KeyboardInterrupt(_paused(run, scratch)) from error
             raise
         _close(tracked, FINISHED, _final(done), timeout=20, tags=mlflow_tags(record))
     return done
+
+
+def _paused(run: StageRun, scratch: Scratch) -> str:
+    """Return how far a stage that was interrupted has come."""
+    steps = sorted(scratch.checkpoints.glob("*/step-*"), key=lambda folder: folder.stat().st_mtime)
+    if steps:
+        return f"{run.address}: paused at step {int(steps[-1].name.removeprefix('step-'))}: run again to resume"
+    return f"{run.address}: stopped{' before its first checkpoint' if run.stage.trains else ''}: run again"
 
 
 def _final(done: Manifest) -> dict[str, float]:

@@ -63,6 +63,8 @@ def main() -> int:
             run, lambda rank: nullcontext(folders), Parameters.partial(task.parameters), compute, scratch.folder
         )
         write_atomically(scratch.result_file, json.dumps(metrics, sort_keys=True))
+    except KeyboardInterrupt:
+        return INTERRUPTED  # the runner says so
     except BaseException as raised:
         return report_error(_full_disk(raised) or raised, task.address)
     return 0

@@ -113,6 +113,8 @@ def _request(
         value = getattr(compute, name)
         environment[f"PIPELINES_COMPUTE__{name.upper()}"] = "null" if value is None else str(value)
     environment["PIPELINES_COMPUTE__BACKEND"] = "local"
+    if experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+        environment["MLFLOW_EXPERIMENT_NAME"] = experiment
     snapshots = workspace.home / "snapshots"
     snapshots.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=snapshots, prefix=".writing-"))

@@ -20,7 +20,7 @@ from components.files import file_digest, write_atomically
 from pipelines import graph
 from pipelines.engine.parent import end_with_parent
 from pipelines.engine.worker import StageTask
-from pipelines.errors import InfrastructureError, report_error
+from pipelines.errors import INTERRUPTED, InfrastructureError, report_error
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import digest, present_fingerprint, stage_inputs, tree_digests
@@ -45,7 +45,8 @@ def main() -> int:
         task = StageTask(**json.loads(sys.stdin.readline()))
         _run_as_job(task, Compute(**task.compute))
     except BaseException as error:
-        return report_error(error)
+        # Of an interrupt, the runner says how far the stage has come.
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else report_error(error)
     return 0
 
 

@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
+from components.errors import ParameterError
 from components.files import file_digest
-from pipelines.errors import InfrastructureError, one_line
+from pipelines.errors import one_line
 from pipelines.graph import all_stages
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import digest
@@ -29,6 +30,7 @@ from pipelines.redaction import without_secrets
 from pipelines.scratch.manifest import InputRecord
 from pipelines.tracking.addresses import sqlite_file, tracking_uri
 from pipelines.tracking.delivery import ARTIFACT_FOLDER, TrackedRun
+from pipelines.tracking.failures import explain
 from pipelines.tracking.run_state import STATE_FILE, RunState
 from pipelines.workspace import Workspace
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "crossmodal-pipelines"
+"""Where MLFLOW_EXPERIMENT_NAME, which MLflow itself reads, names no other."""
 LOCK_SECONDS = 300.0
 """How long to wait for another process that creates the database, or the pipeline's run."""
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
@@ -63,7 +66,7 @@ def public_uri(workspace: Workspace) -> str:
 
 
 def connect(workspace: Workspace) -> "Tracker":
-    """Return a tracker whose server has answered. Raises InfrastructureError within seconds when it does not."""
+    """Return a tracker whose server has answered. Raises within seconds what `explain` makes of a failure."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -81,22 +84,27 @@ def connect(workspace: Workspace) -> "Tracker":
         # The first access creates the database; two at once would corrupt it for good.
         with _lock(workspace):
             client = MlflowClient(uri)
-            if experiment := client.get_experiment_by_name(EXPERIMENT):
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+            if experiment := client.get_experiment_by_name(name):
                 identifier = experiment.experiment_id
+                if experiment.lifecycle_stage != "active":
+                    restore = f"MLFLOW_TRACKING_URI={public_uri(workspace)} mlflow experiments restore -x {identifier}"
+                    raise ParameterError(
+                        f"the experiment {name} was deleted: `{restore}`, or set MLFLOW_EXPERIMENT_NAME to another; nothing was run"
+                    )
             else:
                 database = sqlite_file(uri)
                 beside = (database.parent.absolute() / "mlartifacts").as_uri() if database else None
-                identifier = client.create_experiment(EXPERIMENT, artifact_location=beside)
+                identifier = client.create_experiment(name, artifact_location=beside)
     except Exception as error:  # drivers and servers raise many types; each means that no run can begin
-        raise _no_answer(uri, error) from error
+        raise_explained(workspace, error)
     return Tracker(client, identifier, workspace)
 
 
-def _no_answer(uri: str, error: Exception) -> InfrastructureError:
-    return InfrastructureError(
-        f"the MLflow server at {without_secrets(uri)} does not answer ({one_line(error)}): "
-        "start it, or set MLFLOW_TRACKING_URI; nothing was run"
-    )
+def raise_explained(workspace: Workspace, error: Exception) -> NoReturn:
+    """Raise what `explain` makes of a failure of the workspace's store."""
+    found = explain(tracking_uri(workspace), error)
+    raise found from (None if found is error else error)
 
 
 def _lock(workspace: Workspace) -> AbstractContextManager[None]:
@@ -143,15 +151,14 @@ class Tracker:
     def open(self, folder: Path, facts: RunFacts, parent: str | None = None) -> TrackedRun:
         """Open the stage's run: the one that `folder` remembers, or a new one below the pipeline's run.
 
-        `parent` replaces the pipeline's run; its creator sets its status. Raises InfrastructureError when the server stops
-        answering.
+        `parent` replaces the pipeline's run; its creator sets its status. Raises as `connect` does when the server stops answering.
         """
         try:
             self.close_finished()
             self.end_orphans()
             return self._open(folder, facts, parent)
         except Exception as error:  # as in `connect`
-            raise _no_answer(tracking_uri(self.workspace), error) from error
+            raise_explained(self.workspace, error)
 
     def _open(self, folder: Path, facts: RunFacts, given_parent: str | None) -> TrackedRun:
         parent = given_parent or self.pipeline_run()

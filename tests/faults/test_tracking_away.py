@@ -147,7 +147,7 @@ def test_a_server_that_answers_500_at_the_start_stops_a_stage_before_any_work(wi
     assert finished.returncode == 75
     assert "Traceback" not in finished.stderr
     (line,) = [text for text in finished.stderr.splitlines() if text.startswith("error: ")]
-    assert "does not answer" in line
+    assert "answers that it has failed itself" in line
     assert "nothing was run" in line
     assert with_people.steps("probe") == []
 

@@ -230,6 +230,8 @@ def test_sigterm_ends_the_stage_with_130_and_its_run_as_killed(training):
     _, errors = process.communicate(timeout=500)
     assert process.returncode == 130
     assert "Traceback" not in errors
+    assert errors.count("probe: paused at step ") == errors.count("run again") == 1
+    assert "interrupted" not in errors
     assert not worker.is_running()
     (run,) = place.tracked("probe")
     assert run.info.status == "KILLED"

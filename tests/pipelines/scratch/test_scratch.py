@@ -14,7 +14,8 @@ import pytest
 from components.errors import DataError, ParameterError
 from components.files import TEMPORARY, temporary_beside, write_atomically, written_atomically
 from components.training.loop import NonFiniteLossError
-from pipelines import errors
+from pipelines import errors, graph
+from pipelines.engine.runner import _paused
 from pipelines.errors import InfrastructureError, StageFailedError, exit_code, is_expected
 from pipelines.scratch.folder import LINK_FROM_BYTES, Scratch, put_in_place
 from pipelines.scratch.manifest import Manifest
@@ -292,6 +293,20 @@ def test_the_table_has_a_row_a_step_and_no_times(log):
 def test_an_error_ends_with_its_exit_code_and_only_bugs_show_a_traceback(error, code, one_line):
     assert exit_code(error) == code
     assert is_expected(error) == one_line
+
+
+def test_an_interrupt_says_once_how_far_the_stage_has_come(scratch, capsys):
+    training, evaluation = graph.find("probe"), graph.find("gadms_evaluate@gadms")
+    assert _paused(evaluation, scratch) == "gadms_evaluate@gadms: stopped: run again"
+    assert _paused(training, scratch) == "probe: stopped before its first checkpoint: run again"
+    for age, step in ((2, "first/step-00000900"), (1, "main/step-00000650"), (0, "main/step-00000700")):
+        folder = scratch.checkpoints / step
+        folder.mkdir(parents=True)
+        os.utime(folder, (time.time() - age, time.time() - age))
+    assert errors.report_error(KeyboardInterrupt(_paused(training, scratch))) == 130
+    assert capsys.readouterr().err == "probe: paused at step 700: run again to resume\n"
+    assert errors.report_error(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_an_error_is_shortened_to_one_line_without_secrets():
