@@ -33,6 +33,7 @@ from pipelines.commands import (
 )
 from pipelines.engine.warm import silence_import_notices
 from pipelines.errors import replace_unprintable, report_error
+from pipelines.tracking.addresses import tracking_uri
 from pipelines.tracking.failures import explain, is_of_store
 from pipelines.workspace import Workspace, workspace_root
 
@@ -66,8 +67,6 @@ def _explained(error: BaseException, root: Path) -> BaseException:
     """Return what an error of the tracking store means; any other as it is."""
     if not isinstance(error, Exception) or not is_of_store(error):
         return error
-    from pipelines.tracking.addresses import tracking_uri
-
     return explain(tracking_uri(Workspace.at(root)), error)
 
 
