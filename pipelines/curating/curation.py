@@ -14,6 +14,7 @@ from components.files import file_digest
 from components.persons.curation.candidates import NO_CAPTION, Candidate, InputPicture, Judge, pictures_in, summary
 from components.persons.curation.selection import EQUAL, KEPT, final_reasons, without_conflicts
 from components.persons.pixels import encode_png
+from components.persons.published.fields import good_captions
 from components.persons.published.readers import find_dataset
 from components.persons.shards import CaptionRow, DatasetWriter
 from pipelines.curating.folder import CurationFolder, require_same
@@ -102,7 +103,10 @@ def _open_source(path: Path, others: Counter[str]) -> tuple[Path, Iterator[Input
         if not path.is_dir():
             raise
         return path, pictures_in(path, others)
-    records = (InputPicture(record.image_path, record.captions, record.identity, record.split) for record in found)
+    records = (
+        InputPicture(record.image_path, good_captions(record.captions), record.identity, record.split)
+        for record in found
+    )
     return found.folder, records
 
 

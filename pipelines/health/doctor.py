@@ -72,7 +72,7 @@ def _dataset(name: str, layout: Layout | None, chosen: Parameters, workspace: Wo
     except DataError as error:
         return Finding(name, State.INCOMPLETE, asked_for, "cannot be read", (_below(str(error), workspace),))
     remarks = tuple(_remarks(seen, found, layout, workspace))
-    if seen.missing_fraction > chosen.prepare.max_bad_fraction:
+    if seen.bad_fraction > chosen.prepare.max_bad_fraction:
         state = State.INCOMPLETE
     else:
         state = State.DIFFERENT if remarks else State.WHOLE

@@ -10,6 +10,7 @@ from components.persons.drawn.config import DrawnConfig
 from components.persons.drawn.dataset import write_drawn_dataset
 from components.persons.published.readers import find_dataset
 from components.persons.published.validation import ValidatedRecords
+from components.persons.records import SPLITS
 from components.persons.shards import DATASET_MANIFEST, write_records
 from components.persons.statistics import manifest_statistics
 from pipelines.engine.context import StageContext
@@ -41,7 +42,7 @@ def run(
         write_records(validation, outputs["people"])  # one record at a time: a set may have millions
         report = validation.report
     report.write(outputs["people"])
-    for line in report.summary():
+    for line in (*report.summary(), *(f"no {split} split" for split in SPLITS if split not in report.splits)):
         print(f"{settings.source}: {line}", flush=True)
     statistics = manifest_statistics(outputs["people"] / DATASET_MANIFEST, CaptionTokenizer().is_cut)
     for split, counts in statistics.items():

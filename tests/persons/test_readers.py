@@ -220,6 +220,12 @@ def test_a_row_that_is_not_of_the_tables_form_is_named(tmp_path, row, says):
     assert says in str(error.value)
 
 
+def test_a_set_behind_a_link_has_the_name_of_the_link(tmp_path):
+    published(tmp_path, "disk7", "reid_raw.json", "file_path", ("train",))
+    (tmp_path / "mine").symlink_to(tmp_path / "disk7")
+    assert {record.source for record in read_dataset("mine", tmp_path)} == {"mine"}
+
+
 def test_a_path_that_is_nothing_readable_says_what_is_expected(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         read_dataset("nowhere", tmp_path)

@@ -4,6 +4,7 @@ A missing value (null, NaN) and a value of another type never become text: `str(
 """
 
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -49,6 +50,11 @@ def _whole_number(value: Any) -> int | None:
         return int(value) if value.is_finite() and value == value.to_integral_value() else None
     written = text(value)
     return int(written.split(".")[0]) if re.fullmatch(r"[+-]?\d{1,40}(\.0+)?", written, re.ASCII) else None
+
+
+def good_captions(captions: Sequence[str]) -> tuple[str, ...]:
+    """Return the captions that can be used."""
+    return tuple(caption for caption in captions if caption_fault(caption) is None)
 
 
 def caption_fault(caption: str) -> tuple[str, str] | None:

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from components.persons.published.fields import caption_fault
+from components.persons.published.fields import good_captions
 from components.persons.published.layouts import Counts, Layout
 from components.persons.published.ledger import Ledger
 from components.persons.published.locations import PictureFolder, UnusablePathError
@@ -22,6 +22,7 @@ class Inventory:
         shared: identities in more than one split.
         without_caption: pictures without a good caption.
         bad_captions: captions that validation leaves out.
+        bad: records that validation finds bad, as far as can be told without opening pictures.
     """
 
     splits: dict[str, Counts]
@@ -30,6 +31,7 @@ class Inventory:
     shared: int
     without_caption: int
     bad_captions: int
+    bad: int
 
     @property
     def images(self) -> int:
@@ -40,6 +42,11 @@ class Inventory:
         """Fraction of the listed pictures that is missing."""
         return sum(self.missing.values()) / max(1, self.images)
 
+    @property
+    def bad_fraction(self) -> float:
+        """Fraction of the records that is bad, to be compared with `prepare.max_bad_fraction`."""
+        return self.bad / max(1, self.images)
+
 
 def take_inventory(dataset: RecordSource) -> Inventory:
     """Count a dataset record by record, and check that each picture exists. Raises DataError for a malformed annotation file."""
@@ -48,20 +55,23 @@ def take_inventory(dataset: RecordSource) -> Inventory:
     identities = Ledger()
     missing: Counter[str] = Counter()
     places = PictureFolder(dataset.folder)
-    example, without_caption, bad_captions = "", 0, 0
+    example, without_caption, bad_captions, bad = "", 0, 0, 0
     for record in dataset:
         images[record.split] += 1
         captions[record.split] += len(record.captions)
         identities.vote(record.identity, record.split)
-        bad = sum(caption_fault(caption) is not None for caption in record.captions)
-        bad_captions += bad
-        without_caption += bad == len(record.captions)
+        faults = len(record.captions) - len(good_captions(record.captions))
+        bad_captions += faults
+        without_caption += faults == len(record.captions)
+        is_bad = record.split not in SPLITS or bool(faults) or not record.captions
         try:
             places.address(record.image_path)
         except UnusablePathError as error:
+            is_bad = True
             listed = PurePosixPath(record.image_path.replace("\\", "/"))
-            missing["/".join(listed.parent.parts[:2]) or "."] += 1
-            example = example or f"{record.image_path} ({error})"
+            missing[_printable("/".join(listed.parent.parts[:2]) or ".")] += 1
+            example = example or _printable(f"{record.image_path} ({error})")
+        bad += is_bad
     order = [*SPLITS, *sorted(set(images) - set(SPLITS))]
     voters = identities.voters()
     return Inventory(
@@ -71,6 +81,7 @@ def take_inventory(dataset: RecordSource) -> Inventory:
         len({identity for identity, _, _ in identities.divided()}),
         without_caption,
         bad_captions,
+        bad,
     )
 
 
@@ -85,3 +96,8 @@ def count_differences(found: Inventory, layout: Layout) -> list[str]:
             if expected is not None and expected != counted:
                 lines.append(f"{split}: {counted:,} {kind}, published {expected:,}")
     return lines
+
+
+def _printable(text: str) -> str:
+    """A listed path may hold half of a character, which no terminal takes."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -15,6 +15,7 @@ a path         a .csv or .parquet manifest (`components.persons.published.table_
 `components.persons.published.layouts` describes each dataset, `components.persons.published.annotations` reads its files.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,11 +111,11 @@ def find_dataset(name_or_path: str | Path, root: str | Path = ".") -> DatasetFil
 def _in_folder(folder: Path) -> DatasetFiles:
     if is_prepared(folder):
         form = Format(DATASET_MANIFEST, prepared_records)
-        return DatasetFiles(folder.resolve().name, folder, (folder / DATASET_MANIFEST,), None, form)
+        return DatasetFiles(_name(folder), folder, (folder / DATASET_MANIFEST,), None, form)
     for layout in LAYOUTS.values():
         for form in layout.formats:
             if files := form.find(folder):
-                return DatasetFiles(folder.resolve().name, folder, tuple(files), layout, form)
+                return DatasetFiles(_name(folder), folder, tuple(files), layout, form)
     known = dict.fromkeys(form.files for layout in LAYOUTS.values() for form in layout.formats)
     raise DataError(
         f"{folder} holds no annotation file; expected one of {', '.join(known)}, or give a .csv or .parquet manifest"
@@ -127,6 +128,11 @@ def _annotation_file(path: Path) -> DatasetFiles:
         for form in layout.formats:
             if path.match(form.files) and (files := form.find(form.folder_of(path))):
                 folder = form.folder_of(path)
-                return DatasetFiles(folder.resolve().name, folder, tuple(files), layout, form)
+                return DatasetFiles(_name(folder), folder, tuple(files), layout, form)
     layout = LAYOUTS["cuhk-pedes"]
-    return DatasetFiles(path.resolve().parent.name, path.parent, (path,), layout, layout.formats[0])
+    return DatasetFiles(_name(path.parent), path.parent, (path,), layout, layout.formats[0])
+
+
+def _name(folder: Path) -> str:
+    """The name that the user gave a folder: of a link its own, not that of the shared disk's folder."""
+    return os.path.basename(os.path.abspath(folder))

@@ -103,7 +103,7 @@ class ValidatedRecords:
         first = report.bad[0]
         raise DataError(
             f"{self._dataset.name}: {len(report.bad)} of {report.total} records are bad ({kinds}), allowed is a fraction of "
-            f"{self._max_bad_fraction:g} (max_bad_fraction); first: record {first['index']}, {first['image_path']!r}: "
+            f"{self._max_bad_fraction:g} (max_bad_fraction); first: record {first['index']}, {first['image_path']!r:.200}: "
             f"{first['detail']}"
         )
 

@@ -1,5 +1,6 @@
 """The doctor: what is there, what is not, and the exit code that says whether a run could begin."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -7,10 +8,13 @@ import shutil
 import pytest
 from PIL import Image
 
+from components.errors import DataError
 from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
 from components.gadms.published import weights_digest
 from components.gadms.tasks import RetrievalTask
+from components.persons.published.readers import find_dataset
+from components.persons.published.validation import ValidatedRecords
 from pipelines import presets
 from pipelines.__main__ import main
 from pipelines.health import doctor
@@ -105,6 +109,23 @@ def test_missing_pictures_are_named_by_folder_and_count_as_not_there(workspace, 
     assert "cuhk-pedes" in err
     # As many as prepare would leave out are no reason to stop.
     assert ask(workspace, capsys, "--data", prepare={"max_bad_fraction": 0.4})[0] == 0
+
+
+def test_the_doctor_refuses_the_records_that_prepare_refuses_and_prints_any_path(workspace, capsys):
+    cuhk(workspace, [f"cam_a/{i}.png" for i in range(4)])
+    path = workspace.root / "data/raw/CUHK-PEDES/reid_raw.json"
+    entries = json.loads(path.read_text())
+    entries[0] |= {"split": "training"}
+    entries[1] |= {"captions": ["A man.", None]}
+    entries[2] |= {"file_path": "cam_a/half \udcff.png"}
+    path.write_text(json.dumps(entries))
+    for allowed, code in ((0.7, 3), (0.75, 0)):
+        found, out, _ = ask(workspace, capsys, "--data", prepare={"source": "cuhk-pedes", "max_bad_fraction": allowed})
+        assert found == code
+        with contextlib.nullcontext() if code == 0 else pytest.raises(DataError, match="3 of 4 records are bad"):
+            list(ValidatedRecords(find_dataset(path.parent), max_bad_fraction=allowed))
+    assert r"such as imgs/cam_a/half \udcff.png (no " in out
+    assert "1 captions are empty or no text" in out
 
 
 def test_an_annotation_file_that_cannot_be_read_is_said_so(workspace, capsys):
