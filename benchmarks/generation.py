@@ -51,9 +51,8 @@ def drawing_of(model: Path, chosen: Parameters, batch: int, taca: dict[str, Any]
     """The settings of params.yaml, without guidance."""
     return DrawSettings(
         model=model.absolute(),
-        adapter=None,
+        adapters=(),
         taca=taca,
-        adapter_threshold=None,
         height=chosen.pictures.height,
         width=chosen.pictures.width,
         steps=chosen.taca_generate.steps,

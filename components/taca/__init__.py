@@ -8,12 +8,13 @@ from typing import Any
 from components.exports import all_names, find
 
 _PUBLIC = {
+    "adapter_gate": ("AdapterGate",),
     "attention": ("temperature_adjusted_attention",),
     "cache": ("LatentCache",),
     "families": ("Family",),
-    "generation": ("Arm", "apply_arm", "generate"),
+    "generation": ("Adapter", "Arm", "apply_arm", "generate"),
     "install": ("TacaHandle", "disable_taca", "enable_taca"),
-    "lora": ("AdapterGate", "add_lora", "load_lora", "save_lora", "unload_lora"),
+    "lora": ("add_lora", "load_lora", "save_lora", "unload_lora"),
     "observation": ("observe_attention",),
     "reference": ("load_base", "write_reference"),
     "registry": ("register_family",),

@@ -96,7 +96,7 @@ class Family:
     - `checkpointed_kwargs`: set where diffusers forgets `attention_kwargs` under gradient checkpointing: the blocks' name
       of that argument.
     - `lora_targets`: attention-only LoRA targets (PEFT suffixes).
-    - `lora_reader`: diffusers' reader of LoRA files in the layer names of the family's own code, if those differ.
+    - `lora_reader`: the class in `diffusers.loaders.lora_pipeline` that reads LoRA files for the family's pipelines, if any.
     - `conventions`: its pipeline; None for a transformer that is patched, but neither trained nor drawn with here.
     """
 

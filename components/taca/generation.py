@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from components.errors import ParameterError
+from components.taca.adapter_gate import AdapterGate
 from components.taca.config import TacaConfig
 from components.taca.conventions import as_transformer_input, image_tokens, latent_shape, sampler_sigmas, text_length
-from components.taca.install import disable_taca, enable_taca, taca_handle
-from components.taca.lora import AdapterGate, load_lora, unload_lora
+from components.taca.install import disable_taca, enable_taca, taca_handle, transformer_of
+from components.taca.lora import load_lora, unload_lora
 from components.taca.lora_files import read_lora_settings
 from components.taca.model_schedule import resolve_schedule
 from components.taca.registry import conventions_of
@@ -24,53 +25,56 @@ ADAPTER = "taca"
 
 
 @dataclass(frozen=True)
-class Arm:
-    """What is enabled while pictures are drawn. Both None: the base model.
+class Adapter:
+    """A LoRA that is on while pictures are drawn.
 
-    adapter: folder of a LoRA written by `save_lora`.
-    schedule: the temperature schedule of TACA; None for stock attention.
-    adapter_threshold: the sigma in [0, 1] from which up the LoRA is active; None takes the threshold stored with its weights,
-    or else the schedule's.
+    path: a file or folder that `load_lora` reads. weight: what its change of the weights is multiplied by. threshold: the sigma in
+    [0, 1] from which up it is on; None for the one that it was trained from, if its file says, else 0, at every step.
     """
 
-    adapter: Path | None = None
+    path: Path
+    weight: float = 1.0
+    threshold: float | None = None
+
+    def active_from(self) -> float:
+        """Return the lowest sigma at which it is on. Raises DataError for an unreadable file."""
+        if self.threshold is not None:
+            return self.threshold
+        settings = read_lora_settings(self.path)
+        return 0.0 if settings.get("form") == "constant" else float(settings.get("threshold", 0.0))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is enabled while pictures are drawn: LoRAs, and the temperature schedule of TACA, or None for stock attention."""
+
+    adapters: tuple[Adapter, ...] = ()
     schedule: TemperatureSchedule | None = None
-    adapter_threshold: float | None = None
 
 
 @contextmanager
 def apply_arm(pipe: Any, arm: Arm) -> Iterator[Any]:
-    """Enable the arm's TACA and gated LoRA on `pipe.transformer` inside the block, and restore it afterwards.
+    """Enable the arm's TACA and gated LoRAs on `pipe.transformer` inside the block, and restore it afterwards.
 
     Restored are attention processors, adapters, and any TACA enabled before; an arm without a schedule runs without TACA.
-    Raises `DataError` for an unreadable adapter, `ParameterError` if no threshold is known for it.
+    Raises `DataError` for an unreadable adapter.
     """
-    transformer = pipe.transformer
+    transformer = transformer_of(pipe)
     before = taca_handle(transformer)
     with ExitStack() as undo:
         if before is not None:
             undo.callback(enable_taca, transformer, before.schedule)
         disable_taca(transformer)
         if arm.schedule is not None:
-            enable_taca(pipe, arm.schedule)
+            enable_taca(transformer, arm.schedule)
             undo.callback(disable_taca, transformer)
-        if arm.adapter is not None:
-            threshold = _adapter_threshold(arm, arm.adapter)
-            load_lora(transformer, arm.adapter, ADAPTER)
-            undo.callback(unload_lora, transformer, ADAPTER)
-            undo.enter_context(AdapterGate(transformer, ADAPTER, threshold))
+        for number, adapter in enumerate(arm.adapters):
+            name, active_from = f"{ADAPTER}_{number}" if number else ADAPTER, adapter.active_from()
+            load_lora(pipe, adapter.path, name, adapter.weight)
+            undo.callback(unload_lora, transformer, name)
+            if active_from > 0:
+                undo.enter_context(AdapterGate(transformer, name, active_from))
         yield pipe
-
-
-def _adapter_threshold(arm: Arm, adapter: Path) -> float:
-    if arm.adapter_threshold is not None:
-        return arm.adapter_threshold
-    settings = read_lora_settings(adapter)
-    if "threshold" in settings:
-        return 0.0 if settings.get("form") == "constant" else float(settings["threshold"])
-    if arm.schedule is None:
-        raise ParameterError(f"{adapter}: stores no threshold; give adapter_threshold, a sigma in [0, 1]")
-    return arm.schedule.active_from
 
 
 def initial_noise(pipe: Any, seeds: Sequence[int], height: int, width: int) -> Tensor:

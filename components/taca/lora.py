@@ -15,11 +15,17 @@ from typing import Any
 import torch
 
 from components.errors import DataError, ParameterError
-from components.taca.families import Family, forward_parameters, named_arguments
-from components.taca.install import taca_handle
+from components.taca.adapters import (
+    adapter_config,
+    adapter_layers,
+    compute_dtype,
+    offloaded_by_layer,
+    reapply_group_offloading,
+    require_separate_projections,
+)
+from components.taca.install import taca_handle, transformer_of
 from components.taca.lora_files import METADATA_KEY, SETTINGS_PREFIX, WEIGHTS, lora_file, read_lora, read_lora_settings
 from components.taca.registry import family_of
-from components.taca.schedule import TemperatureSchedule
 from components.training.distribution import gathered
 from components.training.randomness import generator, stream_seed
 
@@ -36,7 +42,8 @@ def add_lora(transformer: Any, rank: int, seed: int, adapter_name: str = "taca")
 
     if rank < 1:
         raise ParameterError(f"LoRA rank = {rank}: must be at least 1")
-    _require_free(transformer, adapter_name)
+    transformer = transformer_of(transformer)
+    _require_room(transformer, adapter_name)
     family = family_of(transformer)
     others = _active_adapters(transformer)
     transformer.requires_grad_(False)
@@ -49,7 +56,7 @@ def add_lora(transformer: Any, rank: int, seed: int, adapter_name: str = "taca")
         )
     transformer.set_adapter([*others, adapter_name])
     transformer.requires_grad_(False)
-    for name, layer in _adapter_layers(transformer, adapter_name):
+    for name, layer in adapter_layers(transformer, adapter_name):
         down, up = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
         down.float().requires_grad_(True)
         up.float().requires_grad_(True)
@@ -68,7 +75,7 @@ def save_lora(transformer: Any, folder: Path, metadata: Mapping[str, Any], adapt
     from peft.utils import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    config = _adapter_config(transformer, adapter_name)
+    config = adapter_config(transformer, adapter_name)
     weights = gathered(get_peft_model_state_dict(transformer, adapter_name=adapter_name))
     described: dict[str, Any] = {
         "transformer.r": config.r,
@@ -88,20 +95,29 @@ def save_lora(transformer: Any, folder: Path, metadata: Mapping[str, Any], adapt
     return folder / WEIGHTS
 
 
-def load_lora(pipe_or_transformer: Any, path: Path, adapter_name: str = "taca") -> dict[str, Any]:
-    """Load an adapter beside any others and activate it; return the settings stored in it.
+def load_lora(pipe_or_transformer: Any, path: Path, adapter_name: str = "taca", weight: float = 1.0) -> dict[str, Any]:
+    """Load an adapter beside any others and activate it with a weight; return the settings stored in it.
 
     `path` is a file or folder, ours or in one of the layouts of lora_files.py; every key of it must match a layer. Other adapters
     stay active, scaled and frozen as they were (diffusers itself would deactivate them), and so do all other parameters.
 
     Warns if the settings say that the adapter was trained under TACA and TACA is not enabled: enable it first. Files from
-    elsewhere do not store how they were trained, and diffusers' own `pipe.load_lora_weights` cannot warn.
+    elsewhere do not store how they were trained, and diffusers' own `pipe.load_lora_weights` cannot warn. Over a base in fp8
+    (`enable_layerwise_casting`) the adapter is kept in the dtype that computes. Offloading continues; sequential offloading needs
+    the pipeline.
+
+    Raises `DataError` for the file, and `ParameterError` for a name in use and for layers that no adapter acts on: fused
+    projections, adapters switched off by `disable_lora`.
     """
     path = Path(path)
     settings = read_lora_settings(path)
-    transformer = getattr(pipe_or_transformer, "transformer", pipe_or_transformer)
-    pipe = None if transformer is pipe_or_transformer else pipe_or_transformer
-    _require_free(transformer, adapter_name)
+    transformer = transformer_of(pipe_or_transformer)
+    pipe = None if isinstance(pipe_or_transformer, torch.nn.Module) else pipe_or_transformer
+    _require_room(transformer, adapter_name)
+    if pipe is None and offloaded_by_layer(transformer):
+        raise ParameterError(
+            "LoRA over sequential offloading: give the pipeline, load_lora(pipe, ...), or load it before"
+        )
     weights, config = read_lora(path, transformer)
     others = _active_adapters(transformer)
     with _trainable_kept(transformer), _several_adapters():
@@ -115,6 +131,12 @@ def load_lora(pipe_or_transformer: Any, path: Path, adapter_name: str = "taca") 
             reason = (str(error).splitlines() or [""])[0]
             raise DataError(f"{lora_file(path)}: its settings do not fit its weights ({reason})") from error
         transformer.set_adapter([*others, adapter_name])
+        for name, layer in adapter_layers(transformer, adapter_name):
+            if weight != 1:
+                layer.set_scale(adapter_name, weight)
+            _keep_precision(layer, adapter_name, weights, name)
+        if pipe is None:
+            reapply_group_offloading(transformer)
     if settings.get("gamma", 1) != 1 and taca_handle(transformer) is None:
         warnings.warn(
             f"{path}: this LoRA was trained under TACA (gamma {settings['gamma']:g}) and repairs its side effects; "
@@ -126,7 +148,8 @@ def load_lora(pipe_or_transformer: Any, path: Path, adapter_name: str = "taca") 
 
 def unload_lora(transformer: Any, adapter_name: str = "taca") -> None:
     """Remove one adapter; removing the last restores the transformer's plain layers."""
-    _adapter_config(transformer, adapter_name)
+    transformer = transformer_of(transformer)
+    adapter_config(transformer, adapter_name)
     others = [name for name in _active_adapters(transformer) if name != adapter_name]
     with _trainable_kept(transformer):
         if set(transformer.peft_config) == {adapter_name}:
@@ -165,83 +188,36 @@ def _several_adapters() -> Iterator[None]:
         yield
 
 
-class AdapterGate:
-    """Disables one LoRA adapter in every forward below a threshold noise level; other adapters are not touched.
-
-    (The release of the paper unloads all adapters after step 3, the user's own included.) A disabled adapter is skipped: the
-    output is bit for bit that of the transformer without it. All samples of a forward must lie on one side (a sampler's do),
-    and a forward with the adapter off cannot be trained under gradient checkpointing, whose recomputation would enable it
-    again; both are `ParameterError`s. Reads the timestep on the host, so it breaks a full-graph compile.
-    """
-
-    def __init__(self, transformer: Any, adapter_name: str, threshold: float) -> None:
-        _adapter_config(transformer, adapter_name)
-        self.adapter_name = adapter_name
-        self._family: Family = family_of(transformer)
-        self._parameters = forward_parameters(transformer)
-        self._schedule = TemperatureSchedule(threshold=threshold)
-        self._disabled: list[tuple[Any, Any]] = []
-        self._hooks = [
-            transformer.register_forward_pre_hook(self._before, with_kwargs=True),
-            transformer.register_forward_hook(self._after, always_call=True),
-        ]
-
-    def remove(self) -> None:
-        """Stop gating; the adapter is then active at every noise level. Safe to call twice."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
-    def __enter__(self) -> "AdapterGate":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
-
-    def _before(self, transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        timestep = named_arguments(self._parameters, args, kwargs)["timestep"]
-        active = self._schedule.is_active(self._family.sigma(timestep)).tolist()
-        if all(active):
-            return
-        if any(active):
-            raise ParameterError(
-                f"AdapterGate: one batch mixes noise levels above and below {self._schedule.threshold:g}; split it"
-            )
-        if torch.is_grad_enabled() and getattr(transformer, "gradient_checkpointing", False):
-            raise ParameterError(
-                f"AdapterGate: cannot train below sigma {self._schedule.threshold:g} with gradient checkpointing; "
-                "disable checkpointing or remove the gate"
-            )
-        for _, layer in _adapter_layers(transformer, self.adapter_name):
-            self._disabled.append((layer, layer._active_adapter))
-            # Assigned directly: PEFT's set_adapter also changes which parameters are trainable.
-            layer._active_adapter = [name for name in layer.active_adapters if name != self.adapter_name]
-
-    def _after(self, transformer: Any, args: tuple[Any, ...], output: Any) -> None:
-        while self._disabled:
-            layer, active = self._disabled.pop()
-            layer._active_adapter = active
-
-
-def _require_free(transformer: Any, adapter_name: str) -> None:
+def _require_room(transformer: Any, adapter_name: str) -> None:
+    """Raise ParameterError unless an adapter of this name would act."""
     if adapter_name in getattr(transformer, "peft_config", {}):
         raise ParameterError(
             f"LoRA adapter {adapter_name!r} already exists; choose another name or unload_lora it first"
         )
+    require_separate_projections(transformer)
+    if fused := {name for module in transformer.modules() for name in getattr(module, "merged_adapters", ())}:
+        raise ParameterError(
+            f"LoRA adapter {', '.join(sorted(fused))} is fused into its layers, where no other acts; call unfuse_lora(), or "
+            "unload_lora() to keep the fused weights"
+        )
+    disabled = [
+        name for name, module in transformer.named_modules() if getattr(module, "disable_adapters", False) is True
+    ]
+    if disabled:
+        raise ParameterError(
+            f"LoRA adapters of {type(transformer).__name__} are disabled, and so would be another; call enable_lora() first"
+        )
 
 
-def _adapter_config(transformer: Any, adapter_name: str) -> Any:
-    configs = getattr(transformer, "peft_config", {})
-    if adapter_name not in configs:
-        raise ParameterError(f"no LoRA adapter {adapter_name!r}; loaded are: {', '.join(configs) or 'none'}")
-    return configs[adapter_name]
-
-
-def _adapter_layers(transformer: Any, adapter_name: str) -> Iterator[tuple[str, Any]]:
-    """Yield the layers that have the adapter, with their module names."""
-    for name, module in transformer.named_modules():
-        if adapter_name in getattr(module, "lora_A", {}):
-            yield name, module
+def _keep_precision(layer: Any, adapter_name: str, weights: Mapping[str, torch.Tensor], name: str) -> None:
+    """Give an adapter over a base stored in fp8 the dtype that the base computes in: PEFT gives it the one of the storage."""
+    dtype = compute_dtype(layer.base_layer)
+    if dtype is None:
+        return
+    for half, linear in (("A", layer.lora_A[adapter_name]), ("B", layer.lora_B[adapter_name])):
+        for part, parameter in linear.named_parameters():
+            exact = weights.get(f"transformer.{name}.lora_{half}.{part}")
+            parameter.data = (parameter if exact is None else exact).to(parameter.device, dtype)
 
 
 def _active_adapters(transformer: Any) -> list[str]:

@@ -6,14 +6,17 @@ A LoRA is a pair of matrices per layer, W' = W + alpha / r B A, with A (r, in) a
     diffusion_model.<module>.lora_A.weight, or lora_down, lora_up         ai-toolkit, ComfyUI; with or without .alpha
     lora_transformer_<module with _ for .>.lora_down.weight, .alpha       ai-toolkit's kohya-like layout
     lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, .alpha       kohya, in the names of FLUX's own code, q, k and v fused
+    double_blocks.0.processor.qkv_lora1.down.weight                       XLabs
+    transformer.<module>.lora.down.weight, <module>_lora.down.weight      diffusers before it used PEFT
 
-<module> is looked up among the transformer's own layers; the names of FLUX's own code go through diffusers' converter. Every key
-must be half of a pair, or its alpha, for a layer that exists and fits: what diffusers would ignore is an error here.
+<module> is looked up among the transformer's own layers; every other layout goes, the whole file at once, through the reader of
+diffusers' pipeline (lora_readers.py). Every key must be half of a pair, its bias or its alpha, for a layer that exists and fits:
+what diffusers would ignore is an error here, unless it is zero.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from components.errors import DataError
+from components.taca.lora_readers import read_by_diffusers
 from components.taca.registry import family_of
 
 WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name: a folder loads without naming the file
@@ -29,10 +33,32 @@ SETTINGS_PREFIX = "taca."  # diffusers reads "transformer.*" and "text_encoder*.
 
 _PREFIXES = ("transformer.", "diffusion_model.", "base_model.model.", "lora_transformer_", "lora_unet_")
 _TEXT_PREFIXES = ("text_encoder", "lora_te")
-_HALVES = {"lora_A": "A", "lora_down": "A", "lora_B": "B", "lora_up": "B", "alpha": "alpha"}
-_KEY = re.compile(r"(?P<layer>.+?)\.(?P<half>(?:lora_A|lora_B|lora_down|lora_up)(?=(?:\.default)?\.weight$)|alpha$)")
+_HALVES = {
+    "lora_A.weight": "A",
+    "lora_down.weight": "A",
+    "lora_B.weight": "B",
+    "lora_up.weight": "B",
+    "lora_B.bias": "bias",
+    "alpha": "alpha",
+}
+_KEY = re.compile(
+    r"(?P<layer>.+?)\.(?P<half>(?:lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight|lora_B(?:\.default)?\.bias|alpha)$"
+)
 
-Pair = dict[str, Tensor]  # "A" (r, in), "B" (out, r), and "alpha" () where the file has one
+# Adapters of other kinds, and LoRAs in names that diffusers has no reader for, by a part of their keys.
+_OTHER_LAYOUTS = {
+    r"dora_scale|lora_magnitude_vector": "a DoRA",
+    r"\.hada_w": "a LoHa (LyCORIS)",
+    r"\.lokr_w": "a LoKr (LyCORIS)",
+    r"\.oft_|oft_blocks|oft_R": "an OFT adapter",
+    r"\.ia3_|on_input$": "an (IA)3 adapter",
+    r"query_norm\.scale|\.norm_(added_)?[qk]\.weight$": "a control LoRA of FLUX, which also replaces norms and the input layer",
+    r"\.(diff|diff_b|set_weight)$": "differences of whole weights (ComfyUI)",
+    r"lora_unet_joint_blocks": "kohya's names of Stable Diffusion 3",
+    r"lora_unet_(down|mid|up|input|middle|output)_blocks?|^unet\.": "a LoRA of Stable Diffusion 1, 2 or XL",
+}
+
+Pair = dict[str, Tensor]  # "A" (r, in), "B" (out, r), and where the file has them "bias" (out,) and "alpha" ()
 
 
 def lora_file(path: Path) -> Path:
@@ -63,9 +89,10 @@ def read_lora_settings(path: Path) -> dict[str, Any]:
 def read_lora(path: Path, transformer: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Read weights and PEFT settings for diffusers' `load_lora_adapter(..., prefix="transformer")`.
 
-    Keys are `transformer.<module>.lora_A.weight` and `...lora_B.weight`. Settings are those of the file, or None where it has none
-    and scaling is 1: an alpha that differs from the rank is multiplied into B. Raises `DataError` for text-encoder weights, keys
-    that are not LoRA keys, layers that the transformer does not have, shapes that do not fit, and incomplete pairs.
+    Keys are `transformer.<module>.lora_A.weight`, `...lora_B.weight` and, where the file has one, `...lora_B.bias`. Settings are
+    those of the file, or None where it has none and scaling is 1: an alpha that differs from the rank is multiplied into B. Raises
+    `DataError` for text-encoder weights, keys that are not LoRA keys, layers that the transformer does not have, shapes that do not
+    fit, incomplete pairs, and layouts that diffusers does not read, by their name.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -76,28 +103,83 @@ def read_lora(path: Path, transformer: nn.Module) -> tuple[dict[str, Tensor], di
         stored = load_file(file, device="cpu")
     except (OSError, SafetensorError) as error:
         raise DataError(f"{file}: cannot be read ({_first_line(error)}); get it again") from error
-    pairs = _pairs(stored, file)
+    if text := [key for key in stored if key.startswith(_TEXT_PREFIXES)]:
+        raise DataError(
+            f"{file}: {len(text)} keys are for a text encoder ({_some(text)}), which load_lora does not load; "
+            "use a file for the transformer only, or pipe.load_lora_weights"
+        )
     settings = {key: value for key, value in described.items() if key.startswith("transformer.")}
-    if any("alpha" in pair for pair in pairs.values()):
+    if any(key.endswith(".alpha") for key in stored):
         settings = {}
     layers = _layers(transformer)
-    resolved: dict[str, Pair] = {}
-    unknown: list[str] = []
-    for name, pair in pairs.items():
-        found = _resolve(name, _scaled(pair), layers, transformer)
-        unknown += [] if found else [name]
-        if twice := found.keys() & resolved.keys():
-            raise DataError(f"{file}: has {sorted(twice)[0]} twice, once as {name}; keep one")
-        resolved |= found
-    if unknown:
-        raise DataError(
-            f"{file}: {len(unknown)} of {len(pairs)} layers are not in {type(transformer).__name__} "
-            f"({_some(unknown)}); it is a LoRA for another model, or of an unknown layout"
-        )
+    resolved = _resolved(stored, layers, transformer, file)
     for name, pair in resolved.items():
         _require_fit(name, pair, layers[name], file)
-    weights = {f"transformer.{name}.lora_{half}.weight": pair[half] for name, pair in resolved.items() for half in "AB"}
+    keys = {"A": "lora_A.weight", "B": "lora_B.weight", "bias": "lora_B.bias"}
+    weights = {
+        f"transformer.{name}.{keys[half]}": half_of for name, pair in resolved.items() for half, half_of in pair.items()
+    }
     return weights, settings or None
+
+
+def _resolved(
+    stored: Mapping[str, Tensor], layers: Mapping[str, Any], transformer: nn.Module, file: Path
+) -> dict[str, Pair]:
+    """Return the file's pairs by the transformer's layers, alpha / r multiplied into B and its bias."""
+    reader = family_of(transformer).lora_reader
+    resolved: dict[str, Pair] = {}
+    unknown = [key for key in stored if not _KEY.match(key)]
+    if unknown or not stored:
+        problem = f"{len(unknown)} keys are not LoRA keys ({_some(unknown) or 'the file is empty'})"
+        # Without its magnitudes, which diffusers leaves out, a DoRA is another change of the weights.
+        dora = any("dora_scale" in key for key in stored)
+        attempts: Iterable[Mapping[str, Tensor]] = [] if dora else [stored]
+    else:
+        pairs = {name: _scaled(pair) for name, pair in _pairs(stored, file).items()}
+        for name in list(pairs):
+            layer = _own_layer(name, layers)
+            if layer in resolved:
+                raise DataError(f"{file}: has {layer} twice, once as {name}; keep one")
+            if layer is not None:
+                resolved[layer] = pairs.pop(name)
+        if not pairs:
+            return resolved
+        whole = len(pairs) + len(resolved)
+        problem = f"{len(pairs)} of {whole} layers are not in {type(transformer).__name__} ({_some(list(pairs))})"
+        attempts = (_named(pairs, name_of) for name_of in (str, _kohyas_name))
+    for attempt in attempts:
+        converted = read_by_diffusers(attempt, reader, layers)
+        if converted is not None:
+            found = _pairs(converted, file)
+            if twice := found.keys() & resolved.keys():
+                raise DataError(f"{file}: has {sorted(twice)[0]} twice; keep one")
+            return resolved | found
+    layout = next((name for part, name in _OTHER_LAYOUTS.items() if any(re.search(part, key) for key in stored)), None)
+    raise DataError(f"{file}: {problem}; it is {layout or 'a LoRA for another model, or of an unknown layout'}")
+
+
+def _own_layer(name: str, layers: Iterable[str]) -> str | None:
+    """Return the transformer's layer of a name in the file: the module's name, or that with _ for its dots."""
+    bare = _bare(name)
+    if bare in layers:
+        return bare
+    flat = [layer for layer in layers if layer.replace(".", "_") == bare]
+    return flat[0] if len(flat) == 1 else None
+
+
+def _bare(name: str) -> str:
+    prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
+    return name.removeprefix(prefix)
+
+
+def _kohyas_name(name: str) -> str:
+    """Return the name that kohya gives to a layer of a model's own code; diffusers' reader of FLUX knows these best."""
+    return "lora_unet_" + _bare(name).replace(".", "_")
+
+
+def _named(pairs: Mapping[str, Pair], name_of: Callable[[str], str]) -> dict[str, Tensor]:
+    ways = {"A": "lora_down.weight", "B": "lora_up.weight", "bias": "lora_B.bias"}
+    return {f"{name_of(name)}.{ways[half]}": tensor for name, pair in pairs.items() for half, tensor in pair.items()}
 
 
 def _describe(file: Path) -> dict[str, Any]:
@@ -114,27 +196,16 @@ def _describe(file: Path) -> dict[str, Any]:
 
 
 def _pairs(stored: Mapping[str, Tensor], file: Path) -> dict[str, Pair]:
-    """Group the file's tensors by layer, in the file's names."""
-    if text := [key for key in stored if key.startswith(_TEXT_PREFIXES)]:
-        raise DataError(
-            f"{file}: {len(text)} keys are for a text encoder ({_some(text)}), which load_lora does not load; "
-            "use a file for the transformer only, or pipe.load_lora_weights"
-        )
+    """Group tensors by layer, in the file's names."""
     pairs: dict[str, Pair] = {}
-    unknown_keys: list[str] = []
     for key, tensor in sorted(stored.items()):
         match = _KEY.match(key)
         if match is None:
-            unknown_keys.append(key)
-            continue
-        half = _HALVES[match["half"]]
+            raise DataError(f"{file}: {key} is not a LoRA key")
+        half = _HALVES[match["half"].replace(".default", "")]
         if half in pairs.setdefault(match["layer"], {}):
             raise DataError(f"{file}: {key} has the same layer and half as another key; keep one")
         pairs[match["layer"]][half] = tensor
-    if unknown_keys or not pairs:
-        raise DataError(
-            f"{file}: {len(unknown_keys)} keys are not LoRA keys ({_some(unknown_keys) or 'the file is empty'})"
-        )
     for layer, pair in pairs.items():
         if not {"A", "B"} <= pair.keys() or pair["A"].ndim != 2 or pair["B"].ndim != 2:
             raise DataError(
@@ -146,9 +217,10 @@ def _pairs(stored: Mapping[str, Tensor], file: Path) -> dict[str, Pair]:
 
 
 def _scaled(pair: Pair) -> Pair:
-    """Return the pair with alpha / r multiplied into B."""
+    """Return the pair with alpha / r multiplied into B and its bias, and without alpha."""
     scale = float(pair["alpha"]) / len(pair["A"]) if "alpha" in pair else 1.0
-    return {"A": pair["A"], "B": pair["B"] if scale == 1.0 else pair["B"].float() * scale}
+    scaled = {"A": pair["A"]} | {half: pair[half] for half in ("B", "bias") if half in pair}
+    return scaled if scale == 1.0 else {h: t if h == "A" else t.float() * scale for h, t in scaled.items()}
 
 
 def _layers(transformer: nn.Module) -> dict[str, Any]:
@@ -160,41 +232,9 @@ def _layers(transformer: nn.Module) -> dict[str, Any]:
     }
 
 
-def _resolve(name: str, pair: Pair, layers: Mapping[str, Any], transformer: nn.Module) -> dict[str, Pair]:
-    """Map a layer of the file to the transformer's: one, several for fused projections, {} for none."""
-    for prefix in (*_PREFIXES, ""):
-        if name.startswith(prefix):
-            bare = name.removeprefix(prefix)
-            if bare in layers:
-                return {bare: pair}
-            if prefix.endswith("_"):
-                flat = [layer for layer in layers if layer.replace(".", "_") == bare]
-                if len(flat) == 1:
-                    return {flat[0]: pair}
-            return _converted(bare.replace(".", "_"), pair, transformer)
-    return {}
-
-
-def _converted(flat_name: str, pair: Pair, transformer: nn.Module) -> dict[str, Pair]:
-    """Map a layer in the names of a family's own code with diffusers' reader; {} if that does not know it."""
-    reader = family_of(transformer).lora_reader
-    if reader is None:
-        return {}
-    from diffusers.loaders import lora_pipeline
-
-    kohya = {f"lora_unet_{flat_name}.lora_{way}.weight": pair[half] for way, half in (("down", "A"), ("up", "B"))}
-    try:
-        found = getattr(lora_pipeline, reader).lora_state_dict(kohya)
-    except (ValueError, AssertionError, KeyError, NotImplementedError):
-        return {}
-    names = {key.removeprefix("transformer.").rsplit(".lora_", 1)[0] for key in found}
-    bare = {key.removeprefix("transformer."): tensor for key, tensor in found.items()}
-    return {name: {half: bare[f"{name}.lora_{half}.weight"] for half in "AB"} for name in sorted(names)}
-
-
 def _require_fit(name: str, pair: Pair, layer: Any, file: Path) -> None:
     wanted = (layer.in_features, layer.out_features)
-    found = (pair["A"].shape[1], pair["B"].shape[0])
+    found = (pair["A"].shape[1], len(pair["B"]))
     if wanted != found:
         raise DataError(
             f"{file}: {name} maps {found[0]} to {found[1]} channels, this transformer's maps {wanted[0]} to {wanted[1]}; "

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument_group("the picture", "values that are not given are taken from params.yaml").add_argument
     add("--model", type=Path, help="a model reference (default: models/base.json)")
-    add("--adapter", type=Path, help="a LoRA, as taca_train writes it (default: none)")
+    add(
+        "--adapter",
+        type=_adapter,
+        action="append",
+        default=[],
+        metavar="PATH[:WEIGHT]",
+        help="a LoRA, of taca_train or from elsewhere; can be given again",
+    )
+    add(
+        "--adapter-threshold",
+        type=_number(float, 0, 1),
+        action="append",
+        default=[],
+        metavar="SIGMA",
+        help="LoRAs are on where sigma is at least this: once for all, or once for each (default: what each was trained from, "
+        "if its file says, else every step)",
+    )
     add("--gamma", type=_number(float, 0), help="switches TACA on at this temperature")
-    add("--threshold", type=_number(float, 0, 1), help="TACA and the LoRA are on where sigma is at least this")
+    add("--threshold", type=_number(float, 0, 1), help="TACA is on where sigma is at least this")
     add("--height", type=positive)
     add("--width", type=positive)
     add("--steps", type=positive)
@@ -47,6 +64,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--max-failures", type=count, metavar="N", help="workers that may die and be replaced")
     add("--max-characters", type=positive, metavar="N", help="a longer prompt is skipped (default: any)")
     add("--naming", choices=("compbench",), help="also write samples/<prompt>_<number>.png")
+
+
+def _adapter(text: str) -> tuple[Path, float]:
+    """Parse PATH[:WEIGHT]; a colon may also belong to the path."""
+    path, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        return Path(text), 1.0
+    if not path or not isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not PATH[:WEIGHT] with a finite weight")
+    return Path(path), value
 
 
 def _number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], Any]:

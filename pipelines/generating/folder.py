@@ -140,7 +140,7 @@ def _line(shard: Shard, digest: str) -> str:
 def _difference(known: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """Describe the first setting that differs; only by name if its value is a digest."""
     for key, value in settings.items():
-        if key in ("model", "adapter", "code", "packages", "prompts") and known.get(key) != value:
+        if key in ("model", "adapters", "code", "packages", "prompts") and known.get(key) != value:
             return f"was made with other {key}"
         if known.get(key) != value:
             return f"was made with {key} {json.dumps(known.get(key))}, now it is {json.dumps(value)}"

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from components.errors import ParameterError
 from components.settings import to_json
+from components.taca.generation import Adapter
 from pipelines import graph
 from pipelines.generating.folder import OutputFolder
 from pipelines.generating.options import GenerateOptions
@@ -73,17 +74,16 @@ def _drawing(options: GenerateOptions, params: Parameters, workspace: Workspace)
     def or_default(value: Any, default: Any) -> Any:
         return default if value is None else value
 
-    if options.threshold is not None and options.gamma is None and options.adapter is None:
-        raise ParameterError("--threshold is where --gamma or --adapter is on: give one of them")
+    if options.threshold is not None and options.gamma is None:
+        raise ParameterError("--threshold is where --gamma is on: give both; that of LoRAs is --adapter-threshold")
     taca = None
     if options.gamma is not None:
         threshold = or_default(options.threshold, params.taca.threshold)
         taca = to_json(replace(params.taca, gamma=options.gamma, threshold=threshold))
     return DrawSettings(
         model=(options.model or workspace.path(graph.BASE["base"])).absolute(),
-        adapter=options.adapter and options.adapter.absolute(),  # a worker has another working directory
+        adapters=_adapters(options),
         taca=taca,
-        adapter_threshold=options.threshold,
         height=or_default(options.height, params.pictures.height),
         width=or_default(options.width, params.pictures.width),
         steps=or_default(options.steps, params.taca_generate.steps),
@@ -91,6 +91,21 @@ def _drawing(options: GenerateOptions, params: Parameters, workspace: Workspace)
         embedded_guidance=or_default(options.embedded_guidance, params.taca_generate.embedded_guidance),
         dtype=or_default(options.dtype, params.taca_generate.base_dtype),
         batch=options.batch,
+    )
+
+
+def _adapters(options: GenerateOptions) -> tuple[Adapter, ...]:
+    given: list[float | None] = [*options.adapter_threshold]
+    if len(given) not in (0, 1, len(options.adapter)) or len(given) > len(options.adapter):
+        raise ParameterError(
+            f"--adapter-threshold is given {len(given)} times for {len(options.adapter)} adapters: give it once for all, "
+            "or once for each --adapter, in their order"
+        )
+    thresholds = given if len(given) == len(options.adapter) else (given or [None]) * len(options.adapter)
+    # A worker has another working directory.
+    return tuple(
+        Adapter(path.absolute(), weight, threshold)
+        for (path, weight), threshold in zip(options.adapter, thresholds, strict=True)
     )
 
 
@@ -114,6 +129,10 @@ def _progress(
         def report(shard: Shard, result: DrawnShard) -> None:
             if not finished and drawing.taca:
                 print(f"TACA is on at {result.active_steps} of {drawing.steps} steps", flush=True)
+            if not finished:
+                for adapter, steps in zip(drawing.adapters, result.adapter_steps, strict=True):
+                    weighted = "" if adapter.weight == 1 else f" with weight {adapter.weight:g}"
+                    print(f"{adapter.path.name} is on{weighted} at {steps} of {drawing.steps} steps", flush=True)
             finished.append((time.monotonic(), len(shard.pictures)))
             bar.advance(task, len(shard.pictures))
             if not sys.stdout.isatty():

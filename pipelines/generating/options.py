@@ -6,12 +6,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What is None is taken from params.yaml, or switched off."""
+    """What is None is taken from params.yaml, or switched off.
+
+    adapter: (file or folder, weight) of each LoRA. adapter_threshold: none, one for all, or one for each.
+    """
 
     prompts: Path
     output: Path
     model: Path | None
-    adapter: Path | None
+    adapter: list[tuple[Path, float]]
+    adapter_threshold: list[float]
     gamma: float | None
     threshold: float | None
     height: int | None

@@ -15,7 +15,7 @@ from components.files import file_digest, written_atomically
 from components.persons.pixels import encode_png
 from components.persons.shards import PARQUET_SETTINGS, ROWS_PER_GROUP
 from components.taca.config import TacaConfig
-from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_for_pictures
+from components.taca.generation import Adapter, Arm, active_steps, apply_arm, generate, schedule_for_pictures
 from components.taca.reference import DTYPES, load_base, read_reference
 from components.taca.schedule import TemperatureSchedule
 from pipelines.engine.ray_cluster import device_of
@@ -45,14 +45,12 @@ SCHEMA = pa.schema(
 class DrawSettings:
     """The settings that determine the picture of a (prompt, seed).
 
-    taca: the section of params.yaml, whose threshold may be a rule; None for stock attention. adapter_threshold: the sigma from
-    which up the LoRA is on; None for the one stored in its file.
+    taca: the section of params.yaml, whose threshold may be a rule; None for stock attention.
     """
 
     model: Path
-    adapter: Path | None
+    adapters: tuple[Adapter, ...]
     taca: Mapping[str, Any] | None
-    adapter_threshold: float | None
     height: int
     width: int
     steps: int
@@ -67,17 +65,21 @@ class DrawSettings:
         As in a stage's fingerprint: contents of the inputs, the code that draws, the package lock, the thread count; not the
         number of workers or their device. Raises DataError for a model or adapter that is missing.
         """
-        adapter = tree_digests(self.adapter) if self.adapter else None
-        if self.adapter and not adapter:
-            raise DataError(
-                f"{self.adapter}: no adapter there; train one (`dvc repro taca_train@taca`) or leave --adapter out"
-            )
+        contents = [tree_digests(adapter.path) for adapter in self.adapters]
+        for adapter, files in zip(self.adapters, contents, strict=True):
+            if not files:
+                raise DataError(
+                    f"{adapter.path}: no adapter there; train one (`dvc repro taca_train@taca`) or leave --adapter out"
+                )
         sources = stage_sources(find("taca_generate@base").stage)
         return {
             **asdict(self),
             "generator": GENERATOR_VERSION,
             "model": digest(read_reference(self.model)["files"]),
-            "adapter": adapter and digest(adapter),
+            "adapters": [
+                {"file": digest(files), "weight": adapter.weight, "threshold": adapter.threshold}
+                for adapter, files in zip(self.adapters, contents, strict=True)
+            ],
             "threads": threads,
             "code": digest({source: file_digest(ROOT / source) for source in sources}),
             "packages": file_digest(ROOT / LOCK),
@@ -86,10 +88,11 @@ class DrawSettings:
 
 @dataclass(frozen=True)
 class DrawnShard:
-    """A finished shard: its SHA-256, and at how many of the sampler's steps TACA was on."""
+    """A finished shard: its SHA-256, and at how many of the sampler's steps TACA and each adapter were on."""
 
     digest: str
     active_steps: int
+    adapter_steps: tuple[int, ...]
 
 
 class Painter:
@@ -122,11 +125,17 @@ class Painter:
         )
         path = self._shards / shard.name
         write_shard(shard, [encode_png(picture) for picture in pictures], path)
-        active = 0
-        if self._schedule:
+
+        def count(schedule: TemperatureSchedule) -> int:
             size: dict[str, Any] = {"height": drawing.height, "width": drawing.width}
-            active = active_steps(self._pipe, self._schedule, steps=drawing.steps, **size)
-        return DrawnShard(file_digest(path), active)
+            return active_steps(self._pipe, schedule, steps=drawing.steps, **size)
+
+        thresholds = [adapter.active_from() for adapter in drawing.adapters]
+        return DrawnShard(
+            file_digest(path),
+            count(self._schedule) if self._schedule else 0,
+            tuple(count(TemperatureSchedule(threshold=threshold)) for threshold in thresholds),
+        )
 
     def close(self) -> None:
         """Release the model."""
@@ -142,7 +151,7 @@ class Painter:
             self._schedule = schedule_for_pictures(
                 pipe, TacaConfig(**drawing.taca), height=drawing.height, width=drawing.width, steps=drawing.steps
             )
-        self._arm.enter_context(apply_arm(pipe, Arm(drawing.adapter, self._schedule, drawing.adapter_threshold)))
+        self._arm.enter_context(apply_arm(pipe, Arm(drawing.adapters, self._schedule)))
         self._pipe = pipe
 
 

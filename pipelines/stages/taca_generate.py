@@ -14,7 +14,7 @@ from components.evaluation.figures import contact_sheet, save_png
 from components.persons.pixels import encode_png
 from components.persons.prompts import DatasetPrompt, dataset_prompts
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
-from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_for_pictures
+from components.taca.generation import Adapter, Arm, active_steps, apply_arm, generate, schedule_for_pictures
 from components.taca.reference import DTYPES, load_base
 from components.training.randomness import stream_seed
 from pipelines.engine.context import StageContext
@@ -32,11 +32,8 @@ def run(
     size: dict[str, Any] = {"height": params.pictures.height, "width": params.pictures.width}
     pipe = load_base(inputs["base"], dtype=DTYPES[settings.base_dtype]).to(context.device)
     schedule = schedule_for_pictures(pipe, params.taca, steps=settings.steps, **size)
-    arm = Arm(
-        adapter=inputs.get("adapter"),
-        schedule=schedule if context.arm in ("taca", "taca_lora") else None,
-        adapter_threshold=schedule.active_from,
-    )
+    adapters = (Adapter(inputs["adapter"], threshold=schedule.active_from),) if "adapter" in inputs else ()
+    arm = Arm(adapters, schedule if context.arm in ("taca", "taca_lora") else None)
     evaluation = dataset_prompts(people, "test", settings.prompts)
     wanted = [("val", f"guidance {scale:g}", scale, evaluation) for scale in settings.guidance]
     if context.arm == CORPUS_ARM:

@@ -13,8 +13,9 @@ from torch import Tensor
 from workspaces import forked
 
 from components.errors import DataError, ParameterError
+from components.taca.adapter_gate import AdapterGate
 from components.taca.install import enable_taca
-from components.taca.lora import AdapterGate, add_lora, load_lora, save_lora, unload_lora
+from components.taca.lora import add_lora, load_lora, save_lora, unload_lora
 from components.taca.lora_files import read_lora_settings
 from components.taca.schedule import TemperatureSchedule
 from pipelines.engine.warm import WARM
@@ -359,3 +360,128 @@ def test_a_bad_rank_or_a_taken_name_is_a_parameter_error(tmp_path: Path) -> None
     save_lora(model, tmp_path, {})
     with pytest.raises(ParameterError, match="already exists"):
         load_lora(model, tmp_path)
+
+
+def test_a_gate_over_a_fused_adapter_is_refused_before_and_after() -> None:
+    model = trained(flux())
+    gate = AdapterGate(model, "taca", threshold=0.9)
+    model.fuse_lora(adapter_names=["taca"])
+    for sigma in (0.5, 1.0):
+        with pytest.raises(ParameterError, match=r"taca is fused into the weights.*unfuse_lora"):
+            run(model, flux_inputs([sigma]))
+    gate.remove()
+    with pytest.raises(ParameterError, match="fused"):
+        AdapterGate(model, "taca", threshold=0.9)
+    model.unfuse_lora()
+    with AdapterGate(model, "taca", threshold=0.9):
+        assert (run(model, flux_inputs([0.5])) - run(flux(), flux_inputs([0.5]))).abs().max() < 1e-3
+        model.fuse_qkv_projections()
+        with pytest.raises(ParameterError, match="fused projections"):
+            run(model, flux_inputs([0.5]))
+
+
+def fuse_projections(model: Any) -> None:
+    model.fuse_qkv_projections()
+
+
+def disable(model: Any) -> None:
+    add_foreign(model)
+    model.disable_lora()
+
+
+def fuse_another(model: Any) -> None:
+    add_foreign(model)
+    model.fuse_lora()
+
+
+@pytest.mark.parametrize(
+    ("hinder", "message"),
+    [
+        (fuse_projections, "fused projections .* unfuse_qkv_projections"),
+        (disable, "disabled.* enable_lora"),
+        (fuse_another, "style is fused into its layers.* unload_lora"),
+    ],
+)
+def test_an_adapter_that_would_do_nothing_is_refused_and_changes_nothing(
+    hinder: Any, message: str, tmp_path: Path
+) -> None:
+    save_lora(trained(flux()), tmp_path, TemperatureSchedule(gamma=1.0).to_mapping())
+    model = flux()
+    hinder(model)
+    before, names = run(model, flux_inputs([1.0])), [name for name, _ in model.named_parameters()]
+    for add in (lambda: load_lora(model, tmp_path), lambda: add_lora(model, rank=2, seed=0)):
+        with pytest.raises(ParameterError, match=message) as caught:
+            add()
+        assert "\n" not in str(caught.value)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert torch.equal(run(model, flux_inputs([1.0])), before)
+
+
+def test_a_weight_scales_the_change_of_an_adapter(tmp_path: Path) -> None:
+    save_lora(trained(flux()), tmp_path, TemperatureSchedule(gamma=1.0).to_mapping())
+    model, whole = flux(), flux()
+    layer = "transformer_blocks.0.attn.to_q"
+    for target, weight in ((whole, 1.0), (model, -0.5)):
+        load_lora(target, tmp_path, weight=weight)
+        target.fuse_lora()
+    base = flux().get_submodule(layer).weight
+    changes = [target.get_submodule(layer).base_layer.weight - base for target in (whole, model)]
+    assert changes[0].abs().max() > 0.1
+    torch.testing.assert_close(changes[1], -0.5 * changes[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("given", ["pipeline", "transformer"])
+def test_layers_of_an_adapter_are_offloaded_with_the_others(given: str, tmp_path: Path) -> None:
+    """On a GPU a layer without a hook would stay on the CPU beside a base that was moved."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+    save_lora(trained(flux()), tmp_path, TemperatureSchedule(gamma=1.0).to_mapping())
+    expected = run(trained(flux()), flux_inputs([1.0]))
+    model = flux()
+    pipe = FluxPipeline(FlowMatchEulerDiscreteScheduler(), None, None, None, None, None, model)
+    model.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    stock = run(model, flux_inputs([1.0]))
+    for _ in range(2):
+        load_lora(pipe if given == "pipeline" else model, tmp_path)
+        added = [module for name, module in model.named_modules() if name.endswith(("lora_A.taca", "lora_B.taca"))]
+        assert len(added) == 50
+        assert all(module._diffusers_hook.get_hook("group_offloading") for module in added)
+        assert torch.equal(run(model, flux_inputs([1.0])), expected)
+        unload_lora(model)
+        assert torch.equal(run(model, flux_inputs([1.0])), stock)
+
+
+def test_sequential_offloading_needs_the_pipeline(tmp_path: Path) -> None:
+    from accelerate import cpu_offload
+
+    save_lora(trained(flux()), tmp_path, TemperatureSchedule(gamma=1.0).to_mapping())
+    model = flux()
+    cpu_offload(model, torch.device("cpu"))
+    with pytest.raises(ParameterError, match=r"sequential offloading: give the pipeline"):
+        load_lora(model, tmp_path)
+
+
+@pytest.mark.parametrize("first", ["fp8", "adapter"])
+def test_an_adapter_over_a_base_in_fp8(first: str, tmp_path: Path) -> None:
+    """Layerwise casting in either order; loaded after it, the adapter keeps the precision that computes."""
+    save_lora(trained(flux()), tmp_path, TemperatureSchedule(gamma=1.0).to_mapping())
+    inputs = flux_inputs([1.0], dtype=torch.bfloat16)
+
+    def cast(model: Any) -> None:
+        model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+
+    exact, base, model = (flux().to(torch.bfloat16) for _ in range(3))
+    load_lora(exact, tmp_path)
+    cast(base)
+    enable_taca(model, TemperatureSchedule(gamma=1.0))
+    for step in (cast, lambda m: load_lora(m, tmp_path))[:: 1 if first == "fp8" else -1]:
+        step(model)
+    if first == "fp8":
+        kept = {name: p for name, p in model.named_parameters() if ".lora_" in name}
+        assert {p.dtype for p in kept.values()} == {torch.bfloat16}
+        assert all(torch.equal(p, exact.get_parameter(name)) for name, p in kept.items())
+    error, effect = run(model, inputs) - run(exact, inputs), run(base, inputs) - run(exact, inputs)
+    assert error.float().norm() < 0.5 * effect.float().norm()
+    with AdapterGate(model, "taca", threshold=0.9):
+        low = flux_inputs([0.5], dtype=torch.bfloat16)
+        assert torch.equal(run(model, low), run(base, low))

@@ -14,6 +14,7 @@ from torch import Tensor
 from components.errors import DataError
 from components.taca.lora import load_lora, unload_lora
 from components.taca.lora_files import lora_file, read_lora, read_lora_settings
+from components.taca.registry import family_of
 
 RANK = 3
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -182,6 +183,127 @@ def test_ranks_may_differ_between_layers(tmp_path: Path) -> None:
     }
     file = write(tmp_path / "x.safetensors", {f"transformer.{n}": p for n, p in pairs.items()}, PEFT, None)
     assert_changes(change_of(flux, file), {name: product(pair) for name, pair in pairs.items()})
+
+
+Q, K, V = (f"transformer_blocks.0.attn.to_{x}" for x in "qkv")
+
+
+def xlabs() -> dict[str, tuple[int, ...]]:
+    names = {"qkv_lora1": (64, 192), "proj_lora1": (64, 64), "qkv_lora2": (64, 192), "proj_lora2": (64, 64)}
+    keys: dict[str, tuple[int, ...]] = {}
+    for name, (into, out) in names.items():
+        start = f"double_blocks.1.processor.{name}"
+        keys |= {f"{start}.down.weight": (RANK, into), f"{start}.up.weight": (out, RANK)}
+    single = "single_blocks.2.processor.qkv_lora"
+    return keys | {f"{single}.down.weight": (RANK, 64), f"{single}.up.weight": (192, RANK)}
+
+
+def pairs_of(*names: str, halves: tuple[str, str] = PEFT) -> dict[str, tuple[int, ...]]:
+    return {f"{n}.{half}.weight": (RANK, 64) if half == halves[0] else (64, RANK) for n in names for half in halves}
+
+
+LAYOUTS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
+    "XLabs": ("flux", xlabs()),
+    "diffusers before PEFT": (
+        "flux",
+        pairs_of(f"transformer.{Q}", f"transformer.{V}", halves=("lora.down", "lora.up")),
+    ),
+    "diffusers' first": (
+        "sd3",
+        {f"transformer.{Q}_lora.down.weight": (RANK, 64), f"transformer.{Q}_lora.up.weight": (64, RANK)},
+    ),
+    "with biases": ("flux", pairs_of(f"transformer.{Q}") | {f"transformer.{Q}.lora_B.bias": (64,)}),
+    "Qwen by ComfyUI": (
+        "qwen-image",
+        {f"diffusion_model.{Q}.lora_down.weight": (RANK, 64), f"diffusion_model.{Q}.lora_up.weight": (64, RANK)}
+        | {f"diffusion_model.{Q}.alpha": ()},
+    ),
+    "Qwen by musubi": ("qwen-image", pairs_of(f"lora_unet_{Q.replace('.', '_')}", halves=KOHYA)),
+    "named default": (
+        "qwen-image",
+        {f"{Q}.lora_A.default.weight": (RANK, 64), f"{Q}.lora_B.default.weight": (64, RANK)},
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_is_read_as_diffusers_own_loader_reads_it(layout: str, tmp_path: Path) -> None:
+    from diffusers.loaders import lora_pipeline
+
+    family, shapes = LAYOUTS[layout]
+    source = torch.Generator().manual_seed(0)
+    weights = {
+        key: torch.randn(shape, generator=source) if shape else torch.tensor(1.5) for key, shape in shapes.items()
+    }
+    file = tmp_path / "x.safetensors"
+    save_file(weights, file)
+    small = SMALL[family]
+    ours, theirs, inputs = small.build(), small.build(), small.inputs([1.0])
+    before = ours(**inputs, return_dict=False)[0]
+    load_lora(ours, file)
+    loader = getattr(lora_pipeline, family_of(theirs).lora_reader or "")
+    read = loader.lora_state_dict(dict(weights))
+    read = {key if key.startswith("transformer.") else f"transformer.{key}": tensor for key, tensor in read.items()}
+    theirs.load_lora_adapter(read, prefix="transformer", adapter_name="taca")
+    after = ours(**inputs, return_dict=False)[0]
+    torch.testing.assert_close(after, theirs(**inputs, return_dict=False)[0], rtol=1e-4, atol=1e-3)
+    assert (after - before).abs().max() > 0.1
+
+
+def test_a_fused_layer_whose_matrix_is_block_diagonal_is_read_by_its_blocks(tmp_path: Path) -> None:
+    """sd-scripts writes separate q, k and v so, with three times the rank; diffusers' reader finds out from the zeros."""
+    down, up = matrices({"x": (192, 64)})["x"]
+    down, up = torch.cat([down] * 3), torch.block_diag(*up.split(64))
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
+    file = write(tmp_path / "x.safetensors", {name: (down, up)}, KOHYA, 3.0)
+    weights, _ = read_lora(file, flux())
+    assert {len(tensor) for key, tensor in weights.items() if "lora_A" in key} == {RANK}
+    rows = product((down, up), 3.0 / 9).split(64)
+    assert_changes(change_of(flux, file), dict(zip((Q, K, V), rows, strict=True)))
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_what_diffusers_leaves_out_is_left_out_only_if_it_is_zero(zero: bool, tmp_path: Path) -> None:
+    name = "lora_unet_double_blocks_0_img_attn_proj"
+    extra = {f"{name}.diff_b": torch.zeros(64) if zero else torch.ones(64)}
+    file = tmp_path / "x.safetensors"
+    save_file(
+        {f"{name}.lora_down.weight": torch.ones(3, 64), f"{name}.lora_up.weight": torch.ones(64, 3)} | extra, file
+    )
+    if zero:
+        assert list(change_of(flux, file)) == ["transformer_blocks.0.attn.to_out.0"]
+        return
+    with pytest.raises(DataError, match=r"1 keys are not LoRA keys .*differences of whole weights"):
+        load_lora(flux(), file)
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "name"),
+    [
+        ("flux", "transformer.proj_out.dora_scale", "a DoRA"),
+        ("flux", "lora_unet_double_blocks_0_img_attn_qkv.hada_w1_a", "a LoHa"),
+        ("qwen-image", "diffusion_model.transformer_blocks.0.attn.to_q.lokr_w1", "a LoKr"),
+        ("sd3", "transformer_blocks.0.attn.to_q.oft_R.weight", "an OFT adapter"),
+        ("flux", "double_blocks.0.img_attn.norm.query_norm.scale", "a control LoRA of FLUX"),
+        ("sd3", "lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight", "kohya's names of Stable Diffusion 3"),
+        (
+            "flux",
+            "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight",
+            "a LoRA of Stable Diffusion 1, 2 or XL",
+        ),
+        ("auraflow", "something.else", "a LoRA for another model, or of an unknown layout"),
+    ],
+)
+def test_a_layout_that_is_not_read_is_refused_by_its_name(family: str, key: str, name: str, tmp_path: Path) -> None:
+    weights = {key: torch.ones(3, 64)}
+    if key.endswith("lora_down.weight"):
+        weights[key.replace("lora_down", "lora_up")] = torch.ones(64, 3)
+    save_file(weights, tmp_path / "x.safetensors")
+    model = SMALL[family].build()
+    with pytest.raises(DataError, match=name) as caught:
+        load_lora(model, tmp_path / "x.safetensors")
+    assert "\n" not in str(caught.value)
+    assert not [module for module, _ in model.named_modules() if "lora" in module]
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ AURAFLOW = Family(
     attention_kwargs="attention_kwargs",
     prefix_tokens=8,
     checkpointed_kwargs="attention_kwargs",
+    lora_reader="AuraFlowLoraLoaderMixin",
     conventions=Conventions(
         pipeline="AuraFlowPipeline",
         text_parts=("text_encoder", "tokenizer"),

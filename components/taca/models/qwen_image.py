@@ -88,6 +88,7 @@ QWEN_IMAGE = Family(
     timestep_scale=1.0,
     attention_kwargs="attention_kwargs",
     text_mask="encoder_hidden_states_mask",
+    lora_reader="QwenImageLoraLoaderMixin",
     conventions=Conventions(
         pipeline="QwenImagePipeline",
         text_parts=("text_encoder", "tokenizer"),

@@ -42,6 +42,7 @@ SD3 = Family(
     processor=SD3TemperatureProcessor,
     layers=("num_layers",),
     timestep_scale=1000.0,
+    lora_reader="SD3LoraLoaderMixin",
     conventions=Conventions(
         pipeline="StableDiffusion3Pipeline",
         text_parts=("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"),

@@ -16,7 +16,7 @@ from PIL import Image
 from processes import clean_environment, wait_until
 from workspaces import COMMAND_LINE, forked, output_of_forked
 
-from components.taca.generation import Arm, apply_arm, generate
+from components.taca.generation import Adapter, Arm, apply_arm, generate
 from components.taca.lora import add_lora, save_lora
 from components.taca.reference import load_base, write_reference
 from components.taca.schedule import TemperatureSchedule
@@ -206,9 +206,9 @@ def test_taca_and_the_adapter_are_on_as_asked(make_studio, model):
     save_lora(pipe.transformer, adapter, {"threshold": 0.8})
     schedule = TemperatureSchedule(gamma=3.0, threshold=0.8)
     arms = {
-        "taca": ({"gamma": 3, "threshold": 0.8}, Arm(None, schedule, 0.8)),
-        "lora": ({"adapter": adapter}, Arm(adapter)),
-        "both": ({"adapter": adapter, "gamma": 3, "threshold": 0.8}, Arm(adapter, schedule, 0.8)),
+        "taca": ({"gamma": 3, "threshold": 0.8}, Arm((), schedule)),
+        "lora": ({"adapter": adapter}, Arm((Adapter(adapter),))),
+        "both": ({"adapter": adapter, "gamma": 3, "threshold": 0.8}, Arm((Adapter(adapter),), schedule)),
     }
     seen = set()
     for name, (options, arm) in arms.items():
@@ -223,6 +223,42 @@ def test_taca_and_the_adapter_are_on_as_asked(make_studio, model):
     assert base.run() == neutral.run(gamma=1) == 0
     assert [row["image"] for row in base.rows()] == [row["image"] for row in neutral.rows()]
     assert len(seen | {base.rows()[0]["image"]}) == 4
+
+
+def test_adapters_are_given_again_and_again_with_weights_and_thresholds(make_studio, model, capsys):
+    from safetensors.torch import save_file
+
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    down, up = torch.randn(2, 32, generator=torch.Generator().manual_seed(0)), torch.full((32, 2), 3.0)
+    style = model.parent / "style:2.safetensors"  # a colon may belong to the path
+    save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, style)
+    trained = model.parent / "trained.safetensors"
+    metadata = {"lora_adapter_metadata": json.dumps({"taca.threshold": 0.8, "taca.gamma": 1.0})}
+    save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": -up}, trained, metadata)
+
+    def draw(name, adapters, *thresholds):
+        studio = make_studio(name)
+        flags = [f"--adapter={adapter}" for adapter in adapters] + [f"--adapter-threshold={t}" for t in thresholds]
+        code = main([*studio.arguments(), *flags])
+        return code, [row["image"] for row in studio.rows()] if code == 0 else capsys.readouterr().err
+
+    base = draw("base", [])[1]
+    both = draw("both", [f"{style}:0.5", trained])[1]
+    printed = capsys.readouterr().out
+    assert "style:2.safetensors is on with weight 0.5 at 3 of 3 steps" in printed
+    assert "trained.safetensors is on at 2 of 3 steps" in printed  # sigma 1, .857, .6 at shift 3
+    assert draw("opposite", [style, trained], 0)[1] == base  # they cancel out where both are on
+    assert draw("again", [f"{style}:0.5", trained], 0, 0.8)[1] == both != base
+    code, error = draw("three", [style, trained], 0, 0, 0)
+    assert code == 2
+    assert "given 3 times for 2 adapters" in error
+    code, error = draw("missing", [style, "nowhere:0.5"])
+    assert code == 3
+    assert "nowhere: no adapter there" in error
+    settings = make_studio("recorded")
+    assert main([*settings.arguments(), f"--adapter={style}:0.5"]) == 0
+    assert [a["weight"] for a in settings.manifest()["settings"]["adapters"]] == [0.5]
+    assert str(model.parent) not in json.dumps(settings.manifest())
 
 
 def test_the_rest_of_the_schedule_is_that_of_params_yaml(studio, capsys):
@@ -412,7 +448,8 @@ def test_nothing_is_written_through_a_link_to_another_place(studio, capsys, tmp_
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ({"threshold": 0.8}, 2, "give one of them"),
+        ({"threshold": 0.8}, 2, "give both"),
+        ({"adapter_threshold": 0.8}, 2, "1 times for 0 adapters"),
         ({"gamma": 0}, 2, "gamma"),
         ({"model": "nowhere.json"}, 3, "no model reference there"),
         ({"adapter": "nowhere"}, 3, "no adapter there"),
@@ -425,7 +462,8 @@ def test_a_mistake_is_one_line_and_makes_no_folder(studio, capsys, options, code
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"threshold": 1.5}, {"workers": -1}, {"guidance": 0.5}, {"batch": "x"}]
+    "wrong",
+    [{"steps": 0}, {"threshold": 1.5}, {"workers": -1}, {"guidance": 0.5}, {"batch": "x"}, {"adapter": "x:nan"}],
 )
 def test_an_option_out_of_range_is_a_parameter_error(studio, capsys, wrong):
     with pytest.raises(SystemExit) as caught:
