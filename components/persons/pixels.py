@@ -44,8 +44,8 @@ def decode_rgb(content: bytes) -> Image.Image:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on broken files
         # A message that names a buffer by its memory address is dropped, so that reports have the same bytes every time.
-        message = "" if "<_io" in str(error) else f": {' '.join(str(error).split())}"
-        raise DataError(f"cannot be decoded: {type(error).__name__}{message}") from error
+        message = "" if "<_io" in str(error) else " ".join(str(error).split())
+        raise DataError(": ".join(filter(None, ("cannot be decoded", type(error).__name__, message)))) from error
     picture.info = {}  # the file's: an orientation that is applied must not be applied again
     return picture
 

@@ -152,6 +152,9 @@ def test_each_person_cut_out_is_a_candidate_with_the_pixels_of_its_box(folder):
         None,
         "test",
     )
+    Image.open(folder / "p/300.png").save(folder / "p/300.bmp")
+    ((*_, again),) = judge.judge([InputPicture("p/300.bmp")], 0)
+    assert (again.box, again.content) == (kept.box, kept.content)  # written as the same PNG
     whole = np.asarray(Image.open(folder / "p/300.png"))
     assert np.array_equal(np.asarray(judge.pixels(kept)), whole[0:300, 0:90])
 
