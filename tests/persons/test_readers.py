@@ -195,8 +195,9 @@ def test_fields_of_other_sets_with_the_names_of_the_drawn_ones_are_left_out(tmp_
     ],
 )
 def test_a_table_of_a_spreadsheet_is_read(tmp_path, text):
-    (tmp_path / "m.csv").write_text(text, newline="")
-    (record,) = read_listing(tmp_path / "m.csv").records
+    path = tmp_path / ("m.tsv" if "\t" in text else "m.CSV")
+    path.write_text(text, newline="")
+    (record,) = read_listing(path).records
     assert (record.image_path, record.captions, record.identity, record.split) == (
         "imgs/a.png",
         ("A man.",),

@@ -174,6 +174,12 @@ def test_a_json_file_given_by_path_is_taken_for_what_its_name_says(tmp_path):
     assert read_listing("RSTPReid/data_captions.json", tmp_path).folder == tmp_path / "RSTPReid"
 
 
+def test_files_that_a_mac_hides_in_its_archives_are_no_annotations(tmp_path):
+    lay_out(tmp_path, "mals")
+    (tmp_path / "MALS/gene_attrs/._g_c_g_a_0_attrs.json").write_bytes(b"\x00\x05\x16\x07")
+    assert len(read_listing("mals", tmp_path).records) == 4
+
+
 def test_the_published_counts_add_up():
     cuhk_pedes = LAYOUTS["cuhk-pedes"].published.values()
     assert sum(counts.images or 0 for counts in cuhk_pedes) == 40206

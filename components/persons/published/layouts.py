@@ -26,8 +26,11 @@ class Format:
         return file.parents[self.files.count("/")]
 
     def find(self, folder: Path) -> list[Path]:
-        """Return the annotation files in a dataset's folder, sorted; none where it has another form."""
-        return sorted(path for path in folder.glob(self.files) if path.is_file())
+        """Return the annotation files in a dataset's folder, sorted; none where it has another form.
+
+        Without hidden ones: archives made on a Mac have a "._name" beside each file.
+        """
+        return sorted(path for path in folder.glob(self.files) if path.is_file() and not path.name.startswith("."))
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,8 @@ class PictureFolder:
     def _find(self, name: str) -> Path:
         _require_inside(name)
         for path in dict.fromkeys((name, name.replace("\\", "/"))):
-            for found in (self._folder / path, self._on_disk(path)):
-                if _is_file(found):
-                    return found
+            if _is_file(found := self._folder / path) or _is_file(found := self._on_disk(path)):
+                return found
         raise UnusablePathError(MISSING, self._why_missing(name.replace("\\", "/")))
 
     def _on_disk(self, path: str) -> Path:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from components.errors import DataError
 from components.persons.pictures import shard_address
+from components.persons.published.fields import text
 from components.persons.records import Record
 from components.persons.shards import DATASET_MANIFEST, MANIFEST_SCHEMA
 
@@ -29,12 +30,12 @@ def prepared_records(files: Sequence[Path], folder: Path, source: str) -> Iterat
         for rows in _pictures(path):
             first = rows[0]
             long = [row for row in rows if row["form"] == "long"]
-            short = [row["caption"] for row in rows if row["form"] == "short"]
+            short = [text(row["caption"]) for row in rows if row["form"] == "short"]
             wrong = tuple(tuple(row["wrong_words"]) for row in long)
             yield Record(
                 image_path=shard_address(first["shard"], first["row"]),
                 identity=first["identity"],
-                captions=tuple(row["caption"] for row in long),
+                captions=tuple(text(row["caption"]) for row in long),
                 split=first["split"],
                 source=first["source"],
                 short_caption=short[0] if short else None,

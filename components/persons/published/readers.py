@@ -23,7 +23,7 @@ from pathlib import Path
 from components.errors import DataError
 from components.persons.published.layouts import LAYOUTS, Format, Layout
 from components.persons.published.prepared import is_prepared, prepared_records
-from components.persons.published.table_manifests import MANIFEST_COLUMNS, read_manifest
+from components.persons.published.table_manifests import MANIFEST_COLUMNS, TABLES, read_manifest
 from components.persons.published.validation import validate_records
 from components.persons.records import Record
 from components.persons.shards import DATASET_MANIFEST
@@ -101,11 +101,11 @@ def find_dataset(name_or_path: str | Path, root: str | Path = ".") -> DatasetFil
             f"{path} does not exist; give one of {', '.join(LAYOUTS)}, a dataset folder, or a manifest (.csv, "
             f".parquet) with columns {', '.join(MANIFEST_COLUMNS)}"
         )
-    if path.suffix in (".csv", ".parquet"):
+    if path.suffix.lower() in TABLES:
         return DatasetFiles(path.stem, path.parent, (path,), None, None)
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return _annotation_file(path)
-    raise DataError(f"{path}: cannot read {path.suffix or 'this kind of file'}; use .csv, .parquet or .json")
+    raise DataError(f"{path}: cannot read {path.suffix or 'this kind of file'}; use {', '.join(TABLES)} or .json")
 
 
 def _in_folder(folder: Path) -> DatasetFiles:

@@ -18,6 +18,8 @@ from components.persons.published.fields import identity_number, split_name, tex
 from components.persons.published.ledger import Ledger
 from components.persons.records import Record
 
+TABLES = (".csv", ".tsv", ".parquet")
+"""Suffixes of tables."""
 MANIFEST_COLUMNS = ("image_path", "caption", "identity", "split")
 Row = tuple[str, str, int, str]
 """In the order of MANIFEST_COLUMNS."""
@@ -28,7 +30,7 @@ def read_manifest(path: Path) -> Iterator[Record]:
 
     Rows of one picture must agree in identity and split. Raises DataError.
     """
-    cells = _csv(path) if path.suffix == ".csv" else _parquet(path)
+    cells = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
     database = sqlite3.connect("")
     database.execute("CREATE TABLE manifest (picture INTEGER, image_path, caption, identity INTEGER, split)")
     pictures = Ledger()

@@ -29,14 +29,21 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def evaluated(drawn_people: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The folder of its outputs, and its metrics."""
+    """The folder of its outputs, and its metrics; of the test split two pictures with five captions were left out."""
     root = tmp_path_factory.mktemp("evaluated")
+    (root / "people").mkdir()
+    for name in ("manifest.parquet", "shards"):
+        (root / "people" / name).symlink_to(drawn_people.root / "data/people" / name)
+    report = json.loads((drawn_people.root / "data/people/validation.json").read_text())
+    listed = report["splits"]["test"]["listed"]
+    report["splits"]["test"]["listed"] = {"pictures": listed["pictures"] + 2, "captions": listed["captions"] + 5}
+    (root / "people/validation.json").write_text(json.dumps(report))
     people = PersonDataset(drawn_people.root / "data/people")
     tokenizer = CaptionTokenizer.from_corpus(people.rows(form="long").column("caption"))
     DualEncoder.create(CONFIG, tokenizer=tokenizer, seed=1).save(root / "model")
     params = Parameters.partial(load(drawn_people.root / "params.yaml").only(("seed", "pictures", "gadms_evaluate")))
     context = StageContext(Scratch(root / "scratch"), seed=0, arm="gadms", device=torch.device("cpu"))
-    inputs = {"people": drawn_people.root / "data/people", "model": root / "model"}
+    inputs = {"people": root / "people", "model": root / "model"}
     outputs = {"ranks": root / "ranks.parquet", "scores": root / "scores.parquet"}
     return root, gadms_evaluate.run(params, inputs, outputs, context)
 
@@ -62,7 +69,7 @@ def test_captions_that_are_too_long_are_counted_where_they_are_prepared_and_wher
 def test_the_data_set_is_named_from_its_records_with_what_validation_left_out(evaluated):
     _, metrics = evaluated
     assert metrics["dataset"] == "drawn"
-    assert metrics["left_out"] == {"pictures": 0, "captions": 0}
+    assert metrics["left_out"] == {"pictures": 2, "captions": 5}
 
 
 def test_true_sentences_of_the_same_pictures_stand_beside_false_ones(evaluated):
