@@ -117,6 +117,7 @@ def _results(category: Category, scores: "Sequence[CategoryScores]") -> dict[str
 
     arms = {arm.name: arm_results(arm.matched, found) for arm, found in zip(category.arms, scores, strict=True)}
     found: dict[str, Any] = {"metric": METRIC[category.name], "prompts": len(category.prompts), "arms": arms}
+    found["repeated"] = category.repeated
     if len(arms) == 2:
         found["difference"] = differences(*arms.values())
     return found

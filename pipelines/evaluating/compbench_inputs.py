@@ -33,11 +33,15 @@ class ArmPictures:
 
 @dataclass(frozen=True)
 class Category:
-    """A prompt file and the pictures drawn for it: those of the first arm, and perhaps of a baseline."""
+    """A prompt file and the pictures drawn for it: those of the first arm, and perhaps of a baseline.
+
+    prompts: each once. repeated: the number of lines that repeat an earlier prompt.
+    """
 
     name: str
     file: Path
     prompts: Sequence[str]
+    repeated: int
     arms: Sequence[ArmPictures]
 
     @property
@@ -76,7 +80,8 @@ def find_categories(
             ArmPictures(arm, _results_folder(folder), match_pictures(texts, _samples(folder), per_prompt))
             for arm, folder in folders.items()
         ]
-        found.append(Category(category, file, texts, arms))
+        distinct = list(dict.fromkeys(texts))
+        found.append(Category(category, file, distinct, len(texts) - len(distinct), arms))
     if not found:
         raise DataError(f"{images}: no folder of pictures named {' or '.join(absent)}: one per category is needed")
     return found, absent

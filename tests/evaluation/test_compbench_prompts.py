@@ -63,9 +63,20 @@ def test_a_file_whose_name_says_no_category_is_refused(tmp_path):
         prompt_files(tmp_path / "empty")
 
 
-def test_repeated_and_absent_prompts_are_named_by_line(tmp_path):
-    with pytest.raises(DataError, match="line 3 repeats line 1"):
-        read_prompts(published(tmp_path, "color_val.txt", [*COLOR, COLOR[0]]))
+def test_a_repeated_prompt_is_counted_and_not_refused(tmp_path):
+    """The color file before September 2025 repeats five prompts; the published script draws ten pictures for each line."""
+    prompts = read_prompts(published(tmp_path, "color_val.txt", [*COLOR, COLOR[0]]))
+    assert prompts == [*COLOR, COLOR[0]]
+    names = [name_of(prompt, place * 2 + copy) for place, prompt in enumerate(prompts) for copy in range(2)]
+    folder = pictures(tmp_path / "samples", *names)
+    found = match_pictures(prompts, folder, per_prompt=2)
+    assert [picture.path.name for picture in found.pictures] == names
+    assert (found.missing, found.extra) == ({}, ())
+    (folder / names[-1]).unlink()
+    assert match_pictures(prompts, folder, per_prompt=2).missing == {COLOR[0]: 1}
+
+
+def test_a_file_without_a_prompt_is_refused(tmp_path):
     with pytest.raises(DataError, match="holds no prompt"):
         read_prompts(published(tmp_path, "color_val.txt", ["", " "]))
 

@@ -4,6 +4,7 @@ The number counts all pictures of a category from 0, ten per prompt in a row; th
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +44,13 @@ class Matched:
 def match_pictures(prompts: Sequence[str], folder: Path, per_prompt: int = PER_PROMPT) -> Matched:
     """Find the pictures of each prompt in `folder`, sorted by number, also more than `per_prompt` of a prompt.
 
+    A prompt that is there twice has twice `per_prompt` pictures; where they are fewer, they are missing.
     Raises DataError where the folder is missing, or holds no picture of any of the prompts.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of pictures")
-    order = {prompt: place for place, prompt in enumerate(prompts)}
+    expected = {prompt: per_prompt * lines for prompt, lines in Counter(prompts).items()}
+    order = {prompt: place for place, prompt in enumerate(expected)}
     pictures, extra = [], []
     for path in sorted(folder.iterdir()):
         found = _NAME.fullmatch(path.name)
@@ -61,11 +64,8 @@ def match_pictures(prompts: Sequence[str], folder: Path, per_prompt: int = PER_P
     if not pictures:
         raise DataError(f"{folder}: none of its {len(extra)} files is a picture of these prompts, <prompt>_000000.png")
     pictures.sort(key=lambda picture: (picture.number, order[picture.prompt]))
-    counts = dict.fromkeys(prompts, 0)
-    for picture in pictures:
-        counts[picture.prompt] += 1
-    missing = {prompt: per_prompt - count for prompt, count in counts.items() if count < per_prompt}
-    return Matched(tuple(pictures), missing, tuple(extra))
+    missing = Counter(expected) - Counter(picture.prompt for picture in pictures)  # of each the positive counts
+    return Matched(tuple(pictures), dict(missing), tuple(extra))
 
 
 def open_picture(picture: PromptPicture) -> Image.Image:

@@ -54,23 +54,17 @@ def prompt_files(path: Path) -> dict[str, Path]:
 def read_prompts(path: Path) -> list[str]:
     """Read the prompts of a file, one per line; text after a tab is not part of a prompt (inference_eval.py).
 
-    Raises DataError where the file cannot be read, is empty, or repeats a prompt (pictures are found by prompt).
+    A prompt that the file repeats is repeated: the published scripts draw its pictures again, and it weighs as much more in their
+    mean (the color file before September 2025 repeats five). Raises DataError where the file cannot be read or is empty.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a prompt file ({error})") from error
-    prompts: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        prompt = line.split("\t")[0].strip()
-        if not prompt:
-            continue
-        if prompt in prompts:
-            raise DataError(f"{path}: line {number} repeats line {prompts[prompt]} ({prompt!r}); remove one")
-        prompts[prompt] = number
+    prompts = [prompt for prompt in (line.split("\t")[0].strip() for line in lines) if prompt]
     if not prompts:
         raise DataError(f"{path}: holds no prompt; write one per line")
-    return list(prompts)
+    return prompts
 
 
 def relations(prompts: Sequence[str], folder: Path) -> dict[str, Relation]:

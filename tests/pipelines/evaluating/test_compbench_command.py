@@ -1,6 +1,7 @@
 """The command from prompt files and folders of pictures to its results, with tiny models in the place of the published ones."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,22 @@ def test_missing_and_foreign_pictures_are_reported_and_the_rest_is_scored(bench,
     assert "1 files are not pictures of these prompts, such as 'notes.txt'" in printed
     assert "color: no folder of pictures, not scored" in printed
     assert "complex of taca: BLIP-VQA left out: no BLIP folder is given" in printed
+
+
+def test_a_prompt_that_the_file_repeats_weighs_twice_in_the_published_mean(bench, weights, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = [*NON_SPATIAL, NON_SPATIAL[0]]
+    (bench / "prompts/non_spatial_val.txt").write_text("\n".join(lines))
+    shutil.rmtree(bench / "taca/non_spatial")
+    draw(bench / "taca/non_spatial/samples", lines, "taca")
+    chosen = {"prompts": "prompts/non_spatial_val.txt", "images": "taca/non_spatial"}
+    assert run(bench, "--clip", weights["clip"], "--grid", 0, **chosen) == 0
+    category = results(bench)["categories"]["non_spatial"]
+    (arm,) = category["arms"].values()
+    assert (category["prompts"], category["repeated"], arm["pictures"], arm["missing"]) == (2, 1, 6, {})
+    means = arm["metrics"]["CLIPScore"]["prompts"]
+    assert arm["metrics"]["CLIPScore"]["mean"] == pytest.approx((2 * means[NON_SPATIAL[0]] + means[NON_SPATIAL[1]]) / 3)
+    assert "non_spatial: 1 lines repeat a prompt" in capsys.readouterr().out
 
 
 def test_without_anything_to_measure_with_the_command_ends_with_2_and_one_line(bench, capsys):
