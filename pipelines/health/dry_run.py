@@ -5,10 +5,11 @@ and a plan is printed: patched modules, trainable parameters, active sampler ste
 what is missing. Nothing is written or downloaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -167,7 +168,7 @@ def show(found: RunPlan, chosen: Parameters, console: Console) -> None:
     console.print(_memory_table(found.memory))
     console.print(
         "Computed, not measured: what autograd keeps for one micro-batch, not the CUDA context (about 1 GB), gradients of "
-        "activations or fragmentation; the last column reserves 15 % for them. A batch must divide by the GPUs; where this one "
+        "activations or fragmentation; the last row reserves 15 % for them. A batch must divide by the GPUs; where this one "
         "does not, that of a GPU is rounded down, to at least one. Without gradient checkpointing, activations are "
         f"{_gb(found.activations_without_checkpointing)} GB on one GPU.\n",
         style="dim",
@@ -209,20 +210,25 @@ def _levels(sigmas: Sequence[float]) -> str:
 
 
 def _memory_table(memory: Sequence[TrainingLayout]) -> Table:
-    table = Table(title="Memory of LoRA training, GB on each GPU", title_justify="left")
-    headings = (
-        "strategy", "GPUs", "batch a GPU", "weights", "gathered", "LoRA", "gradients", "Adam", "average",
-        "activations", "total", "fits",
-    )  # fmt: skip
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "strategy" else "right")
+    """A column per layout, which fits into 80 characters; where it does not, a number continues on the next line."""
+    table = Table(title="Memory of LoRA training, GB on each GPU", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("GPUs", overflow="fold")
     for row in memory:
-        parts = row.bytes
-        values = (
-            parts.weights, parts.gathered, parts.lora, parts.gradients, parts.optimizer, parts.average,
-            parts.activations, parts.total,
-        )  # fmt: skip
-        table.add_row(row.strategy, str(row.gpus), str(row.batch), *map(_gb, values), row.smallest_gpu)
+        table.add_column(f"{row.strategy} {row.gpus}", justify="right", overflow="fold")
+    rows: list[tuple[str, Callable[[TrainingLayout], str]]] = [
+        ("batch a GPU", lambda row: str(row.batch)),
+        ("weights", lambda row: _gb(row.bytes.weights)),
+        ("gathered", lambda row: _gb(row.bytes.gathered)),
+        ("LoRA", lambda row: _gb(row.bytes.lora)),
+        ("gradients", lambda row: _gb(row.bytes.gradients)),
+        ("Adam", lambda row: _gb(row.bytes.optimizer)),
+        ("average", lambda row: _gb(row.bytes.average)),
+        ("activations", lambda row: _gb(row.bytes.activations)),
+        ("total", lambda row: _gb(row.bytes.total)),
+        ("fits", lambda row: row.smallest_gpu),
+    ]
+    for name, value in rows:
+        table.add_row(name, *map(value, memory), end_section=name == "activations")
     return table
 
 

@@ -1,5 +1,6 @@
 """The dry run: presets resolve, models of exactly the published architectures are patched, and what is missing is said."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from components.errors import DataError, ParameterError
 from components.taca.conventions import sampler_sigmas
@@ -260,6 +262,20 @@ def test_memory_says_what_fits_where(plan_of: Callable[[str], dryrun.RunPlan]) -
     assert alone.smallest_gpu != "24 GB"  # the weights alone nearly fill it
     assert shared.smallest_gpu == "24 GB"
     assert shared.bytes.total < alone.bytes.total / 2
+
+
+@pytest.mark.parametrize("width", [80, 50])
+def test_a_narrow_terminal_and_a_pipe_cut_no_number(plan_of: Callable[[str], dryrun.RunPlan], width: int) -> None:
+    found = plan_of("flux-dev")
+    printed = io.StringIO()
+    dryrun.show(found, presets.resolve(ROOT, "flux-dev"), Console(file=printed, width=width))
+    table = printed.getvalue().split("Memory of LoRA training")[1].split("Computed")[0]
+    assert "…" not in printed.getvalue()
+    if width == 80:  # what a pipe has too
+        rows = {line[:12].strip(): line[12:].split() for line in table.splitlines() if line[:12].strip()}
+        assert rows["weights"] == [f"{row.bytes.weights / 1e9:.1f}" for row in found.memory]
+        assert rows["average"][-1] == f"{found.memory[-1].bytes.average / 1e9:.3f}"
+        assert rows["fits"][::2] == [row.smallest_gpu.split()[0] for row in found.memory]
 
 
 def test_the_command_prints_it_all_and_exits_with_0(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
