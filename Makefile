@@ -14,7 +14,7 @@ PYTEST = OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
 CHAOS = --kills 50
 FAULTS =
 
-.PHONY: help setup repro report ui test test-faults chaos lint smoke dag rooms lock
+.PHONY: help setup repro report ui test test-faults chaos gpu lint smoke dag rooms lock
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,7 +45,7 @@ test: setup ## lint, types and tests
 	ruff check .
 	ruff format --check .
 	@mkdir -p .mypy_cache; mypy > .mypy_cache/printed 2>&1 & types=$$!; failed=0; \
-	$(PYTEST) -m "not faults and not heavy" || failed=$$?; \
+	$(PYTEST) -m "not faults and not heavy and not gpu" || failed=$$?; \
 	wait $$types || failed=$$?; \
 	cat .mypy_cache/printed; exit $$failed
 
@@ -54,6 +54,9 @@ test-faults: setup ## slow tests: stages that are killed, stopped, or lose disk 
 
 chaos: setup ## kill random processes of the smoke pipeline 50 times, and compare with an undisturbed run
 	python tests/faults/chaos.py $(CHAOS)
+
+gpu: setup ## check and measure on a GPU of 80 GB or more, in at most 8 minutes: a table, and gpu.json
+	python benchmarks/gpu.py --json gpu.json
 
 lint: setup
 	ruff check .

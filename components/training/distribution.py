@@ -39,13 +39,18 @@ def shard(task: nn.Module, blocks: Sequence[nn.Module], context: Context) -> boo
     if context.strategy == "ddp" or context.world_size == 1 or not blocks:
         return False
     from torch.distributed.device_mesh import init_device_mesh
+
+    shard_over(task, blocks, init_device_mesh(context.device.type, (context.world_size,)))
+    return True
+
+
+def shard_over(task: nn.Module, blocks: Sequence[nn.Module], mesh: Any) -> None:
+    """Shard `task` in place over a device mesh of one axis: each of `blocks` is a unit, the rest of `task` one more."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(context.device.type, (context.world_size,))
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     for unit in (*blocks, task):
         fully_shard(unit, mesh=mesh, mp_policy=policy)
-    return True
 
 
 def replicate(task: nn.Module, context: Context) -> nn.Module:

@@ -1,8 +1,10 @@
 """Draws shards in this process or in Ray actors that each hold the model. A lost actor costs the time of its shard.
 
-A pool of its own: unlike the processes of a study (`studies/workers.py`), actors may be on other nodes and reserve a GPU each.
+A pool of its own: unlike the processes of a study (`studies/workers.py`), actors may be on other nodes and reserve a GPU each, or
+share those of this machine.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -10,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines.engine.ray_cluster import ray_session, uses_gpu
+from pipelines.engine.ray_cluster import is_joined, ray_session, uses_gpu
 from pipelines.errors import InfrastructureError, one_line
 from pipelines.generating.painter import DrawnShard, DrawSettings, Painter
 from pipelines.generating.plan import Shard
@@ -54,13 +56,23 @@ def draw_with_ray(
             pool.stop()
 
 
+def gpu_share(workers: int, gpus: float) -> float:
+    """Return the part of a GPU that each worker reserves: all of one, or a fraction where there are more workers than GPUs.
+
+    On a cluster that may add nodes, workers wait for GPUs of their own.
+    """
+    if is_joined() or not 0 < gpus < workers:
+        return 1.0
+    return 1 / math.ceil(workers / gpus)
+
+
 class _Pool:
     """Actors and their tasks. An actor gets a shard only once it has started."""
 
     def __init__(self, painter: type, arguments: tuple[Any, ...], compute: Compute) -> None:
         import ray
 
-        gpus = 1 if uses_gpu(compute) else 0
+        gpus = gpu_share(compute.workers, ray.cluster_resources().get("GPU", 0)) if uses_gpu(compute) else 0
         self._actor_class = ray.remote(num_cpus=compute.threads, num_gpus=gpus, max_restarts=0)(painter)
         self._arguments, self._compute = arguments, compute
         # By object reference of the task: (actor, its shard; None while it starts).
@@ -128,7 +140,7 @@ class _Pool:
 
         if time.monotonic() < deadline or any(shard for _, shard in self._running.values()):
             return
-        needs = f"{self._compute.threads} CPUs" + (" and a GPU" if uses_gpu(self._compute) else "")
+        needs = f"{self._compute.threads} CPUs" + (" and a GPU, or a part of one," if uses_gpu(self._compute) else "")
         raise InfrastructureError(
             f"no worker could be started in {START_TIMEOUT:.0f} s: each needs {needs}, Ray has {ray.available_resources()}"
         )
