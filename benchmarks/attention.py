@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from timing import Timing, describe, save, take_turns
 from torch import Tensor
 
 from components.taca.attention import temperature_adjusted_attention
+from pipelines.terminal.console import TableConsole
 
 GAMMA = 1.2
 ROOT = Path(__file__).resolve().parent.parent
@@ -216,7 +216,7 @@ def _row(shape: str, mode: str, method: str, timing: Timing, plain: Timing) -> d
     }
 
 
-def show(rows: list[dict[str, Any]], device: torch.device, console: Console) -> None:
+def show(rows: list[dict[str, Any]], device: torch.device, console: TableConsole) -> None:
     """Print the table."""
     table = Table(title=" · ".join(f"{key} {value}" for key, value in describe(device).items()), title_justify="left")
     for heading in ("what", "mode", "method", "ratio", "of medians", "ms", "median ms", "n", "remarks"):
@@ -261,7 +261,7 @@ def main() -> None:
     for shape in QUICK if options.quick else SHAPES:
         rows += measure(shape, device, options.rounds, budget=3.0)
     rows += measure_steps(device, options.rounds)
-    show(rows, device, Console())
+    show(rows, device, TableConsole())
     if options.json:
         save(options.json, device, rows)
 

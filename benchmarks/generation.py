@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from timing import describe, save
 
@@ -26,6 +25,7 @@ from pipelines.generating.pool import draw
 from pipelines.generating.prompts import Prompt
 from pipelines.params import Parameters
 from pipelines.schema.running import Compute
+from pipelines.terminal.console import TableConsole
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = (1, 2)
@@ -63,7 +63,7 @@ def drawing_of(model: Path, chosen: Parameters, batch: int, taca: dict[str, Any]
     )
 
 
-def show(rows: list[dict[str, Any]], device: torch.device, console: Console) -> None:
+def show(rows: list[dict[str, Any]], device: torch.device, console: TableConsole) -> None:
     """Print the table."""
     title = " · ".join(f"{key} {value}" for key, value in describe(device).items() if key != "clock")
     table = Table(title=f"{title} · wall time", title_justify="left")
@@ -122,7 +122,7 @@ def main() -> None:
         }
         for (workers, on), found in best.items()
     ]
-    show(rows, device, Console())
+    show(rows, device, TableConsole())
     if options.json:
         save(options.json, device, rows)
 

@@ -42,6 +42,7 @@ from components.training.config import LoopConfig
 from components.training.context import LocalContext
 from components.training.distribution import repeated_blocks, shard_over
 from components.training.loop import fit
+from pipelines.terminal.console import TableConsole
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 480
@@ -495,7 +496,7 @@ def main() -> int:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # for NCCL
     rows = run(device, TOY if options.toy else FULL, options.seconds)
-    show(rows, Console())
+    show(rows, TableConsole())
     save(options.json, device, rows)
     print(f"wrote {options.json}")
     return int(any(each["holds"] is False for each in rows))

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from pipelines.engine.warm import WARM, warm_process
+from pipelines.terminal.console import TableConsole
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 5
@@ -234,7 +234,7 @@ def default_pipeline() -> dict[str, float]:
         return {name.rsplit("/", 1)[0]: seconds for name, seconds in connection.execute(query)}
 
 
-def show(found: dict[str, Took], parts: list[tuple[str, float]], console: Console) -> float:
+def show(found: dict[str, Took], parts: list[tuple[str, float]], console: TableConsole) -> float:
     """Print the tables of a stage; return the seconds that the system adds."""
     table = Table(title=f"one training stage ({STEPS} steps), seconds", title_justify="left")
     for heading in ("", "wall", "adds", "processor"):
@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
-    console = Console()
+    console = TableConsole()
     with tempfile.TemporaryDirectory(prefix="orchestration-") as temporary:
         root = copy_of_the_checkout(Path(temporary) / "checkout")
         run(root, "-m", "dvc", "repro", "prepare")

@@ -145,8 +145,9 @@ def _added(found: dict[str, Any]) -> float:
 
 def show(rows: list[dict[str, Any]], threads: int) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from pipelines.terminal.console import TableConsole
 
     table = Table(
         title=f"Retrieval metrics, {threads} thread(s)", title_justify="left", box=box.SIMPLE, show_lines=True
@@ -166,7 +167,7 @@ def show(rows: list[dict[str, Any]], threads: int) -> None:
             f"{row['largest_difference']:.0e}" if theirs else "",
         ]
         table.add_row(*cells)
-    console = Console()
+    console = TableConsole()
     console.print(table)
     console.print(
         "Peak: resident memory of the whole process, Python and PyTorch included; added: of it, beyond what was there with the "

@@ -15,8 +15,9 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from pipelines.terminal.console import TableConsole
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def step(work: Workload, batch: int, nodes: int, cluster: Cluster, *, fsdp: bool
     return Step(compute, exchange, max(0.0, reading - compute - exchange), saving)
 
 
-def tables(console: Console) -> None:
+def tables(console: TableConsole) -> None:
     """The tables of docs/scaling.md."""
     cases: list[tuple[Workload, Any, list[int], bool]] = [
         (flux(), lambda gpus: 4 * gpus, [0, 1, 64], False),
@@ -215,7 +216,7 @@ def _work(rank: int, world: int, port: int, samples: int, steps: int, found: Any
         found.put((lengths[len(lengths) // 2], lengths[0], summing))
 
 
-def measure(console: Console, samples: int = 32, steps: int = 20) -> None:
+def measure(console: TableConsole, samples: int = 32, steps: int = 20) -> None:
     """Time one worker on the batch, one on half of it, and two on half each. Prediction: half the batch, plus unhidden sums."""
     import socket
 
@@ -260,7 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="check the model with two processes on this machine")
     options = parser.parse_args()
-    console = Console(width=120)
+    console = TableConsole()
     if options.measure:
         measure(console)
     else:

@@ -186,8 +186,9 @@ def _row(name: str, timing: Timing, plain: float) -> dict[str, Any]:
 
 def show(rows: list[dict[str, Any]], case: Case, difference: float) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from pipelines.terminal.console import TableConsole
 
     length = int(case.ids.argmax(-1).max()) + 1
     title = f"Scores of {len(case.ids)} captions of {length} tokens, {LAYERS} of 12 layers"
@@ -200,7 +201,7 @@ def show(rows: list[dict[str, Any]], case: Case, difference: float) -> None:
             continue
         target = f"<= {row['target']:.2f}" if row["target"] else ""
         table.add_row(row["method"], f"{row['seconds']:.3f}", f"{row['median']:.3f}", f"{row['relative']:.2f}", target)
-    console = Console()
+    console = TableConsole()
     console.print(table)
     console.print(f"The gradients of eye, trace and ours differ by {difference:.0e} of the largest.", style="dim")
 

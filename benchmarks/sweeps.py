@@ -144,15 +144,16 @@ def _bare(place: Place, trial: Mapping[str, Any]) -> float:
 
 def show(title: str, rows: Sequence[tuple[str, str]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from pipelines.terminal.console import TableConsole
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    TableConsole().print(table)
 
 
 def show_asha(found: Mapping[str, Any]) -> None:

@@ -152,8 +152,9 @@ def steps(encoder: DualEncoder, batch: RetrievalBatch) -> dict[str, Step]:
 
 
 def main() -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from pipelines.terminal.console import TableConsole
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", default="small")
@@ -182,7 +183,7 @@ def main() -> None:
             faster = timings["reference"].minimum / minimum
             rows.append({"words": words, "longest": longest, "method": name, "seconds": list(timings[name].seconds)})
             table.add_row(str(words), str(longest), name, f"{minimum:.2f}", f"{relative:.2f}", f"{faster:.2f}")
-    Console().print(table)
+    TableConsole().print(table)
     if options.json:
         save(options.json, device, rows)
 

@@ -21,7 +21,7 @@ class TableConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        if not self.is_terminal and "COLUMNS" not in os.environ:
+        if not self.is_terminal and "width" not in options and "COLUMNS" not in os.environ:
             self.width = PIPE_WIDTH
 
     def print(self, *objects: Any, **options: Any) -> None:
