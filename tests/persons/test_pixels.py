@@ -3,14 +3,26 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 
 from components.errors import DataError
+from components.evaluation.compbench.pictures import PromptPicture, open_picture
+from components.persons.curation.candidates import InputPicture, Judge
+from components.persons.curation.limits import Rules
 from components.persons.pixels import decode_rgb
+from components.persons.published.readers import Listing
+from components.persons.published.validation import validate_records
+from components.persons.records import Record
+from components.persons.shards import PersonDataset, write_records
+from components.persons.streaming.corpus import open_corpus
+from components.persons.streaming.sample_reader import SampleReader
 
+ROOT = Path(__file__).resolve().parents[2]
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 4, 3), dtype=np.uint8)  # neither symmetric nor square
 GREY = np.array([0, 1, 100, 128, 200, 255] * 4, dtype=np.uint8).reshape(6, 4)
@@ -268,3 +280,44 @@ def test_broken_files_are_one_line(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     with pytest.raises(DataError, match=r"cannot be decoded: DecompressionBombError: .*2048 pixels"):
         decode_rgb(whole)
+
+
+def test_every_part_that_reads_pictures_of_people_sees_the_same(tmp_path):
+    sideways = Image.Exif()
+    sideways[274] = 6
+    hidden = Image.fromarray(COLOUR).convert("RGBA")
+    hidden.putalpha(Image.fromarray(ALPHA))
+    contents = {
+        "phone.jpg": saved(Image.fromarray(COLOUR), "JPEG", exif=sideways),
+        "cut out.png": saved(hidden, "PNG"),
+        "thermal.png": saved(Image.fromarray(GREY.astype(np.uint16) * 100 + 3000), "PNG"),
+    }
+    for number, (name, content) in enumerate(contents.items()):
+        (tmp_path / name).write_bytes(content)
+        record = Record(name, number, ("a man",), "train", "made")
+        found, _ = validate_records(Listing("made", tmp_path, (record,)))
+        write_records(found, tmp_path / str(number))
+        expected = read(content)
+        people = PersonDataset(tmp_path / str(number))
+        assert (np.asarray(people.picture(0)) == expected).all()
+        size = expected.shape[:2]
+        streamed = SampleReader(
+            open_corpus(tmp_path / str(number)), lambda texts: torch.zeros(1, 1), size=size, batch_size=1, seed=0
+        )
+        for pixels in (people.pixels([0], *size).numpy(), streamed.read(0)["pixels"]):
+            assert (pixels[0].transpose(1, 2, 0) == expected).all()
+        judge = Judge(tmp_path, Rules(short_side=0, aspect=None))
+        ((judged,),) = judge.judge([InputPicture(name)], 0)
+        assert (judged.height, judged.width) == size
+        assert (np.asarray(judge.pixels(judged)) == expected).all()
+        assert (np.asarray(open_picture(PromptPicture("a man", number, tmp_path / name))) == expected).all()
+
+
+def test_pictures_are_opened_nowhere_else():
+    opened = [
+        file.relative_to(ROOT).as_posix()
+        for room in ("components", "pipelines")
+        for file in sorted((ROOT / room).rglob("*.py"))
+        if "Image.open(" in file.read_text(encoding="utf-8")
+    ]
+    assert opened == ["components/persons/pixels.py"]
