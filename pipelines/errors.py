@@ -11,12 +11,13 @@ from pipelines.redaction import without_secrets
 DONE, OTHER, PARAMETERS, DATA, TRY_AGAIN, INTERRUPTED = 0, 1, 2, 3, 75, 130
 
 _PASSING = frozenset(
-    getattr(errno, name, None)
+    getattr(errno, name)
     for name in (
         *("EIO", "EREMOTEIO", "ENODEV", "ENXIO", "EROFS", "ESTALE", "ENOSPC", "EDQUOT", "EBUSY", "ENOLCK"),  # storage
         *("ENOMEM", "EAGAIN", "EMFILE", "ENFILE", "ETIMEDOUT"),  # the machine
         *("ENOTCONN", "ESHUTDOWN", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET"),  # the network
     )
+    if hasattr(errno, name)
 )
 """Numbers of errors of the operating system that do not come from the code or its arguments."""
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 import pipelines.commands
 from pipelines import __main__ as program
@@ -38,6 +40,41 @@ def test_every_verb_explains_its_options(verb, capsys):
         program.main([verb, "--help"])
     assert ended.value.code == 0
     assert f"python -m pipelines {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "there"), 3, "error: there: No such file or directory"),
+        (TypeError("a bug"), 1, "TypeError: a bug"),
+        (
+            MlflowException("API request failed: Connection refused"),
+            75,
+            "error: the MLflow server at sqlite:///x.db does not answer",
+        ),
+        (
+            MlflowException("Invalid name", error_code=INVALID_PARAMETER_VALUE),
+            1,
+            "mlflow.exceptions.MlflowException: Invalid name",
+        ),
+        (
+            KeyboardInterrupt("probe: paused at step 700: run again to resume"),
+            130,
+            "probe: paused at step 700: run again",
+        ),
+    ],
+)
+def test_why_a_verb_ends_is_its_last_line_with_a_traceback_for_bugs_alone(monkeypatch, capsys, error, code, line):
+    def run(options):
+        raise error
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///x.db")
+    monkeypatch.setattr(program, "COMMANDS", (replace(VERBS["dag"], run=run),))
+    assert program.main(["dag"]) == code
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith(line)
+    assert ("Traceback" in said) == (code == 1)
+    assert len(said.splitlines()) == 1 or code == 1
 
 
 @pytest.mark.parametrize("verb", VERBS)
