@@ -26,7 +26,7 @@ _PATHS = ("detector", "captioner", "probe", "templates", "matcher")
 def curate(options: CurateOptions) -> dict[str, int]:
     """Write the dataset, print the number of candidates per reason, and return reason -> number.
 
-    Where no picture has a caption and no captioner is given, those that the rules allow are written with an empty caption: `curate`
+    Where no captioner is given and no picture that the rules allow has a caption, they are written with an empty caption: `curate`
     itself reads that dataset and adds captions, `prepare` refuses it.
 
     Raises ParameterError for an output folder with other content, DataError for a source or model that does not exist.
@@ -40,7 +40,7 @@ def curate(options: CurateOptions) -> dict[str, int]:
 
         judge = make_judge(options, folder)
         _judge_all(judge, pictures, output, options)
-        uncaptioned = not _writes_captions(options) and not any(any(found.captions) for found in output.candidates())
+        uncaptioned = not _writes_captions(options) and all(found.reason for found in output.candidates())
         reasons = _final_reasons(output, options, uncaptioned)
         counts = Counter(reasons)
         if not counts[KEPT]:
@@ -57,7 +57,7 @@ def curate(options: CurateOptions) -> dict[str, int]:
         print(f"files of other kinds, not read: {summary(others)}")
     if uncaptioned:
         print(
-            f"no picture has a caption, which prepare needs: `python -m pipelines curate {options.output} --captioner MODEL "
+            f"no kept picture has a caption, which prepare needs: `python -m pipelines curate {options.output} --captioner MODEL "
             "--output FOLDER` writes them"
         )
     return dict(counts)

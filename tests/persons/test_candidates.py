@@ -103,7 +103,7 @@ def test_every_picture_file_is_found_in_order_whatever_its_case(tmp_path):
     assert others == {".txt": 1, ".hidden": 1, ".heic": 1}
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/photo.heic").touch()
-    with pytest.raises(DataError, match=r"holds no pictures .*; there are 1 \.heic"):
+    with pytest.raises(DataError, match=r"holds no pictures .*; it holds 1 \.heic: convert"):
         list(pictures_in(tmp_path / "empty"))
 
 

@@ -23,7 +23,7 @@ from components.persons.curation.rules import NOBODY, person_reason, size_reason
 from components.persons.curation.templates import is_unfilled
 from components.persons.pictures import PictureReader
 from components.persons.pixels import decode_rgb
-from components.persons.published.fields import caption_fault
+from components.persons.published.fields import good_captions
 from components.persons.published.locations import PictureFolder, UnusablePathError
 from components.persons.records import SPLITS
 
@@ -94,7 +94,7 @@ def pictures_in(folder: Path, others: Counter[str] | None = None) -> Iterator[In
             captions = _captions_in(text) if text.name in texts else ()
             yield InputPicture(file.relative_to(folder).as_posix(), captions)
     if not found:
-        kinds = f"; there are {summary(others)}" if others else ""
+        kinds = f"; it holds {summary(others)}: convert them" if others else ""
         raise DataError(f"{folder} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}){kinds}")
 
 
@@ -210,7 +210,7 @@ class Judge:
                 numbers.append((first + place) * _PEOPLE_PER_PICTURE + before[place])
                 before[place] += 1
             captions = self.captioner.caption([pixels for _, _, pixels in candidates], numbers)
-        captions = [tuple(text.strip() for text in texts if not caption_fault(text.strip())) for texts in captions]
+        captions = [good_captions([text.strip() for text in texts]) for texts in captions]
         kept = [tuple(text for text in texts if not is_unfilled(text)) for texts in captions]
         reasons = [
             None if good else UNFILLED if texts else NO_CAPTION for good, texts in zip(kept, captions, strict=True)

@@ -167,12 +167,12 @@ def test_plain_pictures_without_captions_are_kept_until_they_have_some(pictures,
     printed = capsys.readouterr().out
     assert "13 of 15 candidates kept" in printed
     assert "files of other kinds, not read: 1 .heic" in printed
-    assert "no picture has a caption, which prepare needs" in printed
+    assert "no kept picture has a caption, which prepare needs" in printed
     assert PersonDataset(tmp_path / "plain").rows().column("caption") == [""] * 13
     with pytest.raises(DataError, match="empty caption"):
         read_dataset(tmp_path / "plain")
     assert curate(tmp_path / "plain", "--output", tmp_path / "mine", "--short-side", 32, "--probe", probe) == 0
-    assert "no picture has a caption" not in capsys.readouterr().out
+    assert "no kept picture has a caption" not in capsys.readouterr().out
     assert [len(record.captions) for record in read_dataset(tmp_path / "mine")] == [2] * 13
 
 
