@@ -412,9 +412,8 @@ def generation(device: torch.device, sizes: Sizes) -> list[Row]:
         write_reference(folder / "base", folder / "base.json")
         settings = DrawSettings(
             model=folder / "base.json",
-            adapter=None,
+            adapters=(),
             taca={"gamma": GAMMA, "threshold": 0.5},
-            adapter_threshold=None,
             height=64,
             width=32,
             steps=4,
