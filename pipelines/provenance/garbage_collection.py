@@ -37,8 +37,10 @@ class Removal:
 
 
 def collect(workspace: Workspace, *, dry: bool, sweeps: bool = False) -> list[Removal]:
-    """Remove what is not needed and print one line per folder; with `dry`, only print. With `sweeps`, also what only those need
-    that have ended."""
+    """Remove what is not needed and print one line per folder; with `dry`, only print.
+
+    `sweeps`: also what only sweeps need that have ended.
+    """
     needed = _needed_folders(workspace)
     removals = []
     kept: Counter[str] = Counter()
@@ -65,7 +67,7 @@ def collect(workspace: Workspace, *, dry: bool, sweeps: bool = False) -> list[Re
             if folder.name not in needed:
                 give_up(folder, workspace.root)
     for user, count in sorted(kept.items()):
-        print(f"kept    {count} folders that {user}")
+        print(f"kept    {count} folder{'s' if count > 1 else ''} that {user}")
     print(f"{verb} {_size(sum(removal.bytes for removal in removals))} in {len(removals)} folders")
     return removals
 

@@ -51,7 +51,7 @@ def _ended(sweep: Path) -> bool:
     """Return whether all trials of a sweep have ended and no driver runs it; without a summary that says so, it has not."""
     try:
         summary = json.loads((sweep / "results.json").read_text(encoding="utf-8"))
-        if summary["counts"]["waiting"] or len(summary["trials"]) < summary.get("samples", 0):
+        if summary["counts"]["waiting"]:
             return False
         with file_lock(sweep / LOCK_FILE, "a driver runs it"):
             return True

@@ -123,7 +123,7 @@ def test_what_another_checkout_has_used_is_kept_until_that_one_gives_it_up(place
     would = collect(place, dry=True)
     assert collect(place, dry=False) == would
     assert left(folder) >= ({"outputs", "DONE.json"} if done else {"checkpoints"})
-    assert f"kept    1 folders that {other.root} has used" in capsys.readouterr().out
+    assert f"kept    1 folder that {other.root} has used" in capsys.readouterr().out
     collect(other, dry=False)
     assert left(folder) == {"lock", "claims.json"}
 
