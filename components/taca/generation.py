@@ -46,10 +46,20 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Arm:
-    """What is enabled while pictures are drawn: LoRAs, and the temperature schedule of TACA, or None for stock attention."""
+    """What is enabled while pictures are drawn. By default nothing: the base model.
 
-    adapters: tuple[Adapter, ...] = ()
+    adapter: a LoRA or several; a path alone is an `Adapter` with the weight 1. schedule: the temperature schedule of TACA; None for
+    stock attention.
+    """
+
+    adapter: Path | Adapter | tuple[Path | Adapter, ...] | None = None
     schedule: TemperatureSchedule | None = None
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """All LoRAs of the arm."""
+        given = self.adapter if isinstance(self.adapter, tuple) else () if self.adapter is None else (self.adapter,)
+        return tuple(one if isinstance(one, Adapter) else Adapter(Path(one)) for one in given)
 
 
 @contextmanager

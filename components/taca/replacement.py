@@ -51,12 +51,21 @@ class ReplacedProcessors:
             module.set_processor(processor)
 
     def check(self) -> None:
-        """Raise `ParameterError` if something replaced the processors since (an IP-Adapter does)."""
+        """Raise `ParameterError` if something replaced the processors (an IP-Adapter does) or fused projections under a LoRA."""
         for module, processor in self._installed:
             if module.processor is not processor:
                 raise ParameterError(
                     f"TACA: attention processors of {self._family.transformer} were replaced by "
                     f"{type(module.processor).__name__} after enable_taca; call disable_taca, and enable_taca last"
+                )
+            if (
+                getattr(module, "fused_projections", False)
+                and getattr(module.to_q, "lora_A", None)
+                and not module.to_q.merged
+            ):
+                raise ParameterError(
+                    f"TACA: the projections of {self._family.transformer} were fused after a LoRA was loaded, which no longer acts "
+                    "on them; call unfuse_qkv_projections() first"
                 )
 
     def restore(self) -> None:

@@ -32,8 +32,8 @@ def run(
     size: dict[str, Any] = {"height": params.pictures.height, "width": params.pictures.width}
     pipe = load_base(inputs["base"], dtype=DTYPES[settings.base_dtype]).to(context.device)
     schedule = schedule_for_pictures(pipe, params.taca, steps=settings.steps, **size)
-    adapters = (Adapter(inputs["adapter"], threshold=schedule.active_from),) if "adapter" in inputs else ()
-    arm = Arm(adapters, schedule if context.arm in ("taca", "taca_lora") else None)
+    adapter = Adapter(inputs["adapter"], threshold=schedule.active_from) if "adapter" in inputs else None
+    arm = Arm(adapter, schedule if context.arm in ("taca", "taca_lora") else None)
     evaluation = dataset_prompts(people, "test", settings.prompts)
     wanted = [("val", f"guidance {scale:g}", scale, evaluation) for scale in settings.guidance]
     if context.arm == CORPUS_ARM:

@@ -17,7 +17,7 @@ from components.evaluation.probe.model import AttributeProbe
 from components.persons.prompts import DatasetPrompt, dataset_prompts
 from components.persons.shards import PersonDataset
 from components.taca.config import TacaConfig
-from components.taca.generation import Adapter, Arm, active_steps, apply_arm, generate, schedule_for_pictures
+from components.taca.generation import Arm, active_steps, apply_arm, generate, schedule_for_pictures
 from components.taca.reference import DTYPES, load_base
 from components.taca.schedule import TemperatureSchedule
 from components.training.randomness import stream_seed
@@ -54,7 +54,7 @@ def draw(cell: Cell, context: CellContext) -> dict[str, Any]:
     loaded = context.shared("loaded", lambda: _load(context))
     height, width, steps = params.pictures.height, params.pictures.width, params.taca_generate.steps
     schedule = _schedule(settings, loaded.pipe, height, width, steps)
-    adapters = tuple(Adapter(folder / "adapter") for folder in context.needs.values())
+    adapters = tuple(folder / "adapter" for folder in context.needs.values())
     asked = dataset_prompts(loaded.people, "test", settings["prompts"])
     with apply_arm(loaded.pipe, Arm(adapters, schedule)):
         pictures = generate(

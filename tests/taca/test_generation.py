@@ -117,12 +117,7 @@ def test_progress_is_told_after_every_batch(pipe):
 def test_every_arm_draws_differently_and_leaves_no_trace(pipe, tmp_path):
     adapter = make_adapter(pipe, tmp_path, {"gamma": 1.0, "threshold": 0.8})
     before, base = fingerprint(pipe.transformer), draw(pipe)
-    arms = {
-        "base": Arm(),
-        "lora": Arm((Adapter(adapter),)),
-        "taca": Arm(schedule=SCHEDULE),
-        "both": Arm((Adapter(adapter),), SCHEDULE),
-    }
+    arms = {"base": Arm(), "lora": Arm(adapter), "taca": Arm(schedule=SCHEDULE), "both": Arm(adapter, SCHEDULE)}
     drawn = {}
     for name, arm in arms.items():
         with apply_arm(pipe, arm):
@@ -138,13 +133,13 @@ def test_every_arm_draws_differently_and_leaves_no_trace(pipe, tmp_path):
 def test_the_adapter_is_on_only_above_its_threshold(pipe, tmp_path):
     adapter = make_adapter(pipe, tmp_path, {"gamma": 1.0, "threshold": 0.8})
     base = draw(pipe)
-    with apply_arm(pipe, Arm((Adapter(adapter, threshold=1.0),))):
+    with apply_arm(pipe, Arm(Adapter(adapter, threshold=1.0))):
         first_step = draw(pipe)
-    with apply_arm(pipe, Arm((Adapter(adapter, threshold=0.0),))):
+    with apply_arm(pipe, Arm(Adapter(adapter, threshold=0.0))):
         every_step = draw(pipe)
-    with apply_arm(pipe, Arm((Adapter(adapter),))):  # four steps at shift 3: sigma 1, .9, .75, .5
+    with apply_arm(pipe, Arm(adapter)):  # four steps at shift 3: sigma 1, .9, .75, .5
         stored = draw(pipe)
-    with apply_arm(pipe, Arm((Adapter(adapter, threshold=0.85),))):
+    with apply_arm(pipe, Arm(Adapter(adapter, threshold=0.85))):
         assert torch.equal(draw(pipe), stored)
     assert not torch.equal(first_step, base)
     assert not torch.equal(first_step, stored)
@@ -154,7 +149,7 @@ def test_the_adapter_is_on_only_above_its_threshold(pipe, tmp_path):
 def test_an_error_inside_an_arm_restores_the_pipeline(pipe, tmp_path):
     adapter = make_adapter(pipe, tmp_path, {"threshold": 0.8})
     before = fingerprint(pipe.transformer)
-    with pytest.raises(KeyboardInterrupt), apply_arm(pipe, Arm((Adapter(adapter),), SCHEDULE)):
+    with pytest.raises(KeyboardInterrupt), apply_arm(pipe, Arm(adapter, SCHEDULE)):
         raise KeyboardInterrupt
     assert fingerprint(pipe.transformer) == before
 
@@ -173,11 +168,11 @@ def test_taca_that_was_enabled_before_is_enabled_after(pipe):
 def test_an_adapter_whose_file_names_no_threshold_is_on_at_every_step(pipe, tmp_path):
     """As any LoRA is in diffusers; one that was trained with TACA names its threshold."""
     adapter = make_adapter(pipe, tmp_path, {})
-    with apply_arm(pipe, Arm((Adapter(adapter),), SCHEDULE)):
+    with apply_arm(pipe, Arm(adapter, SCHEDULE)):
         unnamed = draw(pipe)
-    with apply_arm(pipe, Arm((Adapter(adapter, threshold=0.0),), SCHEDULE)):
+    with apply_arm(pipe, Arm(Adapter(adapter, threshold=0.0), SCHEDULE)):
         assert torch.equal(draw(pipe), unnamed)
-    with apply_arm(pipe, Arm((Adapter(adapter, threshold=0.8),), SCHEDULE)):
+    with apply_arm(pipe, Arm(Adapter(adapter, threshold=0.8), SCHEDULE)):
         assert not torch.equal(draw(pipe), unnamed)
 
 
@@ -193,7 +188,7 @@ def test_several_adapters_each_with_its_weight_and_threshold_beside_the_users_ow
     pipe.unload_lora_weights()
     assert (cancelled.int() - draw(pipe).int()).abs().max() <= 1
     assert (cancelled.int() - own.int()).abs().max() > 20
-    with apply_arm(pipe, Arm((Adapter(adapter, 0.5, 0.0),))):
+    with apply_arm(pipe, Arm(Adapter(adapter, 0.5, 0.0))):
         assert torch.equal(draw(pipe), own)
 
 
@@ -321,13 +316,13 @@ def test_from_pictures_to_a_trained_adapter_to_pictures(name, tmp_path):
 
     pipe = load_base(reference)
     before, drawn = fingerprint(pipe.transformer), {"base": draw(pipe)}
-    for arm in (Arm((Adapter(tmp_path / "adapter", threshold=0.0),)), Arm(schedule=schedule)):
+    for arm in (Arm(Adapter(tmp_path / "adapter", threshold=0.0)), Arm(schedule=schedule)):
         with (
             pytest.warns(UserWarning, match="without TACA") if arm.schedule is None else nullcontext(),
             apply_arm(pipe, arm),
         ):
             drawn["lora" if arm.adapters else "taca"] = draw(pipe)
-    with apply_arm(pipe, Arm((Adapter(tmp_path / "adapter"),), schedule)):
+    with apply_arm(pipe, Arm(tmp_path / "adapter", schedule)):
         drawn["taca_lora"] = draw(pipe)
     pictures = list(drawn.values())
     assert all(not torch.equal(a, b) for i, a in enumerate(pictures) for b in pictures[i + 1 :])

@@ -417,6 +417,19 @@ def test_an_adapter_that_would_do_nothing_is_refused_and_changes_nothing(
     assert torch.equal(run(model, flux_inputs([1.0])), before)
 
 
+def test_projections_that_are_fused_after_loading_are_noticed_under_taca() -> None:
+    model = trained(flux())
+    enable_taca(model, SCHEDULE)
+    expected = run(model, flux_inputs([1.0]))
+    model.fuse_qkv_projections()
+    with pytest.raises(ParameterError, match="fused after a LoRA was loaded"):
+        run(model, flux_inputs([0.5]))
+    model.unfuse_qkv_projections()
+    model.fuse_lora()
+    model.fuse_qkv_projections()  # of the weights with the LoRA in them
+    assert (run(model, flux_inputs([1.0])) - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
 def test_a_weight_scales_the_change_of_an_adapter(tmp_path: Path) -> None:
     save_lora(trained(flux()), tmp_path, TemperatureSchedule(gamma=1.0).to_mapping())
     model, whole = flux(), flux()

@@ -16,7 +16,7 @@ from PIL import Image
 from processes import clean_environment, wait_until
 from workspaces import COMMAND_LINE, forked, output_of_forked
 
-from components.taca.generation import Adapter, Arm, apply_arm, generate
+from components.taca.generation import Arm, apply_arm, generate
 from components.taca.lora import add_lora, save_lora
 from components.taca.reference import load_base, write_reference
 from components.taca.schedule import TemperatureSchedule
@@ -206,9 +206,9 @@ def test_taca_and_the_adapter_are_on_as_asked(make_studio, model):
     save_lora(pipe.transformer, adapter, {"threshold": 0.8})
     schedule = TemperatureSchedule(gamma=3.0, threshold=0.8)
     arms = {
-        "taca": ({"gamma": 3, "threshold": 0.8}, Arm((), schedule)),
-        "lora": ({"adapter": adapter}, Arm((Adapter(adapter),))),
-        "both": ({"adapter": adapter, "gamma": 3, "threshold": 0.8}, Arm((Adapter(adapter),), schedule)),
+        "taca": ({"gamma": 3, "threshold": 0.8}, Arm(None, schedule)),
+        "lora": ({"adapter": adapter}, Arm(adapter)),
+        "both": ({"adapter": adapter, "gamma": 3, "threshold": 0.8}, Arm(adapter, schedule)),
     }
     seen = set()
     for name, (options, arm) in arms.items():
