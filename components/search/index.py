@@ -5,7 +5,8 @@ million.
 
     embeddings.safetensors   "embeddings" float32 (N, D), "image_ids" int64 (N,)
     metadata.parquet         one row per picture, in the same order: image_id and the caller's columns
-    index.json               format version, size, and the model's reference (a name, a digest: the caller's choice)
+    index.json               format version, size, and the model's reference: the caller's choice, but for "weights", the SHA-256 of
+                             the weight file, which `TextSearch.open` compares
 """
 
 import json
