@@ -33,10 +33,15 @@ class TextSearch:
 
     @classmethod
     def open(cls, model_folder: str | Path, index_folder: str | Path) -> "TextSearch":
-        """Read both folders. Raises DataError where the index was made with other weights, if it names those it was made with."""
+        """Read both folders. Raises DataError unless the index names the weights that made it, and they are the model's."""
         encoder, index = DualEncoder.load(model_folder).eval(), GalleryIndex.open(index_folder)
         weights = index.model.get("weights")
-        if weights and weights != file_digest(Path(model_folder) / WEIGHTS_FILE):
+        if weights is None:
+            raise DataError(
+                f"{index_folder} does not name the weights that made its vectors, so nothing tells whether {model_folder} may "
+                "search them: make the index again (`dvc repro index`)"
+            )
+        if weights != file_digest(Path(model_folder) / WEIGHTS_FILE):
             raise DataError(
                 f"{index_folder} was made by another model than {model_folder}, so their vectors cannot be compared: make the "
                 "index again (`dvc repro index`)"

@@ -88,7 +88,8 @@ def test_a_sentence_finds_the_picture_whose_vector_is_its_own(tmp_path):
     encoder.save(tmp_path / "model")
     with torch.no_grad():
         vectors = encoder.eval().encode_text(encoder.tokenizer(sentences))[0]
-    GalleryIndex(vectors, [7, 8, 9], metadata={"caption": sentences}).save(tmp_path / "index")
+    model = {"weights": file_digest(tmp_path / "model" / WEIGHTS_FILE)}
+    GalleryIndex(vectors, [7, 8, 9], metadata={"caption": sentences}, model=model).save(tmp_path / "index")
     search = TextSearch.open(tmp_path / "model", tmp_path / "index")
     for sentence, image_id in zip(sentences, [7, 8, 9], strict=True):
         best = search(sentence, k=2)[0]
@@ -103,12 +104,13 @@ def test_an_index_that_other_weights_made_is_not_opened(tmp_path):
     tokenizer = CaptionTokenizer.from_corpus(["a man"])
     encoder = DualEncoder.create(CONFIG, tokenizer=tokenizer)
     encoder.save(tmp_path / "model")
-    for name, reference in (
-        ("own", {"weights": file_digest(tmp_path / "model" / WEIGHTS_FILE)}),
-        ("named", {"name": "x"}),
-    ):
-        GalleryIndex(torch.eye(16), range(16), model=reference).save(tmp_path / name)
-        TextSearch.open(tmp_path / "model", tmp_path / name)  # an index that does not name weights fits by its width
+    GalleryIndex(torch.eye(16), range(16), model={"weights": file_digest(tmp_path / "model" / WEIGHTS_FILE)}).save(
+        tmp_path / "own"
+    )
+    TextSearch.open(tmp_path / "model", tmp_path / "own")
+    GalleryIndex(torch.eye(16), range(16), model={"name": "x"}).save(tmp_path / "named")
+    with pytest.raises(DataError, match=r"named does not name the weights"):
+        TextSearch.open(tmp_path / "model", tmp_path / "named")
     DualEncoder.create(CONFIG, tokenizer=tokenizer, seed=9).save(tmp_path / "other")
     with pytest.raises(DataError, match=r"own was made by another model than .*other"):
         TextSearch.open(tmp_path / "other", tmp_path / "own")

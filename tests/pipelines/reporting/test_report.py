@@ -13,8 +13,9 @@ from torchvision.io import encode_png
 
 from components.errors import DataError
 from components.evaluation.comparison import alignment_differences, retrieval_differences
+from components.files import file_digest
 from components.gadms.embedding import embed_images
-from components.gadms.model import DualEncoder
+from components.gadms.model import WEIGHTS_FILE, DualEncoder
 from components.gadms.tokenizer import CaptionTokenizer
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.search.index import GalleryIndex
@@ -236,7 +237,8 @@ def write_index(root: Path) -> None:
     encoder.save(root / "models/retrieval/gadms")
     vectors = embed_images(encoder, list(rows), lambda ids: people.pixels(ids, 64, 32))
     metadata = {key: [row[key] for row in rows.values()] for key in ("identity", "caption")}
-    GalleryIndex(vectors, list(rows), metadata=metadata).save(root / "data/index")
+    model = {"weights": file_digest(root / "models/retrieval/gadms" / WEIGHTS_FILE)}
+    GalleryIndex(vectors, list(rows), metadata=metadata, model=model).save(root / "data/index")
 
 
 def write_parquet(path: Path, columns: dict) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from components.errors import DataError
+from components.files import file_digest
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import tree_digests
 from pipelines.search.registry import register
@@ -37,7 +38,7 @@ def workspace(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
     """An untrained encoder and an index of four vectors; the store is beside them."""
     import torch
 
-    from components.gadms.model import DualEncoder
+    from components.gadms.model import WEIGHTS_FILE, DualEncoder
     from components.gadms.tokenizer import CaptionTokenizer
     from components.search.index import GalleryIndex
 
@@ -51,7 +52,8 @@ def workspace(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
     DualEncoder.create(config, tokenizer=CaptionTokenizer.from_corpus(CAPTIONS)).save(root / "models/retrieval/gadms")
     vectors = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
     metadata = {"identity": [1, 2, 3, 4], "caption": CAPTIONS}
-    GalleryIndex(vectors, [10, 11, 12, 13], metadata=metadata).save(root / "data/index")
+    model = {"weights": file_digest(root / "models/retrieval/gadms" / WEIGHTS_FILE)}
+    GalleryIndex(vectors, [10, 11, 12, 13], metadata=metadata, model=model).save(root / "data/index")
     shutil.copy(empty_store, root / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
     return Workspace(root, root / ".home")
