@@ -44,6 +44,8 @@ def no_arguments(batch: Batch, dtype: torch.dtype) -> dict[str, Any]:
 class Conventions:
     """A pipeline class of diffusers, and what caching, training and drawing need to know about it.
 
+    Its functions are module-level ones: a transformer with TACA enabled is pickled with its family.
+
     - `text_parts`: its text encoders and tokenizers; it also has a transformer, a VAE and a scheduler.
     - `length_tokenizer`: the tokenizer whose own length bounds the text, at most `max_text_tokens(config of the transformer)`
       tokens, with which the model was trained. `prepended_text_tokens` are put in front of these.

@@ -69,8 +69,9 @@ def code_state(root: Path) -> CodeState:
     revision = code_revision(root)
     found = run_git(root, "rev-parse", "--git-dir")
     if found.returncode and any((folder / ".git").exists() for folder in (root, *root.parents)):
+        reason, *_advice = found.stderr.splitlines() or [""]
         raise InfrastructureError(
-            f"git cannot read the checkout {root}: {one_line(found.stderr)}; if it belongs to another user (a container), run "
+            f"git cannot read the checkout {root}: {one_line(reason)}; if it belongs to another user (a container), run "
             f"`git config --global --add safe.directory {root}`"
         )
     if found.returncode:

@@ -1,5 +1,6 @@
 """AuraFlow."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +25,10 @@ class AuraFlowTemperatureProcessor(TemperatureProcessor):
         if taca is None:
             return self.original(attn, hidden_states, encoder_hidden_states)
         return self.attend(attn, taca, hidden_states, encoder_hidden_states, scale=attn.scale)
+
+
+def _max_text_tokens(config: Mapping[str, Any]) -> int:
+    return 256
 
 
 def _embed(pipe: Any, captions: list[str], length: int) -> dict[str, Tensor]:
@@ -51,7 +56,7 @@ AURAFLOW = Family(
         pipeline="AuraFlowPipeline",
         text_parts=("text_encoder", "tokenizer"),
         length_tokenizer="tokenizer",
-        max_text_tokens=lambda config: 256,
+        max_text_tokens=_max_text_tokens,
         embed_captions=_embed,
         encode_pixels=_latents,
         packed=False,

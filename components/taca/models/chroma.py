@@ -1,5 +1,6 @@
 """Chroma: FLUX's attention without CLIP and distilled guidance, and with a text mask."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,10 @@ def _forward_arguments(batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
     # Over text and image, and in the dtype that ChromaPipeline passes it in, so that training and sampling attend alike.
     mask = F.pad(batch["text_mask"].to(dtype), (0, batch["latents"].shape[1]), value=1)
     return {"attention_mask": mask, **token_positions(batch, dtype)}
+
+
+def _max_text_tokens(config: Mapping[str, Any]) -> int:
+    return 512
 
 
 def _embed(pipe: Any, captions: list[str], length: int) -> dict[str, Tensor]:
@@ -35,7 +40,7 @@ CHROMA = Family(
         pipeline="ChromaPipeline",
         text_parts=("text_encoder", "tokenizer"),
         length_tokenizer="tokenizer",
-        max_text_tokens=lambda config: 512,
+        max_text_tokens=_max_text_tokens,
         embed_captions=_embed,
         forward_arguments=_forward_arguments,
     ),

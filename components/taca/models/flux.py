@@ -1,5 +1,6 @@
 """FLUX.1 dev, schnell, Fill and Kontext, whose reference image counts as image."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -52,6 +53,11 @@ def token_positions(batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
     return {"img_ids": ids[0] if ids.ndim == 3 else ids, "txt_ids": text}
 
 
+def _max_text_tokens(config: Mapping[str, Any]) -> int:
+    # Timestep-distilled schnell was trained with 256 (Black Forest Labs' sampling code); it has no embedded guidance.
+    return 512 if config.get("guidance_embeds", True) else 256
+
+
 def _embed(pipe: Any, captions: list[str], length: int) -> dict[str, Tensor]:
     embeds, pooled, _ = pipe.encode_prompt(captions, max_sequence_length=length)
     return {"prompt_embeds": embeds, "pooled": pooled}
@@ -73,8 +79,7 @@ FLUX = Family(
         pipeline="FluxPipeline",
         text_parts=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
         length_tokenizer="tokenizer_2",
-        # Timestep-distilled schnell was trained with 256 (Black Forest Labs' sampling code); it has no embedded guidance.
-        max_text_tokens=lambda config: 512 if config.get("guidance_embeds", True) else 256,
+        max_text_tokens=_max_text_tokens,
         embed_captions=_embed,
         guidance_arguments=_guidance,
         forward_arguments=token_positions,

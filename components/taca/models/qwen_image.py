@@ -1,5 +1,6 @@
 """Qwen-Image, and Qwen-Image-Edit, whose reference image counts as image."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,6 +57,10 @@ def _forward_arguments(batch: Batch, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def _max_text_tokens(config: Mapping[str, Any]) -> int:
+    return 512
+
+
 def _embed(pipe: Any, captions: list[str], length: int) -> dict[str, Tensor]:
     """Embed captions padded to `length`; the pipeline itself pads to the longest of its captions."""
     embeds, mask = pipe.encode_prompt(captions, max_sequence_length=length)
@@ -93,7 +98,7 @@ QWEN_IMAGE = Family(
         pipeline="QwenImagePipeline",
         text_parts=("text_encoder", "tokenizer"),
         length_tokenizer="tokenizer",
-        max_text_tokens=lambda config: 512,
+        max_text_tokens=_max_text_tokens,
         embed_captions=_embed,
         guidance_arguments=_guidance,
         encode_pixels=_latents,

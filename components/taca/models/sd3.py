@@ -1,5 +1,6 @@
 """Stable Diffusion 3 and 3.5."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +29,10 @@ class SD3TemperatureProcessor(TemperatureProcessor):
         return self.attend(attn, taca, hidden_states, encoder_hidden_states)
 
 
+def _max_text_tokens(config: Mapping[str, Any]) -> int:
+    return 256
+
+
 def _embed(pipe: Any, captions: list[str], length: int) -> dict[str, Tensor]:
     embeds, _, pooled, _ = pipe.encode_prompt(
         captions, None, None, do_classifier_free_guidance=False, max_sequence_length=length
@@ -47,7 +52,7 @@ SD3 = Family(
         pipeline="StableDiffusion3Pipeline",
         text_parts=("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"),
         length_tokenizer="tokenizer_3",
-        max_text_tokens=lambda config: 256,
+        max_text_tokens=_max_text_tokens,
         prepended_text_tokens=77,  # CLIP's
         embed_captions=_embed,
         packed=False,

@@ -91,6 +91,7 @@ def test_a_checkout_that_git_does_not_trust_is_refused_with_what_to_do(repositor
     with pytest.raises(InfrastructureError, match=r"dubious ownership.* --add safe\.directory ") as caught:
         code_state(repository)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).count("safe.directory") == 1  # git's own advice would be there a second time, cut off
 
 
 def test_secrets_and_large_files_are_left_out_of_the_patch_and_named(repository, monkeypatch):
