@@ -154,7 +154,7 @@ def test_weights_that_are_not_the_detectors_are_refused_in_one_line(weights, tmp
         (tmp_path / "nowhere.pth", None, "no detector weights"),
         (tmp_path / "x.safetensors", None, "holds other weights"),
         (tmp_path / "y.pth", None, "not a file of weights"),
-        (tmp_path / "z.pth", None, "objects of the type builtins.print"),
+        (tmp_path / "z.pth", None, "holds an object of the type print"),
         (weights, "0" * 64, "has the SHA-256"),
     ):
         with pytest.raises(DataError, match=says) as error:
