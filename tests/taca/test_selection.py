@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_transformers import SMALL, flux, flux_inputs, qwen, qwen_inputs, sd3, sd3_inputs
+from small_transformers import SMALL, flux, flux_inputs, qwen, qwen_inputs, sd3
 from test_install import explicit_attention, explicit_output, run
 from torch import Tensor
 
@@ -173,14 +173,6 @@ def test_training_knows_no_unconditional_pass() -> None:
         assert torch.equal(model(**inputs, return_dict=False)[0].detach(), scaled)
 
 
-class Guided:
-    """What TACA asks of a pipeline: its transformer, and the guidance of the present call."""
-
-    def __init__(self, transformer: Any, scale: float) -> None:
-        self.transformer = transformer
-        self._guidance_scale = scale
-
-
 @pytest.mark.parametrize("family", ["sd3", "auraflow"])
 def test_the_unconditional_half_of_a_batch_is_spared_on_request(family: str) -> None:
     small = SMALL[family]
@@ -188,29 +180,16 @@ def test_the_unconditional_half_of_a_batch_is_spared_on_request(family: str) -> 
     stock = run(model, inputs)
     with enable_taca(model, schedule()):
         scaled = run(model, inputs)
-    pipe = Guided(model, 5.0)
-    with enable_taca(pipe, schedule(unconditional=False)):
-        got = run(model, inputs)
-        pipe._guidance_scale = 1.0
-        unguided = run(model, inputs)
+    says = small.attention_kwargs
+    with enable_taca(model, schedule(unconditional=False)):
+        got = run(model, inputs | {says: {"taca_unconditional": torch.tensor([True, False])}})
+        unguided = run(model, inputs | {says: {"taca_unconditional": False}})
+        with pytest.raises(ParameterError, match="does not say which samples are unconditional"):
+            run(model, inputs)
     rounding = 1e-5 * stock.abs().max()
     assert (got[0] - stock[0]).abs().max() < rounding < (scaled[0] - stock[0]).abs().max()
     assert (got[1] - scaled[1]).abs().max() < rounding
     assert torch.equal(unguided, scaled)
-
-
-def test_a_batched_model_needs_its_pipeline_for_that() -> None:
-    with pytest.raises(ParameterError, match=r"enable_taca\(pipe"):
-        enable_taca(sd3(), schedule(unconditional=False))
-
-
-def test_sd3s_skip_layer_forward_has_no_unconditional_half() -> None:
-    model, inputs = sd3(), sd3_inputs([1.0, 1.0])
-    with enable_taca(model, schedule()):
-        scaled = run(model, inputs | {"skip_layers": [1]})
-    pipe = Guided(model, 5.0)
-    with enable_taca(pipe, schedule(unconditional=False)):
-        assert torch.equal(run(model, inputs | {"skip_layers": [1]}), scaled)
 
 
 def test_a_pipeline_without_a_transformer_is_refused() -> None:
