@@ -7,9 +7,11 @@ the outputs. The same checkout submitted again is the same job.
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,6 +33,7 @@ from pipelines.workspace import Workspace
 
 CACHE = "dvc-cache"
 STOP_SECONDS = 40.0
+DAY = 86_400.0
 
 
 def submit(workspace: Workspace, stage: str | None = None) -> None:
@@ -117,15 +120,19 @@ def _request(
         environment["MLFLOW_EXPERIMENT_NAME"] = experiment
     snapshots = workspace.home / "snapshots"
     snapshots.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=snapshots, prefix=".writing-"))
-    code = freeze(workspace.root, folder, REPRO, code_state(workspace.root))
-    raw = workspace.path("data/raw")
-    raw_digest = digest(tree_digests(raw))[:32]
-    storage.publish(files_below(raw), f"inputs/{raw_digest}")
-    key = f"repro-{digest([code, raw_digest, targets, environment])[:16]}"
-    frozen = snapshots / key
-    if not frozen.exists():
-        os.rename(folder, frozen)
+    for left in snapshots.glob(".writing-*"):  # by a submission that was killed; a younger one may be at work
+        if time.time() - left.stat().st_mtime > DAY:
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=snapshots, prefix=".writing-") as folder:
+        copy = Path(folder) / "code"
+        code = freeze(workspace.root, copy, REPRO, code_state(workspace.root))
+        raw = workspace.path("data/raw")
+        raw_digest = digest(tree_digests(raw))[:32]
+        storage.publish(files_below(raw), f"inputs/{raw_digest}")
+        key = f"repro-{digest([code, raw_digest, targets, environment])[:16]}"
+        frozen = snapshots / key
+        if not frozen.exists():
+            os.rename(copy, frozen)
     entrypoint = shlex.join(["python", "-m", "pipelines.jobs.repro_job", storage.url, key, raw_digest, *targets])
     return JobRequest(key, entrypoint, frozen, environment, cpus=cpus, gpus=gpus)
 

@@ -23,7 +23,7 @@ from pipelines.health import cluster_check as health_cluster
 from pipelines.health.cluster_check import check_cluster
 from pipelines.health.findings import State
 from pipelines.identity.closure import ROOT, stage_sources
-from pipelines.jobs import following, repro_job
+from pipelines.jobs import following, repro_job, submission
 from pipelines.jobs import snapshot as snapshots
 from pipelines.jobs.dashboard import (
     Cluster,
@@ -43,6 +43,7 @@ from pipelines.jobs.task import JobTask
 from pipelines.records.code_state import CodeState, code_revision, code_state
 from pipelines.schema.running import Compute
 from pipelines.scratch.storage import STORAGE_MANIFEST, Storage, files_below
+from pipelines.workspace import Workspace
 
 # -- what travels ------------------------------------------------------------------------------------------------------
 
@@ -681,3 +682,27 @@ def test_the_doctor_says_what_a_node_lacks(differs, words):
 def test_the_doctors_job_carries_its_report_in_its_log():
     assert report_in("Running entrypoint\n" + REPORT + '[{"node": "a"}]\n') == [{"node": "a"}]
     assert report_in("nothing") == []
+
+
+def test_a_submission_leaves_its_frozen_copy_and_nothing_else(tmp_path, monkeypatch):
+    workspace = Workspace(tmp_path / "checkout", tmp_path / "home")
+    (workspace.root / "data/raw").mkdir(parents=True)
+    (workspace.root / "data/raw/README.md").write_text("raw")
+    (workspace.root / "params.yaml").write_text("seed: 0\n")
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setattr(submission, "tracking_for_job", lambda: "http://server")
+    left, young = (workspace.home / "snapshots" / f".writing-{age}" for age in ("old", "young"))
+    for folder in (left, young):
+        folder.mkdir(parents=True)
+    os.utime(left, (0, 0))  # of a submission that was killed days ago
+    arguments = (workspace, Storage(str(tmp_path / "shared")), Compute(), [], 1, 0)
+    first, second = submission._request(*arguments), submission._request(*arguments)
+    assert first == second
+    assert (first.working_dir / "params.yaml").read_text() == "seed: 0\n"
+    assert {path.name for path in (workspace.home / "snapshots").iterdir()} == {first.key, young.name}
+    (workspace.root / "params.yaml").unlink()
+    (workspace.root / "data/raw/README.md").unlink()
+    monkeypatch.setattr(submission, "freeze", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        submission._request(*arguments)
+    assert {path.name for path in (workspace.home / "snapshots").iterdir()} == {first.key, young.name}
