@@ -1,5 +1,6 @@
 """Exit codes, the errors that have one, and how an error is reported. (DVC prints a stage's exit code and itself exits 255.)"""
 
+import contextlib
 import errno
 import io
 import sys
@@ -78,7 +79,9 @@ def replace_unprintable() -> None:
     """Let this process print "?" for letters that its terminal's encoding does not have, where Python would end in an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            # Python then asks for a position, which a worker's output no longer has where it was a file before it became a pipe.
+            with contextlib.suppress(OSError):
+                stream.reconfigure(errors="replace")
 
 
 def report_error(error: BaseException, about: str = "") -> int:

@@ -1,6 +1,7 @@
 """The verbs: all are found, each explains itself, and those that end early on SIGTERM do so as on Ctrl-C."""
 
 import io
+import os
 import re
 import signal
 from dataclasses import replace
@@ -12,6 +13,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 import pipelines.commands
 from pipelines import __main__ as program
+from pipelines.errors import replace_unprintable
 from pipelines.terminal.console import TableConsole
 from pipelines.terminal.tables import number_table
 
@@ -125,3 +127,16 @@ def test_a_terminal_without_utf8_shows_what_it_can(encoding, monkeypatch):
     assert program.main(["dag"]) == 0
     said.flush()
     assert b"41.25" in said.buffer.getvalue()
+
+
+def test_output_that_was_a_file_and_became_a_pipe_is_printed_to(tmp_path, monkeypatch):
+    """As that of a worker that the warm process forks."""
+    read_end, write_end = os.pipe()
+    with open(tmp_path / "out", "w", encoding="ascii") as said:
+        os.dup2(write_end, said.fileno())
+        os.close(write_end)
+        monkeypatch.setattr("sys.stdout", said)
+        replace_unprintable()
+        print("σ ≥ 0.97", flush=True)
+        assert os.read(read_end, 100) == b"? ? 0.97\n"
+    os.close(read_end)
