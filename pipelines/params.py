@@ -98,24 +98,26 @@ class Parameters(Section):
         return cls.model_construct(**parsed)
 
 
-def load(path: Path) -> Parameters:
-    """Read and validate a `params.yaml`. Raises ParameterError with one line."""
+def load(path: Path, *, for_dvc: bool | None = None) -> Parameters:
+    """Read and validate a `params.yaml`, as `from_document` does. Raises ParameterError with one line."""
     document = read_yaml(path)
     if not isinstance(document, dict):
         raise ParameterError(f"{path}: must hold a mapping of sections")
-    return from_document(document, path.name)
+    return from_document(document, path.name, for_dvc=for_dvc)
 
 
-def from_document(document: Mapping[str, Any], name: str) -> Parameters:
+def from_document(document: Mapping[str, Any], name: str, *, for_dvc: bool | None = None) -> Parameters:
     """Validate the plain values of a params.yaml; `name` is used in messages. Raises ParameterError with one line.
 
-    In a stage that DVC runs, the environment must not choose the threads: results depend on them, and DVC would not see it.
+    `for_dvc` (None: in a stage that DVC runs): the environment must not choose the threads, as results depend on them, and DVC
+    would not see it.
     """
     written = document.get("compute") or {}
     overrides = _from_environment()
     if not overrides or not isinstance(written, Mapping):
         return checked({**document, "compute": written}, Parameters, name)
-    if "DVC_STAGE" in os.environ and overrides.get("threads", written.get("threads")) != written.get("threads"):
+    for_dvc = "DVC_STAGE" in os.environ if for_dvc is None else for_dvc
+    if for_dvc and overrides.get("threads", written.get("threads")) != written.get("threads"):
         raise ParameterError(
             f"{PREFIX}THREADS = {overrides['threads']}: results depend on the threads, and DVC does not see the environment: "
             f"set compute.threads in {name}, or run `dvc exp run -S compute.threads={overrides['threads']}`"

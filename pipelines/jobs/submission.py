@@ -41,7 +41,7 @@ def submit(workspace: Workspace, stage: str | None = None) -> None:
 
     Raises ParameterError, InfrastructureError, StageFailedError (130: the job was stopped) or KeyboardInterrupt, as a stage does.
     """
-    params = load(workspace.path("params.yaml"))
+    params = load(workspace.path("params.yaml"), for_dvc=True)  # which the job runs
     compute = params.compute
     storage = _shared_folder(compute)
     target = graph.find(stage) if stage else None

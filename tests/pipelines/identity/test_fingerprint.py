@@ -175,6 +175,8 @@ def test_a_tag_of_published_weights_is_no_file(params, tmp_path):
 def test_under_dvc_the_environment_does_not_choose_the_threads(monkeypatch):
     monkeypatch.setenv("PIPELINES_COMPUTE__THREADS", "3")
     assert load(ROOT / "params.yaml").compute.threads == 3
+    with pytest.raises(ParameterError, match="THREADS = 3"):
+        load(ROOT / "params.yaml", for_dvc=True)  # as `submit` asks before it uploads anything
     monkeypatch.setenv("DVC_STAGE", "probe")
     with pytest.raises(ParameterError, match=r"THREADS = 3: .*dvc exp run -S compute\.threads=3"):
         load(ROOT / "params.yaml")
