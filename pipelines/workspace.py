@@ -1,7 +1,8 @@
-"""The checkout that a stage reads and writes, the scratch root that outlives it, and git."""
+"""The checkout that a stage reads and writes, the scratch root that outlives it, and git and DVC in it."""
 
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,3 +99,9 @@ def git_output(root: Path, *arguments: str, environment: Mapping[str, str] | Non
     """Return the output of git, "" when it fails."""
     done = run_git(root, *arguments, environment=environment)
     return done.stdout if done.returncode == 0 else ""
+
+
+def run_dvc(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run DVC in `root`; a command that fails raises nothing."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

@@ -8,9 +8,7 @@ from pipelines.workspace import Workspace
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="list what would be freed, and free nothing")
-    parser.add_argument(
-        "--sweeps", action="store_true", help="also free results that only sweeps need which have ended"
-    )
+    parser.add_argument("--sweeps", action="store_true", help="also free results that only ended sweeps need")
 
 
 def run(options: argparse.Namespace) -> None:

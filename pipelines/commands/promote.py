@@ -18,9 +18,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pipelines.sweeps.promotion import promote
 
-    workspace = Workspace.at(options.workspace)
     chosen = {name: getattr(options, name) for name in ("whole", "commit", "branch", "anyway")}
-    promote(options.run, workspace, **chosen)
+    promote(options.run, Workspace.at(options.workspace), **chosen)
 
 
 COMMAND = Command("promote", "write a trial's parameters into params.yaml", run, add_options)

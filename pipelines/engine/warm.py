@@ -255,9 +255,7 @@ def _become_worker(request: dict[str, Any], descriptors: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.path[:] = request["path"]
-    for name in [
-        name for name in sys.modules if name.partition(".")[0] == "pipelines"
-    ]:  # they may be of another checkout
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pipelines"]:  # of another checkout, perhaps
         del sys.modules[name]
     sys.argv[1:] = []
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -116,8 +116,8 @@ def _results(category: Category, scores: "Sequence[CategoryScores]") -> dict[str
     from components.evaluation.compbench.results import arm_results, differences
 
     arms = {arm.name: arm_results(arm.matched, found) for arm, found in zip(category.arms, scores, strict=True)}
-    found: dict[str, Any] = {"metric": METRIC[category.name], "prompts": len(category.prompts), "arms": arms}
-    found["repeated"] = category.repeated
+    prompts = {"prompts": len(category.prompts), "repeated": category.repeated}
+    found: dict[str, Any] = {"metric": METRIC[category.name], **prompts, "arms": arms}
     if len(arms) == 2:
         found["difference"] = differences(*arms.values())
     return found

@@ -130,7 +130,7 @@ class _Pool:
         reason = one_line(error)
         died = f"{self._budget.failures + 1} workers died, the last with: {reason}"
         self._budget.spend(ProcessLostError(f"{died}; finished shards are kept, run the command again"))
-        print(f"a worker died ({self._budget.failures} of at most {self._budget.retries}): {reason}", flush=True)
+        print(f"a worker died ({self._budget.failures} of at most {self._budget.policy.retries}): {reason}", flush=True)
         with suppress(Exception):  # an unreachable actor may be alive: it must not draw beside its replacement
             ray.kill(actor)
 

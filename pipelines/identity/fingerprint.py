@@ -8,7 +8,6 @@ thread count (floating-point sums are grouped by it). Not counted: where and on 
 import hashlib
 import json
 import os
-import time
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from components.files import file_digest
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT, stage_sources
-from pipelines.identity.known_digests import KnownDigests
+from pipelines.identity.known_digests import KnownDigests, settled_state
 from pipelines.params import Parameters
 
 LOCK = "requirements.lock"
@@ -39,18 +38,13 @@ def tree_digests(path: Path, known: KnownDigests | None = None) -> dict[str, str
 
 
 def _digest(path: Path) -> str:
-    """Return `file_digest`; an unchanged file is read once per process.
-
-    A file written in the last two seconds is read in any case: another write may fall on the same tick of its clock.
-    """
-    known = path.stat()
-    if time.time_ns() - max(known.st_mtime_ns, known.st_ctime_ns) < 2e9:
-        return file_digest(path)
-    return _settled_digest(str(path), known.st_size, known.st_mtime_ns, known.st_ctime_ns, known.st_ino)
+    """Return `file_digest`; an unchanged file is read once per process."""
+    state = settled_state(path)
+    return _settled_digest(str(path), state) if state else file_digest(path)
 
 
 @lru_cache(maxsize=1 << 16)
-def _settled_digest(path: str, size: int, modified: int, changed: int, inode: int) -> str:
+def _settled_digest(path: str, state: str) -> str:
     return file_digest(Path(path))
 
 

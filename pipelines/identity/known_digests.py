@@ -26,7 +26,7 @@ class KnownDigests:
 
     def of(self, files: list[Path]) -> list[str]:
         """Return the digest of each file, read only where its state is not known."""
-        states = [_state(file) for file in files]
+        states = [settled_state(file) for file in files]
         known = self._load(files)
         found, new = [], []
         for file, state in zip(files, states, strict=True):
@@ -34,7 +34,7 @@ class KnownDigests:
             digest = known.get((name, state)) if state else None
             if digest is None:
                 digest = file_digest(file)
-                if state and state == _state(file):
+                if state and state == settled_state(file):
                     new.append((name, state, digest))
             found.append(digest)
         self._save(new)
@@ -44,7 +44,7 @@ class KnownDigests:
         names = [str(file.absolute()) for file in files]
         with (
             suppress(sqlite3.Error),
-            closing(sqlite3.connect(f"file:{_escaped(self.file)}?mode=ro", timeout=1, uri=True)) as database,
+            closing(sqlite3.connect(f"{self.file.absolute().as_uri()}?mode=ro", timeout=1, uri=True)) as database,
         ):
             rows: list[tuple[str, str, str]] = []
             for start in range(0, len(names), 500):  # SQLite takes some 1,000 values in a statement
@@ -63,14 +63,9 @@ class KnownDigests:
             database.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", rows)
 
 
-def _state(file: Path) -> str | None:
+def settled_state(file: Path) -> str | None:
     """Return size, times and inode; None for a file that was written a moment ago."""
     known = os.stat(file)
     if time.time_ns() - max(known.st_mtime_ns, known.st_ctime_ns) < SETTLED_SECONDS * 1e9:
         return None
     return f"{known.st_size} {known.st_mtime_ns} {known.st_ctime_ns} {known.st_ino} {known.st_dev}"
-
-
-def _escaped(path: Path) -> str:
-    """Return a path as part of a SQLite URI."""
-    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")

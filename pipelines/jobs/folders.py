@@ -95,9 +95,7 @@ class _BucketRun:
         self.scratch = scratch
         self.remote = run_folder(key)
         self.writer = f"{WRITER}-{uuid.uuid4().hex}"
-        self._kept: set[str] = (
-            set()
-        )  # files of checkpoints that the bucket has, by their paths in `scratch.checkpoints`
+        self._kept: set[str] = set()  # files that the bucket has, by their paths in `scratch.checkpoints`
         self._uploaded: set[str] = set()  # those that this process put there
         self._sent = ""
         self._sending = threading.Lock()

@@ -51,10 +51,6 @@ class RetryBudget:
         self.policy = RetryPolicy(retries)
         self.failures = 0
 
-    @property
-    def retries(self) -> int:
-        return self.policy.retries
-
     def spend(self, error: BaseException) -> None:
         """Count an attempt that failed with `error`, and raise it unless the work is to be started again."""
         self.failures += 1

@@ -31,7 +31,7 @@ from pipelines.scratch.folder import folder_stem, put_in_place
 from pipelines.scratch.manifest import MANIFEST_FILE, Manifest, StageRecord
 from pipelines.scratch.storage import Storage
 from pipelines.tracking.addresses import sqlite_uri
-from pipelines.workspace import Workspace, run_git
+from pipelines.workspace import Workspace, run_dvc, run_git
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -206,7 +206,7 @@ def _possible_copies(path: str, root: Path, workspace: Workspace) -> Iterator[Pa
     for text in locks:
         (root / LOCK_FILE).write_bytes(text)
         for verb in ("checkout", "pull"):
-            _dvc(root, verb, "--force", path)
+            run_dvc(root, verb, "--force", path)
             yield root / path
 
 
@@ -215,8 +215,8 @@ def _share_cache(theirs: Path, ours: Path) -> None:
     for name in ("config", "config.local"):
         if (theirs / ".dvc" / name).is_file():
             shutil.copyfile(theirs / ".dvc" / name, ours / ".dvc" / name)
-    cache = _dvc(theirs, "cache", "dir").stdout.strip()
-    _dvc(ours, "config", "--local", "cache.dir", cache)
+    cache = run_dvc(theirs, "cache", "dir").stdout.strip()
+    run_dvc(ours, "config", "--local", "cache.dir", cache)
 
 
 def _environment(record: StageRecord, root: Path, storage: str | None) -> dict[str, str]:
@@ -256,9 +256,3 @@ def _compare(step: Step, root: Path) -> ResultComparison:
     if again is None:
         raise InfrastructureError(f"reproduce: {step.address} left no manifest")
     return compare(step.manifest, again)
-
-
-def _dvc(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, check=False
-    )

@@ -27,9 +27,7 @@ def repro(root: Path, arguments: list[str], *, wait: bool) -> None:
 
     Raises InfrastructureError when another one runs: at once, or with `wait` after PIPELINES_LOCK_TIMEOUT seconds.
     """
-    threads = load(
-        root / "params.yaml"
-    ).compute.threads  # first of all: another folder is no project, and nothing is written to it
+    threads = load(root / "params.yaml").compute.threads  # first: nothing is written to a folder that is no project
     folder = root / ".dvc" / "tmp"
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / "repro.lock", os.O_RDWR | os.O_CREAT, 0o644)

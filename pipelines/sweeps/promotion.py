@@ -7,7 +7,6 @@ the trial's stages finished in the scratch root, because their fingerprints are 
 import difflib
 import json
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from pipelines.sweeps.sweep_runs import BASE, BEST, ROLE, STATE, SWEEP, TRIAL, V
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.runs import Tracker, flatten
 from pipelines.tracking.stage_tags import stage_runs
-from pipelines.workspace import Workspace, git_output, run_git
+from pipelines.workspace import Workspace, git_output, run_dvc, run_git
 
 PROMOTED = "pipelines.promoted"
 """Tag of a trial's run: where its parameters were written."""
@@ -154,10 +153,7 @@ def _difference(before: str, after: str) -> str:
 
 
 def _run_dvc(root: Path, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, check=False
-    )
-    _require_success(done, "dvc", *arguments)
+    _require_success(run_dvc(root, *arguments), "dvc", *arguments)
 
 
 def _require_success(done: "subprocess.CompletedProcess[str]", *command: str) -> None:

@@ -16,7 +16,7 @@ from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Trial
 from pipelines.sweeps.results import mean_with_interval
 from pipelines.sweeps.spaces import Space
 from pipelines.tracking.delivery import BATCH, metric_name
-from pipelines.tracking.runs import FAILED, FINISHED, KILLED, Tracker, owner, raise_explained
+from pipelines.tracking.runs import FAILED, FINISHED, KILLED, Tracker, explained_failures, owner
 from pipelines.tracking.stage_tags import stage_tag
 
 SWEEP, TRIAL, ROLE = "pipelines.sweep", "pipelines.trial", "pipelines.role"
@@ -36,28 +36,22 @@ class SweepRuns:
         self._warned = False
         self.end_orphans = tracker.end_orphans
         self.workspace = tracker.workspace
-        try:
+        with explained_failures(self.workspace):
             tracker.close_finished()
             self.end_orphans()
             self.parent = self._open("sweep", f"sweep {identity}", {BASE: json.dumps(space.base, sort_keys=True)})
-        except Exception as error:  # without a run no trial can begin
-            raise_explained(self.workspace, error)
 
     def trial(self, trial: Trial) -> str:
         """Create or reopen the run of a trial. Raises as `connect` does: without it no stage can be tracked."""
         tags = {TRIAL: str(trial.number), VALUES: json.dumps(trial.values, sort_keys=True)}
         tags["mlflow.parentRunId"] = self.parent
-        try:
+        with explained_failures(self.workspace):
             return self._open("trial", f"trial {trial.number}", tags, trial.values)
-        except Exception as error:
-            raise_explained(self.workspace, error)
 
     def shared(self) -> str:
         """Create or reopen the run that is the parent of the shared stages."""
-        try:
+        with explained_failures(self.workspace):
             return self._open("shared", "shared stages", {"mlflow.parentRunId": self.parent})
-        except Exception as error:
-            raise_explained(self.workspace, error)
 
     def close_shared(self, run: str, status: str) -> None:
         """Set the final status of the shared stages' parent run."""

@@ -10,11 +10,11 @@ import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -80,31 +80,32 @@ def connect(workspace: Workspace) -> "Tracker":
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     uri = tracking_uri(workspace)
-    try:
-        # The first access creates the database; two at once would corrupt it for good.
-        with _lock(workspace):
-            client = MlflowClient(uri)
-            name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-            if experiment := client.get_experiment_by_name(name):
-                identifier = experiment.experiment_id
-                if experiment.lifecycle_stage != "active":
-                    restore = f"MLFLOW_TRACKING_URI={public_uri(workspace)} mlflow experiments restore -x {identifier}"
-                    raise ParameterError(
-                        f"the experiment {name} was deleted: `{restore}`, or set MLFLOW_EXPERIMENT_NAME to another; nothing was run"
-                    )
-            else:
-                database = sqlite_file(uri)
-                beside = (database.parent.absolute() / "mlartifacts").as_uri() if database else None
-                identifier = client.create_experiment(name, artifact_location=beside)
-    except Exception as error:  # drivers and servers raise many types; each means that no run can begin
-        raise_explained(workspace, error)
+    # The first access creates the database; two at once would corrupt it for good.
+    with explained_failures(workspace), _lock(workspace):
+        client = MlflowClient(uri)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+        if experiment := client.get_experiment_by_name(name):
+            identifier = experiment.experiment_id
+            if experiment.lifecycle_stage != "active":
+                restore = f"MLFLOW_TRACKING_URI={public_uri(workspace)} mlflow experiments restore -x {identifier}"
+                raise ParameterError(
+                    f"the experiment {name} was deleted: `{restore}`, or set MLFLOW_EXPERIMENT_NAME to another; nothing was run"
+                )
+        else:
+            database = sqlite_file(uri)
+            beside = (database.parent.absolute() / "mlartifacts").as_uri() if database else None
+            identifier = client.create_experiment(name, artifact_location=beside)
     return Tracker(client, identifier, workspace)
 
 
-def raise_explained(workspace: Workspace, error: Exception) -> NoReturn:
-    """Raise what `explain` makes of a failure of the workspace's store."""
-    found = explain(tracking_uri(workspace), error)
-    raise found from (None if found is error else error)
+@contextmanager
+def explained_failures(workspace: Workspace) -> Iterator[None]:
+    """Raise what `explain` makes of a failure of the workspace's store in the block, where no run can begin without it."""
+    try:
+        yield
+    except Exception as error:  # drivers and servers raise many types
+        found = explain(tracking_uri(workspace), error)
+        raise found from (None if found is error else error)
 
 
 def _lock(workspace: Workspace) -> AbstractContextManager[None]:
@@ -153,12 +154,10 @@ class Tracker:
 
         `parent` replaces the pipeline's run; its creator sets its status. Raises as `connect` does when the server stops answering.
         """
-        try:
+        with explained_failures(self.workspace):
             self.close_finished()
             self.end_orphans()
             return self._open(folder, facts, parent)
-        except Exception as error:  # as in `connect`
-            raise_explained(self.workspace, error)
 
     def _open(self, folder: Path, facts: RunFacts, given_parent: str | None) -> TrackedRun:
         parent = given_parent or self.pipeline_run()
