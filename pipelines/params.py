@@ -129,6 +129,11 @@ def from_document(document: Mapping[str, Any], name: str, *, for_dvc: bool | Non
         raise ParameterError(f"{PREFIX}* in the environment, over {error}") from error
 
 
+def as_environment(compute: Mapping[str, Any]) -> dict[str, str]:
+    """Return the environment variables that set these keys of `compute` in another process."""
+    return {f"{PREFIX}{key.upper()}": "null" if value is None else str(value) for key, value in compute.items()}
+
+
 def _from_environment() -> dict[str, Any]:
     """Return the keys of `compute` that the environment sets. Raises ParameterError for a mistake in one alone."""
     found = {}

@@ -35,7 +35,6 @@ def write_page(
         grid=_uri(grid) if grid is not None else None,
         disputed=[{**query, "picture": picture} for query, picture in zip(disputed, pictures, strict=True)],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page)
     return path
 

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from components.files import write_atomically
 from pipelines.dvc_files.dvc_lock import dvc_md5
 from pipelines.engine.attempt import Attempt
 from pipelines.engine.child import Child, StopSignal, catch_sigterm, send_go, stage_process, wait
@@ -120,11 +121,8 @@ def _run(attempt: Attempt, lock: FolderLock, parent_run: str | None, until: tupl
             metrics = json.loads(scratch.result_file.read_text())
             _write_tables(run, scratch, metrics)
             remote = scratch.remote_execution()
-            cost = (
-                remote.cost
-                if remote
-                else meter.read(run, compute, process.usage if isinstance(process, WarmWorker) else None)
-            )
+            usage = process.usage if isinstance(process, WarmWorker) else None
+            cost = remote.cost if remote else meter.read(run, compute, usage)
             if remote:
                 record = record.model_copy(update={"ray": remote.where.ray, "hardware": remote.where.hardware})
             lock.require()
@@ -187,9 +185,7 @@ def _write_tables(run: StageRun, scratch: Scratch, metrics: dict[str, Any]) -> N
     if run.curves:
         tables[run.curves] = MetricLog(scratch.metrics_file).table()
     for path, text in tables.items():
-        file = scratch.writing / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        write_atomically(scratch.writing / path, text)
 
 
 def _watch(

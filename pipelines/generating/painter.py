@@ -22,8 +22,9 @@ from pipelines.engine.ray_cluster import device_of
 from pipelines.engine.warm import silence_import_notices
 from pipelines.generating.plan import Shard
 from pipelines.graph import find
-from pipelines.identity.closure import ROOT, stage_sources
+from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import LOCK, digest, tree_digests
+from pipelines.records.stage_record import sources_digest
 from pipelines.schema.running import Compute
 
 GENERATOR_VERSION = 1
@@ -71,7 +72,6 @@ class DrawSettings:
                 raise DataError(
                     f"{adapter.path}: no adapter there; train one (`dvc repro taca_train@taca`) or leave --adapter out"
                 )
-        sources = stage_sources(find("taca_generate@base").stage)
         return {
             **asdict(self),
             "generator": GENERATOR_VERSION,
@@ -81,7 +81,7 @@ class DrawSettings:
                 for adapter, files in zip(self.adapters, contents, strict=True)
             ],
             "threads": threads,
-            "code": digest({source: file_digest(ROOT / source) for source in sources}),
+            "code": sources_digest(find("taca_generate@base")),
             "packages": file_digest(ROOT / LOCK),
         }
 

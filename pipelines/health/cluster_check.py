@@ -40,11 +40,8 @@ def check_cluster(chosen: Parameters, workspace: Workspace) -> list[Finding]:
     )
     asked = compute.backend == "job"
     if not configured and not asked:
-        return [
-            Finding(
-                "Ray", State.MADE, True, "started on this machine by the stages that need it (compute.backend: local)"
-            )
-        ]
+        facts = "started on this machine by the stages that need it (compute.backend: local)"
+        return [Finding("Ray", State.MADE, True, facts)]
     tracking = _tracking()
     try:
         cluster = Cluster(dashboard_address(compute))

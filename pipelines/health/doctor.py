@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from components.errors import DataError
 from components.persons.published.inventory import Inventory, count_differences, take_inventory
@@ -115,10 +115,7 @@ CHECKS: dict[str, Check] = {"data": check_data, "weights": check_weights, "clust
 
 def _show(name: str, findings: list[Finding], console: TableConsole) -> None:
     colours = {State.INCOMPLETE: "yellow", State.DIFFERENT: "yellow", State.WHOLE: "green", State.MADE: "green"}
-    table = Table(title=name, title_justify="left")
-    table.add_column("what")
-    table.add_column("state", no_wrap=True)
-    table.add_column("facts", overflow="fold")
+    table = Table("what", Column("state", no_wrap=True), "facts", title=name, title_justify="left")
     for found in findings:
         unmet = found.asked_for and not found.state.is_there
         style = "red" if unmet else colours.get(found.state, "dim")

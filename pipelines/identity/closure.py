@@ -1,7 +1,7 @@
 """The source files that a stage's result depends on: the import closure of its file.
 
-Found by reading import statements, wherever they stand, without running anything. The rest of `pipelines/` is not part of a result:
-it has a version of its own in the fingerprint, and `tests/pipelines/test_graph.py` lists its rooms with the reason for each.
+Found by reading import statements, wherever they stand, without running anything. The rest of `pipelines/` changes no result:
+`tests/pipelines/test_graph.py` lists its rooms with the reason for each.
 """
 
 import ast

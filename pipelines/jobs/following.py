@@ -8,6 +8,7 @@ seconds, and losing its processes (its node died, or the head came back without 
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -60,12 +61,9 @@ class FollowedJob:
         if self.submission is None:
             return
         while time.monotonic() < deadline:
-            try:
+            with suppress(ClusterAwayError):
                 self.cluster.stop(self.submission)
                 info = self.cluster.info(self.submission)
-            except ClusterAwayError:
-                info = None
-            else:
                 if info is None or info.status.is_terminal():
                     return
             time.sleep(0.5)

@@ -24,7 +24,7 @@ from pipelines.jobs.dashboard import Cluster, JobRequest, dashboard_address, res
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.snapshot import REPRO, freeze
 from pipelines.jobs.task import output_folder, read_manifest
-from pipelines.params import load
+from pipelines.params import as_environment, load
 from pipelines.records.code_state import code_state
 from pipelines.schema.running import Compute
 from pipelines.scratch.folder import put_in_place
@@ -112,10 +112,8 @@ def _request(
         "PIPELINES_HOME": storage.path("home"),
         "RAY_JOB_STOP_WAIT_TIME_S": "30",
     }
-    for name in ("workers", "threads", "device", "strategy", "max_failures", "min_workers"):
-        value = getattr(compute, name)
-        environment[f"PIPELINES_COMPUTE__{name.upper()}"] = "null" if value is None else str(value)
-    environment["PIPELINES_COMPUTE__BACKEND"] = "local"
+    names = {"workers", "threads", "device", "strategy", "max_failures", "min_workers"}
+    environment |= as_environment({**compute.model_dump(include=names), "backend": "local"})
     if experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
         environment["MLFLOW_EXPERIMENT_NAME"] = experiment
     snapshots = workspace.home / "snapshots"

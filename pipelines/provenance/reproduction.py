@@ -21,7 +21,7 @@ from pipelines.errors import InfrastructureError
 from pipelines.graph import find, producers
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import digest, tree_digests
-from pipelines.params import load
+from pipelines.params import PREFIX, as_environment, load
 from pipelines.provenance.lineage import Step, find_manifest, trace
 from pipelines.provenance.result_differences import ResultComparison, compare, show
 from pipelines.provenance.run_checks import download_patch
@@ -223,15 +223,15 @@ def _environment(record: StageRecord, root: Path, storage: str | None) -> dict[s
     """The environment of a repeated stage. The user's own variables for `compute` replace what was recorded, but not the threads:
     results depend on them."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("PIPELINES_", "DVC_"))}
-    chosen = {name: value for name, value in os.environ.items() if name.startswith("PIPELINES_COMPUTE__")}
+    chosen = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
     compute: dict[str, object] = {"backend": "local", "threads": record.threads}
     if storage:
         compute |= {"backend": "job", "storage": storage}
     return {
         **environ,
-        **{f"PIPELINES_COMPUTE__{key.upper()}": str(value) for key, value in record.compute.items()},
+        **as_environment(record.compute),
         **chosen,
-        **{f"PIPELINES_COMPUTE__{key.upper()}": str(value) for key, value in compute.items()},
+        **as_environment(compute),
         "PYTHONPATH": str(root),
         "PIPELINES_HOME": str(_home(root)),
         "MLFLOW_TRACKING_URI": sqlite_uri(root.parent / "mlflow.db"),

@@ -69,21 +69,17 @@ def _causes(then: Manifest, now: Manifest) -> list[str]:
 
 def show(comparison: ResultComparison) -> None:
     """Print one line per metric and one per file."""
-    from rich.markup import escape
-    from rich.table import Table
-
     from pipelines.terminal.console import TableConsole
+    from pipelines.terminal.tables import number_table
 
-    table = Table(title=comparison.address, title_justify="left")
-    for heading, side in (("number", "left"), ("then", "right"), ("now", "right"), ("difference", "right")):
-        table.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
+    rows = []
     for number in comparison.numbers:
         by = "same" if number.same else "different" if number.difference is None else f"{number.difference:+.6g}"
-        table.add_row(escape(number.name), _word(number.then), _word(number.now), by)
+        rows.append((number.name, _word(number.then), _word(number.now), by))
     for name, equal in comparison.files.items():
-        table.add_row(escape(name), "", "", "same bytes" if equal else "different bytes")
+        rows.append((name, "", "", "same bytes" if equal else "different bytes"))
     console = TableConsole()
-    console.print(table)
+    console.print(number_table(comparison.address, ("number", "then", "now", "difference"), rows))
     same = sum(number.same for number in comparison.numbers)
     console.print(
         f"{comparison.address}: {same} of {len(comparison.numbers)} numbers and "

@@ -51,12 +51,9 @@ class CodeState:
 
 def code_revision(root: Path) -> str:
     """Return the commit of the checkout in `root`; without git, the one that an image was built from, or ""."""
-    copied = _copied_state(root)
-    return (
-        copied.revision
-        if copied
-        else git_output(root, "rev-parse", "HEAD").strip() or os.environ.get("GIT_REVISION", "")
-    )
+    if copied := _copied_state(root):
+        return copied.revision
+    return git_output(root, "rev-parse", "HEAD").strip() or os.environ.get("GIT_REVISION", "")
 
 
 def code_state(root: Path) -> CodeState:

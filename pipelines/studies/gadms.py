@@ -126,7 +126,7 @@ def _arm(
     "interval" is that of R@1 with seeds and people resampled, "by_seed" its value for each of "seeds"; the other metrics are means
     over seeds. "minus" holds the paired difference to each baseline over the seeds that both have.
     """
-    own = _of_seeds(plan, results, arm, noise)
+    own = _of_seeds(plan, results, f"arms/{arm}", noise)
     if not own:
         return None
     hits = np.stack([_hits(result) for result in own.values()])  # (S, people)
@@ -141,7 +141,7 @@ def _arm(
         "minus": {},
     }
     for baseline in plan.baselines:
-        other = _of_seeds(plan, results, baseline, noise)
+        other = _of_seeds(plan, results, f"arms/{baseline}", noise)
         both = [seed for seed in own if seed in other]
         if both and baseline != arm:
             difference = np.stack([_hits(own[seed]) - _hits(other[seed]) for seed in both])
@@ -152,8 +152,7 @@ def _arm(
 
 def _aucs(plan: GadmsPlan, results: Mapping[str, Result], arm: str, noise: float) -> dict[str, Any] | None:
     """Return the AUC of each score on one arm's encoders, by kind ("seen", "seen_fact", "seen_colour", and so for "unseen")."""
-    cells = {seed: results.get(key(f"scores/{arm}", noise, seed)) for seed in plan.seeds}
-    done = {seed: result for seed, result in cells.items() if result is not None}
+    done = _of_seeds(plan, results, f"scores/{arm}", noise)
     if not done:
         return None
     table: dict[str, dict[str, Any]] = {}
@@ -165,8 +164,8 @@ def _aucs(plan: GadmsPlan, results: Mapping[str, Result], arm: str, noise: float
     return {"seeds": list(done), **table}
 
 
-def _of_seeds(plan: GadmsPlan, results: Mapping[str, Result], arm: str, noise: float) -> dict[int, Result]:
-    found = {seed: results.get(key(f"arms/{arm}", noise, seed)) for seed in plan.seeds}
+def _of_seeds(plan: GadmsPlan, results: Mapping[str, Result], line: str, noise: float) -> dict[int, Result]:
+    found = {seed: results.get(key(line, noise, seed)) for seed in plan.seeds}
     return {seed: result for seed, result in found.items() if result is not None}
 
 

@@ -32,7 +32,6 @@ SCHEDULED = ("taca", "taca_lora")
 """Arms that generate with the temperature schedule."""
 Label = TypeVar("Label")
 
-
 Seeds = Annotated[list[Count], *Distinct]
 Guidances = Annotated[list[Annotated[float, Field(ge=1)]], *Distinct]
 Gammas = Annotated[list[Annotated[float, Field(gt=0)]], *Distinct]
@@ -136,10 +135,7 @@ class _Comparison:
         "alignment" and "difference" (to the base) are intervals in percent and percentage points, "by_seed" and
         "difference_by_seed" their values for each of "seeds".
         """
-        pairs = {
-            seed: (self.results.get(draw_key(line, self.guidance, seed)), self.results.get(self._base(seed)))
-            for seed in part.seeds
-        }
+        pairs = {seed: (self._result(line, seed), self._result(f"arms/{REFERENCE}", seed)) for seed in part.seeds}
         done = {seed: (own, base) for seed, (own, base) in pairs.items() if own is not None and base is not None}
         if not done:
             return None
@@ -159,8 +155,8 @@ class _Comparison:
             "difference_by_seed": np.nanmean(difference, axis=1).tolist(),
         }
 
-    def _base(self, seed: int) -> str:
-        return draw_key(f"arms/{REFERENCE}", self.guidance, seed)
+    def _result(self, line: str, seed: int) -> Result | None:
+        return self.results.get(draw_key(line, self.guidance, seed))
 
 
 def _shown(result: Result, prompts: Sequence[int]) -> NDArray[np.float64]:

@@ -7,9 +7,10 @@
     shared/         workspace of the stages that all trials share
     trials/<number>/seed-<seed>/   workspace of a trial with one seed; log.txt beside it
 
-Events: {"event": "suggested", "number", "values", "origin"}, {"event": "report", "number", "step", "value"}, and {"event": "ended",
-"number", "state", ...}. A trial that was suggested and has not ended is started again with the same values, and its stages resume
-from their checkpoints. So nothing that was finished is computed twice, and no suggestion is lost.
+Events: {"event": "suggested", "number", "values", "origin"}, {"event": "report", "number", "step", "value"}, {"event": "ended",
+"number", "state", ...}, and for `--retry-failed` {"event": "again", "number"}. A trial that was suggested and has not ended is
+started again with the same values, and its stages resume from their checkpoints. So nothing that was finished is computed twice,
+and no suggestion is lost.
 """
 
 import json

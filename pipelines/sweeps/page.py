@@ -1,6 +1,5 @@
 """The page of a sweep, made from its `results.json` (schema in docs/sweeps.md): trials, results, importance of parameters."""
 
-import base64
 import io
 import json
 import logging
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError
 from components.files import write_atomically
-from pipelines.reporting.formats import environment
+from pipelines.reporting.formats import data_uri, environment
 from pipelines.sweeps.journal import COMPLETE, STOPPED
 from pipelines.sweeps.population_page import draw_population
 from pipelines.sweeps.spaces import Distribution
@@ -167,14 +166,12 @@ def _cost_to_reach(document: Mapping[str, Any]) -> "Figure | None":
     from matplotlib.figure import Figure
 
     objective = document["objectives"][0]
-    better: Callable[[float, float], bool] = (
-        (lambda new, old: new > old) if objective["mode"] == "max" else (lambda new, old: new < old)
-    )
+    sign = 1 if objective["mode"] == "max" else -1
     seconds, best, spent, reached = 0.0, None, [], []
     for trial in document["trials"]:
         seconds += trial["seconds"]
         value = trial["objectives"].get(objective["name"], {}).get("mean")
-        if trial["state"] == COMPLETE and value is not None and (best is None or better(value, best)):
+        if trial["state"] == COMPLETE and value is not None and (best is None or sign * value > sign * best):
             best = value
         if best is not None:
             spent.append(seconds)
@@ -191,16 +188,12 @@ def _cost_to_reach(document: Mapping[str, Any]) -> "Figure | None":
 
 
 def _picture(figure: "Figure") -> str:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110, bbox_inches="tight", facecolor="white")
-    _close(figure)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-def _close(figure: "Figure") -> None:
     import matplotlib.pyplot as plt
 
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110, bbox_inches="tight", facecolor="white")
     plt.close(figure)
+    return data_uri(stream.getvalue())
 
 
 def interval_text(objective: Mapping[str, Any]) -> str:

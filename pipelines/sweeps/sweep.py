@@ -14,6 +14,7 @@ from pipelines import params
 from pipelines.engine.warm import warm_process
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import LOCK, digest
+from pipelines.provenance.sweep_claims import SWEEPS
 from pipelines.records.code_state import code_revision
 from pipelines.schema.reading import to_yaml
 from pipelines.sweeps import tuning
@@ -26,6 +27,7 @@ from pipelines.sweeps.progress import SweepProgress, print_results
 from pipelines.sweeps.results import best_trial, summary
 from pipelines.sweeps.spaces import read_space
 from pipelines.sweeps.sweep_runs import SweepRuns, earlier_trials
+from pipelines.sweeps.trial import link_inputs
 from pipelines.sweeps.validation import base_document, validate, validated
 from pipelines.terminal.console import TableConsole
 from pipelines.tracking import runs as tracking
@@ -95,7 +97,7 @@ def open_sweep(options: SweepOptions, workspace: Workspace) -> Sweep:
         plan=plan,
         workspace=workspace,
         seeds=seeds_of(document["seed"], options.seeds),
-        journal=Journal(workspace.home / "sweeps" / name),
+        journal=Journal(workspace.home / SWEEPS / name),
         size=size,
         revision=code_revision(ROOT),
     )
@@ -134,11 +136,7 @@ def run_shared_stages(opened: Sweep, runs: SweepRuns) -> None:
     if not opened.plan.shared:
         return
     workspace = opened.shared
-    for path in opened.plan.given:
-        link = workspace.path(path)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(opened.workspace.path(path))
+    link_inputs(workspace.root, {path: opened.workspace.path(path) for path in opened.plan.given})
     write_atomically(workspace.path("params.yaml"), to_yaml(opened.document))
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri(opened.workspace)
     parent, status = runs.shared(), FAILED

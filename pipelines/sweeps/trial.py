@@ -29,7 +29,7 @@ from pipelines.records.manifests import find_by_fingerprint
 from pipelines.schema.reading import to_yaml
 from pipelines.scratch.folder import Scratch, folder_name, put_in_place
 from pipelines.scratch.manifest import Manifest
-from pipelines.scratch.metric_log import MetricLog
+from pipelines.scratch.metric_log import MetricFollower, MetricLog
 from pipelines.sweeps.rounds import KEPT, resume_from_round, train_round
 from pipelines.tracking.runs import flatten
 from pipelines.workspace import Workspace
@@ -169,14 +169,19 @@ def scratch_of(address: str, identity: str, workspace: Workspace) -> Scratch:
 def _workspace(task: TrialTask, seed: int) -> Workspace:
     """Make the trial's workspace for one seed, with the inputs that the trial does not make itself."""
     root = Path(task.folder) / f"seed-{seed}"
-    for path, source in task.given.items():
-        link = root / path
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(source, target_is_directory=Path(source).is_dir())
+    link_inputs(root, task.given)
     for path in task.linked:
         put_in_place(Path(task.shared) / path, root / path)
     return Workspace(root, Path(task.home))
+
+
+def link_inputs(root: Path, sources: Mapping[str, str | Path]) -> None:
+    """Link the inputs of a workspace (by their path below `root`) to where they are."""
+    for path, source in sources.items():
+        link = root / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(source)
 
 
 def _write_params(task: TrialTask, workspace: Workspace, seed: int | None) -> None:
@@ -204,7 +209,7 @@ def _manifest(address: str, outcome: StageOutcome, workspace: Workspace) -> Mani
     return found
 
 
-def _reported(log: MetricLog, metric: str) -> list[tuple[int, float]]:
+def _reported(log: MetricLog | MetricFollower, metric: str) -> list[tuple[int, float]]:
     """Return (step, value) of each report of a metric."""
     return [(line["step"], float(line["metrics"][metric])) for line in log.read() if metric in line["metrics"]]
 
@@ -217,7 +222,7 @@ def _watching(
     if watch is None:
         yield
         return
-    log = MetricLog(scratch_for(address, workspace).metrics_file)
+    log = MetricFollower(scratch_for(address, workspace).metrics_file)
     end = watch["until"] or watch["full"]
     over = threading.Event()
 

@@ -233,7 +233,6 @@ def _tuner(driver: Driver, own: Mapping[str, float], cluster: Mapping[str, str],
     from ray.tune.search import Searcher
 
     sweep = driver.sweep
-
     reference = _DriverReference(driver)
 
     class Suggestions(Searcher):
