@@ -15,41 +15,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--output", required=True, type=Path, help="folder of the training set; a prepared dataset")
     add("--short-side", type=int, default=90, metavar="PIXELS", help="minimum (default 90; 0 for any size)")
-    add(
-        "--aspect",
-        type=_aspect,
-        default=(0.25, 0.5),
-        metavar="LOW,HIGH",
-        help='width / height (default 0.25,0.5; "any")',
-    )
-    add(
-        "--detector",
-        type=Path,
-        metavar="FILE",
-        help="weights of torchvision's keypoint R-CNN (default: no rules on persons)",
-    )
+    add("--aspect", type=_aspect, default=(0.25, 0.5), metavar="LOW,HIGH", help="width/height (default 0.25,0.5; any)")
+    add("--detector", type=Path, metavar="FILE", help="torchvision's keypoint R-CNN (default: no rules on persons)")
     add("--detector-sha256", metavar="HEX", help="expected digest of the file of --detector")
     add("--confidence", type=float, default=0.85, help="must be exceeded, by --detector (default 0.85)")
     add("--crop", action="store_true", help="cut each detected person out")
     add("--captioner", type=Path, metavar="FOLDER", help="a vision-language model of transformers")
     add("--probe", type=Path, metavar="FOLDER", help="an attribute probe: captions by the grammar of the drawn people")
-    add(
-        "--templates",
-        type=Path,
-        metavar="FILE",
-        help="templates for --captioner, one per line (default: eight of our own)",
-    )
+    add("--templates", type=Path, metavar="FILE", help="templates for --captioner, one per line (default: eight)")
     add("--captions", type=int, default=2, metavar="N", help="per picture (default 2)")
     add("--words", type=int, default=60, metavar="N", help="maximum per caption, for --captioner (default 60)")
     add("--matcher", type=Path, metavar="FOLDER", help="a dual encoder, such as models/retrieval/contrastive")
     add("--least-match", type=float, metavar="COSINE", help="minimum between picture and captions, by --matcher")
     add("--keep-fraction", type=float, default=1.0, help="of the best matches, by --matcher (default 1)")
-    add(
-        "--near-duplicates",
-        type=int,
-        metavar="BITS",
-        help="drop pictures whose 64-bit hashes differ in at most this many bits",
-    )
+    add("--near-duplicates", type=int, metavar="BITS", help="drop pictures whose 64-bit hashes differ by at most BITS")
     add("--batch", type=int, default=16, help="pictures at once (default 16)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
     add("--seed", type=int, default=0, help="which templates or words a picture gets (default 0)")
@@ -72,6 +51,4 @@ def run(options: argparse.Namespace) -> None:
     curate(typed(CurateOptions, options))
 
 
-COMMAND = Command(
-    "curate", "make a training set of people out of any pictures: judge, caption, match", run, add_options
-)
+COMMAND = Command("curate", "make a training set of people from any pictures: judge, caption, match", run, add_options)

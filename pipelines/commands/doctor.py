@@ -21,6 +21,4 @@ def run(options: argparse.Namespace) -> None:
     doctor(Workspace.at(options.workspace), chosen, options.preset)
 
 
-COMMAND = Command(
-    "doctor", "check that what a run needs is in place, and say how to get what is missing", run, add_options
-)
+COMMAND = Command("doctor", "check that what a run needs is in place, and how to get what is missing", run, add_options)

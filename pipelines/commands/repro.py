@@ -22,6 +22,4 @@ def run(options: argparse.Namespace) -> None:
     repro(options.workspace.resolve(), [*flags, *options.stages], wait=options.wait)
 
 
-COMMAND = Command(
-    "repro", "`dvc repro`, one at a time in a checkout; clears the locks of a killed one", run, add_options
-)
+COMMAND = Command("repro", "`dvc repro`, one at a time in a checkout; clears locks of a killed one", run, add_options)

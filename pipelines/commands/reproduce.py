@@ -22,6 +22,4 @@ def run(options: argparse.Namespace) -> None:
     reproduce(options.target, Workspace.at(options.workspace), **chosen)
 
 
-COMMAND = Command(
-    "reproduce", "run a run's stage again in a clean worktree, and compare every number", run, add_options
-)
+COMMAND = Command("reproduce", "run a run's stage again in a clean worktree and compare every number", run, add_options)

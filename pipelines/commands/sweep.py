@@ -10,13 +10,7 @@ from pipelines.workspace import Workspace
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("space", help="a file in pipelines/sweeps/, without .yaml: taca, gadms, chain, schedule")
-    add(
-        "--samples",
-        type=int,
-        default=16,
-        metavar="N",
-        help="configurations in all, or members of a population (default 16)",
-    )
+    add("--samples", type=int, default=16, metavar="N", help="configurations, or members of a population (default 16)")
     add("--seeds", type=int, default=1, metavar="K", help="seeds per configuration (default 1)")
     add("--workers", type=int, default=1, metavar="N", help="trials at once (default 1)")
     add("--budget-minutes", type=float, metavar="M", help="wall time of this call")

@@ -25,10 +25,8 @@ def picture_grid(runs: Sequence[ComparedRun], prompts: int) -> Any:
         common = select_spread([prompt for prompt in drawn[0] if all(prompt in each for each in drawn)], prompts)
         if not common:
             continue
-        pictures = [
-            [dataset.picture(each[prompt]["image_id"]) for dataset, each in zip(sets, drawn, strict=True)]
-            for prompt in common
-        ]
+        pairs = list(zip(sets, drawn, strict=True))
+        pictures = [[dataset.picture(each[prompt]["image_id"]) for dataset, each in pairs] for prompt in common]
         return side_by_side([drawn[0][prompt]["caption"] for prompt in common], [run.name for run in runs], pictures)
     return None
 

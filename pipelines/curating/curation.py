@@ -70,9 +70,7 @@ def _writes_captions(options: CurateOptions) -> bool:
 def _final_reasons(output: CurationFolder, options: CurateOptions, uncaptioned: bool) -> list[str]:
     """The reason of each candidate; `uncaptioned`: that it has no caption is none."""
     accepted = (None, NO_CAPTION) if uncaptioned else (None,)
-    columns = [
-        (None if found.reason in accepted else found.reason, found.match, found.hash) for found in output.candidates()
-    ]
+    columns = [(None if one.reason in accepted else one.reason, one.match, one.hash) for one in output.candidates()]
     reasons = final_reasons(
         [reason for reason, _, _ in columns],
         [match for _, match, _ in columns],
@@ -103,10 +101,7 @@ def _open_source(path: Path, others: Counter[str]) -> tuple[Path, Iterator[Input
         if not path.is_dir():
             raise
         return path, pictures_in(path, others)
-    records = (
-        InputPicture(record.image_path, good_captions(record.captions), record.identity, record.split)
-        for record in found
-    )
+    records = (InputPicture(each.image_path, good_captions(each.captions), each.identity, each.split) for each in found)
     return found.folder, records
 
 
@@ -114,9 +109,7 @@ def _require_captions_for_matcher(options: CurateOptions) -> None:
     if options.matcher and not _writes_captions(options):
         _, pictures = _open_source(options.source, Counter())
         if not any(caption.strip() for picture in pictures for caption in picture.captions):
-            raise ParameterError(
-                f"{options.source} has no captions for --matcher: give --captioner or --probe to write some"
-            )
+            raise ParameterError(f"{options.source} has no captions for --matcher: give --captioner or --probe")
 
 
 def _judge_all(judge: Judge, pictures: Iterator[InputPicture], output: CurationFolder, options: CurateOptions) -> None:

@@ -81,10 +81,8 @@ class StageContext(Context):
         workers = loaded[1].pop("workers", self.world_size) if loaded else self.world_size
         if self.rank == 0 and not self._quiet:
             if loaded:
-                changed = (
-                    f" with {self.world_size} worker(s) in place of {workers}" if workers != self.world_size else ""
-                )
-                print(f"{self._phase}: resuming from step {step}{changed}", flush=True)
+                other = f" with {self.world_size} worker(s) in place of {workers}" if workers != self.world_size else ""
+                print(f"{self._phase}: resuming from step {step}{other}", flush=True)
             elif any(line["phase"] == self._phase for line in self._log.read()):
                 print(f"{self._phase}: no checkpoint is left to resume from; starting again", flush=True)
         if self.rank == 0:

@@ -69,9 +69,7 @@ def throughput(log: MetricLog, own: Mapping[str, Any], stage: str) -> dict[str, 
     phase, found = list(rates.items())[-1]
     sections = own.get(stage, {})
     trained = [sections.get(phase), sections.get("training"), *sections.values()]
-    batch = next(
-        (part["batch"] for part in trained if isinstance(part, Mapping) and {"batch", "steps"} <= set(part)), None
-    )
+    batch = next((p["batch"] for p in trained if isinstance(p, Mapping) and {"batch", "steps"} <= set(p)), None)
     steps = statistics.median(found)
     known = {"throughput/steps_per_second": steps}
     return known if batch is None else {**known, "throughput/samples_per_second": steps * batch}

@@ -180,9 +180,7 @@ def _fit(function: RankFunction, compute: Compute, workers: int, storage: Path |
         logging.getLogger("ray.train").setLevel(logging.WARNING)  # else every report is a line
         train = ray.train.get_context()
         try:
-            return function(
-                train.get_world_rank(), train.get_world_size(), lambda metrics: ray.train.report(dict(metrics))
-            )
+            return function(train.get_world_rank(), train.get_world_size(), lambda m: ray.train.report(dict(m)))
         except StopRequested:  # returned and not raised: Ray would report it as a failure
             return STOPPED
 

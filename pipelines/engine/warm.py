@@ -234,11 +234,8 @@ def _run_keeper(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):  # the runner is gone; its worker notices and ends
         connection.sendall(json.dumps({"pid": pid}).encode() + b"\n")
     _, status, used = os.wait4(pid, 0)
-    end = {
-        "code": os.waitstatus_to_exitcode(status),
-        "cpu_seconds": used.ru_utime + used.ru_stime,
-        "peak_memory": used.ru_maxrss,
-    }
+    cpu_seconds = used.ru_utime + used.ru_stime
+    end = {"code": os.waitstatus_to_exitcode(status), "cpu_seconds": cpu_seconds, "peak_memory": used.ru_maxrss}
     with contextlib.suppress(OSError):
         connection.sendall(json.dumps(end).encode() + b"\n")
 

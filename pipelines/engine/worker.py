@@ -59,9 +59,8 @@ def main() -> int:
             signal.signal(signal.SIGTERM, _stop_handler(scratch))
         end_with_parent()
         folders = RankFolders(Path(task.root), scratch)
-        metrics = execute(
-            run, lambda rank: nullcontext(folders), Parameters.partial(task.parameters), compute, scratch.folder
-        )
+        parameters = Parameters.partial(task.parameters)
+        metrics = execute(run, lambda rank: nullcontext(folders), parameters, compute, scratch.folder)
         write_atomically(scratch.result_file, json.dumps(metrics, sort_keys=True))
     except KeyboardInterrupt:
         return INTERRUPTED  # the runner says so

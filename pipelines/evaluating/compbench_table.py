@@ -22,9 +22,7 @@ def show_results(results: dict[str, Any], console: "Console") -> None:
         notes.append(f"BLIP used {pixels} x {pixels} pixels, in the paper {PUBLISHED_SIZE} (--blip-size)")
     for name, category in results["categories"].items():
         if category["repeated"]:
-            notes.append(
-                f"{name}: {category['repeated']} lines repeat a prompt; its pictures count again, as published"
-            )
+            notes.append(f"{name}: {category['repeated']} lines repeat a prompt; its pictures count again as published")
         for place, (arm, found) in enumerate(category["arms"].items()):
             for metric, score in found["metrics"].items():
                 change = category.get("difference", {}).get(metric) if place == 0 else None

@@ -66,9 +66,8 @@ def _show(dataset: str, rows: list[Result], console: TableConsole) -> None:
         name = f"{row.method} + {row.pretraining}" if row.pretraining else row.method
         numbers = [f"{row.metrics[metric]:.2f}" if metric in row.metrics else "" for metric in METRICS]
         origin = ("here" if row.is_comparable else "here *") if row.own else str(sources.index(row.source) + 1)
-        table.add_row(
-            escape(", ".join(filter(None, (name, row.venue)))), *numbers, origin, style="bold" if row.own else None
-        )
+        label = escape(", ".join(filter(None, (name, row.venue))))
+        table.add_row(label, *numbers, origin, style="bold" if row.own else None)
     console.print(table)
     for number, source in enumerate(sources, 1):
         console.print(f"{number:2}  {source}", markup=False, highlight=False, soft_wrap=True)

@@ -91,12 +91,9 @@ class OutputFolder:
     def write_manifest(self, shards: Sequence[Shard], digests: Mapping[int, str], settings: Mapping[str, Any]) -> None:
         """Write the manifest of all shards, which must be finished: no worker writes any more."""
         remove_temporaries(self.shards)  # of workers that died
-        rows = [
-            {"file": shard.name, "pictures": len(shard.pictures), "sha256": digests[shard.number]} for shard in shards
-        ]
-        self._write(
-            PICTURES_MANIFEST, {"pictures": sum(row["pictures"] for row in rows), "settings": settings, "shards": rows}
-        )
+        rows = [{"file": one.name, "pictures": len(one.pictures), "sha256": digests[one.number]} for one in shards]
+        pictures = sum(len(shard.pictures) for shard in shards)
+        self._write(PICTURES_MANIFEST, {"pictures": pictures, "settings": settings, "shards": rows})
         (self.path / FINISHED).unlink(missing_ok=True)
 
     def _require_own_folder(self) -> None:

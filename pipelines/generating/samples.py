@@ -22,9 +22,7 @@ LONGEST_NAME = 255
 def file_name(picture: Picture) -> str:
     """Return `<prompt>_<6-digit number>.png`, with spaces for characters not allowed in file names and a long prompt cut."""
     number = f"_{picture.image_id:06d}.png"
-    text = "".join(
-        " " if character in "/\\" or not character.isprintable() else character for character in picture.prompt
-    )
+    text = "".join(" " if letter in "/\\" or not letter.isprintable() else letter for letter in picture.prompt)
     kept = text.encode()[: LONGEST_NAME - len(number)].decode("utf-8", "ignore")
     return f"{kept}{number}"
 

@@ -76,9 +76,7 @@ def read(file: Path) -> Architecture:
     parts["transformer"] = skeleton(config, torch.float32)
     sampler = getattr(diffusers, str(scheduler_config.get("_class_name", "FlowMatchEulerDiscreteScheduler")), None)
     if sampler is None:
-        raise DataError(
-            f"{file}: diffusers has no scheduler {scheduler_config['_class_name']} (_class_name of its config)"
-        )
+        raise DataError(f"{file}: diffusers has no scheduler {scheduler_config['_class_name']} (_class_name)")
     parts["scheduler"] = sampler.from_config(scheduler_config)
     pipe = getattr(diffusers, conventions.pipeline)(**parts)
     return Architecture(file.name, config, pipe, conventions.prepended_text_tokens + text_length(pipe))

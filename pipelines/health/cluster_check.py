@@ -33,13 +33,9 @@ PROBE_SECONDS = 90.0
 def check_cluster(chosen: Parameters, workspace: Workspace) -> list[Finding]:
     """Check what a job needs; only if a cluster is configured."""
     compute = chosen.compute
-    configured = (
-        compute.address
-        or os.environ.get("RAY_API_SERVER_ADDRESS")
-        or os.environ.get("RAY_ADDRESS", "").startswith("http")
-    )
+    given = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS", "").startswith("http")
     asked = compute.backend == "job"
-    if not configured and not asked:
+    if not (compute.address or given or asked):
         facts = "started on this machine by the stages that need it (compute.backend: local)"
         return [Finding("Ray", State.MADE, True, facts)]
     tracking = _tracking()
@@ -49,13 +45,8 @@ def check_cluster(chosen: Parameters, workspace: Workspace) -> list[Finding]:
         version = cluster.ray_version
     except InfrastructureError as error:
         return [Finding("Ray cluster", State.MISSING, asked, dashboard_address(compute), (str(error),)), *tracking]
-    findings = [
-        _versions(cluster, version, nodes, asked),
-        _auth(asked),
-        _resources(compute, cluster, nodes, asked),
-        *tracking,
-    ]
-    return findings + _check_nodes(compute, cluster, nodes, asked)
+    here = [_versions(cluster, version, nodes, asked), _auth(asked), _resources(compute, cluster, nodes, asked)]
+    return [*here, *tracking, *_check_nodes(compute, cluster, nodes, asked)]
 
 
 def _versions(cluster: Cluster, version: str, nodes: list[Node], asked: bool) -> Finding:

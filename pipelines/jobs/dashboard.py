@@ -109,9 +109,7 @@ class Cluster:
         with self._translate_errors():
             answer = self.client._do_request("GET", "/api/v0/nodes?detail=1&limit=10000").json()
         if not answer.get("result"):
-            raise ClusterAwayError(
-                f"the State API at {self.address} does not answer: {one_line(str(answer.get('msg')))}"
-            )
+            raise ClusterAwayError(f"State API at {self.address} does not answer: {one_line(str(answer.get('msg')))}")
         return [
             Node(node["node_id"], node["node_ip"], node["resources_total"])
             for node in answer["data"]["result"]["result"]

@@ -107,13 +107,10 @@ def _request(
     workspace: Workspace, storage: Storage, compute: Compute, targets: list[str], cpus: int, gpus: int
 ) -> JobRequest:
     """Freeze the checkout below the scratch root, where it stays for a submission by hand, and upload the raw data."""
-    environment = {
-        "MLFLOW_TRACKING_URI": tracking_for_job(),
-        "PIPELINES_HOME": storage.path("home"),
-        "RAY_JOB_STOP_WAIT_TIME_S": "30",
-    }
+    environment = {"MLFLOW_TRACKING_URI": tracking_for_job(), "PIPELINES_HOME": storage.path("home")}
     names = {"workers", "threads", "device", "strategy", "max_failures", "min_workers"}
-    environment |= as_environment({**compute.model_dump(include=names), "backend": "local"})
+    on_cluster = {**compute.model_dump(include=names), "backend": "local"}
+    environment |= {"RAY_JOB_STOP_WAIT_TIME_S": "30", **as_environment(on_cluster)}
     if experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
         environment["MLFLOW_EXPERIMENT_NAME"] = experiment
     snapshots = workspace.home / "snapshots"

@@ -119,9 +119,7 @@ def _require_unchanged(run: StageRun, task: StageTask, compute: Compute, root: P
     sources = stage_sources(run.stage)
     same = all((copy / name).is_file() and file_digest(copy / name) == file_digest(ROOT / name) for name in sources)
     if not same or not task.scratch.endswith(now[:16]):
-        raise InfrastructureError(
-            f"{run.address}: its code or inputs were changed while the job was prepared: run again"
-        )
+        raise InfrastructureError(f"{run.address}: its code or inputs changed while the job was prepared: run again")
 
 
 def _upload(run: StageRun, task: StageTask, compute: Compute, storage: Storage, key: str, root: Path) -> None:
@@ -129,9 +127,7 @@ def _upload(run: StageRun, task: StageTask, compute: Compute, storage: Storage, 
     locations = {}
     for path in stage_inputs(run, Parameters.partial(task.parameters), root).values():
         if not (root / path).resolve().is_relative_to(root.resolve()):
-            raise DataError(
-                f"{path}: lies outside of the workspace, so a job cannot take it along: copy it to data/weights"
-            )
+            raise DataError(f"{path}: lies outside of the workspace, so a job cannot take it: copy it to data/weights")
         name = f"inputs/{digest(tree_digests(root / path))[:32]}"
         storage.publish(files_below(root / path), name)
         locations[path] = name
@@ -157,9 +153,7 @@ def _fetch_results(storage: Storage, key: str, scratch: Scratch) -> None:
     """Fetch outputs, figures and metrics, verified, into the scratch folder. They stay in the storage too."""
     done = read_manifest(storage, key)
     if done is None:
-        raise InfrastructureError(
-            f"the job succeeded, but {storage.path(output_folder(key))}/DONE.json is not there: run again"
-        )
+        raise InfrastructureError(f"the job succeeded without {storage.path(output_folder(key))}/DONE.json: run again")
     with tempfile.TemporaryDirectory(dir=scratch.folder, prefix=".fetched-") as folder:
         storage.fetch(output_folder(key), Path(folder))
         for name, target in (("writing", scratch.writing), ("figures", scratch.figures)):

@@ -123,9 +123,7 @@ def _worktree(manifest: Manifest, client: "MlflowClient", keep: bool) -> Iterato
     revision = _record(manifest).revision
     if not revision.commit or run_git(ROOT, "cat-file", "-e", f"{revision.commit}^{{commit}}").returncode:
         commit = revision.commit or "unknown"
-        raise DataError(
-            f"reproduce: commit {commit} is not in this repository: `git fetch` it, or use the clone that has it"
-        )
+        raise DataError(f"reproduce: commit {commit} is not here: `git fetch` it, or use the clone that has it")
     if revision.left_out:
         missing = ", ".join(revision.left_out)
         raise DataError(f"reproduce: the run's patch does not hold {missing}: its code cannot be restored")
@@ -163,9 +161,7 @@ def _job_storage(workspace: Workspace, as_jobs: bool, name: str) -> Iterator[str
         return
     storage = load(workspace.path("params.yaml")).compute.storage
     if storage is None:
-        raise ParameterError(
-            "reproduce: --jobs needs compute.storage, a folder that every node sees, or s3://bucket/prefix"
-        )
+        raise ParameterError("--jobs needs compute.storage: a folder that every node sees, or s3://bucket/prefix")
     prefix = f"{storage.rstrip('/')}/{name}"
     try:
         yield prefix

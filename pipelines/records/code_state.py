@@ -23,9 +23,7 @@ MAX_FILE = 256 * 1024
 MAX_PATCH = 1024 * 1024
 CODE = ("components", "pipelines", "params.yaml", "dvc.yaml", "requirements.lock", "data/raw")
 """Of data/raw, git holds a README and DVC's pointers to data; the rest is ignored."""
-_SECRET_FILE = re.compile(
-    r"(^|/)(\.env.*|\.netrc|.*credentials.*|.*\.(pem|key|p12|pfx)|id_(rsa|ed25519).*)$", re.IGNORECASE
-)
+_SECRET_FILE = re.compile(r"(^|/)(\.env.*|\.netrc|.*credentials.*|.*\.(pem|key|p12|pfx)|id_(rsa|ed25519).*)$", re.I)
 
 
 @dataclass(frozen=True)

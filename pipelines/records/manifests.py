@@ -41,10 +41,7 @@ def find_by_content(path: str, digests: Mapping[str, str], workspace: Workspace,
 
     def preference(done: Manifest) -> tuple[bool, bool]:
         record = done.provenance
-        return (
-            record is not None and record.fingerprinted == present,
-            record is not None and record.parameters == locked,
-        )
+        return (record.fingerprinted == present, record.parameters == locked) if record else (False, False)
 
     return max(found, key=preference)  # of equals the first, which is the newest
 

@@ -35,14 +35,9 @@ class _Box:
 
 def edges(stages: Sequence[Stage]) -> list[tuple[str, str]]:
     """(maker, reader) of every stage that reads another's output, sorted, without edges that a longer path implies."""
-    maker = {path: stage.name for stage in stages for run in runs_of(stage) for path in run.all_outputs}
-    direct = [
-        (maker[path], stage.name)
-        for stage in stages
-        for run in runs_of(stage)
-        for path in run.inputs.values()
-        if path in maker
-    ]
+    runs = [run for stage in stages for run in runs_of(stage)]
+    maker = {path: run.stage.name for run in runs for path in run.all_outputs}
+    direct = [(maker[path], run.stage.name) for run in runs for path in run.inputs.values() if path in maker]
     return sorted(networkx.transitive_reduction(networkx.DiGraph(direct)).edges)
 
 

@@ -23,13 +23,11 @@ def noise_panels(curves: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[dict
         auc, precision, share = (found[name] for name in NOISE_CURVES)
         chance = [None if value is None else 0.5 for value in auc]
         pairs = {"gadms": (table["step"], auc), "coin": (table["step"], chance)}
-        panels.append(
-            {"title": f"{stage}: AUC of the score", "legend": False, "svg": charts.line_chart(pairs, "noise AUC")}
-        )
+        svg = charts.line_chart(pairs, "noise AUC")
+        panels.append({"title": f"{stage}: AUC of the score", "legend": False, "svg": svg})
         pairs = {"precision": (table["step"], precision), "wrong_share": (table["step"], share)}
-        panels.append(
-            {"title": f"{stage}: masks", "legend": True, "svg": charts.line_chart(pairs, "precision of the noise mask")}
-        )
+        svg = charts.line_chart(pairs, "precision of the noise mask")
+        panels.append({"title": f"{stage}: masks", "legend": True, "svg": svg})
     return panels
 
 

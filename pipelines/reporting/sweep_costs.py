@@ -18,10 +18,7 @@ def sweep_costs(workspace: Workspace) -> dict[str, Any] | None:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         either = found.get("asha") or found["overhead"]
-        return {
-            "asha": found.get("asha"),
-            "overhead": found.get("overhead"),
-            "machine": {key: either[key] for key in MACHINE},
-        }
+        machine = {key: either[key] for key in MACHINE}
+        return {"asha": found.get("asha"), "overhead": found.get("overhead"), "machine": machine}
     except (ValueError, KeyError) as error:
         raise DataError(f"{MEASURED}: cannot be shown ({error!r}); run `python benchmarks/sweeps.py` again") from error

@@ -87,12 +87,8 @@ class StageRecord(Document):
     @property
     def fingerprinted(self) -> dict[str, Any]:
         """What the fingerprint counts besides the inputs."""
-        return {
-            "code": self.sources,
-            "requirements.lock": self.lock,
-            "parameters": self.parameters,
-            "threads": self.threads,
-        }
+        code = {"code": self.sources, "requirements.lock": self.lock}
+        return {**code, "parameters": self.parameters, "threads": self.threads}
 
 
 class Manifest(Document):

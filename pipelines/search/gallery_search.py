@@ -40,10 +40,8 @@ def search(query: str, workspace: Workspace, top: int = 5, picture: Path | None 
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("caption", overflow="fold")
     for rank, match in enumerate(matches, 1):
-        row = match.metadata
-        table.add_row(
-            str(rank), f"{match.score:.3f}", str(row["identity"]), str(match.image_id), escape(str(row["caption"]))
-        )
+        identity, caption = str(match.metadata["identity"]), escape(str(match.metadata["caption"]))
+        table.add_row(str(rank), f"{match.score:.3f}", identity, str(match.image_id), caption)
     console = TableConsole()
     console.print(table)
     if unread := found.unread(query):

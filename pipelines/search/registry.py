@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import DataError
-from pipelines import graph
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import digest, tree_digests
 from pipelines.params import load
@@ -18,17 +17,7 @@ from pipelines.scratch.manifest import Manifest
 from pipelines.search.gallery_search import INDEX, MODEL
 from pipelines.workspace import Workspace
 
-PACKAGES = (
-    "mlflow",
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "safetensors",
-    "pyarrow",
-    "pandas",
-    "numpy",
-    "tokenizers",
-)
+NEEDS = ("mlflow", "torch", "torchvision", "open_clip_torch", "safetensors", "pyarrow", "pandas", "numpy", "tokenizers")
 EXAMPLE = {"query": ["a woman in a red coat"]}
 
 
@@ -69,7 +58,7 @@ def register(name: str, workspace: Workspace) -> str:
             artifacts={"encoder": str(workspace.path(MODEL)), "index": str(workspace.path(INDEX))},
             code_paths=[str(ROOT / "components")],
             signature=_signature(),
-            pip_requirements=[f"{package}=={_public_version(package)}" for package in PACKAGES],
+            pip_requirements=[f"{package}=={_public_version(package)}" for package in NEEDS],
             registered_model_name=name,
         )
     version = logged.registered_model_version
@@ -87,9 +76,7 @@ def _index_run(workspace: Workspace) -> Manifest:
     params = load(workspace.path("params.yaml"))
     found = find_by_content(INDEX, tree_digests(workspace.path(INDEX)), workspace, params)
     if found is None or not found.run:
-        raise DataError(
-            f"register: the run that made {INDEX} is unknown: run `dvc repro --force {graph.find('index').address}`"
-        )
+        raise DataError(f"register: the run that made {INDEX} is unknown: run `dvc repro --force index`")
     return found
 
 

@@ -178,10 +178,8 @@ def _hits(result: Result) -> NDArray[np.float64]:
 def _means(own: Mapping[int, Result], prefix: str) -> dict[str, float]:
     """Return the means over seeds of the results with this prefix."""
     names = sorted({name for result in own.values() for name in result if name.startswith(prefix)})
-    return {
-        name.removeprefix(prefix): float(np.mean([result[name] for result in own.values() if name in result]))
-        for name in names
-    }
+    values = {name: [result[name] for result in own.values() if name in result] for name in names}
+    return {name.removeprefix(prefix): float(np.mean(values[name])) for name in names}
 
 
 def key(line: str, noise: float, seed: int) -> str:

@@ -74,9 +74,7 @@ class TacaPlan(Section):
     def _compared_to_the_base(self) -> Self:
         for name, part in (("map", self.map), ("variants", self.variants)):
             if not set(part.seeds) <= set(self.arms.seeds) or part.prompts > self.arms.prompts:
-                raise ValueError(
-                    f"{name}: seeds and prompts must be among those of arms, for the comparison to its base"
-                )
+                raise ValueError(f"{name}: seeds and prompts must be among those of arms, for comparison to its base")
         return self
 
 

@@ -97,9 +97,7 @@ def _alignment(probe: AttributeProbe, pictures: Tensor, asked: list[DatasetPromp
     shown = 100 * score_alignment(probe, pictures, [prompt.attributes for prompt in asked]).per_picture()
     known = [value for value in shown.tolist() if not math.isnan(value)]
     if not known:
-        raise DataError(
-            "no prompt states an attribute that the probe knows: alignment cannot be judged on this data set"
-        )
+        raise DataError("no prompt states an attribute that the probe knows: alignment cannot be judged")
     return {
         "alignment": sum(known) / len(known),
         "shown": [None if math.isnan(value) else value for value in shown.tolist()],

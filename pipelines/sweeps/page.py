@@ -105,10 +105,8 @@ def as_study(document: Mapping[str, Any]) -> "optuna.Study":
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directions: list[Any] = [
-        "maximize" if objective["mode"] == "max" else "minimize" for objective in document["objectives"]
-    ]
-    study = optuna.create_study(directions=directions)
+    directions = {"max": "maximize", "min": "minimize"}
+    study = optuna.create_study(directions=[directions[objective["mode"]] for objective in document["objectives"]])
     distributions = {parameter["path"]: _distribution(parameter) for parameter in document["parameters"]}
     last = _last_of_lineages(document)
     names = [objective["name"] for objective in document["objectives"]]
@@ -121,9 +119,8 @@ def as_study(document: Mapping[str, Any]) -> "optuna.Study":
             study.add_trial(optuna.create_trial(values=means, **facts))
         elif trial["state"] == STOPPED and len(names) == 1 and trial["number"] in last:
             reports = {int(step): value for step, value in trial["reports"]}
-            study.add_trial(
-                optuna.create_trial(state=optuna.trial.TrialState.PRUNED, intermediate_values=reports, **facts)
-            )
+            pruned = optuna.trial.TrialState.PRUNED
+            study.add_trial(optuna.create_trial(state=pruned, intermediate_values=reports, **facts))
     return study
 
 
@@ -135,9 +132,8 @@ def _last_of_lineages(document: Mapping[str, Any]) -> set[int]:
 
 def _distribution(parameter: Mapping[str, Any]) -> Any:
     fields = {key: value for key, value in parameter.items() if key in Distribution.model_fields}
-    return optuna_distribution(
-        Distribution.model_validate(fields), [_plain(value) for value in parameter.get("choice", ())]
-    )
+    choices = [_plain(value) for value in parameter.get("choice", ())]
+    return optuna_distribution(Distribution.model_validate(fields), choices)
 
 
 def _plain(value: Any) -> Any:

@@ -91,10 +91,8 @@ def _frozen_trial(space: Space, trial: Trial) -> "optuna.trial.FrozenTrial":
     values = space.searched(trial.values)
     distributions = {path: _index_distribution(space.parameters[path]) for path in values}
     converted = {path: _optuna_value(space.parameters[path], value) for path, value in values.items()}
-    facts: dict[str, Any] = {
-        "params": {path: value for path, value in converted.items() if lies_in(distributions[path], value)}
-    }
-    facts["distributions"] = {path: distributions[path] for path in facts["params"]}
+    known = {path: value for path, value in converted.items() if lies_in(distributions[path], value)}
+    facts: dict[str, Any] = {"params": known, "distributions": {path: distributions[path] for path in known}}
     if trial.state == COMPLETE:
         return optuna.trial.create_trial(state=states.COMPLETE, values=trial.means(), **facts)
     if trial.state == STOPPED and trial.reports and _watches_its_objective(space):

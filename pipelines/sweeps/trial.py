@@ -271,9 +271,7 @@ def _last_traceback(log: Path) -> str:
 
 def _with_cause(reason: str, log: Path) -> str:
     """Return `reason` with the last error line in the log of the stages."""
-    lines = [
-        line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "error:" in line.lower()
-    ]
+    lines = [line for line in log.read_text("utf-8", "replace").splitlines() if "error:" in line.lower()]
     return f"{reason}: {lines[-1].split('rror: ', 1)[-1][:300]}" if lines and lines[-1] not in reason else reason
 
 

@@ -52,13 +52,7 @@ class TrackedRun:
         away = (MlflowException, OSError)
         pause = min(RETRY_SECONDS, timeout)
         try:
-            retry(
-                self._deliver,
-                timeout=timeout,
-                away=lambda error: isinstance(error, away),
-                on_wait=self._warn,
-                pause=pause,
-            )
+            retry(self._deliver, timeout=timeout, away=lambda e: isinstance(e, away), on_wait=self._warn, pause=pause)
         except away as error:
             self._away_until = time.monotonic() + RETRY_SECONDS
             self._warn(error)

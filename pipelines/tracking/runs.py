@@ -166,13 +166,8 @@ class Tracker:
         if run_id is None:
             state = RunState(uri=public_uri(self.workspace), token=uuid.uuid4().hex)
             state.save(folder)  # a kill after the next request loses no run
-            tags = {
-                **facts.tags,
-                **owner(),
-                "pipelines.token": state.token,
-                "mlflow.parentRunId": parent,
-                "mlflow.runName": facts.name,
-            }
+            tags = {**facts.tags, **owner(), "pipelines.token": state.token}
+            tags |= {"mlflow.parentRunId": parent, "mlflow.runName": facts.name}
             run_id = str(self.client.create_run(self.experiment, tags=tags).info.run_id)
         else:
             self.client.update_run(run_id, status="RUNNING")
