@@ -67,12 +67,8 @@ class Parameters(Section):
     def _fine_tuning_fits_the_decoder_of_pre_training(self) -> Self:
         before, after = self.gadms_pretrain.method, self.gadms_finetune.method
         carried = self.gadms_pretrain.corpus != "none" and after.decoder_start == "pretrained"
-        if (
-            carried
-            and before.recipe.mtp_weight
-            and after.recipe.mtp_weight
-            and before.decoder_depth != after.decoder_depth
-        ):
+        both = before.recipe.mtp_weight and after.recipe.mtp_weight
+        if carried and both and before.decoder_depth != after.decoder_depth:
             raise ValueError(
                 f"gadms_finetune.method.decoder_depth = {after.decoder_depth}: it goes on from the decoder of gadms_pretrain, "
                 f"which has {before.decoder_depth} blocks; set both alike, or gadms_finetune.method.decoder_start to new"

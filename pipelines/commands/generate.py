@@ -84,9 +84,8 @@ def _number(kind: type, low: float, high: float = float("inf")) -> Callable[[str
     def parse(text: str) -> Any:
         value = kind(text)
         if not low <= value <= high or value == float("inf"):
-            raise argparse.ArgumentTypeError(
-                f"{text} is not " + (f"in [{low}, {high}]" if high < float("inf") else f"at least {low}")
-            )
+            allowed = f"in [{low}, {high}]" if high < float("inf") else f"at least {low}"
+            raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
         return value
 
     parse.__name__ = "whole number" if kind is int else "number"  # argparse says "invalid number value: 'x'"

@@ -105,7 +105,7 @@ def as_study(document: Mapping[str, Any]) -> "optuna.Study":
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directions = {"max": "maximize", "min": "minimize"}
+    directions: dict[str, Any] = {"max": "maximize", "min": "minimize"}
     study = optuna.create_study(directions=[directions[objective["mode"]] for objective in document["objectives"]])
     distributions = {parameter["path"]: _distribution(parameter) for parameter in document["parameters"]}
     last = _last_of_lineages(document)

@@ -62,12 +62,8 @@ def summary(
         **settings,
         "stages": space.stages,
         "parameters": [
-            {
-                "path": path,
-                **distribution.model_dump(mode="json", exclude_defaults=True),
-                "before": value_at(document, path),
-            }
-            for path, distribution in space.parameters.items()
+            {"path": path, **each.model_dump(mode="json", exclude_defaults=True), "before": value_at(document, path)}
+            for path, each in space.parameters.items()
         ],
         "objectives": [{"name": objective.name, **objective.model_dump()} for objective in space.objectives],
         "scheduler": {**space.scheduler.model_dump(), "steps": value_at(document, space.scheduler.full)}

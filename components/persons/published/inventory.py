@@ -38,11 +38,6 @@ class Inventory:
         return sum(counts.images or 0 for counts in self.splits.values())
 
     @property
-    def missing_fraction(self) -> float:
-        """Fraction of the listed pictures that is missing."""
-        return sum(self.missing.values()) / max(1, self.images)
-
-    @property
     def bad_fraction(self) -> float:
         """Fraction of the records that is bad, to be compared with `prepare.max_bad_fraction`."""
         return self.bad / max(1, self.images)
