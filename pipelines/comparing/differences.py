@@ -21,6 +21,8 @@ from pipelines.comparing.runs import ComparedRun
 
 COST = ("cost/", "system/")
 RANKS = (1, 5, 10)
+Tables = Mapping[str, dict[str, list[Any]]]
+"""Run id -> the columns of its results."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def paired_tests(runs: Sequence[ComparedRun], people: Path | None, seed: int = 0
     return found, not_paired
 
 
-def _tables(key: str, files: Sequence[Path | None], runs: Sequence[ComparedRun]) -> dict[str, dict[str, list[Any]]]:
+def _tables(key: str, files: Sequence[Path | None], runs: Sequence[ComparedRun]) -> Tables:
     tables = {}
     for run, file in zip(runs, files, strict=True):
         if file is None:
@@ -122,9 +124,7 @@ def _tables(key: str, files: Sequence[Path | None], runs: Sequence[ComparedRun])
     return tables
 
 
-def _alignment(
-    key: str, tables: Mapping[str, dict[str, list[Any]]], people: Path | None, seed: int
-) -> list[PairedTest]:
+def _alignment(key: str, tables: Tables, people: Path | None, seed: int) -> list[PairedTest]:
     first, *_ = tables
     sources = sorted(set.intersection(*(set(table["source"]) for table in tables.values())))
     found = []
@@ -137,9 +137,7 @@ def _alignment(
     return found
 
 
-def _retrieval(
-    key: str, tables: Mapping[str, dict[str, list[Any]]], people: Path | None, seed: int
-) -> list[PairedTest]:
+def _retrieval(key: str, tables: Tables, people: Path | None, seed: int) -> list[PairedTest]:
     first, *_ = tables
     queries = tables[first]["caption_id"]
     identities = identities_of(people, queries)

@@ -70,22 +70,20 @@ def _writes_captions(options: CurateOptions) -> bool:
 def _final_reasons(output: CurationFolder, options: CurateOptions, uncaptioned: bool) -> list[str]:
     """The reason of each candidate; `uncaptioned`: that it has no caption is none."""
     accepted = (None, NO_CAPTION) if uncaptioned else (None,)
-    columns = [(None if one.reason in accepted else one.reason, one.match, one.hash) for one in output.candidates()]
+    rows: list[tuple[Any, ...]] = [
+        (one.reason, one.match, one.hash, one.content or one.address, one.identity, one.split)
+        for one in output.candidates()
+    ]
+    found, matches, hashes, contents, identities, splits = ([row[place] for row in rows] for place in range(6))
     reasons = final_reasons(
-        [reason for reason, _, _ in columns],
-        [match for _, match, _ in columns],
-        [value for _, _, value in columns],
+        [None if reason in accepted else reason for reason in found],
+        matches,
+        hashes,
         min_match=options.least_match,
         keep_fraction=options.keep_fraction,
         near=options.near_duplicates,
     )
-    places = [(found.content or found.address, found.identity, found.split) for found in output.candidates()]
-    return without_conflicts(
-        reasons,
-        [content for content, _, _ in places],
-        [identity for _, identity, _ in places],
-        [split for _, _, split in places],
-    )
+    return without_conflicts(reasons, contents, identities, splits)
 
 
 def _open_source(path: Path, others: Counter[str]) -> tuple[Path, Iterator[InputPicture]]:

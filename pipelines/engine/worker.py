@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def _stop_handler(scratch: Scratch) -> Callable[[int, FrameType | None], None]:
-    """A signal handler that tasks a stop, and ends this process when that takes too long, or at a second signal."""
+    """A signal handler that requests a stop, and ends this process when that takes too long, or at a second signal."""
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:

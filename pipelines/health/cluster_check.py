@@ -5,7 +5,7 @@ authentication; CPUs and GPUs as params.yaml asks; every node sees the storage, 
 """
 
 import os
-import sys
+import platform
 import tempfile
 import time
 import uuid
@@ -152,8 +152,8 @@ def _node(node: Node, report: dict[str, Any] | None, token: str, compute: Comput
         remarks.append(
             f"does not see what was written to {compute.storage} here ({report['error'] or 'no such file'}): mount it there"
         )
-    if report["python"] != _python():
-        remarks.append(f"runs Python {report['python']}, here is {_python()}: install the same")
+    if report["python"] != (here := platform.python_version()):
+        remarks.append(f"runs Python {report['python']}, here is {here}: install the same")
     if report["free_gib"] < MIN_FREE_GIB:
         remarks.append(f"has {report['free_gib']:.1f} GiB free for Ray's files: make room for {MIN_FREE_GIB:g}")
     if compute.device == "cuda" and report["gpus"] != node.resources.get("GPU", 0):
@@ -164,7 +164,3 @@ def _node(node: Node, report: dict[str, Any] | None, token: str, compute: Comput
         f"Python {report['python']}, torch {report['torch']}, {report['gpus']} GPUs, {report['free_gib']:.0f} GiB free"
     )
     return Finding(subject, State.INCOMPLETE if remarks else State.WHOLE, asked, facts, tuple(remarks))
-
-
-def _python() -> str:
-    return ".".join(map(str, sys.version_info[:3]))

@@ -5,6 +5,7 @@ The reports are one line of the log, because a node may not reach the storage.
 
 import json
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -43,7 +44,7 @@ def inspect_node(url: str, name: str) -> dict[str, Any]:
         "node": ray.get_runtime_context().get_node_id(),
         "read": read,
         "error": error,
-        "python": ".".join(map(str, sys.version_info[:3])),
+        "python": platform.python_version(),
         "torch": version,
         "gpus": gpus,
         "free_gib": shutil.disk_usage(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).free / 2**30,

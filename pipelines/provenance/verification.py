@@ -118,7 +118,7 @@ class Verification:
             yield f"{LOCK_FILE} does not list {_shorten(missing)} among the outputs: run `dvc repro {run.address}`"
         written = entry.get("params", {}).get("params.yaml", {})
         read = {key: self.document.get(key) for key in run.stage.reads}
-        for key, value in {**read, THREADS: self.document.get("compute", {}).get("threads")}.items():
+        for key, value in {**read, THREADS: (self.document.get("compute") or {}).get("threads")}.items():
             if written.get(key) != value:
                 yield f"params.yaml: {key} is not what {LOCK_FILE} says was read: `dvc params diff` shows how"
 
