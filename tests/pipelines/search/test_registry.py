@@ -54,6 +54,7 @@ def workspace(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
     metadata = {"identity": [1, 2, 3, 4], "caption": CAPTIONS}
     model = {"weights": file_digest(root / "models/retrieval/gadms" / WEIGHTS_FILE)}
     GalleryIndex(vectors, [10, 11, 12, 13], metadata=metadata, model=model).save(root / "data/index")
+    shutil.copy(ROOT / "params.yaml", root / "params.yaml")
     shutil.copy(empty_store, root / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
     return Workspace(root, root / ".home")
