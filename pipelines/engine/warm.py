@@ -36,6 +36,7 @@ from typing import Any, TextIO
 
 from pipelines.engine.socket_folder import socket_folder
 from pipelines.identity.closure import ROOT
+from pipelines.threads import thread_settings
 
 WARM = "PIPELINES_WARM"
 """Environment variable `<threads>:<address>`: the warm process and the number of threads its libraries were loaded for."""
@@ -149,12 +150,6 @@ def start_warm_process(threads: int) -> int:
     os.set_inheritable(write_end, True)  # survives the exec; processes that DVC starts do not get it
     os.environ[WARM] = f"{threads}:{address}"
     return write_end
-
-
-def thread_settings(threads: int) -> dict[str, str]:
-    """Return environment variables that libraries read on import: sizes of thread pools, progress bars only on a terminal."""
-    quiet = {} if sys.stderr.isatty() else {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **quiet}
 
 
 def silence_import_notices() -> None:

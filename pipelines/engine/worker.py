@@ -20,12 +20,12 @@ from typing import Any
 from components.files import write_atomically
 from pipelines import graph
 from pipelines.engine.parent import end_with_parent
-from pipelines.engine.warm import thread_settings
 from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, one_line, replace_unprintable, report_error
 from pipelines.locks.waiting import grace_period
 from pipelines.params import Parameters
 from pipelines.schema.running import Compute
 from pipelines.scratch.folder import Scratch
+from pipelines.threads import thread_settings, warn_of_too_many_threads
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def main() -> int:
     compute, scratch = Compute(**task.compute), Scratch(Path(task.scratch))
     scratch.holder = scratch.lease_token()  # that of the runner
     os.environ.update(thread_settings(compute.threads))  # before any library is imported
+    warn_of_too_many_threads(compute.threads)
     try:
         from pipelines.engine.execution import RankFolders, execute, stage_function
 

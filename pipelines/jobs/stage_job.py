@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
 
 from pipelines import graph
-from pipelines.engine.warm import thread_settings
 from pipelines.errors import report_error
 from pipelines.jobs.task import JobTask, read_manifest, run_folder, write_manifest
 from pipelines.params import Parameters
@@ -19,6 +18,7 @@ from pipelines.schema.running import Compute
 from pipelines.scratch.folder import FolderLock, Scratch
 from pipelines.scratch.manifest import ExecutionSite, JobManifest, RemoteExecution
 from pipelines.scratch.storage import Storage
+from pipelines.threads import thread_settings, warn_of_too_many_threads
 
 _OF_ANY_WORKER = ("cost/seconds", "cost/worker_seconds", "cost/gpu_seconds")
 
@@ -29,7 +29,8 @@ def main(url: str, key: str) -> int:
         storage = Storage(url)
         task = JobTask.read(storage, key)
         compute = Compute(**task.compute)
-        os.environ.update(thread_settings(compute.threads))  # before any is imported
+        os.environ.update(thread_settings(compute.threads))  # before any library is imported
+        warn_of_too_many_threads(compute.threads)
         with _lock(storage, key) as lock:
             if read_manifest(storage, key) is None:
                 _stop_on_sigterm(storage, task)

@@ -20,7 +20,6 @@ from typing import Any
 from components.errors import DataError, ParameterError
 from components.files import write_atomically
 from pipelines import params
-from pipelines.engine.warm import thread_settings
 from pipelines.errors import OTHER, StageFailedError
 from pipelines.params import Parameters
 from pipelines.schema.reading import read
@@ -31,6 +30,7 @@ from pipelines.studies.measuring import CellTask, Outcome, measure
 from pipelines.studies.progress import StudyProgress
 from pipelines.studies.store import ResultStore
 from pipelines.studies.workers import measure_together
+from pipelines.threads import thread_settings, warn_of_too_many_threads
 from pipelines.workspace import Workspace
 
 FOLDER, RESULTS = "studies", "studies/results"
@@ -85,7 +85,7 @@ def open_study(name: str, workspace: Workspace, study: Study | None = None) -> O
     settings = params.load(workspace.path("params.yaml"))
     found = study or importlib.import_module(f"pipelines.studies.{name}").STUDY
     threads = found.threads or settings.compute.threads
-    os.environ.update(thread_settings(threads))  # before any is imported
+    os.environ.update(thread_settings(threads))  # before any library is imported
     plan = read(file, found.plan, f"{FOLDER}/{file.name}")
     cells = list(found.cells(plan, settings))
     _require_order(cells)
@@ -182,6 +182,7 @@ def _measure(opened: Opened, chosen: Sequence[Cell], workers: int) -> list[str]:
     print(f"study {opened.name}: {len(chosen)} cells, {len(ready)} done before", flush=True)
     if not todo:
         return []
+    warn_of_too_many_threads(opened.threads)
     with StudyProgress(len(todo)) as progress:
         if workers > 1:
             return measure_together(todo, workers, opened.threads, progress)

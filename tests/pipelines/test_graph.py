@@ -187,6 +187,7 @@ RUNNERS = ("pipelines.engine.runner", "pipelines.engine.worker", "pipelines.jobs
 """With a stage's own file, all that its result passes through: what calls it, takes its metrics and moves its outputs."""
 NOT_COUNTED = {
     "pipelines.engine": "chooses device and processes, and starts the stage; rounding by thread count is in the fingerprint",
+    "pipelines.threads": "how waiting threads wait; their number is in the fingerprint",
     "pipelines.jobs": "moves a stage to the cluster and its outputs back, checked by digest",
     "pipelines.scratch": "keeps files under way; metrics and curves are written as they were reported",
     "pipelines.records": "describes a finished run",

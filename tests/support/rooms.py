@@ -41,7 +41,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("pipelines.schema",),
     ("pipelines.graph", "pipelines.workspace"),
     ("pipelines.errors",),
-    ("pipelines.redaction", "pipelines.terminal"),
+    ("pipelines.redaction", "pipelines.terminal", "pipelines.threads"),
     ("components.search",),
     ("components.gadms", "components.taca"),
     ("components.evaluation",),
