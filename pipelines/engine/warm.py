@@ -36,7 +36,7 @@ from typing import Any, TextIO
 
 from pipelines.engine.socket_folder import socket_folder
 from pipelines.identity.closure import ROOT
-from pipelines.threads import thread_settings
+from pipelines.threads.settings import thread_settings
 
 WARM = "PIPELINES_WARM"
 """Environment variable `<threads>:<address>`: the warm process and the number of threads its libraries were loaded for."""

@@ -25,7 +25,8 @@ from pipelines.locks.waiting import grace_period
 from pipelines.params import Parameters
 from pipelines.schema.running import Compute
 from pipelines.scratch.folder import Scratch
-from pipelines.threads import thread_settings, warn_of_too_many_threads
+from pipelines.threads.cores import warn_of_too_many_threads
+from pipelines.threads.settings import thread_settings
 
 
 @dataclass(frozen=True)

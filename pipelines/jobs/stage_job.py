@@ -18,7 +18,8 @@ from pipelines.schema.running import Compute
 from pipelines.scratch.folder import FolderLock, Scratch
 from pipelines.scratch.manifest import ExecutionSite, JobManifest, RemoteExecution
 from pipelines.scratch.storage import Storage
-from pipelines.threads import thread_settings, warn_of_too_many_threads
+from pipelines.threads.cores import warn_of_too_many_threads
+from pipelines.threads.settings import thread_settings
 
 _OF_ANY_WORKER = ("cost/seconds", "cost/worker_seconds", "cost/gpu_seconds")
 

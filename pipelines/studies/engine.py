@@ -30,7 +30,8 @@ from pipelines.studies.measuring import CellTask, Outcome, measure
 from pipelines.studies.progress import StudyProgress
 from pipelines.studies.store import ResultStore
 from pipelines.studies.workers import measure_together
-from pipelines.threads import thread_settings, warn_of_too_many_threads
+from pipelines.threads.cores import warn_of_too_many_threads
+from pipelines.threads.settings import thread_settings
 from pipelines.workspace import Workspace
 
 FOLDER, RESULTS = "studies", "studies/results"

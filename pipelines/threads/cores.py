@@ -1,4 +1,4 @@
-"""Threads of the processes that compute: how many cores there are for them, and the environment that libraries read on import."""
+"""How many cores this process may use: its CPU affinity and the quotas of its control groups, of both versions, bound them."""
 
 import math
 import os
@@ -6,33 +6,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-OPENMP_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""Variables with which a user chooses how OpenMP's threads wait; one that is set replaces all of ours."""
 
+def usable_cores(root: Path = Path("/")) -> int:
+    """Return how many cores this process can keep busy: its CPU affinity, or the quota of its container if that is less.
 
-def thread_settings(threads: int) -> dict[str, str]:
-    """Return environment variables that libraries read on import: sizes of thread pools, how their threads wait, progress bars.
-
-    Results depend on the number of threads, so it replaces what the environment says.
+    At least 1. Part of a core does not count: a thread more than the quota holds is stopped in every period, and the others wait
+    for it. `root` is the folder with `proc` and `sys`.
     """
-    quiet = {} if sys.stderr.isatty() else {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **waiting_settings(), **quiet}
-
-
-def waiting_settings() -> dict[str, str]:
-    """Return environment variables with which a thread that waits for others soon sleeps; those of the user where they are set.
-
-    By default OpenMP's threads spin for milliseconds at each barrier, and OpenBLAS's after each product. On a core that another
-    process needs too, a thread that spins delays the one that it waits for. No result depends on these settings. torch loads GNU's
-    OpenMP on Linux, for which the number of spins counts: some microseconds, in which most threads arrive. Others (LLVM's, Intel's)
-    read the policy.
-    """
-    chosen = {name: os.environ[name] for name in OPENMP_WAITING if name in os.environ}
-    openmp = chosen or {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-    return {
-        **openmp,
-        "OPENBLAS_THREAD_TIMEOUT": os.environ.get("OPENBLAS_THREAD_TIMEOUT", "10"),
-    }  # 2^10 cycles, not 2^26
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.floor(min(allowed, _cpu_quota(root))))
 
 
 def warn_of_too_many_threads(threads: int) -> None:
@@ -46,27 +28,15 @@ def warn_of_too_many_threads(threads: int) -> None:
         )
 
 
-def usable_cores(root: Path = Path("/")) -> int:
-    """Return how many cores this process can keep busy: its CPU affinity, or the quota of its container if that is less.
-
-    At least 1. Part of a core does not count: a thread more than the quota holds is stopped in every period, and the others wait
-    for it. `root` is the folder with `proc` and `sys`.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.floor(min(allowed, _cpu_quota(root))))
-
-
 def _cpu_quota(root: Path) -> float:
     """Return the smallest quota, in cores, of this process's control group and of those that hold it; infinite without one."""
     try:
         groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
         mounts = (root / "proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
+        folders = [folder for group in groups for mount in mounts for folder in _group_folders(group, mount, root)]
+        return min(map(_quota_of, folders), default=math.inf)
+    except (OSError, ValueError):  # not Linux, or not as Linux writes them
         return math.inf
-    quotas = [
-        _quota_of(folder) for group in groups for mount in mounts for folder in _group_folders(group, mount, root)
-    ]
-    return min(quotas, default=math.inf)
 
 
 def _group_folders(group: str, mount: str, root: Path) -> Iterator[Path]:

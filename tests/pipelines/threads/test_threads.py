@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.threads import OPENMP_WAITING, thread_settings, usable_cores, waiting_settings, warn_of_too_many_threads
+from pipelines.threads.cores import usable_cores, warn_of_too_many_threads
+from pipelines.threads.settings import OPENMP_WAITING, thread_settings, waiting_settings
 
 V1 = "30 25 0:26 {root} /sys/fs/cgroup/cpu,cpuacct ro,nosuid,nodev - cgroup cgroup rw,cpu,cpuacct"
 V1_SET = "31 25 0:27 / /sys/fs/cgroup/cpuset ro - cgroup cgroup rw,cpuset"
@@ -75,7 +76,8 @@ def test_affinity_bounds_the_cores_too(machine, monkeypatch):
     root = machine(["0::/"], [V2.format(root="/")], {"sys/fs/cgroup": "800000 100000"})
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7})
     assert usable_cores(root) == 3
-    assert usable_cores(root / "nowhere") == 3  # no Linux
+    assert usable_cores(root / "nowhere") == 3  # not Linux
+    assert usable_cores(machine(["nonsense"], [DISK], {})) == 3
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
