@@ -31,6 +31,7 @@ from pipelines.scratch.metric_log import MetricLog
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.addresses import tracking_uri
 from pipelines.tracking.delivery import TrackedRun
+from pipelines.tracking.pipeline_run import open_pipeline_run
 from pipelines.tracking.run_state import RunState
 from pipelines.tracking.runs import FAILED, FINISHED, KILLED, flatten
 from pipelines.tracking.system_metrics import system_metrics
@@ -51,8 +52,9 @@ class StageOutcome:
 def run_stage(address: str, workspace: Workspace, parent_run: str | None = None) -> StageOutcome:
     """Bring the outputs of a stage (`name` or `name@arm`) up to date in `workspace`.
 
-    `parent_run` is the MLflow run to put the stage's run under, in place of the pipeline's. Raises ParameterError, DataError,
-    InfrastructureError, StageFailedError (the stage's process failed and printed why) or KeyboardInterrupt.
+    `parent_run` is the MLflow run to put the stage's run under; its creator sets its owner and status. Without, that is the
+    pipeline's, which this stage opens and ends. Raises ParameterError, DataError, InfrastructureError, StageFailedError (the
+    stage's process failed and printed why) or KeyboardInterrupt.
     """
     attempt = Attempt.at(address, workspace)
     run, scratch = attempt.run, attempt.scratch
@@ -108,7 +110,8 @@ def _run(attempt: Attempt, lock: FolderLock, parent_run: str | None, until: tupl
     with catch_sigterm() as stop, stage_process(run, attempt.params, scratch, attempt.workspace, lock) as process:
         tracker = tracking.connect(attempt.workspace)
         facts, record = attempt.facts()
-        tracked = tracker.open(scratch.folder, facts, parent_run)
+        parent = parent_run or open_pipeline_run(tracker)
+        tracked = tracker.open(scratch.folder, facts, parent, ends_parent=parent_run is None)
         try:
             send_go(process)
             with system_metrics(tracked.run_id, tracking_uri(attempt.workspace)):

@@ -11,7 +11,8 @@ from pipelines.identity.fingerprint import present_fingerprint
 from pipelines.params import Parameters
 from pipelines.records.manifests import find_by_fingerprint
 from pipelines.tracking.addresses import sqlite_file, tracking_uri
-from pipelines.tracking.runs import FINISHED, Tracker, connect, pipeline_identity, public_uri
+from pipelines.tracking.pipeline_run import find_pipeline_run, open_pipeline_run, pipeline_identity
+from pipelines.tracking.runs import FINISHED, Tracker, connect, public_uri
 from pipelines.tracking.stage_tags import stage_tag
 from pipelines.workspace import Workspace
 
@@ -103,9 +104,8 @@ def _without_user(uri: str) -> str:
 
 def _name_on_pipeline(tracker: Tracker, workspace: Workspace, runs: Mapping[str, FoundRun]) -> None:
     """Set `stage.<name>` tags on the pipeline's run, restored stages included. Its status stays as it was."""
-    found = tracker.find_pipeline_run(pipeline_identity(workspace))
-    parent = found.info.run_id if found else tracker.pipeline_run()
-    for address, run in runs.items():
-        tracker.client.set_tag(parent, stage_tag(address), run.run_id)
+    found = find_pipeline_run(tracker, pipeline_identity(workspace))
+    parent = found.info.run_id if found else open_pipeline_run(tracker)
+    tracker.set_tags(parent, {stage_tag(address): run.run_id for address, run in runs.items()})
     if not found:
         tracker.client.set_terminated(parent, FINISHED)

@@ -18,9 +18,9 @@ from pipelines.errors import InfrastructureError
 from pipelines.provenance.sweep_claims import SWEEPS, record_promotion
 from pipelines.sweeps import journal
 from pipelines.sweeps.documents import nested, value_at
-from pipelines.sweeps.sweep_runs import BASE, BEST, ROLE, STATE, SWEEP, TRIAL, VALUES
+from pipelines.sweeps.sweep_runs import BASE, BEST, STATE, SWEEP, TRIAL, VALUES
 from pipelines.tracking import runs as tracking
-from pipelines.tracking.runs import Tracker, flatten
+from pipelines.tracking.runs import LEVEL, PARENT, Tracker, flatten
 from pipelines.tracking.stage_tags import stage_runs
 from pipelines.workspace import Workspace, git_output, run_dvc, run_git
 
@@ -96,16 +96,16 @@ def find_winner(tracker: Tracker, run_id: str) -> Winner:
 
     try:
         run = tracker.client.get_run(run_id)
-        if run.data.tags.get(ROLE) == "sweep":
+        if run.data.tags.get(LEVEL) == "sweep":
             if BEST not in run.data.tags:
                 raise ParameterError(f"{run_id}: this sweep has no single best trial: name a trial's run")
             run = tracker.client.get_run(run.data.tags[BEST])
     except MlflowException as error:
         raise ParameterError(f"{run_id}: no such run at {tracking.public_uri(tracker.workspace)}") from error
     tags = run.data.tags
-    if tags.get(ROLE) != "trial":
+    if tags.get(LEVEL) != "trial":
         raise ParameterError(f"{run_id}: not the run of a trial or of a sweep")
-    parent = tracker.client.get_run(tags["mlflow.parentRunId"]).data.tags
+    parent = tracker.client.get_run(tags[PARENT]).data.tags
     prefix = "objective/"
     return Winner(
         run_id=run.info.run_id,

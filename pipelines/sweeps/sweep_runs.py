@@ -16,12 +16,13 @@ from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Trial
 from pipelines.sweeps.results import mean_with_interval
 from pipelines.sweeps.spaces import Space
 from pipelines.tracking.delivery import BATCH, metric_name
-from pipelines.tracking.runs import FAILED, FINISHED, KILLED, Tracker, explained_failures, owner
+from pipelines.tracking.owners import owner
+from pipelines.tracking.runs import FAILED, FINISHED, KILLED, LEVEL, PARENT, Tracker, explained_failures
 from pipelines.tracking.stage_tags import stage_tag
 
-SWEEP, TRIAL, ROLE = "pipelines.sweep", "pipelines.trial", "pipelines.role"
+SWEEP, TRIAL = "pipelines.sweep", "pipelines.trial"
 VALUES, STATE, BASE, BEST = "pipelines.values", "pipelines.state", "pipelines.base", "pipelines.best"
-"""Tags: the sweep, the trial's number, the kind of run; a trial's values and state, the sweep's base and best trial."""
+"""Tags: the sweep, the trial's number; a trial's values and state, the sweep's base and best trial."""
 STATUS = {COMPLETE: FINISHED, STOPPED: KILLED, BROKEN: FAILED, WAITING: KILLED}
 
 
@@ -29,6 +30,7 @@ class SweepRuns:
     """The runs of one sweep; `identity` is its name and digest."""
 
     def __init__(self, tracker: Tracker, identity: str, space: Space) -> None:
+        self.tracker = tracker
         self.client = tracker.client
         self.experiment = tracker.experiment
         self.identity = identity
@@ -44,14 +46,14 @@ class SweepRuns:
     def trial(self, trial: Trial) -> str:
         """Create or reopen the run of a trial. Raises as `connect` does: without it no stage can be tracked."""
         tags = {TRIAL: str(trial.number), VALUES: json.dumps(trial.values, sort_keys=True)}
-        tags["mlflow.parentRunId"] = self.parent
+        tags[PARENT] = self.parent
         with explained_failures(self.workspace):
             return self._open("trial", f"trial {trial.number}", tags, trial.values)
 
     def shared(self) -> str:
         """Create or reopen the run that is the parent of the shared stages."""
         with explained_failures(self.workspace):
-            return self._open("shared", "shared stages", {"mlflow.parentRunId": self.parent})
+            return self._open("shared", "shared stages", {PARENT: self.parent})
 
     def close_shared(self, run: str, status: str) -> None:
         """Set the final status of the shared stages' parent run."""
@@ -109,23 +111,21 @@ class SweepRuns:
         self._try(self.end_orphans)
         self._try(lambda: self.client.set_terminated(self.parent, status))
 
-    def _open(self, role: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any] | None = None) -> str:
+    def _open(self, level: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any] | None = None) -> str:
         number = f" and tags.`{TRIAL}` = '{tags[TRIAL]}'" if TRIAL in tags else ""
-        found = self._search(role, number)
+        found = self._search(level, number)
         if found:
             run_id = str(found[0].info.run_id)
-            for key, value in owner().items():
-                self.client.set_tag(run_id, key, value)
+            self.tracker.set_tags(run_id, owner())
             self.client.update_run(run_id, status="RUNNING")
             return run_id
-        whole = {**tags, **owner(), ROLE: role, SWEEP: self.identity, "mlflow.runName": name}
+        whole = {**tags, **owner(), LEVEL: level, SWEEP: self.identity, "mlflow.runName": name}
         run_id = str(self.client.create_run(self.experiment, tags=whole).info.run_id)
-        for key, value in (params or {}).items():
-            self.client.log_param(run_id, key, value)
+        self.tracker.log_params(run_id, params or {})
         return run_id
 
-    def _search(self, role: str, more: str = "") -> list[Any]:
-        wanted = f"tags.`{SWEEP}` = '{self.identity}' and tags.`{ROLE}` = '{role}'{more}"
+    def _search(self, level: str, more: str = "") -> list[Any]:
+        wanted = f"tags.`{SWEEP}` = '{self.identity}' and tags.`{LEVEL}` = '{level}'{more}"
         return list(self.client.search_runs([self.experiment], wanted, max_results=5000))
 
     def _try(self, write: Callable[[], object]) -> None:
@@ -153,9 +153,9 @@ def earlier_trials(tracker: Tracker, run_id: str, space: Space) -> list[Trial]:
         tags = tracker.client.get_run(run_id).data.tags
     except MlflowException as error:
         raise ParameterError(f"--warm-start {run_id}: no such run") from error
-    if tags.get(ROLE) != "sweep":
+    if tags.get(LEVEL) != "sweep":
         raise ParameterError(f"--warm-start {run_id}: not the run of a sweep")
-    wanted = f"tags.`mlflow.parentRunId` = '{run_id}' and tags.`{ROLE}` = 'trial' and attributes.status = 'FINISHED'"
+    wanted = f"tags.`{PARENT}` = '{run_id}' and tags.`{LEVEL}` = 'trial' and attributes.status = 'FINISHED'"
     usable = []
     for run in tracker.client.search_runs([tracker.experiment], wanted, max_results=5000):
         values = json.loads(run.data.tags[VALUES])

@@ -1,12 +1,11 @@
-"""Creates and finds runs in MLflow. Only the runner's process writes, so a SQLite store has one writer at a time.
+"""Creates and finds runs in MLflow.
 
-A pipeline execution is a parent run, found again by a digest of params.yaml and all code; each stage is a child run, remembered in
-its scratch folder, so that a killed stage continues its run. `pipelines.tracking.delivery` writes to a run that is open.
+Each stage has a run, remembered in its scratch folder, so that a killed stage continues its run; its parent is that of the pipeline
+execution (`pipelines.tracking.pipeline_run`) or of a trial. `pipelines.tracking.delivery` writes to a run that is open.
 """
 
 import json
 import os
-import socket
 import sys
 import tempfile
 import uuid
@@ -16,21 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from components.errors import ParameterError
-from components.files import file_digest
 from pipelines.errors import one_line
-from pipelines.graph import all_stages
-from pipelines.identity.closure import ROOT, stage_sources
-from pipelines.identity.fingerprint import digest
 from pipelines.locks.file_lock import file_lock
-from pipelines.locks.lease import machine_id
 from pipelines.redaction import without_secrets
 from pipelines.scratch.manifest import InputRecord
 from pipelines.tracking.addresses import sqlite_file, tracking_uri
 from pipelines.tracking.delivery import ARTIFACT_FOLDER, TrackedRun
 from pipelines.tracking.failures import explain
+from pipelines.tracking.owners import is_alive, owner, visible_from
 from pipelines.tracking.run_state import STATE_FILE, RunState
 from pipelines.workspace import Workspace
 
@@ -42,6 +35,10 @@ EXPERIMENT = "crossmodal-pipelines"
 """Where MLFLOW_EXPERIMENT_NAME, which MLflow itself reads, names no other."""
 LOCK_SECONDS = 300.0
 """How long to wait for another process that creates the database, or the pipeline's run."""
+PARAMS_OR_TAGS = 100
+"""That a server takes in one request."""
+LEVEL, PARENT = "level", "mlflow.parentRunId"
+"""Tags: what a run is of (pipeline, stage, sweep, trial), and the run that MLflow shows it under."""
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 PATCH_ARTIFACT, MANIFEST_ARTIFACT = f"{ARTIFACT_FOLDER}/code.patch", f"{ARTIFACT_FOLDER}/DONE.json"
 """Artifacts of a run: the patch to its commit, and the manifest of its result."""
@@ -81,7 +78,7 @@ def connect(workspace: Workspace) -> "Tracker":
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     uri = tracking_uri(workspace)
     # The first access creates the database; two at once would corrupt it for good.
-    with explained_failures(workspace), _lock(workspace):
+    with explained_failures(workspace), creation_lock(workspace):
         client = MlflowClient(uri)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
         if experiment := client.get_experiment_by_name(name):
@@ -108,73 +105,61 @@ def explained_failures(workspace: Workspace) -> Iterator[None]:
         raise found from (None if found is error else error)
 
 
-def _lock(workspace: Workspace) -> AbstractContextManager[None]:
+def creation_lock(workspace: Workspace) -> AbstractContextManager[None]:
     """Return the lock under which the database and the pipeline's run are created."""
     file = workspace.home / "tracking.lock"
     return file_lock(file, f"another process has held {file} for {LOCK_SECONDS:.0f} s: run again later", LOCK_SECONDS)
 
 
 class Tracker:
-    """Creates and finds the runs of one pipeline execution."""
+    """Creates and finds the runs of one workspace's experiment."""
 
     def __init__(self, client: "MlflowClient", experiment: str, workspace: Workspace) -> None:
         self.client = client
         self.experiment = experiment
         self.workspace = workspace
 
-    def pipeline_run(self) -> str:
-        """Return the parent run of this params.yaml with this code, marked as running."""
-        identity = pipeline_identity(self.workspace)
-        with _lock(self.workspace):
-            if found := self.find_pipeline_run(identity):
-                run_id = found.info.run_id
-            else:
-                tags = {"pipelines.pipeline": identity, "mlflow.runName": f"pipeline {identity[:8]}"}
-                run_id = self.client.create_run(self.experiment, tags=tags).info.run_id
-        for key, value in owner().items():  # when this process is killed, `end_orphans` finds this run too
-            self.client.set_tag(run_id, key, value)
-        self.client.update_run(run_id, status="RUNNING")
-        return str(run_id)
-
-    def find_pipeline_run(self, identity: str) -> "Run | None":
-        """Return the first pipeline run with this `pipeline_identity`."""
-        return self._find(f"tags.`pipelines.pipeline` = '{identity}'", "ASC")
-
     def find_finished_run(self, identity: str) -> "Run | None":
         """Return the newest finished stage run with this fingerprint."""
-        return self._find(f"tags.`pipelines.fingerprint` = '{identity}' and attributes.status = '{FINISHED}'", "DESC")
+        return self.find(f"tags.`pipelines.fingerprint` = '{identity}' and attributes.status = '{FINISHED}'", "DESC")
 
-    def _find(self, filter_string: str, order: str) -> "Run | None":
+    def find(self, filter_string: str, order: str) -> "Run | None":
+        """Return the run that this filter selects and that started last ("DESC") or first ("ASC")."""
         by_start = [f"attributes.start_time {order}"]
         found = self.client.search_runs([self.experiment], filter_string, order_by=by_start, max_results=1)
         return found[0] if found else None
 
-    def open(self, folder: Path, facts: RunFacts, parent: str | None = None) -> TrackedRun:
-        """Open the stage's run: the one that `folder` remembers, or a new one below the pipeline's run.
+    def open(
+        self, folder: Path, facts: RunFacts, parent: str | None = None, *, ends_parent: bool = False
+    ) -> TrackedRun:
+        """Open the stage's run: the one that `folder` remembers, or a new one below `parent`.
 
-        `parent` replaces the pipeline's run; its creator sets its status. Raises as `connect` does when the server stops answering.
+        `ends_parent`: the parent's status becomes that of the stage when it ends; without, it is its creator's affair. Raises as
+        `connect` does when the server stops answering.
         """
         with explained_failures(self.workspace):
             self.close_finished()
             self.end_orphans()
-            return self._open(folder, facts, parent)
+            return self._open(folder, facts, parent, parent if ends_parent else None)
 
-    def _open(self, folder: Path, facts: RunFacts, given_parent: str | None) -> TrackedRun:
-        parent = given_parent or self.pipeline_run()
+    def _open(self, folder: Path, facts: RunFacts, parent: str | None, ended_with_it: str | None) -> TrackedRun:
+        tags = {**facts.tags, **owner(), LEVEL: "stage"}
         run_id = self._existing_run(folder)
         reopened = run_id is not None
         if run_id is None:
             state = RunState(uri=public_uri(self.workspace), token=uuid.uuid4().hex)
             state.save(folder)  # a kill after the next request loses no run
-            tags = {**facts.tags, **owner(), "pipelines.token": state.token}
-            tags |= {"mlflow.parentRunId": parent, "mlflow.runName": facts.name}
+            tags |= {
+                "pipelines.token": state.token,
+                "mlflow.runName": facts.name,
+                **({PARENT: parent} if parent else {}),
+            }
             run_id = str(self.client.create_run(self.experiment, tags=tags).info.run_id)
         else:
             self.client.update_run(run_id, status="RUNNING")
-            for key, value in {**facts.tags, **owner()}.items():
-                self.client.set_tag(run_id, key, value)
+            self.set_tags(run_id, tags)
         state = RunState.load(folder)
-        state.run, state.parent = run_id, None if given_parent else parent
+        state.run, state.parent = run_id, ended_with_it
         state.save(folder)
         if not state.described:
             self._describe(run_id, facts)
@@ -209,11 +194,9 @@ class Tracker:
                 print(f"warning: run {state.run} still cannot be closed ({reason})", file=sys.stderr, flush=True)
 
     def _describe(self, run_id: str, facts: RunFacts) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+        from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        flat = [Param(key, str(value)) for key, value in flatten(facts.parameters).items()]
-        for start in range(0, len(flat), 100):
-            self.client.log_batch(run_id, params=flat[start : start + 100])
+        self.log_params(run_id, facts.parameters)
         inputs = []
         for path, used in facts.inputs.items():
             content = json.dumps({"path": path, **_present(used, "sha256", "md5")})
@@ -223,6 +206,20 @@ class Tracker:
             inputs.append(DatasetInput(dataset, [InputTag(key, value) for key, value in tags.items()]))
         if inputs:
             self.client.log_inputs(run_id, datasets=inputs)
+
+    def log_params(self, run_id: str, parameters: Mapping[str, Any]) -> None:
+        """Log parameters flat, in as few requests as the server allows."""
+        from mlflow.entities import Param
+
+        flat = [Param(key, str(value)) for key, value in flatten(parameters).items()]
+        for start in range(0, len(flat), PARAMS_OR_TAGS):
+            self.client.log_batch(run_id, params=flat[start : start + PARAMS_OR_TAGS])
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run in one request; there are at most `PARAMS_OR_TAGS`."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _exists(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
@@ -239,7 +236,7 @@ class Tracker:
         chosen = f"attributes.status = 'RUNNING' and tags.`pipelines.visible_from` = '{visible_from()}'"
         running = self.client.search_runs([self.experiment], chosen, max_results=100)
         for run in running:
-            if not _alive(run.data.tags):
+            if not is_alive(run.data.tags):
                 self.client.set_terminated(run.info.run_id, KILLED)
 
 
@@ -254,12 +251,6 @@ def artifact_text(run_id: str, path: str, client: "MlflowClient") -> str | None:
             return None
 
 
-def pipeline_identity(workspace: Workspace) -> str:
-    """Return the digest of params.yaml and of every stage's source, which identifies a pipeline execution."""
-    sources = sorted({source for stage in all_stages() for source in stage_sources(stage)})
-    return digest([file_digest(workspace.path("params.yaml")), {s: file_digest(ROOT / s) for s in sources}])
-
-
 def _present(record: InputRecord, *keys: str) -> dict[str, str]:
     return {key: value for key, value in record.model_dump(include=set(keys)).items() if value}
 
@@ -271,34 +262,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
     return flat
-
-
-def owner() -> dict[str, str]:
-    """Return tags that identify this process, even when its number is used again."""
-    return {
-        "pipelines.host": socket.gethostname(),
-        "pipelines.visible_from": visible_from(),
-        "pipelines.pid": str(os.getpid()),
-        "pipelines.started": f"{psutil.Process().create_time():.1f}",
-    }
-
-
-def visible_from() -> str:
-    """Return an id of the running kernel and of the process numbers in use: containers may share names and numbers, or a kernel."""
-    try:
-        numbers = os.readlink("/proc/self/ns/pid")
-    except OSError:  # not Linux
-        numbers = "pid"
-    return f"{machine_id()} {numbers}"
-
-
-def _alive(tags: Mapping[str, str]) -> bool:
-    """Return whether the process of these tags still runs, and is not another one with its number."""
-    pid = int(tags.get("pipelines.pid", "0"))
-    try:
-        started = psutil.Process(pid).create_time() if pid > 0 else None
-    except psutil.AccessDenied:
-        return True
-    except psutil.NoSuchProcess:
-        return False
-    return started is not None and abs(started - float(tags.get("pipelines.started", started))) < 2

@@ -413,16 +413,17 @@ def test_runs_are_found_by_fingerprint_and_named_on_the_pipeline(finished, monke
     from mlflow import MlflowClient
 
     from pipelines.tracking import runs as tracking
+    from pipelines.tracking.pipeline_run import open_pipeline_run
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(tracking, "pipeline_identity", lambda workspace: "abc")
+    monkeypatch.setattr("pipelines.tracking.pipeline_run.pipeline_identity", lambda workspace: "abc")
     monkeypatch.setattr("pipelines.reporting.runs.pipeline_identity", lambda workspace: "abc")
     workspace = Workspace(finished, tmp_path / "runs")
     settings = load(finished / "params.yaml")
     prints = look_up(workspace, settings).fingerprints
     tracker = tracking.connect(workspace)
-    parent = tracker.pipeline_run()
+    parent = open_pipeline_run(tracker)
     tracker.client.set_terminated(parent, "FAILED")
     made = {}
     for address, identity in (

@@ -43,7 +43,7 @@ def workspace(tmp_path, empty_store, monkeypatch):
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     shutil.copy("params.yaml", tmp_path / "params.yaml")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setattr("pipelines.tracking.runs.pipeline_identity", lambda workspace: "0" * 64)
+    monkeypatch.setattr("pipelines.tracking.pipeline_run.pipeline_identity", lambda workspace: "0" * 64)
     return Workspace(tmp_path, tmp_path / "home")
 
 
@@ -190,8 +190,10 @@ def test_a_run_created_by_a_process_that_was_killed_before_it_knew_is_found_agai
 
 
 def test_a_killed_process_leaves_neither_its_run_nor_its_pipelines_as_running(tracker, folder, facts, workspace):
+    from pipelines.tracking.pipeline_run import open_pipeline_run
+
     tracked = tracker.open(folder, facts)
-    parent = tracker.pipeline_run()
+    parent = open_pipeline_run(tracker)
     for run in (tracked.run_id, parent):
         tracker.client.set_tag(run, "pipelines.started", "1000.0")  # this number belongs to another process by now
     tracker.end_orphans()

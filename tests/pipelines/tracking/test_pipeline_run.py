@@ -1,0 +1,107 @@
+"""The run of a pipeline execution, in MLflow's own SQLite store; its stages are run by the real runner, their work is pretended."""
+
+import pytest
+import yaml
+from pretended_stages import make_chain, pretend
+
+from pipelines import presets
+from pipelines.engine.runner import run_stage
+from pipelines.params import load
+from pipelines.tracking import pipeline_run
+from pipelines.tracking.pipeline_run import pipeline_execution, pipeline_identity
+from pipelines.tracking.runs import flatten
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def chain(tmp_path, empty_store, monkeypatch):
+    chain = make_chain(tmp_path / "workspace", empty_store)
+    pretend(monkeypatch, chain.store)
+    return chain
+
+
+@pytest.fixture
+def client(chain):
+    from mlflow import MlflowClient
+
+    return MlflowClient(chain.store)
+
+
+def test_the_status_and_the_owner_of_a_given_run_are_not_touched_by_its_stages(chain, client):
+    with pipeline_execution(chain.workspace) as execution:
+        client.set_tag(execution.id, "pipelines.visible_from", "another machine")
+        before = client.get_run(execution.id)
+        run_stage("prepare", chain.workspace, execution.id)
+        after = client.get_run(execution.id)
+        assert (after.info.status, after.data.tags) == (before.info.status, before.data.tags)
+        assert after.info.status == "RUNNING"
+        (stage,) = client.search_runs([after.info.experiment_id], "tags.level = 'stage'")
+        assert (stage.data.tags["mlflow.parentRunId"], stage.info.status) == (execution.id, "FINISHED")
+    assert client.get_run(execution.id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "status"),
+    [
+        (None, 0, "FINISHED"),
+        (None, 3, "FAILED"),
+        (None, 130, "KILLED"),
+        (KeyboardInterrupt, 0, "KILLED"),
+        (OSError, 0, "FAILED"),
+    ],
+)
+def test_the_status_is_that_of_the_command(chain, client, error, code, status):
+    def execute():
+        with pipeline_execution(chain.workspace) as execution:
+            opened.append(execution.id)
+            execution.exit_code = code
+            if error:
+                raise error
+
+    opened = []
+    if error:
+        with pytest.raises(error):
+            execute()
+    else:
+        execute()
+    assert client.get_run(opened[0]).info.status == status
+
+
+def test_the_same_execution_goes_on_in_its_run_and_a_command_that_runs_nothing_opens_no_store(chain, monkeypatch):
+    ids = []
+    for _ in range(2):
+        with pipeline_execution(chain.workspace) as execution:
+            ids.append(execution.id)
+    assert ids[0] == ids[1]
+    monkeypatch.setattr(pipeline_run, "connect", None)  # raises when it is called
+    with pipeline_execution(chain.workspace):
+        pass
+
+
+def test_the_run_holds_every_parameter_and_the_name_of_the_dvc_experiment(chain, client, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "sunny-fork")
+    with pipeline_execution(chain.workspace) as execution:
+        run = client.get_run(execution.id)
+    written = flatten(yaml.safe_load((chain.root / "params.yaml").read_text()))
+    assert set(written) <= set(run.data.params)
+    assert run.data.params["taca.gamma"] == str(written["taca.gamma"])
+    assert run.data.params == {
+        key: str(value) for key, value in flatten(load(chain.root / "params.yaml").model_dump(mode="json")).items()
+    }
+    assert run.data.tags["dvc.exp_name"] == "sunny-fork"
+    assert run.data.tags["level"] == "pipeline"
+
+
+def test_an_execution_is_known_by_parameters_code_and_raw_data(chain, monkeypatch):
+    params, raw = chain.root / "params.yaml", chain.root / "data/raw"
+    before = pipeline_identity(chain.workspace)
+    params.write_text(params.read_text() + "# a remark\n")
+    presets.edit(params, {"compute": {"workers": 2}})
+    assert pipeline_identity(chain.workspace) == before
+    presets.edit(params, {"taca": {"gamma": 1.3}})
+    other_gamma = pipeline_identity(chain.workspace)
+    (raw / "more.json").write_text("{}")
+    other_data = pipeline_identity(chain.workspace)
+    monkeypatch.setattr(pipeline_run, "file_digest", lambda path: "0")
+    assert len({before, other_gamma, other_data, pipeline_identity(chain.workspace)}) == 4
