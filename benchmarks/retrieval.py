@@ -15,6 +15,7 @@ asserted. Takes about two minutes on one thread; the dense form of 20 000 needs 
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -22,6 +23,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pipelines.threads.settings import thread_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +119,8 @@ def _run(method: str, size: int, threads: int) -> dict[str, Any] | None:
     if method == "dense" and 1.25 * DENSE_BYTES * size**2 / 1e6 > _free_mb():
         return None
     command = [sys.executable, __file__, "--measure", method, str(size), "--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **thread_settings(threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{method} at {size} failed ({done.returncode}): {done.stderr.strip().splitlines()[-1:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

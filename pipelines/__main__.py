@@ -1,6 +1,7 @@
 """The command line: `python -m pipelines <verb>`."""
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ from pipelines.commands import (
 )
 from pipelines.engine.warm import silence_import_notices
 from pipelines.errors import replace_unprintable, report_error
+from pipelines.threads.settings import waiting_settings
 from pipelines.tracking.addresses import tracking_uri
 from pipelines.tracking.failures import explain, is_of_store
 from pipelines.workspace import Workspace, workspace_root
@@ -49,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     options.workspace = workspace_root(options.workspace)
     silence_import_notices()
+    os.environ.update(waiting_settings())  # before a verb loads libraries here, and for every process that it starts
     if options.command.interrupt_on_sigterm:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

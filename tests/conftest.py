@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from repositories import make_repository
 
-# For every process that tests start, too: threads that spin while they wait slow a busy machine down.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from pipelines.threads.settings import waiting_settings
+
+os.environ.update(waiting_settings())  # before any test loads libraries, and for every process that tests start
 # A suite that a shell started in the background inherits an ignored SIGINT, and so would every process that a test interrupts.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)

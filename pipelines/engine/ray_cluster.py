@@ -14,6 +14,8 @@ from pipelines.engine.socket_folder import socket_folder
 from pipelines.errors import InfrastructureError, one_line
 from pipelines.identity.closure import ROOT
 from pipelines.schema.running import Compute
+from pipelines.threads.cores import usable_cores
+from pipelines.threads.settings import waiting_settings
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +46,7 @@ def set_ray_defaults() -> None:
         defaults["RAY_TMPDIR"] = folder
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    os.environ.update(waiting_settings())  # Ray's processes on this machine inherit it
     # Workers import this checkout's code, whatever is installed.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
@@ -60,12 +63,12 @@ def start_ray(compute: Compute) -> None:
         address = os.environ["RAY_ADDRESS"]
         _require_answer(address)
         try:
-            ray.init(log_to_driver=False)
+            ray.init(log_to_driver=False, runtime_env={"env_vars": _worker_variables()})
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InfrastructureError(f"RAY_ADDRESS = {address}: cannot be joined: {one_line(error)}") from error
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only; token mode would write to the home directory
-    cpus = max(os.cpu_count() or 1, compute.workers * compute.threads)
+    cpus = max(usable_cores(), compute.workers * compute.threads)
     # "local": without it, Ray joins any other that was started on this machine.
     ray.init("local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
 
@@ -93,6 +96,16 @@ def is_joined() -> bool:
     """
     address = os.environ.get("RAY_ADDRESS", "")
     return address not in ("", "local") and not address.startswith(("http://", "https://"))
+
+
+def _worker_variables() -> dict[str, str]:
+    """Return environment variables for this program's workers on all nodes, but for those of the Ray job that this process is in.
+
+    Ray gives the job's to the workers itself, and refuses a variable that is set twice.
+    """
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    of_job = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in waiting_settings().items() if name not in of_job}
 
 
 def _require_answer(address: str) -> None:

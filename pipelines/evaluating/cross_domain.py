@@ -14,6 +14,7 @@ from components.persons.shards import PersonDataset
 from pipelines import params
 from pipelines.terminal.console import TableConsole
 from pipelines.terminal.tables import number_table
+from pipelines.threads.cores import warn_of_too_many_threads
 from pipelines.workspace import Workspace
 
 
@@ -29,6 +30,7 @@ def show_cross_domain(
     from pipelines.engine.ray_cluster import device_of
 
     compute = params.load(workspace.path("params.yaml")).compute
+    warn_of_too_many_threads(compute.threads)
     torch.set_num_threads(compute.threads)
     named = _named(models, [folder.resolve().name for folder in models], "model")
     data = _named(datasets, [dataset_name(folder, split) for folder in datasets], "data set")

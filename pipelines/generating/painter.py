@@ -26,6 +26,7 @@ from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import LOCK, digest, tree_digests
 from pipelines.records.stage_record import sources_digest
 from pipelines.schema.running import Compute
+from pipelines.threads.cores import warn_of_too_many_threads
 
 GENERATOR_VERSION = 1
 """Raised when this package writes something else; the code that draws is recorded by its digest."""
@@ -143,6 +144,7 @@ class Painter:
         self._pipe = None
 
     def _load(self) -> None:
+        warn_of_too_many_threads(self._compute.threads)
         torch.set_num_threads(self._compute.threads)
         drawing = self._drawing
         silence_import_notices()  # in an actor of Ray no command has done it

@@ -18,6 +18,7 @@ from pipelines.identity.fingerprint import LOCK, digest
 from pipelines.params import Parameters
 from pipelines.records.code_state import CodeState
 from pipelines.scratch.manifest import CodeRecord, InputRecord, Manifest, StageRecord
+from pipelines.threads.cores import usable_cores
 
 PACKAGES = ("torch", "ray", "mlflow", "dvc", "diffusers", "open_clip_torch")
 CHEAP_BYTES = 64 * 2**20
@@ -99,9 +100,13 @@ def environment() -> dict[str, str]:
 @cache
 def hardware() -> dict[str, Any]:
     """Return processor, usable cores, memory in GB, and GPUs ("none" without)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": _cpu_model(), "cores": cores, "memory_gb": round(memory, 1), "gpu": ", ".join(_gpus()) or "none"}
+    return {
+        "cpu": _cpu_model(),
+        "cores": usable_cores(),
+        "memory_gb": round(memory, 1),
+        "gpu": ", ".join(_gpus()) or "none",
+    }
 
 
 def _cpu_model() -> str:

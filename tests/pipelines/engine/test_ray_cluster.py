@@ -1,13 +1,16 @@
 """Which Ray is used: one of our own unless RAY_ADDRESS names a cluster, which must answer."""
 
+import json
 import socket
 
 import pytest
 import ray
+from ray.runtime_env.runtime_env import _merge_runtime_env
 
 from pipelines.engine.ray_cluster import start_ray
 from pipelines.errors import InfrastructureError
 from pipelines.schema.running import Compute
+from pipelines.threads.settings import OPENMP_WAITING, waiting_settings
 
 
 @pytest.fixture
@@ -35,7 +38,30 @@ def test_a_cluster_that_answers_is_joined(started, monkeypatch, form):
     with socket.create_server(("127.0.0.1", 0)) as head:
         monkeypatch.setenv("RAY_ADDRESS", form.format(head.getsockname()[1]))
         start_ray(Compute())
-    assert started == [((), {"log_to_driver": False})]  # the address is that of the environment
+    ((arguments, options),) = started
+    assert arguments == ()  # the address is that of the environment
+    assert options["runtime_env"] == {"env_vars": waiting_settings()}
+
+
+def test_workers_on_a_cluster_wait_as_processes_here_do(started, monkeypatch):
+    """Ray's own merge of what its job has and what we ask for: it refuses a variable that both set."""
+    for name in (*OPENMP_WAITING, "OPENBLAS_THREAD_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{head.getsockname()[1]}")
+        for of_job in (None, {}, {"GOMP_SPINCOUNT": "5"}, {"OPENBLAS_THREAD_TIMEOUT": "20", "MINE": "1"}):
+            with monkeypatch.context() as job:
+                for name, value in (of_job or {}).items():  # Ray sets them in the job's own process
+                    job.setenv(name, value)
+                config = {} if of_job is None else {"runtime_env": {"env_vars": of_job}}
+                job.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
+                start_ray(Compute())
+                merged = _merge_runtime_env(config.get("runtime_env"), started[-1][1]["runtime_env"])
+                assert merged is not None
+                assert merged["env_vars"] == {**waiting_settings(), **(of_job or {})}
+                assert merged["env_vars"].get("GOMP_SPINCOUNT") == (
+                    "5" if of_job and "GOMP_SPINCOUNT" in of_job else "1000"
+                )
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from pipelines.__main__ import main
+from pipelines.engine.ray_cluster import set_ray_defaults
+from pipelines.engine.warm import WARM, start_warm_process
 from pipelines.threads.cores import usable_cores, warn_of_too_many_threads
 from pipelines.threads.settings import OPENMP_WAITING, thread_settings, waiting_settings
 
@@ -136,3 +140,29 @@ def test_what_a_user_set_replaces_ours_and_is_passed_on(nothing_chosen, monkeypa
     assert waiting_settings() == found  # in a process that a process of ours starts
     monkeypatch.setattr(os, "environ", ours)
     assert waiting_settings() == ours
+
+
+def test_a_verb_and_what_it_starts_wait_so(nothing_chosen, tmp_path, capfd):
+    assert main(["--workspace", str(tmp_path), "preset", "nothing"])
+    assert waiting_settings().items() <= os.environ.items()
+    assert "GOMP_SPINCOUNT" in os.environ
+
+
+def test_rays_processes_on_this_machine_wait_so(nothing_chosen, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    set_ray_defaults()
+    assert "GOMP_SPINCOUNT" in os.environ
+
+
+def test_the_process_whose_libraries_workers_inherit_waits_so(nothing_chosen, monkeypatch):
+    monkeypatch.setenv(WARM, "")  # restored afterwards
+    descriptor = start_warm_process(2)
+    (process,) = [
+        child for child in psutil.Process().children() if os.environ[WARM].partition(":")[2] in child.cmdline()
+    ]
+    try:
+        assert thread_settings(2).items() <= process.environ().items()
+    finally:
+        os.close(descriptor)
+        process.kill()
+        process.wait()
