@@ -18,6 +18,7 @@ from components.taca.schedule import TemperatureSchedule
 
 SCHEDULE = TemperatureSchedule(gamma=1.6, threshold=0.9)
 every_family = pytest.mark.parametrize("family", SMALL)
+OTHERS = [name for name in SMALL if name not in ("flux", "sd3")]
 
 
 def run(model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -341,7 +342,7 @@ def test_an_ip_adapter_is_refused_before_and_noticed_after() -> None:
 
 
 @pytest.mark.slow
-@every_family
+@pytest.mark.parametrize("family", ["flux", "sd3", *(pytest.param(name, marks=pytest.mark.heavy) for name in OTHERS)])
 def test_a_compiled_model_agrees_without_recompiling_for_every_timestep(family: str) -> None:
     build, make_inputs = SMALL[family].build, SMALL[family].inputs
     model = build()

@@ -71,10 +71,8 @@ def undisturbed(tmp_path_factory, warm_address):
     return losses, weights
 
 
-@pytest.mark.parametrize(
-    "end",
-    ["is killed", *(pytest.param(end, marks=pytest.mark.faults) for end in ("loses its storage", "takes all memory"))],
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("end", ["is killed", "loses its storage", "takes all memory"])
 def test_a_worker_that_dies_once_is_replaced_and_the_weights_are_the_same(
     undisturbed, warm_address, dead_ray, tmp_path, end
 ):

@@ -220,8 +220,12 @@ def start_training(with_people, waiting):
 def training(with_people, start_training):
     """A workspace, the runner of a probe in mid-training, and its worker, which the warm process forked."""
     process = start_training(**{WARM: with_people.warm})
-    (worker,) = (one for one in psutil.process_iter() if one.name() == WORKER and with_people.is_open_in(one))
+    (worker,) = workers_in(with_people)
     return with_people, process, worker
+
+
+def workers_in(place):
+    return [one for one in psutil.process_iter() if one.name() == WORKER and place.is_open_in(one)]
 
 
 def test_sigterm_ends_the_stage_with_130_and_its_run_as_killed(training):
@@ -249,11 +253,8 @@ def test_a_worker_killed_by_the_system_leaves_a_failed_run_and_a_line(training):
     assert run.info.status == "FAILED"
 
 
-def test_a_killed_runner_takes_its_worker_along_and_the_next_call_goes_on(
-    start_training, with_people, workers, place_at, tmp_path, drawn_people
-):
-    place, process = with_people, start_training()
-    (worker,) = workers(process)
+def test_a_killed_runner_takes_its_worker_along_and_the_next_call_goes_on(training, place_at, tmp_path, drawn_people):
+    place, process, worker = training
     worker.suspend()  # the worst case: the worker is slow to die
     os.kill(process.pid, signal.SIGKILL)
     process.wait(timeout=100)
@@ -261,7 +262,7 @@ def test_a_killed_runner_takes_its_worker_along_and_the_next_call_goes_on(
     assert done < 60
     second = place.start("probe", **{WARM: place.warm})
     assert "waiting" in second.stderr.readline()
-    assert workers(second) == []
+    assert workers_in(place) == [worker]
     worker.resume()
     worker.wait(timeout=100)
     out, errors = second.communicate(timeout=500)

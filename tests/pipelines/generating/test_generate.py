@@ -351,7 +351,7 @@ def undisturbed(model, tmp_path_factory):
     return studio
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.heavy)])
 @pytest.mark.slow
 def test_a_stopped_command_goes_on_and_ends_with_the_same_bytes(make_studio, undisturbed, warm_address, how):
     stopped = make_studio("stopped")
@@ -561,7 +561,7 @@ except KeyError as error:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_two_workers_or_none_give_the_same_bytes_and_a_worker_that_dies_is_replaced(make_studio, warm_address):
     none, two = make_studio("none"), make_studio("two")
     for studio in (none, two):

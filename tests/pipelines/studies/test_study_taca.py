@@ -183,6 +183,7 @@ def test_what_is_not_done_is_left_out_of_the_summary(prepared, tmp_path):
     assert document["summary"]["map"] == {"guidance 1": [], "guidance 2.5": []}
 
 
+@pytest.mark.heavy
 def test_a_killed_study_goes_on_and_ends_with_the_same_bytes(prepared, finished, tmp_path, waiting):
     opened, _ = finished
     results = opened.workspace.root / "studies/results/taca.json"
