@@ -158,8 +158,7 @@ def group_size(compute: Compute, *, grows: bool) -> int:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = 1 if wants_gpu(compute) else 0
     fit = sum(bundles_on(node, compute.threads, gpus) for node in nodes)
-    minimum = compute.min_workers or compute.workers
-    sizes = [size for size in range(compute.workers, 0, -1) if compute.workers % size == 0 and size >= minimum]
+    sizes = group_sizes(compute)
     for size in sizes:
         if size <= fit:
             return size
@@ -167,6 +166,12 @@ def group_size(compute: Compute, *, grows: bool) -> int:
         return sizes[0]
     require_bundles(sizes[-1], compute.threads, gpus, nodes, "this Ray cluster")
     return sizes[-1]
+
+
+def group_sizes(compute: Compute) -> list[int]:
+    """Return the sizes that a group of training workers may have, largest first: divisors, so that batches still divide evenly."""
+    minimum = compute.min_workers or compute.workers
+    return [size for size in range(compute.workers, 0, -1) if compute.workers % size == 0 and size >= minimum]
 
 
 def wait_for_dead_nodes() -> None:

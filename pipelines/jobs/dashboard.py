@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.engine.ray_cluster import adds_nodes, require_bundles, set_ray_defaults
+from pipelines.engine.ray_cluster import adds_nodes, group_sizes, require_bundles, set_ray_defaults
 from pipelines.errors import InfrastructureError, one_line
 from pipelines.schema.running import Compute
 
@@ -194,8 +194,8 @@ def resources_for(trains: bool, compute: Compute, nodes: list[Node]) -> Resource
     """Return the resources of a stage: a bundle for each training worker, or one for the job's own process."""
     has_gpus = any(node.resources.get("GPU") for node in nodes)
     gpus = 1 if compute.device == "cuda" or (compute.device == "auto" and has_gpus) else 0
-    bundles = compute.workers if trains and compute.workers else 1
-    return ResourceRequest(compute.threads, gpus, bundles, min(compute.min_workers or bundles, bundles))
+    sizes = group_sizes(compute) if trains and compute.workers else [1]
+    return ResourceRequest(compute.threads, gpus, sizes[0], sizes[-1])
 
 
 def require_fits(need: ResourceRequest, nodes: list[Node], address: str) -> None:
