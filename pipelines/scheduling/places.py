@@ -9,7 +9,7 @@ from pipelines.engine.ray_cluster import is_joined
 from pipelines.graph import StageRun
 from pipelines.params import Parameters
 from pipelines.scheduling.gpus import usable_gpus
-from pipelines.threads import usable_cores
+from pipelines.threads.cores import usable_cores
 
 
 class Places(Protocol):
