@@ -28,7 +28,8 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.engine.warm import WARM, warm_process
+from pipelines.engine.forked import WARM
+from pipelines.engine.warm import warm_workers
 from pipelines.terminal.console import TableConsole
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -175,7 +176,7 @@ def layers(root: Path, rounds: int) -> dict[str, Took]:
         "under the runner": best_of(rounds, runner),
         "under dvc repro": best_of(rounds, dvc),
     }
-    with warm_process(TINY["compute"]["threads"]):
+    with warm_workers(TINY["compute"]["threads"]):
         time.sleep(IMPORTS)
         forked = best_of(rounds + 1, warmed)
     return {

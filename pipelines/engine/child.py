@@ -1,4 +1,4 @@
-"""The process that runs a stage function, from the side of the runner; and SIGTERM."""
+"""The process that runs a stage function, from the side of the runner; and requests to stop."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TypeAlias
 
-from pipelines.engine.warm import WarmWorker, fork_worker
+from pipelines.engine.forked import ForkedProcess, fork_worker
 from pipelines.engine.worker import StageTask
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT
@@ -20,7 +20,9 @@ from pipelines.workspace import Workspace
 
 POLL_SECONDS = 0.2
 WORKER, SUBMITTER = "pipelines.engine.worker", "pipelines.jobs.submitter"
-Child: TypeAlias = "subprocess.Popen[str] | WarmWorker"
+STOP = signal.SIGUSR1
+"""A request to stop like a first SIGTERM, of which a runner may get one too: a scheduler of machines sends it to every process."""
+Child: TypeAlias = "subprocess.Popen[str] | ForkedProcess"
 
 
 @contextmanager
@@ -60,8 +62,8 @@ def module_of(run: StageRun, compute: Compute) -> str:
 
 
 def _start(module: str, threads: int, lock: FolderLock) -> Child:
-    warm = fork_worker(module, threads, lock.descriptor) if module == WORKER else None
-    return warm or subprocess.Popen(
+    forked = fork_worker(module, threads, lock.descriptor) if module == WORKER else None
+    return forked or subprocess.Popen(
         [sys.executable, "-m", module], stdin=subprocess.PIPE, text=True, cwd=ROOT, pass_fds=(lock.descriptor,)
     )
 
@@ -85,7 +87,7 @@ def wait(process: Child) -> int | None:
 
 @dataclass
 class StopSignal:
-    """Whether SIGTERM was received, and whether it raises KeyboardInterrupt at once, as Ctrl-C does."""
+    """Whether a stop was requested, and whether that raises KeyboardInterrupt at once, as Ctrl-C does."""
 
     received: bool = False
     interrupts: bool = True
@@ -93,16 +95,19 @@ class StopSignal:
 
 @contextmanager
 def catch_sigterm() -> Iterator[StopSignal]:
-    """Record SIGTERM inside the block, or raise KeyboardInterrupt for it (always for a second one)."""
-    stop = StopSignal()
+    """Record SIGTERM or STOP inside the block, or raise KeyboardInterrupt for it (always for a second SIGTERM)."""
+    stop, terminated = StopSignal(), []
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        again, stop.received = stop.received, True
+    def request(number: int, frame: FrameType | None) -> None:
+        again, stop.received = number in terminated, True
         if stop.interrupts or again:
             raise KeyboardInterrupt
+        if number == signal.SIGTERM:
+            terminated.append(number)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, STOP)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.engine.warm import Usage
+from pipelines.engine.forked import Usage
 from pipelines.graph import StageRun
 from pipelines.records.stage_record import hardware
 from pipelines.schema.running import Compute

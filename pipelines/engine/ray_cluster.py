@@ -26,8 +26,8 @@ NOTICE_SECONDS = 90.0
 """Ray declares a dead node dead after some 15 s where its process was killed, 65 s where its machine does not answer."""
 
 
-def set_ray_defaults() -> None:
-    """Set Ray's environment variables, before its import. Values that are set already are kept."""
+def ray_defaults() -> dict[str, str]:
+    """Return Ray's environment variables, which must be set before its import; values that are set already are kept."""
     defaults = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # report() waits for this poll; 2 s by default
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of a worker is printed twice
@@ -44,8 +44,12 @@ def set_ray_defaults() -> None:
     session = "/ray/session_2026-01-01_00-00-00_123456_1234567/sockets/plasma_store"
     if (folder := socket_folder(len(session))) != tempfile.gettempdir():
         defaults["RAY_TMPDIR"] = folder
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+    return {name: os.environ.get(name, value) for name, value in defaults.items()}
+
+
+def set_ray_defaults() -> None:
+    """Set Ray's environment variables."""
+    os.environ.update(ray_defaults())
     os.environ.update(waiting_settings())  # Ray's processes on this machine inherit it
     # Workers import this checkout's code, whatever is installed.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

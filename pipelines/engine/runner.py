@@ -19,7 +19,7 @@ from pipelines.dvc_files.dvc_lock import dvc_md5
 from pipelines.engine.attempt import Attempt
 from pipelines.engine.child import Child, StopSignal, catch_sigterm, send_go, stage_process, wait
 from pipelines.engine.cost import Meter, throughput
-from pipelines.engine.warm import WarmWorker
+from pipelines.engine.forked import ForkedProcess
 from pipelines.errors import INTERRUPTED, InfrastructureError, StageFailedError, exit_code, one_line
 from pipelines.graph import StageRun
 from pipelines.locks.waiting import grace_period
@@ -124,7 +124,7 @@ def _run(attempt: Attempt, lock: FolderLock, parent_run: str | None, until: tupl
             metrics = json.loads(scratch.result_file.read_text())
             _write_tables(run, scratch, metrics)
             remote = scratch.remote_execution()
-            usage = process.usage if isinstance(process, WarmWorker) else None
+            usage = process.usage if isinstance(process, ForkedProcess) else None
             cost = remote.cost if remote else meter.read(run, compute, usage)
             if remote:
                 record = record.model_copy(update={"ray": remote.where.ray, "hardware": remote.where.hardware})

@@ -1,16 +1,15 @@
-"""The warm process: it has imported the libraries and forks the workers of stages.
+"""Warm processes: one that has done the imports forks the processes that need them.
 
-A worker takes some five seconds to import torch, open_clip and diffusers, and a pipeline has thirty workers. `python -m pipelines
-repro` starts one warm process beside DVC, and it ends with DVC; the runner of a stage requests a worker from it:
+A worker takes some five seconds to import torch, open_clip, diffusers and Ray, a runner two to import MLflow, and a pipeline has
+thirty of each. `python -m pipelines repro` starts a warm process for either kind, and both end with it; `pipelines.engine.forked`
+requests a process from one. Its parent is a keeper, forked for it alone, so that nothing that runs depends on the warm process. Nor
+does anything that starts: where no warm process answers, a new process is started (`pipelines.engine.child`).
 
-    runner  -- module, paths, environment; descriptors of stdin, stdout, stderr and the scratch folder's lock -->  warm process
-            <-- the worker's process id; at its end exit code and resource usage ---------------------------------  keeper
+Our own code is imported too. A forked process runs the code that is there when it starts, as that is what is fingerprinted: when a
+file has changed since the warm process was started, it drops our modules and imports them again.
 
-The keeper is the worker's parent, forked for it alone, so that no running worker depends on the warm process. Nor does a runner:
-without a warm process that answers, it starts its worker itself (`pipelines.engine.child`).
-
-Only libraries are imported here: a worker imports our own code when it starts, as its runner fingerprinted it. Nothing starts a
-thread or touches a GPU before the fork.
+Nothing connects to a store, starts a thread or touches a GPU before the fork: none of these survives one. A warm process in which a
+library has started a thread forks nothing, and says which.
 """
 
 import contextlib
@@ -28,128 +27,74 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal
 
+from pipelines.engine.forked import KEEPER, WARM, read_line
 from pipelines.engine.socket_folder import socket_folder
 from pipelines.identity.closure import ROOT
 from pipelines.threads.settings import thread_settings
 
-WARM = "PIPELINES_WARM"
-"""Environment variable `<threads>:<address>`: the warm process and the number of threads its libraries were loaded for."""
-LIBRARIES = (
-    "torch",
-    "torchvision",
-    "open_clip",
-    "diffusers",
-    "transformers",
-    "safetensors.torch",
-    "pyarrow.parquet",
-    "PIL.Image",
-)
-KEEPER, WORKER = "stage-keeper", "stage-worker"
-"""Process names (at most 15 letters): their command line is that of the warm process."""
+Kind = Literal["workers", "runners"]
+LIBRARIES: dict[Kind, tuple[str, ...]] = {
+    "workers": (
+        "torch",
+        "torchvision",
+        "open_clip",
+        "diffusers",
+        "transformers",
+        "safetensors.torch",
+        "pyarrow.parquet",
+        "PIL.Image",
+        "ray.train.torch",
+    ),
+    "runners": (
+        "mlflow.tracking",
+        "mlflow.store.tracking.sqlalchemy_store",
+        "mlflow.system_metrics.system_metrics_monitor",
+        "mlflow.store.tracking.sqlalchemy_workspace_store",
+        "sqlalchemy.dialects.sqlite",
+        "alembic.command",
+        "psutil",
+        "pydantic",
+        "ruamel.yaml",
+    ),
+}
+OWN = ("components", "pipelines")
+WITHOUT_THREADS = {"MLFLOW_DISABLE_TELEMETRY": "true", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+"""Environment in which neither MLflow nor Arrow starts a thread when it is imported."""
 
 
-@dataclass(frozen=True)
-class Usage:
-    """Resource usage of a worker that has ended."""
+def start_warm_process(kind: Kind, threads: int, *, own_session: bool = False) -> tuple[str, int]:
+    """Start a warm process, whose libraries use `threads` threads. Return its address, and a descriptor.
 
-    cpu_seconds: float
-    peak_memory: int  # as the system counts it, see `resource.getrusage`
-
-
-class WarmWorker:
-    """A worker that the warm process forked, with those methods of `subprocess.Popen` that a runner needs."""
-
-    def __init__(self, pid: int, stdin: TextIO, connection: socket.socket) -> None:
-        self.pid, self.stdin = pid, stdin
-        self.returncode: int | None = None
-        self.usage: Usage | None = None
-        self._connection = connection
-
-    def poll(self) -> int | None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.wait(0)
-        return self.returncode
-
-    def wait(self, timeout: float | None = None) -> int:
-        """The exit code, negative for a signal. Raises subprocess.TimeoutExpired."""
-        if self.returncode is None:
-            if not select.select([self._connection], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired(WORKER, timeout or 0)
-            ended = _read_line(self._connection)
-            if ended is None:  # its keeper was killed, and it must not outlive its supervisor
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.pid, signal.SIGKILL)
-                ended = {"code": -signal.SIGKILL, "cpu_seconds": 0.0, "peak_memory": 0}
-            self.returncode = int(ended["code"])
-            self.usage = Usage(ended["cpu_seconds"], ended["peak_memory"])
-            self._connection.close()
-        return self.returncode
-
-    def terminate(self) -> None:
-        self._send(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._send(signal.SIGKILL)
-
-    def _send(self, number: int) -> None:
-        if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
-
-
-def fork_worker(module: str, threads: int, descriptor: int) -> WarmWorker | None:
-    """Return a worker that runs `module` with this process's environment, output and `descriptor`; None without a warm process."""
-    for_threads, _, address = os.environ.get(WARM, "").partition(":")
-    if for_threads != str(threads) or not address:
-        return None
-    path = [str(ROOT), *sys.path[1:]]  # as of a new `python -m` in that folder
-    request = json.dumps({"module": module, "folder": str(ROOT), "path": path, "environment": dict(os.environ)}) + "\n"
-    read_end, write_end = os.pipe()
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.connect(address)
-        socket.send_fds(connection, [b"\n"], [read_end, 1, 2, descriptor])
-        connection.sendall(request.encode())
-        answer = _read_line(connection)
-    except OSError:
-        answer = None
-    finally:
-        os.close(read_end)
-    if answer is None:
-        os.close(write_end)
-        connection.close()
-        return None
-    return WarmWorker(answer["pid"], os.fdopen(write_end, "w", encoding="utf-8"), connection)
-
-
-def start_warm_process(threads: int) -> int:
-    """Start a warm process that lives as long as this one, also after an exec; runners find it in the environment.
-
-    Returns a descriptor; the warm process ends when that is closed.
+    It ends when the descriptor is closed, as it is when this process ends. In an `own_session`, it and what it forks get none of a
+    terminal's signals.
     """
+    from pipelines.engine.ray_cluster import (
+        ray_defaults,
+    )  # the warm process itself must import nothing before its libraries
+
     address = str(Path(tempfile.mkdtemp(prefix="warm-", dir=socket_folder(len("/warm-12345678/socket")))) / "socket")
     read_end, write_end = os.pipe()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
-        listener.listen(16)  # an early runner waits, and no longer than it would for its own imports
+        listener.listen(64)  # an early request waits, and no longer than it would for its own imports
         descriptor = listener.fileno()
         subprocess.Popen(
-            [sys.executable, "-m", "pipelines.engine.warm", address, str(descriptor)],
+            [sys.executable, "-m", "pipelines.engine.warm", kind, address, str(descriptor)],
             stdin=read_end,
             cwd=ROOT,
-            env={**os.environ, **thread_settings(threads)},
+            env={**os.environ, **ray_defaults(), **thread_settings(threads), **WITHOUT_THREADS},
             pass_fds=(descriptor,),
+            start_new_session=own_session,
         )
     os.close(read_end)
-    os.set_inheritable(write_end, True)  # survives the exec; processes that DVC starts do not get it
-    os.environ[WARM] = f"{threads}:{address}"
-    return write_end
+    return address, write_end
 
 
 def silence_import_notices() -> None:
@@ -161,10 +106,11 @@ def silence_import_notices() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-@contextlib.contextmanager
-def warm_process(threads: int) -> Iterator[None]:
-    """Run a warm process for the stages inside the block."""
-    descriptor = start_warm_process(threads)
+@contextmanager
+def warm_workers(threads: int, *, own_session: bool = False) -> Iterator[None]:
+    """Run a warm process for the workers of the runners that are started inside the block, which find it in the environment."""
+    address, descriptor = start_warm_process("workers", threads, own_session=own_session)
+    os.environ[WARM] = f"{threads}:{address}"
     try:
         yield
     finally:
@@ -172,61 +118,96 @@ def warm_process(threads: int) -> Iterator[None]:
         os.close(descriptor)
 
 
-def main(address: str, descriptor: int) -> None:
+@contextmanager
+def warm_runners(threads: int, *, own_session: bool = False) -> Iterator[str]:
+    """Run a warm process for runners inside the block, and give its address."""
+    address, descriptor = start_warm_process("runners", threads, own_session=own_session)
+    try:
+        yield address
+    finally:
+        os.close(descriptor)
+
+
+def main(kind: Kind, address: str, descriptor: int) -> None:
     """Serve until standard input ends, which is when the process that started this one has ended."""
     # These come to every process of a group; this one ends with its parent.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers report to runners
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers report to who asked for them
+    began = time.time_ns()
     try:
         with socket.socket(fileno=descriptor) as listener:
             silence_import_notices()
-            for library in LIBRARIES:
+            for module in (*LIBRARIES[kind], *_own_modules(kind)):
                 if _parent_ended():
                     return
-                with contextlib.suppress(ImportError):
-                    importlib.import_module(library)
+                with contextlib.suppress(Exception):  # code that is being edited, say: what needs it says so
+                    importlib.import_module(module)
             gc.freeze()
-            _serve(listener)
+            _serve(listener, began)
     finally:
         shutil.rmtree(Path(address).parent, ignore_errors=True)
 
 
-def _serve(listener: socket.socket) -> None:
+def _own_modules(kind: Kind) -> list[str]:
+    """Return modules of ours to import, all but those that run as `__main__`; for runners, read what fingerprints need."""
+    from pipelines.graph import all_stages
+    from pipelines.identity.closure import stage_sources
+
+    if kind == "workers":
+        return ["pipelines.engine.execution", *(f"pipelines.stages.{stage.name}" for stage in all_stages())]
+    for stage in all_stages():
+        stage_sources(stage)
+    return ["pipelines.engine.runner"]
+
+
+def _serve(listener: socket.socket, began: int) -> None:
     sources: list[socket.socket | int] = [listener, 0]
     while True:
         select.select(sources, [], [])
         if _parent_ended():
             return
+        if threads := other_threads():
+            print(f"warning: the warm process has threads ({', '.join(threads)}): it forks nothing", file=sys.stderr)
+            return
         connection, _ = listener.accept()
         if os.fork() == 0:
             try:
                 listener.close()
-                _run_keeper(connection)
+                _run_keeper(connection, began)
             finally:  # it must never become a second server
                 os._exit(1)
         connection.close()
+
+
+def other_threads() -> list[str]:
+    """Return the names of this process's threads but for the first, those of libraries in C among them; [] where none can tell."""
+    try:
+        found = [int(number) for number in os.listdir("/proc/self/task")]
+        return [Path(f"/proc/self/task/{number}/comm").read_text().strip() for number in found if number != os.getpid()]
+    except OSError:  # not Linux
+        return []
 
 
 def _parent_ended() -> bool:
     return bool(select.select([0], [], [], 0)[0])
 
 
-def _run_keeper(connection: socket.socket) -> None:
-    """Fork the worker, and report its process id and its end to the runner."""
+def _run_keeper(connection: socket.socket, began: int) -> None:
+    """Fork the process that is requested, and report its id and its end."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _set_process_name(KEEPER)
-    _, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
-    request = _read_line(connection)
-    if request is None or len(descriptors) != 4:
+    _, descriptors, _, _ = socket.recv_fds(connection, 1, 8)
+    request = read_line(connection)
+    if request is None or len(descriptors) < 3:
         os._exit(1)
     pid = os.fork()
     if pid == 0:
         connection.close()
-        _become_worker(request, descriptors)
+        _become(request, descriptors, began)
     for descriptor in descriptors:
         os.close(descriptor)
-    with contextlib.suppress(OSError):  # the runner is gone; its worker notices and ends
+    with contextlib.suppress(OSError):  # who asked is gone; the process notices and ends
         connection.sendall(json.dumps({"pid": pid}).encode() + b"\n")
     _, status, used = os.wait4(pid, 0)
     cpu_seconds = used.ru_utime + used.ru_stime
@@ -235,11 +216,11 @@ def _run_keeper(connection: socket.socket) -> None:
         connection.sendall(json.dumps(end).encode() + b"\n")
 
 
-def _become_worker(request: dict[str, Any], descriptors: list[int]) -> None:
+def _become(request: dict[str, Any], descriptors: list[int], began: int) -> None:
     """Set up this process like a new one and run the module, which does not return."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _set_process_name(WORKER)
+    _set_process_name(request["name"])
     for own, given in enumerate(descriptors[:3]):
         os.dup2(given, own)
         os.close(given)
@@ -247,8 +228,9 @@ def _become_worker(request: dict[str, Any], descriptors: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.path[:] = request["path"]
-    for name in [name for name in sys.modules if name.partition(".")[0] == "pipelines"]:  # of another checkout, perhaps
-        del sys.modules[name]
+    if request["folder"] != str(ROOT) or _own_code_changed(began):
+        for name in [name for name in sys.modules if name.partition(".")[0] in OWN]:
+            del sys.modules[name]
     sys.argv[1:] = []
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=os.isatty(1))  # standard output may be another kind of file than before
@@ -260,25 +242,20 @@ def _become_worker(request: dict[str, Any], descriptors: list[int]) -> None:
     os._exit(1)
 
 
+def _own_code_changed(since: int) -> bool:
+    """Return whether a file of a module of ours has changed since then (nanoseconds since 1970), or is gone."""
+    files = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] in OWN]
+    try:
+        return any(os.stat(file).st_ctime_ns >= since for file in files if file)
+    except FileNotFoundError:
+        return True
+
+
 def _set_process_name(name: str) -> None:
     with contextlib.suppress(OSError):  # Linux only
         Path("/proc/self/comm").write_text(name)
 
 
-def _read_line(connection: socket.socket) -> dict[str, Any] | None:
-    """Return one JSON line, or None when the other end has closed."""
-    text = b""
-    while not text.endswith(b"\n"):
-        try:
-            part = connection.recv(1 << 16)
-        except ConnectionError:
-            return None
-        if not part:
-            return None
-        text += part
-    return dict(json.loads(text))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main("runners" if sys.argv[1] == "runners" else "workers", sys.argv[2], int(sys.argv[3]))
     os._exit(0)  # skips slow clean-up of libraries, and its messages

@@ -35,7 +35,7 @@ def sources_behind(modules: Sequence[str], root: Path = ROOT, counted: Sequence[
         if file is None:
             continue
         files.add(file)
-        todo += [*_imports(file), *([module.rpartition(".")[0]] if "." in module else [])]
+        todo += [*_imports(file, file_state(file)), *([module.rpartition(".")[0]] if "." in module else [])]
     return sorted(file.relative_to(root).as_posix() for file in files)
 
 
@@ -52,9 +52,18 @@ def _file(module: str, root: Path) -> Path | None:
     return None
 
 
+def file_state(file: Path) -> tuple[int, int, int]:
+    """Return size, time of change and inode: while they are the same, so is the content, but for a change within one clock tick."""
+    known = file.stat()
+    return known.st_size, known.st_ctime_ns, known.st_ino
+
+
 @cache
-def _imports(file: Path) -> tuple[str, ...]:
-    """Return every dotted name that `file` imports; `from a import b` yields both `a` and `a.b`, because `b` may be a module."""
+def _imports(file: Path, state: tuple[int, int, int]) -> tuple[str, ...]:
+    """Return every dotted name that `file` imports; `from a import b` yields both `a` and `a.b`, because `b` may be a module.
+
+    Read again when its `file_state` changes.
+    """
     names: list[str] = []
     for node in ast.walk(ast.parse(file.read_bytes(), filename=str(file))):
         if isinstance(node, ast.Import):

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from pipelines.engine.forked import WARM
 from pipelines.engine.warm import start_warm_process
 from pipelines.errors import InfrastructureError
 from pipelines.locks.file_lock import acquire
@@ -37,7 +38,9 @@ def repro(root: Path, arguments: list[str], *, wait: bool) -> None:
     drop_stale_entries(folder / "rwlock")
     os.set_inheritable(lock, True)  # DVC keeps it open and closes it in the stages that it starts
     os.chdir(root)
-    start_warm_process(threads)
+    address, descriptor = start_warm_process("workers", threads)
+    os.set_inheritable(descriptor, True)  # survives the exec; processes that DVC starts do not get it
+    os.environ[WARM] = f"{threads}:{address}"
     sys.stdout.flush()
     program = shutil.which("dvc") or str(Path(sys.executable).parent / "dvc")
     os.execv(program, [program, "repro", *arguments])

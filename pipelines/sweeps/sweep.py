@@ -11,7 +11,7 @@ from components.errors import ParameterError
 from components.files import file_digest, write_atomically
 from components.training.randomness import stream_seed
 from pipelines import params
-from pipelines.engine.warm import warm_process
+from pipelines.engine.warm import warm_workers
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import LOCK, digest
 from pipelines.provenance.sweep_claims import SWEEPS
@@ -115,7 +115,7 @@ def _run(opened: Sweep, runs: SweepRuns, driver: Driver, progress: SweepProgress
     try:
         with progress:
             if driver.has_work():
-                with warm_process(opened.params.compute.threads):
+                with warm_workers(opened.params.compute.threads):
                     run_shared_stages(opened, runs)
                     tuning.run(driver, workers)
         status = KILLED if driver.closing else FINISHED

@@ -14,7 +14,7 @@ from workspaces import forked, printed
 
 from components.errors import ParameterError
 from pipelines.dvc_files import dvc_yaml as dag
-from pipelines.engine.warm import WARM
+from pipelines.engine.forked import WARM
 from pipelines.graph import Stage, all_runs, all_stages, find, runs_of
 from pipelines.identity.closure import COUNTED, ROOT, sources_behind, stage_sources
 from pipelines.params import Parameters
@@ -91,6 +91,8 @@ def test_git_keeps_the_metrics():
 
 LOADED = """
 import importlib, json, sys
+for name in [name for name in sys.modules if name.split(".")[0] in ("components", "pipelines")]:
+    del sys.modules[name]
 for name in sys.argv[1:]:
     importlib.import_module(name)
 ours = [m.__file__ for n, m in sys.modules.items() if n.split(".")[0] in ("components", "pipelines")]

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from servers import free_port
 from workspaces import forked
 
-from pipelines.engine.warm import WARM
+from pipelines.engine.forked import WARM
 
 RANK = "import sys, two_processes; two_processes.rank(int(sys.argv[1]), *sys.argv[2:])"
 

@@ -19,7 +19,8 @@ from processes import clean_environment, output_of, wait_until
 from shared_folders import made_once
 
 from pipelines import presets
-from pipelines.engine.warm import WARM, WarmWorker, fork_worker, start_warm_process
+from pipelines.engine.forked import WARM, ForkedProcess, fork_worker
+from pipelines.engine.warm import start_warm_process
 from pipelines.identity.closure import ROOT
 
 TINY = {
@@ -81,7 +82,7 @@ class Place:
             code = main(["--workspace", str(self.root), *arguments])
         return subprocess.CompletedProcess(arguments, code, *texts)
 
-    def fork(self, *arguments: str, **environment: str) -> WarmWorker:
+    def fork(self, *arguments: str, **environment: str) -> ForkedProcess:
         """`python -m pipelines <arguments>` in a process of its own that has the libraries loaded."""
         given = ["--workspace", str(self.root), *arguments]
         return forked(COMMAND_LINE, *given, **self._environment({WARM: self.warm, **environment}))
@@ -116,7 +117,7 @@ class Place:
         return client.search_runs([experiment.experiment_id], chosen, order_by=["attributes.start_time ASC"])
 
 
-def forked(code: str, *arguments: str, **environment: str) -> WarmWorker:
+def forked(code: str, *arguments: str, **environment: str) -> ForkedProcess:
     """`python -c code arguments`, forked from the warm process that the environment names: the libraries are loaded."""
     path = ["", *sys.path]  # the first is that of a script, which the forked process leaves out
     with patch.dict(os.environ, environment, clear=True), patch.object(sys, "path", path), open(os.devnull) as unused:
@@ -189,9 +190,8 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def warm_address() -> Iterator[str]:
     """Address of a warm process, whose workers have one thread."""
-    held = start_warm_process(1)
-    os.set_inheritable(held, False)
-    yield os.environ.pop(WARM)
+    address, held = start_warm_process("workers", 1)
+    yield f"1:{address}"
     os.close(held)
 
 

@@ -18,7 +18,7 @@ from components.taca.install import enable_taca
 from components.taca.lora import add_lora, load_lora, save_lora, unload_lora
 from components.taca.lora_files import read_lora_settings
 from components.taca.schedule import TemperatureSchedule
-from pipelines.engine.warm import WARM
+from pipelines.engine.forked import WARM
 
 SCHEDULE = TemperatureSchedule(gamma=1.3, threshold=0.9)
 

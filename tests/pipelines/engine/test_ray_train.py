@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from two_processes import in_two_processes
 from workspaces import output_of_forked
 
-from pipelines.engine.warm import WARM
+from pipelines.engine.forked import WARM
 from pipelines.scratch.folder import Scratch
 from pipelines.scratch.metric_log import MetricLog
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from pipelines.engine.warm import WARM, WORKER
+from pipelines.engine.forked import WARM, WORKER
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import tree_digests
 

@@ -4,17 +4,21 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
 from processes import wait_until
 
-from pipelines.engine import warm
+from pipelines.engine import forked, warm
 from pipelines.engine.ray_cluster import set_ray_defaults
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import tree_digests
@@ -27,7 +31,7 @@ if told == "sleep":
     import time
     print("asleep", flush=True)
     time.sleep(300)
-loaded = "torch" in sys.modules and "pipelines" not in sys.modules
+loaded = "torch" in sys.modules and "pipelines.engine.execution" in sys.modules
 print(told, os.environ["SAID"], os.getcwd(), os.environ.get("OMP_NUM_THREADS"), loaded, sys.argv[1:], flush=True)
 print("and to the other", file=sys.stderr)
 os._exit(int(told))
@@ -56,23 +60,23 @@ def output(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def worker(address: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[warm.WarmWorker]:
-    monkeypatch.setenv(warm.WARM, address)
+def worker(address: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[forked.ForkedProcess]:
+    monkeypatch.setenv(forked.WARM, address)
     monkeypatch.setenv("SAID", "this")
     with open(os.devnull) as other:
-        found = warm.fork_worker("pretended_worker", 1, other.fileno())
+        found = forked.fork_worker("pretended_worker", 1, other.fileno())
     assert found is not None
     yield found
     found.kill()
     found.wait(100)
 
 
-def tell(worker: warm.WarmWorker, word: str) -> None:
+def tell(worker: forked.ForkedProcess, word: str) -> None:
     worker.stdin.write(f"{word}\n")
     worker.stdin.flush()
 
 
-def asleep(worker: warm.WarmWorker, output: Path) -> psutil.Process:
+def asleep(worker: forked.ForkedProcess, output: Path) -> psutil.Process:
     tell(worker, "sleep")
     wait_until(lambda: "asleep" in output.read_text())
     return psutil.Process(worker.pid)
@@ -98,7 +102,7 @@ def test_a_killed_worker_has_the_signals_number(worker, output):
 def test_a_worker_ends_when_it_is_told_to_and_its_keeper_outlives_a_signal_to_all(worker, output):
     process = asleep(worker, output)
     keeper = process.parent()
-    assert (keeper.name(), process.name()) == (warm.KEEPER, warm.WORKER)
+    assert (keeper.name(), process.name()) == (forked.KEEPER, forked.WORKER)
     keeper.terminate()
     worker.terminate()
     assert worker.wait(100) == -signal.SIGTERM
@@ -112,12 +116,12 @@ def test_a_worker_does_not_outlive_its_keeper(worker, output):
 
 
 def test_without_a_warm_process_or_for_another_number_of_threads_there_is_no_worker(address, monkeypatch, tmp_path):
-    monkeypatch.setenv(warm.WARM, address)
-    assert warm.fork_worker("pretended_worker", 2, 0) is None
-    monkeypatch.setenv(warm.WARM, f"1:{tmp_path / 'none'}")
-    assert warm.fork_worker("pretended_worker", 1, 0) is None
-    monkeypatch.delenv(warm.WARM)
-    assert warm.fork_worker("pretended_worker", 1, 0) is None
+    monkeypatch.setenv(forked.WARM, address)
+    assert forked.fork_worker("pretended_worker", 2, 0) is None
+    monkeypatch.setenv(forked.WARM, f"1:{tmp_path / 'none'}")
+    assert forked.fork_worker("pretended_worker", 1, 0) is None
+    monkeypatch.delenv(forked.WARM)
+    assert forked.fork_worker("pretended_worker", 1, 0) is None
 
 
 def test_it_ends_with_the_process_that_started_it_and_what_it_forked_goes_on(tmp_path):
@@ -125,11 +129,11 @@ def test_it_ends_with_the_process_that_started_it_and_what_it_forked_goes_on(tmp
     (tmp_path / "pretended_worker.py").write_text(MODULE)
     code = """
 import os, sys, time
-from pipelines.engine import warm
-from pipelines.engine.ray_cluster import set_ray_defaults
-warm.start_warm_process(1)
-worker = warm.fork_worker("pretended_worker", 1, 0)
-print(worker.pid, os.environ[warm.WARM].partition(":")[2], flush=True)
+from pipelines.engine import forked, warm
+address, held = warm.start_warm_process("workers", 1)
+os.environ[forked.WARM] = f"1:{address}"
+worker = forked.fork_worker("pretended_worker", 1, 0)
+print(worker.pid, address, flush=True)
 worker.stdin.write("sleep\\n"); worker.stdin.flush()
 time.sleep(300)
 """
@@ -140,13 +144,13 @@ time.sleep(300)
         stdout=subprocess.PIPE,
         text=True,
     )
-    pid, socket = started.stdout.readline().split()
+    pid, address = started.stdout.readline().split()
     worker = psutil.Process(int(pid))
-    (server,) = (child for child in psutil.Process(started.pid).children() if socket in child.cmdline())
+    (server,) = (child for child in psutil.Process(started.pid).children() if address in child.cmdline())
     assert started.stdout.readline() == "asleep\n"
     started.kill()
     server.wait(100)
-    assert not Path(socket).parent.exists()
+    assert not Path(address).parent.exists()
     assert worker.is_running()
     worker.kill()
 
@@ -155,7 +159,7 @@ def test_a_stage_gives_the_same_bytes_in_less_processor_time(place, address, tmp
     threads = load(place.root / "params.yaml").compute.threads
     found = []
     for given, home in (("", "cold"), (address.replace("1:", f"{threads}:"), "warm")):
-        finished = place.run("prepare", PIPELINES_HOME=str(tmp_path / home), **{warm.WARM: given})
+        finished = place.run("prepare", PIPELINES_HOME=str(tmp_path / home), **{forked.WARM: given})
         assert finished.returncode == 0, finished.stderr
         found.append(tree_digests(place.root / "data/people"))
         (done,) = (tmp_path / home).glob("prepare-*/DONE.json")
@@ -163,6 +167,43 @@ def test_a_stage_gives_the_same_bytes_in_less_processor_time(place, address, tmp
     cold, cold_seconds, warmed, warm_seconds = found
     assert cold == warmed
     assert 0 < warm_seconds < cold_seconds  # no libraries to import
+
+
+def test_code_that_was_changed_since_the_warm_process_began_is_imported_again(tmp_path, monkeypatch):
+    file = tmp_path / "edited.py"
+    file.write_text("")
+    monkeypatch.setitem(sys.modules, "pipelines.edited", ModuleType("pipelines.edited"))
+    monkeypatch.setattr(sys.modules["pipelines.edited"], "__file__", str(file), raising=False)
+    later = time.time_ns()
+    while file.stat().st_ctime_ns >= later:  # a clock of the file system ticks slowly
+        later = time.time_ns()
+    assert not warm._own_code_changed(later)
+    copied = tmp_path / "copied.py"
+    copied.write_text("changed = True")
+    os.utime(copied, (0, 0))  # as rsync leaves files
+    time.sleep(0.02)
+    copied.rename(file)
+    assert warm._own_code_changed(later)
+    file.unlink()
+    assert warm._own_code_changed(time.time_ns())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of threads that libraries in C have started")
+def test_a_warm_process_with_a_thread_forks_nothing(tmp_path, monkeypatch, capfd):
+    before = len(warm.other_threads())
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    assert len(warm.other_threads()) == before + 1
+    monkeypatch.setattr(warm, "_parent_ended", lambda: False)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as caller:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        caller.connect(str(tmp_path / "socket"))
+        warm._serve(listener, 0)  # returns
+    ended.set()
+    thread.join()
+    assert "it forks nothing" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("length", [4, 60, 120])
@@ -173,13 +214,14 @@ def test_a_long_tmpdir_leaves_sockets_in_tmp(length, tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(warm.subprocess, "Popen", lambda command, **options: commands.append(command))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    for name in (warm.WARM, "RAY_TMPDIR", "PYTHONPATH"):
+    for name in ("RAY_TMPDIR", "PYTHONPATH"):
         monkeypatch.setenv(name, "")  # restored afterwards
-    os.close(warm.start_warm_process(1))  # binds the socket
-    socket = Path(commands[0][-2])
+    address, held = warm.start_warm_process("workers", 1)  # binds the socket
+    os.close(held)
+    assert commands[0][-2] == address
     monkeypatch.delenv("RAY_TMPDIR")
     set_ray_defaults()
-    assert socket.is_socket()
-    assert (socket.parents[1] == folder) == (len(str(folder)) < 80)
+    assert Path(address).is_socket()
+    assert (Path(address).parents[1] == folder) == (len(str(folder)) < 80)
     assert os.environ.get("RAY_TMPDIR") == (None if len(str(folder)) < 30 else "/tmp")
-    shutil.rmtree(socket.parent)
+    shutil.rmtree(Path(address).parent)

@@ -25,7 +25,7 @@ from components.taca.toy.pipeline import build_tiny_pipeline
 from components.training.randomness import stream_seed
 from pipelines import presets
 from pipelines.__main__ import main
-from pipelines.engine.warm import WARM, WarmWorker
+from pipelines.engine.forked import WARM, ForkedProcess
 from pipelines.generating import generation
 from pipelines.identity.closure import ROOT
 from pipelines.scratch.folder import Scratch
@@ -77,7 +77,7 @@ class Studio:
     def run(self, **options: object) -> int:
         return main(self.arguments(**options))
 
-    def fork(self, warm_address: str, **options: object) -> WarmWorker:
+    def fork(self, warm_address: str, **options: object) -> ForkedProcess:
         """The command in a process of its own."""
         return forked(COMMAND_LINE, *self.arguments(**options), **clean_environment(**{WARM: warm_address}))
 
