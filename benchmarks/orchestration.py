@@ -4,10 +4,11 @@
 
 One training stage (the probe, at a few steps) runs in a copy of this checkout in four ways, each with one more layer: the function
 alone; in a process of its own, with its imports; under the runner, with fingerprint, MLflow and provenance; under `dvc repro`. The
-differences are the overhead of each layer. Then the last with a worker forked from a warm process, as in
-`python -m pipelines repro`. Seconds are wall time, the minimum of the rounds; processor seconds, which other programs affect less,
-are beside them. Then: restoring a finished stage, `dvc repro` with nothing to do, a checkpoint by size, and the logging of a step.
-The fraction uses the durations in mlflow.db, where the default pipeline has run. Takes about three minutes.
+differences are the overhead of each layer. Then under the scheduler of `python -m pipelines repro`, whose runners and workers are
+forked from warm processes: all from the question what the stage needs to its entry in dvc.lock. Seconds are wall time, the median
+of the rounds; processor seconds, which other programs affect less, are beside them. Then: restoring a finished stage, both commands
+with nothing to do, a checkpoint by size, and the logging of a step. The fraction uses the durations in mlflow.db, where the default
+pipeline has run. Takes about three minutes.
 """
 
 import argparse
@@ -28,15 +29,11 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.engine.forked import WARM
-from pipelines.engine.warm import warm_workers
 from pipelines.terminal.console import TableConsole
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 5
-IMPORTS = 15.0
-"""Seconds within which a warm process has imported everything."""
-FORKED = "under dvc repro, worker forked"
+SCHEDULER = "under the scheduler"
 TINY = {
     "prepare": {"identities": {"train": 24, "val": 8, "test": 8}},
     "probe": {"training": {"steps": STEPS, "batch": 8, "report_every": 5, "checkpoint_every": 5}},
@@ -52,7 +49,7 @@ from pipelines.scratch.folder import Scratch
 import torch
 root, folder = Path(sys.argv[1]), Path(sys.argv[2])
 run = graph.find("probe")
-function = execution.load_code(run)
+function = execution.stage_function(run)
 chosen = params.load(root / "params.yaml")
 torch.set_num_threads(chosen.compute.threads)
 scratch = Scratch(folder)
@@ -71,24 +68,56 @@ from pathlib import Path
 def took(name, action):
     start = time.perf_counter(); result = action(); print(name, time.perf_counter() - start, sep="\\t"); return result
 root = Path(sys.argv[1])
-took("import the runner", lambda: __import__("pipelines.engine.runner"))
-from pipelines import graph, params
-from pipelines.tracking import runs as tracking
-from pipelines.identity.fingerprint import fingerprint
-from pipelines.engine.runner import _facts
-from pipelines.workspace import Workspace
-workspace, run = Workspace.at(root), graph.find("probe")
-chosen = took("read params.yaml", lambda: params.load(root / "params.yaml"))
-own, inputs = chosen.only(run.stage.reads), {name: root / path for name, path in run.inputs.items()}
-identity = took("fingerprint", lambda: fingerprint(run, own, inputs, chosen.compute.threads))
 took("import MLflow", lambda: __import__("mlflow.tracking"))
+took("import the runner", lambda: __import__("pipelines.engine.runner"))
+from pipelines.engine.attempt import Attempt
+from pipelines.tracking import runs as tracking
+from pipelines.workspace import Workspace
+workspace = Workspace.at(root)
+attempt = took("parameters and fingerprint", lambda: Attempt.at("probe", workspace))
+took("the same, with the sources read", lambda: Attempt.at("probe", workspace))
 tracker = took("connect to the store", lambda: tracking.connect(workspace))
-facts, _ = took("provenance", lambda: _facts(run, own, workspace, identity, chosen))
+facts, _ = took("provenance", attempt.facts)
 folder = workspace.home / "parts"; folder.mkdir(exist_ok=True)
-tracked = took("open the run", lambda: tracker.open(folder, facts))
+tracked = took("open the run", lambda: tracker.open(folder, facts, "parent"))
 def close():
     tracked.end("FINISHED", {"number": 1.0}); tracked.close()
 took("close the run", close)
+took("check that nothing has changed", attempt.require_unchanged)
+"""
+SCHEDULED = """
+import json, os, shutil, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from pipelines import graph
+from pipelines.params import load
+from pipelines.scheduling.dvc_repo import DvcRepo
+from pipelines.scheduling.places import LocalPlaces
+from pipelines.scheduling.plan import Plan
+from pipelines.scheduling.runners import Runners
+from pipelines.scheduling.scheduler import run_plan
+from pipelines.scheduling.stop_signals import StopSignals
+from pipelines.tracking.pipeline_run import pipeline_execution
+from pipelines.workspace import Workspace
+root, rounds = Path(sys.argv[1]), int(sys.argv[2])
+os.chdir(root)
+workspace, params, plan = Workspace.at(root), load(root / "params.yaml"), Plan([graph.find("probe")])
+repository = DvcRepo(workspace, ["probe"], single_item=True)
+silent = SimpleNamespace(**{name: lambda *given: None for name in ("started", "ended", "waiting", "say")})
+with (
+    StopSignals() as signals,
+    pipeline_execution(workspace) as execution,
+    Runners(workspace, params.compute.threads, lambda: execution.id) as runners,
+):
+    times = []
+    for _ in range(rounds + 1):
+        for folder in workspace.home.glob("probe-*"):
+            shutil.rmtree(folder)
+        start = time.perf_counter()
+        summary = run_plan(plan, repository, LocalPlaces(params), runners, silent, signals, force=True)
+        times.append(time.perf_counter() - start)
+        assert summary.exit_code == 0, summary
+print(json.dumps(times[1:]))  # the first waits for the warm processes
 """
 
 
@@ -138,11 +167,11 @@ def run(root: Path, *command: str, **extra: str) -> Took:
     return Took(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout)
 
 
-def best_of(rounds: int, action: Callable[[], Took]) -> Took:
-    """The round with the minimal wall time, with the minimal processor seconds of all rounds."""
+def median_of(rounds: int, action: Callable[[], Took]) -> Took:
+    """The medians of the rounds, and the output of one of them."""
     found = [action() for _ in range(rounds)]
-    best = min(found, key=lambda took: took.wall)
-    return Took(best.wall, min(took.cpu for took in found), best.output)
+    wall, cpu = (statistics.median(getattr(took, name) for took in found) for name in ("wall", "cpu"))
+    return Took(wall, cpu, found[-1].output)
 
 
 def layers(root: Path, rounds: int) -> dict[str, Took]:
@@ -164,28 +193,26 @@ def layers(root: Path, rounds: int) -> dict[str, Took]:
         forget()
         return run(root, "-m", "dvc", "repro", "--single-item", "--force", "probe")
 
-    def warmed() -> Took:
-        forget()
-        return run(root, "-m", "dvc", "repro", "--single-item", "--force", "probe", **{WARM: os.environ[WARM]})
+    def function() -> Took:
+        wall, cpu = map(float, bare().output.split()[-2:])
+        return Took(wall, cpu)
 
-    alone = best_of(rounds, bare)
-    wall, cpu = map(float, alone.output.split()[-2:])
+    def again(*command: str) -> Took:
+        return median_of(rounds, lambda: run(root, "-m", *command))
+
     cold = {
-        "the function": Took(wall, cpu),
-        "in a process": alone,
-        "under the runner": best_of(rounds, runner),
-        "under dvc repro": best_of(rounds, dvc),
+        "the function": median_of(rounds, function),
+        "in a process": median_of(rounds, bare),
+        "under the runner": median_of(rounds, runner),
+        "under dvc repro": median_of(rounds, dvc),
     }
-    with warm_workers(TINY["compute"]["threads"]):
-        time.sleep(IMPORTS)
-        forked = best_of(rounds + 1, warmed)
+    scheduled = run(root, "-c", SCHEDULED, str(root), str(rounds))
     return {
         **cold,
-        FORKED: forked,
-        "found finished, under dvc repro": best_of(
-            rounds, lambda: run(root, "-m", "dvc", "repro", "--single-item", "--force", "probe")
-        ),
-        "dvc repro, nothing to do": best_of(rounds, lambda: run(root, "-m", "dvc", "repro", "probe")),
+        SCHEDULER: Took(statistics.median(json.loads(scheduled.output.splitlines()[-1])), scheduled.cpu / (rounds + 1)),
+        "found finished, under dvc repro": again("dvc", "repro", "--single-item", "--force", "probe"),
+        "dvc repro, nothing to do": again("dvc", "repro", "probe"),
+        "pipelines repro, nothing to do": again("pipelines", "repro", "probe"),
     }
 
 
@@ -255,7 +282,7 @@ def show(found: dict[str, Took], parts: list[tuple[str, float]], console: TableC
     for name, seconds in parts:
         inside.add_row(name, f"{seconds:.3f}")
     console.print(inside)
-    return found[FORKED].wall - found["the function"].wall
+    return found[SCHEDULER].wall - found["the function"].wall
 
 
 def main() -> None:
@@ -269,7 +296,7 @@ def main() -> None:
         run(root, "-m", "dvc", "repro", "prepare")
         run(root, "-m", "dvc", "repro", "probe")  # compiles bytecode, fetches files
         found = layers(root, options.rounds)
-        output = best_of(options.rounds, lambda: run(root, "-c", PARTS, str(root))).output
+        output = median_of(options.rounds, lambda: run(root, "-c", PARTS, str(root))).output
         parts = [(line.split("\t")[0], float(line.split("\t")[1])) for line in output.splitlines() if "\t" in line]
         saves, report = checkpoints(Path(temporary), options.rounds), logging_of_a_step(Path(temporary))
     adds = show(found, parts, console)
