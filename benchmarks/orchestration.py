@@ -9,6 +9,9 @@ forked from warm processes: all from the question what the stage needs to its en
 of the rounds; processor seconds, which other programs affect less, are beside them. Then: restoring a finished stage, both commands
 with nothing to do, a checkpoint by size, and the logging of a step. The fraction uses the durations in mlflow.db, where the default
 pipeline has run. Takes about three minutes.
+
+`orchestration_pipeline.py` runs the whole pipeline one stage after the other and scheduled, `orchestration_cluster.py` the graph on
+a Ray cluster of four nodes.
 """
 
 import argparse
@@ -22,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,8 +133,8 @@ class Took:
     output: str = ""
 
 
-def copy_of_the_checkout(folder: Path) -> Path:
-    """The files of this checkout at tiny sizes, committed, without results."""
+def copy_of_the_checkout(folder: Path, changes: Mapping[str, Any]) -> Path:
+    """The files of this checkout with these changes of params.yaml, committed, without results."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
     for name in filter(None, names):
@@ -143,7 +146,7 @@ def copy_of_the_checkout(folder: Path) -> Path:
         subprocess.run(["git", *command], cwd=folder, check=True)
     from pipelines import presets
 
-    presets.edit(folder / "params.yaml", TINY)
+    presets.edit(folder / "params.yaml", changes)
     return folder
 
 
@@ -292,7 +295,7 @@ def main() -> None:
     options = parser.parse_args()
     console = TableConsole()
     with tempfile.TemporaryDirectory(prefix="orchestration-") as temporary:
-        root = copy_of_the_checkout(Path(temporary) / "checkout")
+        root = copy_of_the_checkout(Path(temporary) / "checkout", TINY)
         run(root, "-m", "dvc", "repro", "prepare")
         run(root, "-m", "dvc", "repro", "probe")  # compiles bytecode, fetches files
         found = layers(root, options.rounds)

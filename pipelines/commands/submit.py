@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> None:
 
 COMMAND = Command(
     "submit",
-    "run the whole `dvc repro` as one Ray job, and bring its results here",
+    "run the whole pipeline on a Ray cluster, as a job, and bring its results here",
     run,
     add_options,
     interrupt_on_sigterm=True,

@@ -1,4 +1,4 @@
-"""Stages as Ray jobs (`compute.backend: job`), and a whole `dvc repro` as one job (`python -m pipelines submit`).
+"""Stages as Ray jobs (`compute.backend: job`), and a whole pipeline as a job (`python -m pipelines submit`).
 
     here                                          storage                          the cluster
     submitter.py  inputs, once per content   ->   inputs/<digest>/

@@ -1,8 +1,8 @@
-"""`python -m pipelines submit`: a whole `dvc repro` as one Ray job.
+"""`python -m pipelines submit`: the whole pipeline as a Ray job.
 
-A frozen copy of the checkout is uploaded to the cluster, where `pipelines.jobs.repro_job` runs `dvc repro` in the shared folder,
-with one DVC cache and one scratch root for all such jobs. Afterwards `dvc.lock` and the metrics are fetched, and `dvc pull` fetches
-the outputs. The same checkout submitted again is the same job.
+A frozen copy of the checkout is uploaded to the cluster, where `pipelines.jobs.repro_job` runs `python -m pipelines repro` in the
+shared folder, with one DVC cache and one scratch root for all such jobs. Afterwards `dvc.lock` and the metrics are fetched, and
+`dvc pull` fetches the outputs. The same checkout submitted again is the same job.
 """
 
 import os
@@ -37,7 +37,7 @@ DAY = 86_400.0
 
 
 def submit(workspace: Workspace, stage: str | None = None) -> None:
-    """Run `dvc repro`, of everything or of `stage` and what it needs, on the cluster, and bring the results here.
+    """Run everything, or `stage` and what it needs, on the cluster, and bring the results here.
 
     Raises ParameterError, InfrastructureError, StageFailedError (130: the job was stopped) or KeyboardInterrupt, as a stage does.
     """

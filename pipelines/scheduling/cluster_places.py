@@ -13,8 +13,7 @@ from pipelines.errors import InfrastructureError
 from pipelines.graph import StageRun
 from pipelines.jobs.dashboard import Cluster, ClusterAwayError, Node, ResourceRequest, dashboard_address, resources_for
 from pipelines.params import Parameters
-from pipelines.records.stage_record import ray_ids
-from pipelines.scheduling.places import LocalPlaces, Places, ray_workers
+from pipelines.scheduling.places import LocalPlaces, Places, in_ray_job, ray_workers
 
 LOOK_SECONDS = 10.0
 """Between two looks at the cluster's nodes, which come and go."""
@@ -41,9 +40,9 @@ class ClusterPlaces:
     ) -> None:
         self.params = params
         self.jobs = jobs
-        self.local = LocalPlaces(params, jobs)
-        self.reserved = 1 if ray_ids().get("submission") else 0
+        self.reserved = 1 if in_ray_job() else 0
         """Bundles of the job that this process is itself, in a submitted pipeline."""
+        self.local = LocalPlaces(params, None if self.reserved else jobs)
         self._connect, self._clock = connect, clock
         self._cluster: Cluster | None = None
         self._nodes: list[Node] = []
@@ -68,8 +67,8 @@ class ClusterPlaces:
             return True
         if self.jobs and len(there) >= self.jobs:
             return False
-        free = self._total() - self.reserved - sum(map(self._bundles, there))
-        return free >= (1 if self._grows else self._bundles(run))
+        free = self._total() - self.reserved - sum(map(self.bundles, there))
+        return free >= (1 if self._grows else self.bundles(run))
 
     def environment(self, run: StageRun, running: Sequence[StageRun]) -> dict[str, str]:
         return {} if run.stage.heavy else self.local.environment(run, _light(running))
@@ -97,7 +96,7 @@ class ClusterPlaces:
         need = resources_for(False, self.params.compute, self._nodes)
         return sum(bundles_on(node.resources, need.cpus, need.gpus) for node in self._nodes)
 
-    def _bundles(self, run: StageRun) -> int:
+    def bundles(self, run: StageRun) -> int:
         """Return how many bundles `run` takes: with `min_workers`, as large a group as the cluster holds."""
         if not (run.stage.trains and self.params.compute.workers):
             return (

@@ -8,6 +8,7 @@ from components.errors import ParameterError
 from pipelines.engine.ray_cluster import is_joined
 from pipelines.graph import StageRun
 from pipelines.params import Parameters
+from pipelines.records.stage_record import ray_ids
 from pipelines.scheduling.gpus import usable_gpus
 from pipelines.threads.cores import usable_cores
 
@@ -32,18 +33,24 @@ def ray_workers(run: StageRun, params: Parameters) -> int:
     return params.compute.workers if run.stage.trains else 0
 
 
+def in_ray_job() -> bool:
+    """Return whether this process is a Ray job."""
+    return bool(ray_ids().get("submission"))
+
+
 class LocalPlaces:
     """This machine: `jobs` places of `compute.threads` threads each, and each GPU for one stage at a time.
 
     A stage that starts Ray workers here counts them in place of itself, as it waits for them. Workers on a cluster that this
     machine has joined (RAY_ADDRESS) take nothing here; as the size of that cluster is not known, one such stage runs at a time.
+    A Ray job (a submitted pipeline) has reserved the cores of one stage, and not this machine.
     """
 
     def __init__(self, params: Parameters, jobs: int | None = None) -> None:
         if jobs is not None and jobs < 1:
             raise ParameterError(f"--jobs {jobs}: must be at least 1")
         self.params = params
-        self.jobs = jobs or max(1, usable_cores() // params.compute.threads)
+        self.jobs = jobs or (1 if in_ray_job() else max(1, usable_cores() // params.compute.threads))
         self.gpus = usable_gpus() if params.compute.device != "cpu" else ()
         self._given: dict[str, list[str]] = {}  # address -> GPUs
 

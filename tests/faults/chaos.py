@@ -2,11 +2,13 @@
 
     python tests/faults/chaos.py [--kills 50] [--seed 0] [--minutes 60] [--stages taca_train@taca ...] [--calm FOLDER]
 
-The smoke pipeline (or the named stages, with all they need) runs in a checkout of its own. Whenever a kill -9 has ended `dvc
-repro`, it is started again, until every stage is done and no kill is left; a pipeline that is done with kills left starts over in a
-fresh checkout. Then everything is compared with an undisturbed run: the hash of each output in dvc.lock, and in MLflow each point
-of each curve and each final number. `--calm` is the checkout of an undisturbed smoke run of the same code, as `make smoke`
-leaves it; without a fitting one it is made first. Ends with 0 only if nothing differs, nothing is lost and nothing is doubled.
+The smoke pipeline (or the named stages, with all they need) runs in a checkout of its own. Whenever kills have ended `python -m
+pipelines repro`, or a stage of it, it is started again, until every stage is done and no kill is left; a pipeline that is done with
+kills left starts over in a fresh checkout. Victims are the scheduler, the scheduler while it writes dvc.lock ("recorder"), the warm
+processes, runners, workers, their keepers, and Ray's processes. Then everything is compared with an undisturbed run: each entry of
+dvc.lock, and in MLflow each point of each curve, each final number and how each run has ended. `--calm` is the checkout of an
+undisturbed smoke run of the same code, as `make smoke` leaves it; without a fitting one it is made first. Ends with 0 only if
+nothing differs, nothing is lost and nothing is doubled.
 """
 
 import argparse
@@ -31,6 +33,18 @@ MARK = "PIPELINES_CHAOS"
 """In the environment of every process of one run, whatever session or parent it has."""
 PAUSE = (1.0, 24.0)
 """Seconds between a start and a kill, or between two kills: long enough on average for a stage to get further than it was."""
+SCHEDULER, RECORDER = "scheduler", "recorder"
+WRITTEN = ".dvc.lock.*.tmp"
+"""The file that becomes dvc.lock."""
+RECORD_SECONDS = 90.0
+"""How long a kill waits for the next write of dvc.lock."""
+SIGNS = (
+    ("worker", "pipelines.engine.worker"),
+    ("warm", "pipelines.engine.warm"),
+    ("runner", "pipelines.scheduling.stage_runner"),
+    (SCHEDULER, "pipelines repro"),
+)
+"""A kind of process, and what its command line holds."""
 
 
 @dataclass
@@ -104,22 +118,14 @@ def family(root: Path) -> list[psutil.Process]:
 
 
 def role(process: psutil.Process) -> str:
-    if process.name().startswith("stage-"):  # forked by the warm process, whose command line it has
+    if process.name().startswith("stage-"):  # forked by a warm process, whose command line it has
         return process.name().removeprefix("stage-")
     words = " ".join(process.cmdline())
-    for name, sign in (
-        ("worker", "pipelines.engine.worker"),
-        ("warm", "pipelines.engine.warm"),
-        ("runner", "pipelines run"),
-        ("dvc", "dvc"),
-        ("dvc", " repro"),
-    ):
-        if sign in words and "-c python" not in words:
-            return name
-    return "ray" if "ray" in words.lower() else "shell"
+    kinds = [name for name, sign in SIGNS if sign in words]
+    return kinds[0] if kinds else "ray" if "ray" in words.lower() else "other"
 
 
-def kill_one(root: Path, chance: random.Random) -> str | None:
+def kill_one(root: Path, chance: random.Random, scheduler: subprocess.Popen[str]) -> str | None:
     """kill -9 a process, each kind as likely as every other. Returns its kind, or None when there was none."""
     kinds: dict[str, list[psutil.Process]] = {}
     for process in family(root):
@@ -129,12 +135,25 @@ def kill_one(root: Path, chance: random.Random) -> str | None:
             continue
     if not kinds:
         return None
-    kind = chance.choice(sorted(kinds))
+    kind = chance.choice(sorted({*kinds, RECORDER}))
+    if kind == RECORDER:
+        return kind if kill_while_it_writes(root, scheduler) else None
     try:
         chance.choice(kinds[kind]).send_signal(signal.SIGKILL)
     except psutil.NoSuchProcess:
         return None
     return kind
+
+
+def kill_while_it_writes(root: Path, scheduler: subprocess.Popen[str]) -> bool:
+    """kill -9 the scheduler in the middle of its next write of dvc.lock. Returns False if it wrote nothing in RECORD_SECONDS."""
+    left, deadline = set(root.glob(WRITTEN)), time.monotonic() + RECORD_SECONDS  # by those that were killed before
+    while scheduler.poll() is None and time.monotonic() < deadline:
+        if set(root.glob(WRITTEN)) - left:
+            scheduler.kill()
+            return True
+        time.sleep(0.002)
+    return False
 
 
 def disturbed(root: Path, stages: list[str], kills: int, chance: random.Random, count: Count, deadline: float) -> None:
@@ -150,7 +169,7 @@ def disturbed(root: Path, stages: list[str], kills: int, chance: random.Random, 
                     f"out of time; the last words in {root / '.output'}:\n{(root / '.output').read_text()[-2000:]}"
                 )
             if left and time.monotonic() > next_kill:
-                if kind := kill_one(root, chance):
+                if kind := kill_one(root, chance, process):
                     left -= 1
                     count.kills[kind] += 1
                     print(f"kill {count.spent}: {kind}", flush=True)
@@ -199,20 +218,28 @@ def tracked_points(root: Path, stage: str, names: set[str]) -> tuple[list[tuple[
     return sorted(points), [run.info.status for run in runs]
 
 
-def hashes(root: Path) -> dict[str, dict[str, str]]:
-    lock = yaml.safe_load((root / "dvc.lock").read_text())["stages"]
-    return {stage: {out["path"]: out["md5"] for out in entry["outs"]} for stage, entry in lock.items()}
+def recorded(root: Path) -> dict[str, dict[str, list[object]]]:
+    """Entries of dvc.lock by stage."""
+    return dict(yaml.safe_load((root / "dvc.lock").read_text())["stages"])
+
+
+def pipeline_endings(root: Path) -> list[str]:
+    """How the pipeline's own runs in MLflow have ended."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("crossmodal-pipelines")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.level = 'pipeline'")
+    return [run.info.status for run in runs]
 
 
 def compare(root: Path, calm: Path) -> list[str]:
     """What differs between a disturbed run and the undisturbed one, a line each."""
-    found, there = hashes(root), hashes(calm)
-    problems = [
-        f"{stage}: {path} differs"
-        for stage in found
-        for path, md5 in found[stage].items()
-        if there[stage].get(path) != md5
-    ]
+    found, there = recorded(root), recorded(calm)
+    problems = [f"{stage}: its entry in dvc.lock differs" for stage in found if there.get(stage) != found[stage]]
+    if (endings := pipeline_endings(root)) != ["FINISHED"]:
+        problems.append(f"the pipeline: runs ended as {endings}")
     expected = expected_points(calm)
     for stage in found:
         points, endings = tracked_points(root, stage, {name for name, _, _ in expected[stage]})
@@ -227,7 +254,7 @@ def compare(root: Path, calm: Path) -> list[str]:
 def undisturbed(given: Path, folder: Path, stages: list[str]) -> Path:
     """A checkout in which the pipeline has run without a kill: the given one if it fits, else a new one."""
     if (given / "dvc.lock").is_file():
-        fresh, done = checkout(folder / "disturbed"), hashes(given)
+        fresh, done = checkout(folder / "disturbed"), recorded(given)
         same = (given / "params.yaml").read_bytes() == (fresh / "params.yaml").read_bytes()
         if same and sources(given) == sources(ROOT) and all(stage in done for stage in stages):
             return given
@@ -265,8 +292,9 @@ def main() -> int:
             process.kill()
     for problem in problems:
         print(problem)
-    outputs = sum(len(outs) for outs in hashes(root).values())
-    numbers = sum(len(points) for stage, points in expected_points(calm).items() if stage in hashes(root))
+    stages = recorded(root)
+    outputs = sum(len(stages[stage]["outs"]) for stage in stages)
+    numbers = sum(len(points) for stage, points in expected_points(calm).items() if stage in stages)
     by_kind = ", ".join(f"{kind} {number}" for kind, number in sorted(count.kills.items()))
     print(
         f"{count.spent} kills survived ({by_kind}) in {count.starts} starts of {count.rounds} pipeline(s); "

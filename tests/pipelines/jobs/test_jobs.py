@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import yaml
 
@@ -514,14 +516,88 @@ def test_the_command_by_hand_says_what_the_client_would():
     )
 
 
-@pytest.mark.slow
-def test_a_stage_that_fails_in_a_whole_run_gives_its_own_code(tmp_path, capsys):
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
-    (tmp_path / "dvc.yaml").write_text("stages:\n  good:\n    cmd: 'true'\n  bad:\n    cmd: exit 3\n")
-    assert repro_job.repro(tmp_path, ["good"]) == 0
-    assert repro_job.repro(tmp_path, ["bad"]) == 3
-    assert "exited with 3" in capsys.readouterr().out
+SCHEDULER = """
+import os, signal, sys, time
+print(sys.argv[1:], os.environ["PIPELINES_COMPUTE__BACKEND"], flush=True)
+if sys.argv[2] == "long":
+    def stop(number, frame):
+        time.sleep(0.3)
+        print("saved", flush=True)
+        sys.exit(130)
+    signal.signal(signal.SIGTERM, stop)
+    open("started", "w").close()
+    time.sleep(30)
+if sys.argv[2] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[2] == "early":
+    os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(int(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def checkout_of_a_job(tmp_path):
+    """A checkout whose `python -m pipelines` is SCHEDULER."""
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines/__init__.py").touch()
+    (tmp_path / "pipelines/__main__.py").write_text(SCHEDULER)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("target", "code"), [("0", 0), ("3", 3), ("75", 75), ("killed", 137), ("early", 130)])
+def test_a_whole_run_ends_with_the_code_of_the_scheduler(checkout_of_a_job, target, code, capfd):
+    assert repro_job.repro(checkout_of_a_job, [target], {"PIPELINES_COMPUTE__BACKEND": "job"}) == code
+    assert f"['repro', '{target}'] job" in capfd.readouterr().out
+
+
+def test_a_whole_run_that_is_stopped_waits_for_the_scheduler_to_save(checkout_of_a_job, capfd):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop_all() -> None:  # as Ray does it
+        while not (checkout_of_a_job / "started").exists():
+            time.sleep(0.02)
+        for process in (psutil.Process(), *psutil.Process().children()):
+            process.send_signal(signal.SIGTERM)
+
+    threading.Thread(target=stop_all, daemon=True).start()
+    assert repro_job.repro(checkout_of_a_job, ["long"], {"PIPELINES_COMPUTE__BACKEND": "job"}) == 130
+    assert "saved" in capfd.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "grows", "as_jobs"),
+    [(0, 2, False, False), (0, 4, False, True), (2, 4, False, False), (2, 6, False, True), (0, 0, True, True)],
+)
+def test_heavy_stages_of_a_whole_run_are_jobs_where_one_fits_beside_it(
+    tmp_path, storage, monkeypatch, workers, cpus, grows, as_jobs
+):
+    document = yaml.safe_load((ROOT / "params.yaml").read_text())
+    document["compute"] |= {"workers": workers, "threads": 2}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
+    nodes = [Node("a", "10.0.0.1", {"CPU": float(cpus)})]
+    cluster = SimpleNamespace(address="http://10.0.0.1:8265", nodes=lambda: nodes, grows=lambda: grows)
+    monkeypatch.setattr(repro_job, "own_dashboard", lambda: cluster.address)
+    monkeypatch.setattr(repro_job, "Cluster", lambda address: cluster)
+    expected = {
+        "PIPELINES_COMPUTE__BACKEND": "job",
+        "PIPELINES_COMPUTE__ADDRESS": cluster.address,
+        "PIPELINES_COMPUTE__STORAGE": storage.url,
+    }
+    assert repro_job.stages_as_jobs(tmp_path, storage) == (expected if as_jobs else {})
+
+
+def test_a_job_that_does_not_find_its_dashboard_runs_the_stages_itself(tmp_path, storage, monkeypatch, capsys):
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+
+    def away() -> str:
+        raise InfrastructureError("this cluster's dashboard is not found")
+
+    monkeypatch.setattr(repro_job, "own_dashboard", away)
+    assert repro_job.stages_as_jobs(tmp_path, storage) == {}
+    warning = capsys.readouterr().err
+    assert "all stages run in this job, one after the other" in warning
+    assert warning.count("\n") == 1
 
 
 def test_a_copy_is_laid_into_the_shared_folder_once_and_with_its_raw_data(tmp_path):

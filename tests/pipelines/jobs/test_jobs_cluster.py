@@ -328,7 +328,8 @@ def test_a_whole_repro_as_one_job_leaves_a_checkout_that_is_up_to_date(
 
     checkout = copy_of_the_checkout(tmp_path / "checkout")
     (checkout / "dvc.lock").unlink()
-    presets.edit(checkout / "params.yaml", TINY_PEOPLE)
+    short = {"steps": 5, "batch": 16, "report_every": 5, "checkpoint_every": 5}
+    presets.edit(checkout / "params.yaml", {**TINY_PEOPLE, "probe": {"training": short}})
     environment = {
         **cluster.environment,
         "PIPELINES_COMPUTE__ADDRESS": cluster.address,
@@ -347,7 +348,7 @@ def test_a_whole_repro_as_one_job_leaves_a_checkout_that_is_up_to_date(
     assert "the workers of train_parity beside it, can never give 3 x (1 CPUs)" in refused.stderr
     assert not any(name.startswith("repro-") for name in cluster.jobs())
 
-    submitted = command("pipelines", "submit", "--stage", "prepare")
+    submitted = command("pipelines", "submit", "--stage", "probe")  # which is a job beside the scheduler's
     assert submitted.returncode == 0, submitted.stderr + submitted.stdout
     assert "ray job submit --address" in submitted.stdout
     assert json.loads((checkout / "metrics/prepare/all.json").read_text())["records"] == 80
@@ -356,8 +357,19 @@ def test_a_whole_repro_as_one_job_leaves_a_checkout_that_is_up_to_date(
     (run,) = client.search_runs([experiment.experiment_id], "tags.`pipelines.stage` = 'prepare'")
     head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=checkout, text=True).strip()
     assert (run.data.tags["git.revision"], run.data.tags["git.dirty"]) == (head, "true")
-    repeated = command("dvc", "repro", "prepare")
+    repeated = command("dvc", "repro", "probe")
     assert repeated.returncode == 0, repeated.stderr
     assert "Running stage" not in repeated.stdout
-    jobs = [name for name in cluster.jobs() if name.startswith("repro-")]
-    assert jobs == [re.findall(r"--submission-id (\S+)", submitted.stdout)[0]]
+    (whole,) = re.findall(r"--submission-id (\S+)", submitted.stdout)
+    before = cluster.jobs()
+    assert [name for name in before if name.startswith("repro-")] == [whole]
+    (trained,) = client.search_runs([experiment.experiment_id], "tags.`pipelines.stage` = 'probe'")
+    assert before[trained.data.tags["ray.submission"]] == "SUCCEEDED"
+
+    again = command("pipelines", "submit", "--stage", "probe")  # the same job, which has finished
+    assert again.returncode == 0, again.stderr
+    assert cluster.jobs() == before
+
+    presets.edit(checkout / "params.yaml", {"probe": {"training": {"batch": 4096}}})  # more than there are pictures
+    failed = command("pipelines", "submit", "--stage", "probe")
+    assert failed.returncode == 2, failed.stderr + failed.stdout

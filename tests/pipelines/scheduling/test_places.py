@@ -225,6 +225,8 @@ def test_the_job_that_schedules_is_counted(chosen, monkeypatch):
     assert where.fits(ARMS[0], [])
     assert not where.fits(ARMS[1], [ARMS[0]])  # 1 + 2 + 2
     assert not where.fits(PARITY, [ARMS[0]])  # whose workers join this cluster
+    assert not where.fits(LIGHT, [LIGHT])  # it has reserved no more cores here
+    assert how_many(LocalPlaces(where.params), graph.all_runs()) == 1
     assert where.fits(PARITY, [DRAWING])
     with pytest.raises(InfrastructureError, match=r"beside this job itself can never give 3 x"):
         on(FakeCluster({"CPU": 2}), chosen, workers=2).fits(ARMS[0], [])
