@@ -1,7 +1,7 @@
 """What a person sees of stages that run at once.
 
 A line with the time when a stage starts and ends. Meanwhile on a terminal a live table, elsewhere (a file, a pipe, CI) a line every
-half minute; in the end a table of what has failed, what was not run, and what was done.
+half minute; in the end a table of what has failed, was not run, was found and was done.
 """
 
 import sys
@@ -19,12 +19,15 @@ from rich.text import Text
 from pipelines.errors import DONE
 from pipelines.graph import StageRun
 from pipelines.redaction import without_secrets
+from pipelines.scheduling.needs import Need
 from pipelines.scheduling.parts import Result, State, Summary
 from pipelines.scheduling.progress import Steps
 from pipelines.terminal.console import TableConsole
 
 REFRESH_SECONDS = 0.5
 HEARTBEAT_SECONDS = 30.0
+MAIN_PHASE = "main"
+"""The phase of a stage that has no others."""
 TAIL_LINES = 15
 """Lines of a stage's log that are shown when it has failed."""
 STYLES = {
@@ -81,9 +84,7 @@ class LiveView:
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:  # refreshed by `waiting`: no thread
-            self._live = Live(
-                console=self.console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
-            )
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
         return self
 
@@ -102,12 +103,11 @@ class LiveView:
         row = self._rows.pop(run.address, None)
         again = run.address in self._results
         self._results[run.address] = result
-        text = f"{run.address} {result.state}"
-        if result.state in (State.DONE, State.FAILED, State.STOPPED) and row:
-            text += f" after {duration(result.seconds)}"
-        self._line(
-            f"{text}{': ' if result.reason else ''}{without_secrets(result.reason)}", STYLES.get(result.state, "")
-        )
+        if result.state is State.NOT_RUN or _is_unchanged(result):
+            return  # the table in the end has it
+        after = f" after {duration(result.seconds)}" if row else ""
+        reason = f": {without_secrets(result.reason)}" if result.reason else ""
+        self._line(f"{run.address} {result.state}{after}{reason}", STYLES[result.state])
         if result.state is State.FAILED and row and not again:
             for line in row.stage.tail(TAIL_LINES):
                 self.console.print(Text(f"    {without_secrets(line)}", style="dim"), soft_wrap=True)
@@ -130,26 +130,28 @@ class LiveView:
             )
 
     def summarise(self, summary: Summary) -> None:
-        """Print how every stage has ended, failures first, as a table; one line when nothing had to be done."""
-        by_state = {state: [r for r in self.runs if summary.results[r.address].state is state] for state in State}
-        if len(by_state[State.FOUND]) == len(self.runs):
-            self.console.print(f"{_count(len(self.runs), 'stage')} up to date")
+        """Print how the stages have ended, failures first, as a table; those that were up to date are counted."""
+        results = [(run, summary.results[run.address]) for run in self.runs]
+        shown = [(run, result) for run, result in results if not _is_unchanged(result)]
+        unchanged = len(results) - len(shown)
+        if not shown:
+            self.console.print(f"{unchanged} stage{'' if unchanged == 1 else 's'} up to date")
             return
         table = Table(title_justify="left")
-        table.add_column("stage")
-        table.add_column("")
-        table.add_column("time", justify="right")
-        table.add_column("")
-        for state in (State.FAILED, State.STOPPED, State.NOT_RUN, State.DONE):
-            for run in by_state[state]:
-                result = summary.results[run.address]
-                seconds = duration(result.seconds) if result.seconds else ""
-                reason = escape(without_secrets(result.reason))
-                table.add_row(escape(run.address), Text(state, STYLES[state]), seconds, reason)
+        for heading in ("stage", "", "time", ""):
+            table.add_column(heading, justify="right" if heading == "time" else "left")
+        for state in (State.FAILED, State.STOPPED, State.NOT_RUN, State.FOUND, State.DONE):
+            for run, result in shown:
+                if result.state is state:
+                    seconds = duration(result.seconds) if result.seconds >= 1 else ""
+                    reason = escape(without_secrets(result.reason))
+                    table.add_row(escape(run.address), Text(state, STYLES[state]), seconds, reason)
         self.console.print(table)
-        counts = ", ".join(f"{len(found)} {state}" for state, found in by_state.items() if found)
+        states = [result.state for _, result in shown]
+        counts = [f"{states.count(state)} {state}" for state in State if state in states]
+        counts += [f"{unchanged} unchanged"] if unchanged else []
         again = "" if summary.exit_code == DONE else "; the same command goes on from here"
-        self.console.print(f"{counts} in {duration(self._clock() - self._began)}{again}")
+        self.console.print(f"{', '.join(counts)} in {duration(self._clock() - self._began)}{again}", soft_wrap=True)
 
     def _line(self, text: str, style: str = "") -> None:
         """Print a line with the time, above the live table."""
@@ -168,9 +170,15 @@ class LiveView:
         if steps is None:
             left = max(0.0, expected - gone) if expected else None
             return duration(gone), "", "", f"about {duration(left)} left" if left else ""
+        phase = "" if steps.phase == MAIN_PHASE else f"{steps.phase}: "
         total = f" of {steps.total}" if steps.total else ""
         rate = f"{steps.rate:.3g}/s" if steps.rate else ""
-        return duration(gone), f"step {steps.step}{total}", rate, f"{duration(steps.left)} left" if steps.left else ""
+        return (
+            duration(gone),
+            f"{phase}step {steps.step}{total}",
+            rate,
+            f"{duration(steps.left)} left" if steps.left else "",
+        )
 
     def _table(self, now: float) -> Group:
         """The running stages, one row each, and below them how many stages stand how, with their names."""
@@ -201,5 +209,5 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _is_unchanged(result: Result) -> bool:
+    return result.state is State.FOUND and result.reason == Need.UNCHANGED

@@ -17,8 +17,9 @@ RATE_REPORTS = 10
 
 @dataclass(frozen=True)
 class Steps:
-    """A step of `total` in the present phase (None where that is not known), steps per second, and seconds left."""
+    """A step of `total` in the present phase (None where that is not known), and steps per second."""
 
+    phase: str
     step: int
     total: int | None
     rate: float | None
@@ -60,10 +61,10 @@ class StageProgress:
         if not self._phases:
             return None
         number = len(self._phases) - 1
-        reports = list(self._phases.values())[number]
+        phase, reports = list(self._phases.items())[number]
         (first, began), (last, now) = reports[0], reports[-1]
         total = self._totals[min(number, len(self._totals) - 1)] if self._totals else None
-        return Steps(last, total, (last - first) / (now - began) if now > began else None)
+        return Steps(phase, last, total, (last - first) / (now - began) if now > began else None)
 
     def _folder(self) -> Path | None:
         """Return the scratch folder that the runner works in."""

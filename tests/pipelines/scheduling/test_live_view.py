@@ -45,7 +45,7 @@ def printed(view: LiveView) -> str:
 
 def test_a_file_gets_lines_with_times_and_something_every_half_minute():
     clock = Clock()
-    view = view_on(Console(file=io.StringIO(), width=300), clock, Steps(120, 400, 2.0))
+    view = view_on(Console(file=io.StringIO(), width=300), clock, Steps("main", 120, 400, 2.0))
     with view:
         view.started(RUNS[1], stage())
         for _ in range(100):
@@ -63,9 +63,9 @@ def test_a_file_gets_lines_with_times_and_something_every_half_minute():
 def test_a_terminal_shows_how_far_each_stage_is_and_how_many_stand_how():
     clock = Clock()
     console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
-    view = view_on(console, clock, Steps(120, 400, 2.0))
+    view = view_on(console, clock, Steps("main", 120, 400, 2.0))
     with view:
-        view.ended(RUNS[0], Result(State.FOUND, reason="unchanged"))
+        view.ended(RUNS[0], Result(State.FOUND, reason="in DVC's cache"))
         view.started(RUNS[1], stage())
         clock.now += 42
         view.waiting()
@@ -96,19 +96,21 @@ def test_the_end_says_what_failed_what_was_not_run_and_what_was_done():
         Result(State.STOPPED, 9.0, "report: paused at step 3: run again to resume"),
     ]
     view.summarise(Summary({run.address: result for run, result in zip(RUNS, results, strict=True)}, 3))
-    rows = [line for line in printed(view).splitlines() if "@" in line or "report" in line or "curate" in line]
-    assert [row.split()[1] for row in rows] == ["taca_train@taca", "report", "curate", "taca_train@lora"]
+    rows = [line for line in printed(view).splitlines() if line.startswith("│")]
+    assert [row.split()[1] for row in rows] == ["taca_train@taca", "report", "curate", "index", "taca_train@lora"]
     assert "data/raw: not there" in rows[0]
     assert (
         printed(view)
         .splitlines()[-1]
-        .startswith("1 done, 2 found, 1 failed, 1 stopped, 1 not run in 0:00; the same command")
+        .startswith("1 done, 1 found, 1 failed, 1 stopped, 1 not run, 1 unchanged in 0:00; the same")
     )
 
 
 def test_a_no_op_is_one_line():
     view = view_on(Console(file=io.StringIO()), Clock())
     view.summarise(Summary({run.address: Result(State.FOUND, reason="unchanged") for run in RUNS}))
+    for run in RUNS:
+        view.ended(run, Result(State.FOUND, reason="unchanged"))
     assert printed(view) == "6 stages up to date\n"
 
 
@@ -138,15 +140,15 @@ def test_progress_is_that_of_the_runners_own_folder_phase_and_attempt(home, monk
     for step in (10, 20, 30):
         now += 5
         log.append("vae", step, {"loss": 1.0})
-    assert progress.read() == Steps(30, section.autoencoder.steps, 2.0)
+    assert progress.read() == Steps("vae", 30, section.autoencoder.steps, 2.0)
     log.append("flow", 10, {"loss": 1.0})
-    assert progress.read() == Steps(10, section.training.steps, None)
+    assert progress.read() == Steps("flow", 10, section.training.steps, None)
     log.take_back("flow", 0)
     for step in (5, 10):
         now += 1
         log.append("flow", step, {"loss": 1.0})
     found = progress.read()
-    assert found == Steps(10, section.training.steps, 5.0)
+    assert found == Steps("flow", 10, section.training.steps, 5.0)
     assert found.left == (section.training.steps - 10) / 5
     assert StageProgress(find("base_model"), 99, home, params).read() is None
 
