@@ -169,7 +169,7 @@ def compare(workspace: Workspace, options: argparse.Namespace) -> int:
     """Measure and print what was asked for; return the exit code."""
     threads = params.load(workspace.path("params.yaml")).compute.threads
     runs = [graph.find(name) for name in options.stages] if options.stages else longest(workspace)
-    few, many = _two_numbers(options.threads) if options.threads else (threads, threads)
+    few, many = two_numbers(options.threads) if options.threads else (threads, threads)
     if (cores := usable_cores()) < max(threads, many):
         raise ParameterError(f"{max(threads, many)} threads: this process may use {cores} cores")
     if others := [run.address for run in runs if not run.stage.heavy]:
@@ -205,7 +205,7 @@ def compare(workspace: Workspace, options: argparse.Namespace) -> int:
     return int(worst > MAX_RATIO)
 
 
-def _two_numbers(given: list[int]) -> tuple[int, int]:
+def two_numbers(given: list[int]) -> tuple[int, int]:
     few, many = (given[0], given[-1])
     if len(given) != 2 or not 0 < few < many or many % few:
         raise ParameterError(

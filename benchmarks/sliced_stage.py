@@ -18,14 +18,8 @@ from pipelines.graph import StageRun
 from pipelines.schema.reading import read_yaml
 from pipelines.threads.settings import OPENMP_WAITING, thread_settings
 
-CHANGES: Mapping[str, Mapping[str, int]] = {
-    "base_model": {"base_model.autoencoder.steps": 1},
-    "gadms_pretrain": {"gadms_pretrain.method.warmup_steps": 0},
-    "gadms_finetune": {"gadms_finetune.method.warmup_steps": 0},
-}
-"""Parameters with which a stage begins with the steps that it takes longest for."""
-PHASES = {"base_model": "flow"}
-"""Training whose steps count, of a stage with several."""
+MASKED_AT_ONCE = ("gadms_pretrain", "gadms_finetune")
+"""Stages whose slices have no contrastive steps before: steps that mask words take longest."""
 
 
 class SlicedStage:
@@ -92,7 +86,7 @@ def serve(root: Path, run: StageRun, threads: int) -> None:
             return SlicedContext(self.scratch, **options, phase=name, quiet=quiet)
 
         def stop_requested(self) -> bool:
-            return self._phase == PHASES.get(run.stage.name, self._phase) and next_step()
+            return next_step()
 
         def save(self, state: Mapping[str, Any], step: int) -> None:
             super().save(state, step)
@@ -100,9 +94,8 @@ def serve(root: Path, run: StageRun, threads: int) -> None:
                 raise StopRequested
 
     document = read_yaml(root / "params.yaml")
-    for key, value in CHANGES.get(run.stage.name, {}).items():
-        section, name, last = key.split(".")
-        document[section][name][last] = value
+    if run.stage.name in MASKED_AT_ONCE:
+        document[run.stage.name]["method"]["warmup_steps"] = 0
     chosen = params.from_document(document, "params.yaml")
     options: dict[str, Any] = {"seed": chosen.seed, "arm": run.arm, "device": torch.device("cpu")}
     with tempfile.TemporaryDirectory() as folder:
