@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.engine.ray_cluster import set_ray_defaults
-from pipelines.engine.warm import WARM, start_warm_process
+from pipelines.engine.warm import start_warm_process
 from pipelines.threads.cores import usable_cores, warn_of_too_many_threads
 from pipelines.threads.settings import OPENMP_WAITING, thread_settings, waiting_settings
 
@@ -154,12 +154,9 @@ def test_rays_processes_on_this_machine_wait_so(nothing_chosen, monkeypatch):
     assert "GOMP_SPINCOUNT" in os.environ
 
 
-def test_the_process_whose_libraries_workers_inherit_waits_so(nothing_chosen, monkeypatch):
-    monkeypatch.setenv(WARM, "")  # restored afterwards
-    descriptor = start_warm_process(2)
-    (process,) = [
-        child for child in psutil.Process().children() if os.environ[WARM].partition(":")[2] in child.cmdline()
-    ]
+def test_the_processes_whose_libraries_others_inherit_wait_so(nothing_chosen):
+    address, descriptor = start_warm_process("workers", 2)
+    (process,) = [child for child in psutil.Process().children() if address in child.cmdline()]
     try:
         assert thread_settings(2).items() <= process.environ().items()
     finally:
