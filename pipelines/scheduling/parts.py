@@ -41,8 +41,14 @@ class RunningStage(Protocol):
     """The process of a stage run."""
 
     @property
+    def pid(self) -> int: ...
+
+    @property
     def log(self) -> Path:
         """The file with its output."""
+
+    def tail(self, lines: int) -> list[str]:
+        """Return the last lines of its output."""
 
     def poll(self) -> int | None:
         """Return the exit code, or None while it runs."""

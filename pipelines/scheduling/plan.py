@@ -98,6 +98,8 @@ def _named(targets: Iterable[str]) -> list[StageRun]:
         name = target.removeprefix("dvc.yaml:")
         if name == "dvc.yaml":
             return all_runs()
+        if ":" in name or "/" in name:
+            raise ParameterError(f"{target}: only stages of dvc.yaml are run here: use `dvc repro {target}`")
         found += runs_of(stages[name]) if name in stages else [find(name)]
     return found or all_runs()
 

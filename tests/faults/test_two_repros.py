@@ -57,7 +57,9 @@ def test_a_second_repro_of_ours_says_so_in_one_line_or_waits(checkout, training,
     second = checkout.start("--single-item", "probe", output=".second", command="pipelines")
     assert second.wait(120) == 75
     (line,) = checkout.printed(".second").splitlines()
-    assert line.startswith(f"error: process {first.pid} runs `dvc repro` in {checkout.root}: wait for it, say --wait")
+    assert line.startswith(
+        f"error: process {first.pid} runs `pipelines repro` in {checkout.root}: wait for it, say --wait"
+    )
     third = checkout.start("--wait", "--single-item", "probe", output=".third", command="pipelines")
     assert first.wait(300) == 0, checkout.printed()
     assert third.wait(300) == 0, checkout.printed(".third")
@@ -102,6 +104,6 @@ def test_locks_that_a_killed_dvc_left_are_dropped(checkout, content):
     assert checkout.start("--dry", "prepare").wait(120) == (
         0 if content == "reused" else 255
     )  # prepare reads other files
-    process = checkout.start("--dry", "--single-item", "probe", command="pipelines", output=".ours")
+    process = checkout.start("--single-item", "prepare", command="pipelines", output=".ours")  # up to date
     assert process.wait(120) == 0, checkout.printed(".ours")
     assert "removed" in checkout.printed(".ours")
