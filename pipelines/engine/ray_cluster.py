@@ -59,7 +59,7 @@ def start_ray(compute: Compute) -> None:
     """Connect to the cluster at RAY_ADDRESS, or start one on this machine that nobody else can reach, whatever other Ray runs here.
 
     What workers print stays in Ray's logs: errors come back as exceptions, metrics through the log of the run. Raises
-    InfrastructureError when no cluster answers at RAY_ADDRESS.
+    InfrastructureError when no cluster answers at RAY_ADDRESS, or none can be started.
     """
     import ray
 
@@ -73,8 +73,14 @@ def start_ray(compute: Compute) -> None:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only; token mode would write to the home directory
     cpus = max(usable_cores(), compute.workers * compute.threads)
-    # "local": without it, Ray joins any other that was started on this machine.
-    ray.init("local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    try:  # "local": without it, Ray joins any other that was started on this machine
+        ray.init("local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    except Exception as error:  # of just that type: its processes did not answer within 30 s
+        if type(error) is not Exception and not isinstance(error, RuntimeError | OSError):
+            raise
+        raise InfrastructureError(
+            f"Ray could not be started on this machine: {one_line(error)}; run again, when fewer processes compete for its CPUs"
+        ) from error
 
 
 @contextmanager

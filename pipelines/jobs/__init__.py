@@ -3,7 +3,7 @@
     here                                          storage                          the cluster
     submitter.py  inputs, once per content   ->   inputs/<digest>/
                   the task                   ->   runs/<key>/work.json         ->  stage_job.py
-                  metrics                    <-   runs/<key>/metrics.jsonl     <-  folders.py: checkpoints, metrics
+                  metrics.py    metrics      <-   runs/<key>/                  <-  folders.py: checkpoints, metrics
                   outputs, verified          <-   outputs/<key>/, DONE last    <-  outputs
 
 `<key>` is the name of the stage's scratch folder and contains the fingerprint, so two submitters of the same stage use one key. The

@@ -9,6 +9,7 @@ below a name of its own, `checkpoints/writer-<token>/`, deletes none of others',
 process.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -19,15 +20,20 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from components.files import file_digest
+from components.training.checkpoint import CHECKPOINT_MANIFEST, STATE
 from pipelines.engine.execution import RankFolders
 from pipelines.errors import InfrastructureError
-from pipelines.jobs.task import METRICS, JobTask, output_folder, run_folder
-from pipelines.scratch.folder import Scratch, put_in_place
+from pipelines.jobs.metrics import MetricsSender, sent_metrics
+from pipelines.jobs.task import METRICS, JobTask, output_folder, place_inputs, run_folder
+from pipelines.scratch.folder import Scratch
 from pipelines.scratch.storage import Storage, files_below
 
 FOLLOW_SECONDS = 2.0
 WRITER = "writer"
 """The object that names the present writer of a run in a bucket, and the beginning of that name."""
+FileState = tuple[int, int, int]
+"""Time of the last change in ns, size and inode: at least one differs after a file was written again."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class JobFolders:
                 scratch.require_holder()
             else:
                 bucket = _BucketRun(self.storage, self.task.key, Scratch(Path(folder)))
-                self.place_inputs(Path(folder) / "root")
+                place_inputs(self.storage, self.task.inputs, Path(folder) / "root")
                 if rank == 0:
                     bucket.take_over()
                 bucket.download()
@@ -65,18 +71,6 @@ class JobFolders:
                     written[METRICS] = scratch.metrics_file
                 self.storage.publish(written, output_folder(self.task.key))
 
-    def place_inputs(self, root: Path) -> None:
-        """Put the inputs below `root`, at their paths in the workspace."""
-        for path, name in self.task.inputs.items():
-            if self.storage.folder:
-                self.storage.require_whole(name, self.storage.folder / name)
-                put_in_place(self.storage.folder / name / Path(path).name, root / path)
-                continue
-            with tempfile.TemporaryDirectory(prefix="job-input-") as folder:
-                self.storage.fetch(name, Path(folder))
-                (root / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(Path(folder) / Path(path).name, root / path)
-
     def begin(self) -> None:
         """Once per job, before any rank: delete old outputs, and in a shared folder place the inputs for all ranks."""
         self.storage.delete(output_folder(self.task.key))
@@ -84,7 +78,7 @@ class JobFolders:
             scratch = Scratch(self.storage.folder / run_folder(self.task.key))
             scratch.begin()
             shutil.rmtree(scratch.folder / "root", ignore_errors=True)
-            self.place_inputs(scratch.folder / "root")
+            place_inputs(self.storage, self.task.inputs, scratch.folder / "root")
 
 
 class _BucketRun:
@@ -92,12 +86,14 @@ class _BucketRun:
 
     def __init__(self, storage: Storage, key: str, scratch: Scratch) -> None:
         self.storage = storage
+        self.key = key
         self.scratch = scratch
         self.remote = run_folder(key)
         self.writer = f"{WRITER}-{uuid.uuid4().hex}"
-        self._kept: set[str] = set()  # files that the bucket has, by their paths in `scratch.checkpoints`
-        self._uploaded: set[str] = set()  # those that this process put there
-        self._sent = ""
+        # By path in `scratch.checkpoints`: the state of files that the bucket has too, and those that this process put there.
+        self._kept: dict[str, FileState] = {}
+        self._uploaded: set[str] = set()
+        self._metrics = MetricsSender(storage, key, scratch.metrics_file, self.writer, lambda: self.require_writer())
         self._sending = threading.Lock()
         scratch.begin()
 
@@ -113,26 +109,42 @@ class _BucketRun:
             )
 
     def download(self) -> None:
-        """Download the metrics and the checkpoints with a manifest. The checkpoint store checks digests and skips torn ones."""
-        names = self.storage.names(self.remote)
-        for local, remote in whole_checkpoints(names).items():
-            for name in names:
-                if os.path.dirname(name) == remote:
-                    file = f"{local}/{os.path.basename(name)}"
-                    self.storage.get(f"{self.remote}/{name}", self.scratch.checkpoints / file)
-                    self._kept.add(file)
-        if METRICS in names:
-            self.storage.get(f"{self.remote}/{METRICS}", self.scratch.metrics_file)
+        """Download the metrics, and of every checkpoint a copy that matches its digest, where there is one."""
+        names = self.storage.names(f"{self.remote}/checkpoints")
+        for local, copies in copies_of_checkpoints(names).items():
+            if not any(self._download_checkpoint(local, copy, names) for copy in copies):
+                print(f"warning: {self.storage.path(self.remote)}: checkpoint {local} is damaged", flush=True)
+        if text := sent_metrics(self.storage, self.key):
+            self.scratch.metrics_file.write_bytes(text)
+
+    def _download_checkpoint(self, local: str, copy: str, names: Iterable[str]) -> bool:
+        """Download one copy of a checkpoint and return whether it is whole; else remove it here."""
+        folder = self.scratch.checkpoints / local
+        files = [os.path.basename(name) for name in names if os.path.dirname(name) == copy]
+        try:
+            for file in files:
+                self.storage.get(f"{self.remote}/checkpoints/{copy}/{file}", folder / file)
+            digest = json.loads((folder / CHECKPOINT_MANIFEST).read_text())["sha256"]
+            whole = file_digest(folder / STATE) == digest
+        except (OSError, ValueError, KeyError, TypeError):  # its writer has just deleted it, or it is torn
+            whole = False
+        if whole:
+            self._kept |= {f"{local}/{file}": _state(folder / file) for file in files}
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        return whole
 
     def upload_checkpoints(self) -> None:
         """Upload new files, each checkpoint's manifest after its state; then delete what the store has deleted of them."""
         self.require_writer()
         own = f"{self.remote}/checkpoints/{self.writer}"
         here = _named("", self.scratch.checkpoints)
-        for name in sorted(here.keys() - self._kept, key=lambda n: (os.path.dirname(n), n.endswith("manifest.json"))):
+        states = {name: _state(file) for name, file in here.items()}
+        new = [name for name, state in states.items() if self._kept.get(name) != state]
+        for name in sorted(new, key=lambda n: (os.path.dirname(n), n.endswith(CHECKPOINT_MANIFEST))):
             self.storage.put(here[name], f"{own}/{name}")
+            self._kept[name] = states[name]
             self._uploaded.add(name)
-        self._kept |= self._uploaded
         self.send_metrics()
         for name in sorted(self._uploaded - here.keys()):
             self.storage.delete(f"{own}/{name}")
@@ -140,11 +152,7 @@ class _BucketRun:
 
     def send_metrics(self) -> None:
         with self._sending:
-            text = self.scratch.metrics_file.read_text(encoding="utf-8") if self.scratch.metrics_file.exists() else ""
-            if text != self._sent:
-                self.require_writer()
-                self.storage.write(f"{self.remote}/{METRICS}", text)
-                self._sent = text
+            self._metrics.send()
 
     @contextmanager
     def metrics_sent(self) -> Iterator[None]:
@@ -168,16 +176,21 @@ class _BucketRun:
         self.send_metrics()
 
 
-def whole_checkpoints(names: Iterable[str]) -> dict[str, str]:
-    """Return the folders of checkpoints that have a manifest: path without the writer -> path below the run's folder.
+def copies_of_checkpoints(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the folders of checkpoints that have a manifest: path without the writer -> its copies, with their writers.
 
-    Of a checkpoint that several writers have left, any will do: they are of one computation.
+    `names` are those of files, relative to the folder of all checkpoints; checkpoints of older code have no writer.
     """
-    found = {}
-    for folder in (os.path.dirname(name) for name in names if name.endswith("/manifest.json")):
-        parts = Path(folder).parts[1:]  # without "checkpoints"; those of older code have no writer
-        found["/".join(parts[1:] if parts[0].startswith(f"{WRITER}-") else parts)] = folder
+    found: dict[str, list[str]] = {}
+    for copy in (os.path.dirname(name) for name in names if name.endswith(f"/{CHECKPOINT_MANIFEST}")):
+        writer, _, local = copy.partition("/")
+        found.setdefault(local if writer.startswith(f"{WRITER}-") else copy, []).append(copy)
     return found
+
+
+def _state(file: Path) -> FileState:
+    found = file.stat()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _named(prefix: str, folder: Path) -> dict[str, Path]:

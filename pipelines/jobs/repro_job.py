@@ -1,4 +1,4 @@
-"""The entry point of a submitted pipeline: `python -m pipelines.jobs.repro_job STORAGE KEY RAW [TARGET]`, in the frozen checkout.
+"""The entry point of a submitted pipeline: `python -m pipelines.jobs.repro_job STORAGE KEY INPUTS [TARGET]`, in the frozen copy.
 
 The checkout is copied into the shared folder, once, and `python -m pipelines repro` runs there, so that training workers on any
 node read a stage's inputs at the same path as its driver. It is not a repository (`core.no_scm`); all such checkouts share one DVC
@@ -7,6 +7,7 @@ cache. An attempt after a lost job continues in the same checkout, with the fini
 Heavy stages are jobs of their own, beside this one, where the cluster has room for both; else they run in this one.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -19,9 +20,9 @@ from pathlib import Path
 from pipelines.engine.ray_cluster import bundles_on, set_ray_defaults
 from pipelines.errors import INTERRUPTED, InfrastructureError, one_line, report_error
 from pipelines.jobs.dashboard import Cluster, resources_for
-from pipelines.jobs.task import output_folder, write_manifest
+from pipelines.jobs.task import output_folder, place_inputs, write_manifest
 from pipelines.params import as_environment, load
-from pipelines.scratch.folder import Scratch, put_in_place
+from pipelines.scratch.folder import Scratch
 from pipelines.scratch.manifest import JobManifest
 from pipelines.scratch.storage import Storage, files_below
 
@@ -29,7 +30,7 @@ RETURNED = ("dvc.lock", "metrics")
 """Results that are not in the DVC cache."""
 
 
-def main(url: str, key: str, raw: str, targets: list[str]) -> int:
+def main(url: str, key: str, inputs: Mapping[str, str], targets: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         storage = Storage(url)
@@ -37,7 +38,7 @@ def main(url: str, key: str, raw: str, targets: list[str]) -> int:
             raise InfrastructureError(f"{url}: this node does not see the shared folder")
         checkout = storage.folder / "checkouts" / key
         with Scratch(storage.folder / "runs" / key).lock():
-            make_checkout(Path.cwd(), checkout, storage.folder, raw)
+            make_checkout(Path.cwd(), checkout, storage, inputs)
             code = repro(checkout, targets, stages_as_jobs(checkout, storage))
             if code:
                 return code
@@ -50,15 +51,15 @@ def main(url: str, key: str, raw: str, targets: list[str]) -> int:
     return 0
 
 
-def make_checkout(source: Path, checkout: Path, shared: Path, raw: str) -> None:
-    """Make the checkout in a temporary folder, then rename it; nothing to do after an earlier attempt."""
+def make_checkout(source: Path, checkout: Path, storage: Storage, inputs: Mapping[str, str]) -> None:
+    """Make the checkout with its inputs in a temporary folder, then rename it; nothing to do after an earlier attempt."""
     if checkout.exists():
         return
     copy = checkout.with_name(f".{checkout.name}.{uuid.uuid4().hex[:8]}")
     try:
         shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        put_in_place(shared / "inputs" / raw / "raw", copy / "data" / "raw")
-        config = f"[core]\n    no_scm = true\n[cache]\n    dir = {shared / 'dvc-cache'}\n"
+        place_inputs(storage, inputs, copy)
+        config = f"[core]\n    no_scm = true\n[cache]\n    dir = {storage.path('dvc-cache')}\n"
         (copy / ".dvc").mkdir(exist_ok=True)
         (copy / ".dvc" / "config.local").write_text(config)
         os.rename(copy, checkout)
@@ -111,7 +112,7 @@ def repro(checkout: Path, targets: list[str], environment: Mapping[str, str]) ->
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])
+    code = main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), sys.argv[4:])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -59,7 +59,7 @@ def _run(storage: Storage, task: JobTask, compute: Compute, lock: FolderLock | N
         cost = {name: cost[name] for name in _OF_ANY_WORKER}
     ran = RemoteExecution(cost=cost, where=ExecutionSite(ray=ray_ids(), hardware=hardware()))
     write_manifest(storage, task.key, JobManifest(metrics=metrics, stage=task.address, ran=ran))
-    for name in ("checkpoints", "root", "writing", "figures"):  # the outputs stay
+    for name in ("checkpoints", "metrics", "root", "writing", "figures"):  # the outputs stay
         storage.delete(f"{run_folder(task.key)}/{name}")
 
 

@@ -5,6 +5,7 @@ shared folder, with one DVC cache and one scratch root for all such jobs. Afterw
 `dvc pull` fetches the outputs. The same checkout submitted again is the same job.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -19,16 +20,16 @@ from components.errors import ParameterError
 from pipelines import graph
 from pipelines.engine.ray_cluster import require_bundles
 from pipelines.errors import InfrastructureError
-from pipelines.identity.fingerprint import digest, tree_digests
-from pipelines.jobs.dashboard import Cluster, JobRequest, dashboard_address, resources_for
+from pipelines.identity.fingerprint import digest
+from pipelines.jobs.dashboard import Cluster, JobRequest, ResourceRequest, dashboard_address, resources_for
 from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.snapshot import REPRO, freeze
-from pipelines.jobs.task import output_folder, read_manifest
-from pipelines.params import as_environment, load
+from pipelines.jobs.task import output_folder, publish_inputs, read_manifest
+from pipelines.params import Parameters, as_environment, load
 from pipelines.records.code_state import code_state
 from pipelines.schema.running import Compute
 from pipelines.scratch.folder import put_in_place
-from pipelines.scratch.storage import Storage, files_below
+from pipelines.scratch.storage import Storage
 from pipelines.workspace import Workspace
 
 CACHE = "dvc-cache"
@@ -57,7 +58,8 @@ def submit(workspace: Workspace, stage: str | None = None) -> None:
         if any(run.stage.starts_workers for run in runs):
             beside = f"the cluster at {cluster.address}, for the job's own process and the workers of train_parity beside it,"
             require_bundles(need.cpus + params.train_parity.workers, 1, 0, resources, beside)
-    request = _request(workspace, storage, compute, targets, need.cpus, need.gpus)
+    weights = [path for path in params.weights(Parameters.model_fields) if workspace.path(path).exists()]
+    request = _request(workspace, storage, compute, need, targets, weights)
 
     def finished() -> bool:
         return read_manifest(storage, request.key) is not None
@@ -104,9 +106,14 @@ def tracking_for_job() -> str:
 
 
 def _request(
-    workspace: Workspace, storage: Storage, compute: Compute, targets: list[str], cpus: int, gpus: int
+    workspace: Workspace,
+    storage: Storage,
+    compute: Compute,
+    need: ResourceRequest,
+    targets: list[str],
+    weights: list[str],
 ) -> JobRequest:
-    """Freeze the checkout below the scratch root, where it stays for a submission by hand, and upload the raw data."""
+    """Freeze the checkout below the scratch root, where it stays for a submission by hand; upload raw data and local weights."""
     environment = {"MLFLOW_TRACKING_URI": tracking_for_job(), "PIPELINES_HOME": storage.path("home")}
     names = {"workers", "threads", "device", "strategy", "max_failures", "min_workers"}
     on_cluster = {**compute.model_dump(include=names), "backend": "local"}
@@ -121,21 +128,17 @@ def _request(
     with tempfile.TemporaryDirectory(dir=snapshots, prefix=".writing-") as folder:
         copy = Path(folder) / "code"
         code = freeze(workspace.root, copy, REPRO, code_state(workspace.root))
-        raw = workspace.path("data/raw")
-        raw_digest = digest(tree_digests(raw))[:32]
-        storage.publish(files_below(raw), f"inputs/{raw_digest}")
-        key = f"repro-{digest([code, raw_digest, targets, environment])[:16]}"
+        inputs = publish_inputs(storage, workspace.root, ["data/raw", *weights])
+        key = f"repro-{digest([code, inputs, targets, environment])[:16]}"
         frozen = snapshots / key
         if not frozen.exists():
             os.rename(copy, frozen)
-    entrypoint = shlex.join(["python", "-m", "pipelines.jobs.repro_job", storage.url, key, raw_digest, *targets])
-    return JobRequest(key, entrypoint, frozen, environment, cpus=cpus, gpus=gpus)
+    entrypoint = ["python", "-m", "pipelines.jobs.repro_job", storage.url, key, json.dumps(inputs), *targets]
+    return JobRequest(key, shlex.join(entrypoint), frozen, environment, need.cpus, need.gpus)
 
 
 def by_hand(request: JobRequest, address: str) -> str:
     """Return the equivalent `ray job submit` command."""
-    import json
-
     words = ["ray", "job", "submit", "--address", address, "--submission-id", request.submission(1)]
     words += ["--working-dir", str(request.working_dir)]
     words += ["--entrypoint-num-cpus", str(request.cpus)] if request.cpus else []

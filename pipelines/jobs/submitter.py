@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from components.errors import DataError
 from components.files import file_digest, write_atomically
 from pipelines import graph
 from pipelines.engine.parent import end_with_parent
@@ -23,15 +22,16 @@ from pipelines.engine.worker import StageTask
 from pipelines.errors import INTERRUPTED, InfrastructureError, report_error
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT, stage_sources
-from pipelines.identity.fingerprint import digest, present_fingerprint, stage_inputs, tree_digests
+from pipelines.identity.fingerprint import digest, present_fingerprint, stage_inputs
 from pipelines.jobs.dashboard import Cluster, JobRequest, dashboard_address, require_fits, resources_for
 from pipelines.jobs.following import FollowedJob
+from pipelines.jobs.metrics import MetricsCopy
 from pipelines.jobs.snapshot import freeze
-from pipelines.jobs.task import METRICS, JobTask, output_folder, read_manifest, run_folder
+from pipelines.jobs.task import METRICS, JobTask, output_folder, publish_inputs, read_manifest
 from pipelines.params import Parameters
 from pipelines.schema.running import Compute
 from pipelines.scratch.folder import Scratch
-from pipelines.scratch.storage import Storage, files_below
+from pipelines.scratch.storage import Storage
 
 METRICS_SECONDS = 3.0
 STOP_SECONDS = 8.0
@@ -64,12 +64,12 @@ def _run_as_job(task: StageTask, compute: Compute) -> None:
         if job is not None:
             _upload(run, task, compute, storage, key, root)
             _require_unchanged(run, task, compute, root, Path(folder) / "code")
-            looked = time.monotonic()
+            metrics, looked = MetricsCopy(storage, key, scratch.metrics_file), time.monotonic()
 
             def look() -> None:
                 nonlocal looked
                 if time.monotonic() - looked > METRICS_SECONDS:
-                    _copy_metrics(storage, key, scratch)
+                    metrics.update()
                     looked = time.monotonic()
                 if scratch.stop_file.exists():  # the runner received a signal
                     raise KeyboardInterrupt
@@ -124,29 +124,10 @@ def _require_unchanged(run: StageRun, task: StageTask, compute: Compute, root: P
 
 def _upload(run: StageRun, task: StageTask, compute: Compute, storage: Storage, key: str, root: Path) -> None:
     """Upload the inputs, each once per content, and the task."""
-    locations = {}
-    for path in stage_inputs(run, Parameters.partial(task.parameters), root).values():
-        if not (root / path).resolve().is_relative_to(root.resolve()):
-            raise DataError(f"{path}: lies outside of the workspace, so a job cannot take it: copy it to data/weights")
-        name = f"inputs/{digest(tree_digests(root / path))[:32]}"
-        storage.publish(files_below(root / path), name)
-        locations[path] = name
+    paths = stage_inputs(run, Parameters.partial(task.parameters), root).values()
+    locations = publish_inputs(storage, root, paths)
     on_cluster = {**compute.model_dump(mode="json"), "backend": "local"}
     JobTask(key, run.address, task.parameters, on_cluster, locations).write(storage)
-
-
-def _copy_metrics(storage: Storage, key: str, scratch: Scratch) -> None:
-    """Copy the job's metrics into the scratch folder, from which the runner delivers them: nothing where their size is the same."""
-    name = f"{run_folder(key)}/{METRICS}"
-    here = scratch.metrics_file.read_text(encoding="utf-8") if scratch.metrics_file.exists() else ""
-    if storage.size(name) == len(here.encode()):
-        return
-    text = storage.read(name)
-    if text and text.startswith(here):
-        with open(scratch.metrics_file, "a", encoding="utf-8") as file:
-            file.write(text[len(here) :])
-    elif text is not None:
-        write_atomically(scratch.metrics_file, text)
 
 
 def _fetch_results(storage: Storage, key: str, scratch: Scratch) -> None:

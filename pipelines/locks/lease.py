@@ -8,7 +8,6 @@ holder that finds another token in the file has lost the lease, and must stop.
 
 import json
 import os
-import platform
 import socket
 import sys
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from components.files import temporary_beside, written_atomically
 from pipelines.errors import InfrastructureError
+from pipelines.locks.machine import machine_id
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
@@ -46,14 +46,6 @@ def read_lease(path: Path) -> Holder | None:
         return Holder(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return None
-
-
-def machine_id() -> str:
-    """Return an id of the running kernel: two hosts may share a name, and two containers share a kernel."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return f"{platform.node()}-{uuid.getnode()}"
 
 
 class Lease:

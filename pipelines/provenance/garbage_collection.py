@@ -80,8 +80,9 @@ def _user(folder: Path, workspace: Workspace, ended_sweeps: bool) -> str | None:
             sweep = workspace.home / SWEEPS / root.relative_to(workspace.home / SWEEPS).parts[0]
             if reason := sweep_needs(sweep, root, freed=ended_sweeps):
                 return reason
-        elif root != workspace.root and claim.holds():
-            return f"{root} has used: `gc` there frees them"
+        elif not claim.is_of(workspace.root) and claim.holds():
+            there = f"{root} on {claim.host}" if root == workspace.root else str(root)
+            return f"{there} has used: `gc` there frees them"
     return None
 
 

@@ -7,34 +7,55 @@ never waits for a server, nothing is lost when it is away, and a resumed run can
 import csv
 import io
 import json
-import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from components.files import write_atomically
 
 
+class LogFollower:
+    """Reads whole lines that are new in a log, and all of a log that was replaced since.
+
+    Every line holds a time, so a log in which the last line that was read is still at its place has the same lines before it.
+
+    read_from: returns the log's bytes from an offset, b"" beyond its end or without a log.
+    known: bytes that were read before, whole lines.
+    """
+
+    def __init__(self, read_from: Callable[[int], bytes], known: bytes = b"") -> None:
+        self._read_from = read_from
+        self._remember(0, known)
+
+    def new(self) -> tuple[bool, bytes]:
+        """Return whether the log was replaced, and its lines that are new: all of them where it was."""
+        start = self.offset - len(self._last)
+        text = self._read_from(start)
+        replaced = not text.startswith(self._last)
+        if replaced:
+            start, text = 0, self._read_from(0)
+        elif self._last:
+            start, text = self.offset, text[len(self._last) :]
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole or replaced:
+            self._remember(start, whole)
+        return replaced, whole
+
+    def _remember(self, start: int, whole: bytes) -> None:
+        self.offset = start + len(whole)
+        self._last = whole[whole.rfind(b"\n", 0, -1) + 1 :]
+
+
 class MetricFollower:
-    """Reads what a process has appended to a log since the last time, and all of a log that was replaced since."""
+    """Reads what a process has appended to a log of metrics since the last time, and all of one that was replaced since."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._inode, self._offset = -1, 0
+        self._log = LogFollower(lambda start: bytes_from(path, start))
 
     def read(self) -> list[dict[str, Any]]:
         """Return the complete lines that are new."""
-        if not self._path.exists():
-            return []
-        with open(self._path, "rb") as file:
-            state = os.fstat(file.fileno())
-            if state.st_ino != self._inode or state.st_size < self._offset:
-                self._inode, self._offset = state.st_ino, 0
-            file.seek(self._offset)
-            whole, newline, _ = file.read().rpartition(b"\n")
-        self._offset += len(whole) + len(newline)
-        lines = whole.decode("utf-8", "replace").split("\n") if newline else []
+        lines = self._log.new()[1].decode("utf-8", "replace").split("\n")
         return [parsed for line in lines if (parsed := _parse(line)) is not None]
 
 
@@ -69,6 +90,16 @@ class MetricLog:
         writer.writeheader()
         writer.writerows({"step": step, **rows[step]} for step in sorted(rows))
         return text.getvalue()
+
+
+def bytes_from(path: Path, start: int) -> bytes:
+    """Return the content of a file from an offset, b"" without the file."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read()
+    except FileNotFoundError:
+        return b""
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -69,11 +69,15 @@ class Storage:
 
     def read(self, name: str) -> str | None:
         """Return a file's text, or None without the file."""
+        data = self.read_bytes(name)
+        return None if data is None else data.decode()
+
+    def read_bytes(self, name: str, start: int = 0) -> bytes | None:
+        """Return a file's bytes from `start` on, or None without the file. In a bucket `start` must be less than its size."""
         try:
-            data: bytes = self._retry(lambda: self._files.cat_file(self.path(name)))
+            return bytes(self._retry(lambda: self._files.cat_file(self.path(name), start=start or None)))
         except FileNotFoundError:
             return None
-        return data.decode()
 
     def read_json(self, name: str) -> Any:
         """Return a file's JSON, or None without the file or when it is not JSON."""
@@ -82,15 +86,9 @@ class Storage:
         except ValueError:
             return None
 
-    def size(self, name: str) -> int | None:
-        """Return a file's size in bytes, or None without the file."""
-        try:
-            return int(self._retry(lambda: self._files.size(self.path(name))))
-        except FileNotFoundError:
-            return None
-
-    def write(self, name: str, text: str) -> None:
-        self._write_whole(name, lambda path: self._files.pipe_file(path, text.encode()))
+    def write(self, name: str, text: str | bytes) -> None:
+        data = text.encode() if isinstance(text, str) else text
+        self._write_whole(name, lambda path: self._files.pipe_file(path, data))
 
     def put(self, file: Path, name: str) -> None:
         self._write_whole(name, lambda path: self._files.put_file(str(file), path))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import psutil
 
-from pipelines.locks.lease import machine_id
+from pipelines.locks.machine import installation, visible_from
 
 
 def owner() -> dict[str, str]:
@@ -16,16 +16,8 @@ def owner() -> dict[str, str]:
         "pipelines.visible_from": visible_from(),
         "pipelines.pid": str(os.getpid()),
         "pipelines.started": f"{psutil.Process().create_time():.1f}",
+        **({"pipelines.machine": machine} if (machine := installation()) else {}),
     }
-
-
-def visible_from() -> str:
-    """Return an id of the running kernel and of the process numbers in use: containers may share names and numbers, or a kernel."""
-    try:
-        numbers = os.readlink("/proc/self/ns/pid")
-    except OSError:  # not Linux
-        numbers = "pid"
-    return f"{machine_id()} {numbers}"
 
 
 def is_alive(tags: Mapping[str, str]) -> bool:

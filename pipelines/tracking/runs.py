@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 from components.errors import ParameterError
 from pipelines.errors import one_line
 from pipelines.locks.file_lock import file_lock
+from pipelines.locks.machine import installation, visible_from
 from pipelines.redaction import without_secrets
 from pipelines.scratch.manifest import InputRecord
 from pipelines.tracking.addresses import sqlite_file, tracking_uri
 from pipelines.tracking.delivery import ARTIFACT_FOLDER, TrackedRun
 from pipelines.tracking.failures import explain
-from pipelines.tracking.owners import is_alive, owner, visible_from
+from pipelines.tracking.owners import is_alive, owner
 from pipelines.tracking.run_state import STATE_FILE, RunState
 from pipelines.workspace import Workspace
 
@@ -232,12 +233,20 @@ class Tracker:
             return False
 
     def end_orphans(self) -> None:
-        """Mark runs that a killed process left as RUNNING as KILLED, if it was one that this process could see (`visible_from`)."""
-        chosen = f"attributes.status = 'RUNNING' and tags.`pipelines.visible_from` = '{visible_from()}'"
-        running = self.client.search_runs([self.experiment], chosen, max_results=100)
-        for run in running:
-            if not is_alive(run.data.tags):
-                self.client.set_terminated(run.info.run_id, KILLED)
+        """Mark runs that a killed process left as RUNNING as KILLED: of a process that would be seen from here (`visible_from`),
+        or of this machine (`installation`) before its last start. A container's before that could be of another machine.
+        """
+        running = "attributes.status = 'RUNNING' and tags.`pipelines."
+        here = f"{running}visible_from` = '{visible_from()}'"
+        dead = [run for run in self._search(here) if not is_alive(run.data.tags)]
+        if machine := installation():
+            before = f"{running}machine` = '{machine}' and tags.`pipelines.visible_from` != '{visible_from()}'"
+            dead += self._search(before)
+        for run in dead:
+            self.client.set_terminated(run.info.run_id, KILLED)
+
+    def _search(self, filter_string: str) -> "list[Run]":
+        return list(self.client.search_runs([self.experiment], filter_string, max_results=100))
 
 
 def artifact_text(run_id: str, path: str, client: "MlflowClient") -> str | None:

@@ -93,3 +93,18 @@ def test_a_cluster_that_refuses_is_one_line(monkeypatch):
         with pytest.raises(InfrastructureError, match="cannot be joined: Version mismatch") as caught:
             start_ray(Compute())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [Exception("The current node timed out during startup."), OSError("no port is free")])
+def test_a_machine_too_busy_to_start_ray_is_one_line_and_exit_code_75(monkeypatch, error):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(InfrastructureError, match=rf"could not be started on this machine: .*{error}"):
+        start_ray(Compute())
+
+
+def test_a_wrong_argument_to_ray_is_a_bug_and_keeps_its_traceback(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: (_ for _ in ()).throw(TypeError("no such argument")))
+    with pytest.raises(TypeError):
+        start_ray(Compute())

@@ -85,8 +85,30 @@ def test_one_that_was_cut_off_in_the_middle_of_an_upload_overwrites_and_deletes_
         assert len([name for name in storage.names(own) if name.endswith("state.pt")]) == 2
     with pytest.raises(InfrastructureError, match="has taken over"):
         opened.__exit__(None, None, None)  # it publishes no outputs either
-    (step, _), _ = newest(folders)
-    assert step == 3
+    (step, _), curve = newest(folders)
+    assert (step, curve) == (3, ["a", "b", "c"])
+
+
+def test_a_damaged_copy_in_the_bucket_is_left_out_and_the_one_computed_again_takes_its_place(folders, storage):
+    with folders.open(rank=0) as first:
+        save(first, 1, "a")
+        save(first, 2, "b")
+    (damaged,) = [name for name in storage.names("runs") if name.endswith("step-00000002/state.pt")]
+    storage.write(f"runs/{damaged}", "torn")
+    with folders.open(rank=0) as second:
+        assert CheckpointStore(second.scratch.checkpoints / "main").steps() == [1]
+        save(second, 2, "b")
+    assert len([name for name in storage.names("runs") if name.endswith("step-00000002/state.pt")]) == 2
+    assert newest(folders)[0] == (2, "b")
+
+
+def test_a_checkpoint_that_was_written_again_is_sent_again(folders, storage):
+    with folders.open(rank=0) as first:
+        save(first, 1, "a")
+    with folders.open(rank=0) as second:
+        save(second, 1, "computed again")
+    copies = [name for name in storage.names("runs") if name.endswith("step-00000001/manifest.json")]
+    assert len({storage.read(f"runs/{name}") for name in copies}) == 2
 
 
 def test_saving_lists_nothing_however_much_the_bucket_holds(folders, storage, monkeypatch):

@@ -41,7 +41,7 @@ from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.inspection import REPORT, report_in
 from pipelines.jobs.snapshot import REPRO, freeze, source_files
 from pipelines.jobs.submission import by_hand, tracking_for_job
-from pipelines.jobs.task import JobTask
+from pipelines.jobs.task import JobTask, place_inputs, publish_inputs
 from pipelines.records.code_state import CodeState, code_revision, code_state
 from pipelines.schema.running import Compute
 from pipelines.scratch.storage import STORAGE_MANIFEST, Storage, files_below
@@ -188,6 +188,28 @@ def test_what_is_not_there_is_none_and_deleting_it_is_no_error(storage):
     assert storage.read_json("nothing") is None
     assert storage.names("nothing") == []
     storage.delete("nothing")
+
+
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+def test_equal_files_of_two_names_are_two_inputs_and_a_link_is_what_it_points_to(tmp_path, kind):
+    storage = Storage(str(tmp_path / "storage") if kind == "folder" else f"memory://{tmp_path.name}-{id(tmp_path)}")
+    (tmp_path / "storage").mkdir()
+    (tmp_path / "elsewhere.pt").write_text("weights")
+    weights = tmp_path / "checkout/data/weights"
+    weights.mkdir(parents=True)
+    (weights / "linked.pt").symlink_to(tmp_path / "elsewhere.pt")
+    (weights / "other name.pt").write_text("weights")
+    names = ["data/weights/linked.pt", "data/weights/other name.pt"]
+    first, second = (publish_inputs(storage, tmp_path / "checkout", [name]) for name in names)
+    place_inputs(storage, {**first, **second}, tmp_path / "job")
+    assert [(tmp_path / "job" / name).read_text() for name in names] == ["weights", "weights"]
+    storage.delete("")
+
+
+@pytest.mark.parametrize("path", ["/opt/clip.pt", "../clip.pt", "data/../../clip.pt"])
+def test_an_input_outside_of_the_checkout_is_one_line(storage, tmp_path, path):
+    with pytest.raises(DataError, match=f"{re.escape(path)}: is not a path in the checkout"):
+        publish_inputs(storage, tmp_path, [path])
 
 
 def test_work_that_the_node_does_not_see_says_so(storage):
@@ -600,20 +622,25 @@ def test_a_job_that_does_not_find_its_dashboard_runs_the_stages_itself(tmp_path,
     assert warning.count("\n") == 1
 
 
-def test_a_copy_is_laid_into_the_shared_folder_once_and_with_its_raw_data(tmp_path):
+def test_a_copy_is_laid_into_the_shared_folder_once_and_with_its_raw_data_and_weights(tmp_path):
     source, shared = tmp_path / "source", tmp_path / "shared"
     for name, text in {"dvc.yaml": "first", ".dvc/config": "", "pipelines/__pycache__/a.pyc": ""}.items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(text)
-    (shared / "inputs/ab/raw").mkdir(parents=True)
-    (shared / "inputs/ab/raw/README.md").write_text("raw")
+    for name in ("data/raw/README.md", "data/weights/a.pt", "data/weights/b.pt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("raw")
+    shared.mkdir()
+    storage = Storage(str(shared), timeout=0)
+    inputs = publish_inputs(storage, tmp_path, ["data/raw", "data/weights/a.pt", "data/weights/b.pt"])
     checkout = shared / "checkouts/repro-1"
-    repro_job.make_checkout(source, checkout, shared, "ab")
-    assert (checkout / "data/raw/README.md").read_text() == "raw"
+    repro_job.make_checkout(source, checkout, storage, inputs)
+    laid = [path.relative_to(checkout / "data").as_posix() for path in (checkout / "data").rglob("*.*")]
+    assert sorted(laid) == ["raw/README.md", "weights/a.pt", "weights/b.pt"]
     assert f"dir = {shared}/dvc-cache" in (checkout / ".dvc/config.local").read_text()
     assert not (checkout / "pipelines/__pycache__").exists()
     (source / "dvc.yaml").write_text("second")
-    repro_job.make_checkout(source, checkout, shared, "ab")  # another attempt: what is there may hold finished work
+    repro_job.make_checkout(source, checkout, storage, inputs)  # another attempt: what is there may hold finished work
     assert (checkout / "dvc.yaml").read_text() == "first"
     assert [path.name for path in checkout.parent.iterdir()] == ["repro-1"]
 
@@ -771,7 +798,8 @@ def test_a_submission_leaves_its_frozen_copy_and_nothing_else(tmp_path, monkeypa
     for folder in (left, young):
         folder.mkdir(parents=True)
     os.utime(left, (0, 0))  # of a submission that was killed days ago
-    arguments = (workspace, Storage(str(tmp_path / "shared")), Compute(), [], 1, 0)
+    need = ResourceRequest(1, 0, 1, 1)
+    arguments = (workspace, Storage(str(tmp_path / "shared")), Compute(), need, [], [])
     first, second = submission._request(*arguments), submission._request(*arguments)
     assert first == second
     assert (first.working_dir / "params.yaml").read_text() == "seed: 0\n"

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def test_what_another_checkout_has_used_is_kept_until_that_one_gives_it_up(place
 
 def test_a_deleted_checkout_needs_nothing_and_one_of_another_machine_for_a_month(place, monkeypatch):
     folder = result(place, "a" * 64)
-    monkeypatch.setattr(claims.socket, "gethostname", lambda: "other")
+    monkeypatch.setattr(claims, "place", lambda: "another machine")
     claim(folder, Path("/deleted/checkout"))
     monkeypatch.undo()
     collect(place, dry=False)
@@ -142,6 +143,44 @@ def test_a_deleted_checkout_needs_nothing_and_one_of_another_machine_for_a_month
     claim(here, Path("/deleted/checkout"))
     collect(place, dry=False)
     assert "outputs" not in left(here)
+
+
+def test_checkouts_at_one_path_in_two_containers_have_claims_of_their_own(place, monkeypatch, capsys):
+    (place.root / ".dvc").mkdir()
+    folder, own_id = result(place, "a" * 64), place.root / claims.CHECKOUT_FILE
+    with monkeypatch.context() as inside:
+        inside.setattr(claims, "place", lambda: "another container")
+        claim(folder, place.root)
+    own_id.unlink()  # here, another folder is mounted at that path
+    claim(folder, place.root)
+    assert len(claims.claims(folder)) == 2
+    collect(place, dry=False)
+    assert "outputs" in left(folder)
+    assert f"that {place.root} on " in capsys.readouterr().out
+    assert [known.place for known in claims.claims(folder)] == ["another container"]
+    monkeypatch.setattr(claims.time, "time", lambda: time.time_ns() / 1e9 + 31 * 86400)
+    collect(place, dry=False)
+    assert "outputs" not in left(folder)
+
+
+def test_one_checkout_seen_by_containers_that_come_and_go_has_one_claim(place, monkeypatch):
+    (place.root / ".dvc").mkdir()
+    folder = result(place, "a" * 64)
+    for container in ("first", "second"):
+        monkeypatch.setattr(claims, "place", lambda container=container: container)
+        claim(folder, place.root)
+    assert [known.place for known in claims.claims(folder)] == ["second"]
+    collect(place, dry=False)
+    assert left(folder) == {"lock", "claims.json"}
+
+
+def test_a_claim_of_older_code_counts_for_its_path_and_host(place):
+    older = {"root": str(place.root), "host": socket.gethostname(), "time": time.time()}
+    folder = result(place, "a" * 64)
+    for host, kept in (("other", True), (socket.gethostname(), False)):
+        (folder / "claims.json").write_text(json.dumps([{**older, "host": host}]))
+        collect(place, dry=False)
+        assert ("outputs" in left(folder)) is kept
 
 
 def test_a_result_in_the_dvc_lock_of_a_linked_worktree_is_kept(place, tmp_path):

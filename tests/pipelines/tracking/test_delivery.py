@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pipelines.locks.lease import machine_id
+from pipelines.locks import machine
 from pipelines.scratch.metric_log import MetricLog
 from pipelines.tracking.run_state import RunState
 from pipelines.workspace import Workspace
@@ -200,14 +200,49 @@ def test_a_killed_process_leaves_neither_its_run_nor_its_pipelines_as_running(tr
     assert [tracker.client.get_run(run).info.status for run in (tracked.run_id, parent)] == ["KILLED", "KILLED"]
 
 
-@pytest.mark.parametrize("elsewhere", ["another-kernel pid:[1]", f"{machine_id()} pid:[1]"])
-def test_runs_of_processes_that_cannot_be_seen_from_here_are_not_called_dead(tracker, folder, facts, elsewhere):
-    """Of another machine, or another container on this kernel, with the same host name and process number."""
-    tracked = tracker.open(folder, facts)
-    tracker.client.set_tag(tracked.run_id, "pipelines.started", "1000.0")
-    tracker.client.set_tag(tracked.run_id, "pipelines.visible_from", elsewhere)
-    tracker.end_orphans()
-    assert tracker.client.get_run(tracked.run_id).info.status == "RUNNING"
+@pytest.fixture
+def elsewhere(tracker, folder, facts, monkeypatch):
+    """A function that gives the status of a run that another process began, on a system of these files and process numbers."""
+
+    def status(boot="this boot", numbers=machine.HOST_PROCESSES, known="this machine"):
+        with monkeypatch.context() as there:
+            there.setattr(machine, "_text", {machine.BOOT_FILE: boot, machine.MACHINE_FILE: known}.__getitem__)
+            there.setattr(machine, "process_numbers", lambda: numbers)
+            run = tracker.open(folder, facts).run_id
+            tracker.client.set_tag(run, "pipelines.started", "1000.0")  # its number belongs to another process by now
+        own = {machine.BOOT_FILE: "this boot", machine.MACHINE_FILE: "this machine"}
+        monkeypatch.setattr(machine, "_text", own.__getitem__)
+        monkeypatch.setattr(machine, "process_numbers", lambda: machine.HOST_PROCESSES)
+        tracker.end_orphans()
+        return tracker.client.get_run(run).info.status
+
+    return status
+
+
+def test_what_a_machine_left_running_before_its_last_start_is_dead(elsewhere):
+    assert elsewhere(boot="the boot before") == "KILLED"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"boot": "another kernel", "known": "another machine"},
+        {"boot": "another kernel", "known": ""},
+        {"numbers": "pid:[1]"},
+        {"numbers": "pid:[1]", "boot": "the boot before, or another kernel"},
+    ],
+    ids=["another machine", "a system without an id", "a container here", "a container somewhere"],
+)
+def test_runs_of_processes_that_cannot_be_seen_from_here_are_not_called_dead(elsewhere, other):
+    """With the same host name and process number."""
+    assert elsewhere(**other) == "RUNNING"
+
+
+def test_a_container_takes_no_id_of_the_image_for_its_own(monkeypatch):
+    monkeypatch.setattr(machine, "_text", {machine.BOOT_FILE: "boot", machine.MACHINE_FILE: "of the image"}.__getitem__)
+    monkeypatch.setattr(machine, "process_numbers", lambda: "pid:[7]")
+    assert machine.installation() is None
+    assert machine.place().endswith(" boot pid:[7]")
 
 
 def test_a_state_of_older_code_is_read_and_one_that_cannot_be_read_is_a_new_run(tracker, folder, facts):

@@ -30,7 +30,8 @@ def client(chain):
 
 def test_the_status_and_the_owner_of_a_given_run_are_not_touched_by_its_stages(chain, client):
     with pipeline_execution(chain.workspace) as execution:
-        client.set_tag(execution.id, "pipelines.visible_from", "another machine")
+        for key in ("pipelines.visible_from", "pipelines.machine"):
+            client.set_tag(execution.id, key, "another machine")
         before = client.get_run(execution.id)
         run_stage("prepare", chain.workspace, execution.id)
         after = client.get_run(execution.id)
