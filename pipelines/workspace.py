@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from components.errors import ParameterError
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -17,12 +19,22 @@ class Workspace:
 
     @classmethod
     def at(cls, root: Path) -> "Workspace":
-        """Return the workspace in `root`; its scratch root is `PIPELINES_HOME`, or `.runs` in the main worktree."""
+        """Return the workspace in `root`; its scratch root is `PIPELINES_HOME`, or `.runs` in the main worktree.
+
+        Raises ParameterError when `~` in that stands for no folder that is known.
+        """
         root = root.resolve()
         chosen = os.environ.get("PIPELINES_HOME")
+        if not chosen:
+            return cls(root, main_worktree(root) / ".runs")
+        try:
+            home = Path(chosen).expanduser()
+        except RuntimeError as error:  # of another user, or in a container whose user has no entry and no HOME
+            raise ParameterError(
+                f"PIPELINES_HOME = {chosen!r}: the home directory is not known: give the folder"
+            ) from error
         # Relative to the workspace: a stage and a command from a folder below it mean the same one.
-        home = (root / Path(chosen).expanduser()).resolve() if chosen else main_worktree(root) / ".runs"
-        return cls(root, home)
+        return cls(root, (root / home).resolve())
 
     def path(self, relative: str) -> Path:
         return self.root / relative

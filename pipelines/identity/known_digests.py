@@ -30,7 +30,7 @@ class KnownDigests:
         known = self._load(files)
         found, new = [], []
         for file, state in zip(files, states, strict=True):
-            name = str(file.absolute())
+            name = _name(file)
             digest = known.get((name, state)) if state else None
             if digest is None:
                 digest = file_digest(file)
@@ -41,7 +41,7 @@ class KnownDigests:
         return found
 
     def _load(self, files: list[Path]) -> dict[tuple[str, str], str]:
-        names = [str(file.absolute()) for file in files]
+        names = [_name(file) for file in files]
         with (
             suppress(sqlite3.Error),
             closing(sqlite3.connect(f"{self.file.absolute().as_uri()}?mode=ro", timeout=1, uri=True)) as database,
@@ -61,6 +61,11 @@ class KnownDigests:
             database.execute("PRAGMA synchronous = OFF")  # it can be lost; the files are read again
             database.execute(TABLE)
             database.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", rows)
+
+
+def _name(file: Path) -> str:
+    """Return the absolute path as text that SQLite takes: bytes that are not UTF-8 are escaped."""
+    return os.fsencode(file.absolute()).decode("utf-8", "backslashreplace")
 
 
 def settled_state(file: Path) -> str | None:

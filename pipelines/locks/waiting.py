@@ -1,6 +1,7 @@
 """Timeouts, in seconds, each set by an environment variable; and the wait for a storage that is away."""
 
 import os
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -53,6 +54,6 @@ def _seconds(name: str, default: float) -> float:
         value = float(text) if text else default
     except ValueError:
         value = -1.0
-    if value < 0:
+    if not 0 <= value <= threading.TIMEOUT_MAX:  # nan is neither; more than some 290 years no wait of Python takes
         raise ParameterError(f"{name} = {text!r}: must be a number of seconds")
     return value

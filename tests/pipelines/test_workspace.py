@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from repositories import git, make_repository
 
+from components.errors import ParameterError
 from pipelines.tracking.addresses import sqlite_file, tracking_uri
 from pipelines.workspace import Workspace, workspace_root, worktrees
 
@@ -86,6 +87,12 @@ def test_the_chosen_scratch_root_may_be_in_the_home_directory_or_relative(projec
     ):
         monkeypatch.setenv("PIPELINES_HOME", chosen)
         assert Workspace.at(project).home == home
+
+
+def test_the_home_directory_of_nobody_is_one_line(project, monkeypatch):
+    monkeypatch.setenv("PIPELINES_HOME", "~a-user-that-is-not-there/runs")
+    with pytest.raises(ParameterError, match=r"PIPELINES_HOME = '~a-user-that-is-not-there/runs': .* give the folder"):
+        Workspace.at(project)
 
 
 @pytest.mark.parametrize("name", ["what?now", "feature%2Flogin", "50% of a#b c"])

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,14 @@ def test_files_are_read_once_and_changed_ones_again(folder, reads):
     (files / "new.jpg").write_bytes(b"new")
     assert tree_digests(files, KnownDigests(home)) == tree_digests(files) != expected
     assert sorted(reads[1100:]) == ["7.jpg", "new.jpg"]
+
+
+def test_a_name_that_is_not_utf8_is_known_too(folder, reads):
+    file = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg"))
+    file.write_bytes(b"a picture")
+    for _ in range(2):
+        assert KnownDigests(folder / "home? 100%").of([file]) == [file_digest(file)]
+    assert len(reads) == 1
 
 
 def test_a_file_that_was_written_a_moment_ago_is_read_each_time(folder, reads, monkeypatch):
