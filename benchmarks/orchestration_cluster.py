@@ -1,6 +1,6 @@
 """The scheduler on a Ray cluster of four nodes on this machine: how near it comes to the shortest possible time.
 
-    python benchmarks/orchestration_cluster.py [--scale 25] [--workers 2] [--cpus 1] [--home FOLDER] [--json FILE]
+    python benchmarks/orchestration_cluster.py [--scale 25] [--workers 2] [--cpus 2] [--home FOLDER] [--json FILE]
 
 The real graph with the real scheduler and places; each stage waits for the time that it took here before (manifests below the
 scratch root `--home`), divided by `--scale`. A heavy stage waits on the cluster with what it reserves there: a training in a
@@ -217,7 +217,7 @@ def main() -> None:
     add = parser.add_argument
     add("--scale", type=float, default=25.0, help="by which recorded seconds are divided")
     add("--workers", type=int, default=2, help="of every training")
-    add("--cpus", type=int, default=1, help="of every node")
+    add("--cpus", type=int, default=2, help="of every node")
     add("--home", type=Path, default=Workspace.at(ROOT).home, help="scratch root with the manifests of a run")
     add("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()

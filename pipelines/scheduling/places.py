@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 from components.errors import ParameterError
@@ -51,8 +52,12 @@ class LocalPlaces:
             raise ParameterError(f"--jobs {jobs}: must be at least 1")
         self.params = params
         self.jobs = jobs or (1 if in_ray_job() else max(1, usable_cores() // params.compute.threads))
-        self.gpus = usable_gpus() if params.compute.device != "cpu" else ()
         self._given: dict[str, list[str]] = {}  # address -> GPUs
+
+    @cached_property
+    def gpus(self) -> tuple[str, ...]:
+        """Found when the first stage starts: the driver takes a second to say."""
+        return usable_gpus() if self.params.compute.device != "cpu" else ()
 
     def fits(self, run: StageRun, running: Sequence[StageRun]) -> bool:
         if not running:
