@@ -161,17 +161,30 @@ def shortest(plan: Plan, places: ClusterPlaces, bundles: int) -> dict[str, float
     }
 
 
+def started_cluster(cpus: int, tries: int = 3) -> Any:
+    """Return a cluster of NODES nodes. Ray gives the processes of each 30 s to start, which is short on a busy machine."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    try:
+        for _ in range(NODES):
+            cluster.add_node(num_cpus=cpus, include_dashboard=False)
+        return cluster
+    except Exception:
+        cluster.shutdown()
+        if tries == 1:
+            raise
+        return started_cluster(cpus, tries - 1)
+
+
 def measure(params: Parameters, seconds: Mapping[str, float], cpus: int) -> dict[str, Any]:
     """Run the graph on a new cluster; return the measured seconds beside the bounds."""
     set_ray_defaults()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # on loopback alone
     import ray
-    from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "include_dashboard": False})
+    cluster = started_cluster(cpus)
     try:
-        for _ in range(NODES - 1):
-            cluster.add_node(num_cpus=cpus)
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.WARNING)
         cluster.wait_for_nodes()
         bundles = NODES * (cpus // params.compute.threads)
