@@ -18,6 +18,7 @@ from pipelines.scheduling.progress import StageProgress
 from pipelines.scheduling.runners import Runners
 from pipelines.scheduling.scheduler import run_plan
 from pipelines.scheduling.stop_signals import StopSignals
+from pipelines.threads.cores import warn_of_too_many_threads
 from pipelines.tracking.pipeline_run import pipeline_execution
 from pipelines.workspace import Workspace
 
@@ -47,6 +48,7 @@ def repro(workspace: Workspace, options: ReproOptions) -> int:
     """
     os.chdir(workspace.root)  # DVC's functions take paths relative to it
     params = load(workspace.path("params.yaml"), for_dvc=True)
+    warn_of_too_many_threads(params.compute.threads)  # workers do so too, in their logs
     runs = chosen_runs(options.stages, single_item=options.single_item, downstream=options.downstream)
     durations = Durations(workspace.home, params)
     plan = Plan(runs, durations)

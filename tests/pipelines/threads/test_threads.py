@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines import presets
 from pipelines.__main__ import main
 from pipelines.engine.ray_cluster import set_ray_defaults
 from pipelines.engine.warm import start_warm_process
+from pipelines.identity.closure import ROOT
 from pipelines.threads.cores import usable_cores, warn_of_too_many_threads
 from pipelines.threads.settings import OPENMP_WAITING, thread_settings, waiting_settings
 
@@ -98,6 +101,17 @@ def test_a_process_that_is_bound_to_one_core_has_one_and_is_warned(capfd):
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("warning: 2 threads on 1 usable core ")
     assert "compute.threads" in line
+
+
+def test_the_command_that_runs_the_pipeline_warns_once(tmp_path, monkeypatch, capfd):
+    """Stages print their own warning to their logs."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    presets.edit(tmp_path / "params.yaml", {"compute": {"threads": 4096}})
+    monkeypatch.chdir(tmp_path)
+    assert main(["--workspace", str(tmp_path), "repro", "no-such-stage"]) == 2
+    warning, refusal = capfd.readouterr().err.splitlines()
+    assert warning.startswith("warning: 4096 threads on ")
+    assert "no-such-stage" in refusal
 
 
 @pytest.fixture
