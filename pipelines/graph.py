@@ -4,10 +4,11 @@
 A path may hold `{arm}`; a stage with arms is one DVC stage per arm (`taca_train@lora`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import PurePosixPath
+from typing import Any
 
 from components.errors import ParameterError
 
@@ -41,6 +42,8 @@ class Stage:
     """Whether it starts Ray Train workers itself, wherever it runs."""
     code: tuple[str, ...] = ()
     """Other stages whose code it calls."""
+    headlines: Mapping[str, str] = field(default_factory=dict)
+    """Its numbers by which executions of the pipeline are compared: name -> path in its metrics, where `*` is any key."""
 
     @property
     def heavy(self) -> bool:
@@ -82,11 +85,29 @@ class StageRun:
         """Every path it writes: outputs, metrics, curves."""
         return [*self.outputs.values(), self.metrics, *([self.curves] if self.curves else [])]
 
+    def headlines(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """The headline numbers in this stage's metrics, by name, arm and what `*` stands for: `alignment.taca.guidance_1`."""
+        found = {}
+        for name, path in self.stage.headlines.items():
+            for matched, value in _matching(metrics, path.split(".")):
+                found[".".join([name, *([self.arm] if self.arm else []), *matched])] = float(value)
+        return found
+
     def _table(self, folder: str, suffix: str) -> str:
         return str(PurePosixPath(folder, self.stage.name, f"{self.arm or 'all'}.{suffix}"))
 
     def _fill(self, path: str) -> str:
         return path.format(arm=self.arm)
+
+
+def _matching(value: Any, path: Sequence[str]) -> Iterator[tuple[list[str], float]]:
+    """Yield the numbers at `path`, each with the keys that its `*` stand for."""
+    if not path and isinstance(value, (int, float)):
+        yield [], value
+    elif path and isinstance(value, Mapping):
+        for key in value if path[0] == "*" else {path[0]} & set(value):
+            for matched, number in _matching(value[key], path[1:]):
+                yield [*([key] if path[0] == "*" else []), *matched], number
 
 
 PEOPLE = {"people": "data/people"}
@@ -108,6 +129,7 @@ STAGES: tuple[Stage, ...] = (
         {"probe": "models/probe"},
         curves=True,
         trains=True,
+        headlines={"probe_accuracy": "balanced_accuracy"},
     ),
     Stage(
         "base_model",
@@ -117,6 +139,7 @@ STAGES: tuple[Stage, ...] = (
         BASE,
         curves=True,
         trains=True,
+        headlines={"vae_psnr": "vae_psnr"},
     ),
     Stage(
         "taca_cache",
@@ -152,6 +175,7 @@ STAGES: tuple[Stage, ...] = (
         {"probe": "models/probe", "generated": "data/generated/{arm}"},
         {"alignment": "results/alignment/{arm}.parquet"},
         arms=TACA_ARMS,
+        headlines={"alignment": "*.alignment.mean"},
     ),
     Stage(
         "taca_attention",
@@ -159,6 +183,7 @@ STAGES: tuple[Stage, ...] = (
         ("seed", "pictures", "taca", "taca_generate", "taca_attention"),
         {**PEOPLE, **BASE},
         {"attention": "results/attention.parquet"},
+        headlines={"attention_to_text": "difference.mean"},
     ),
     Stage(
         "curate",
@@ -196,6 +221,7 @@ STAGES: tuple[Stage, ...] = (
         {**PEOPLE, "model": "models/retrieval/{arm}"},
         {"ranks": "results/retrieval/{arm}.parquet", "scores": "results/scores/{arm}.parquet"},
         arms=GADMS_ARMS,
+        headlines={"R@1": "R@1", "mAP": "mAP", "noise_auc": "noise_auc"},
     ),
     Stage(
         "index",
@@ -249,6 +275,7 @@ def report_stage() -> Stage:
             **pictures,
         },
         {"report": "reports/report.json", "figures": "reports/figures"},
+        headlines={"checks_met": "checks_met"},
     )
 
 

@@ -13,9 +13,9 @@ from pipelines.identity.known_digests import KnownDigests
 from pipelines.params import Parameters, load
 from pipelines.records.code_state import code_state
 from pipelines.records.manifests import find_by_content
-from pipelines.records.stage_record import input_record, mlflow_tags, stage_record
+from pipelines.records.stage_record import input_record, mlflow_parameters, mlflow_tags, stage_record
 from pipelines.scratch.folder import Scratch, folder_name
-from pipelines.scratch.manifest import InputRecord, StageRecord
+from pipelines.scratch.manifest import InputRecord, Manifest, StageRecord
 from pipelines.tracking.runs import RunFacts
 from pipelines.workspace import Workspace
 
@@ -70,12 +70,14 @@ class Attempt:
         run, params, identity = self.run, self.params, self.fingerprint
         code = code_state(ROOT)  # of the code that runs; the workspace of a trial is no checkout
         inputs: dict[str, InputRecord] = {}
+        makers: list[Manifest] = []
         known = KnownDigests(self.workspace.home)
         for name, path in self.inputs.items():
             digests = tree_digests(self.workspace.path(path), known)
             made_by = find_by_content(path, digests, self.workspace, params)
+            makers += [made_by] if made_by else []
             inputs[path] = input_record(name, self.workspace.path(path), digests, made_by)
-        record = stage_record(run, self.own, params, code, inputs)
+        record = stage_record(run, self.own, params, code, inputs, makers)
         tags = {
             "pipelines.stage": run.stage.name,
             "pipelines.arm": run.arm or "",
@@ -86,4 +88,6 @@ class Attempt:
             "pipelines.device": params.compute.device,
             **mlflow_tags(record),
         }
-        return RunFacts(f"{run.address}/{identity[:8]}", tags, self.own, inputs, code.patch), record
+        return RunFacts(
+            f"{run.address}/{identity[:8]}", tags, mlflow_parameters(record, run.arm), inputs, code.patch
+        ), record

@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,9 @@ from pipelines.engine.child import Child, StopSignal, catch_sigterm, send_go, st
 from pipelines.engine.cost import Meter, throughput
 from pipelines.engine.forked import ForkedProcess
 from pipelines.errors import INTERRUPTED, InfrastructureError, StageFailedError, exit_code, one_line
-from pipelines.graph import StageRun
+from pipelines.graph import StageRun, all_runs
 from pipelines.locks.waiting import grace_period
-from pipelines.records.stage_record import CHEAP_BYTES, mlflow_tags
+from pipelines.records.stage_record import CHEAP_BYTES, mlflow_tags, tracked_models
 from pipelines.scratch.claims import claim
 from pipelines.scratch.folder import FolderLock, Scratch, put_in_place
 from pipelines.scratch.manifest import Manifest
@@ -31,7 +32,8 @@ from pipelines.scratch.metric_log import MetricLog
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.addresses import tracking_uri
 from pipelines.tracking.delivery import TrackedRun
-from pipelines.tracking.pipeline_run import open_pipeline_run
+from pipelines.tracking.models import TrackedModel
+from pipelines.tracking.pipeline_run import describe_pipeline, open_pipeline_run
 from pipelines.tracking.run_state import RunState
 from pipelines.tracking.runs import FAILED, FINISHED, KILLED, flatten
 from pipelines.tracking.system_metrics import system_metrics
@@ -70,6 +72,8 @@ def run_stage(address: str, workspace: Workspace, parent_run: str | None = None)
         attempt.require_unchanged()
         for path in done.outputs:
             put_in_place(scratch.outputs / path, workspace.path(path))
+    if parent_run is None and not restored and attempt.run == all_runs()[-1]:
+        describe_pipeline(workspace)
     return StageOutcome(attempt.fingerprint, restored, done.metrics)
 
 
@@ -143,11 +147,11 @@ def _run(attempt: Attempt, lock: FolderLock, parent_run: str | None, until: tupl
             )
         except BaseException as error:
             killed = exit_code(error) == INTERRUPTED
-            _close(tracked, KILLED if killed else FAILED, {}, timeout=2 if killed else 20)
+            _close(tracked, KILLED if killed else FAILED, timeout=2 if killed else 20)
             if killed:
                 raise KeyboardInterrupt(_paused(run, scratch)) from error
             raise
-        _close(tracked, FINISHED, _final(done), timeout=20, tags=mlflow_tags(record))
+        _close(tracked, FINISHED, *_final(run, done), timeout=20)
     return done
 
 
@@ -159,10 +163,11 @@ def _paused(run: StageRun, scratch: Scratch) -> str:
     return f"{run.address}: stopped{' before its first checkpoint' if run.stage.trains else ''}: run again"
 
 
-def _final(done: Manifest) -> dict[str, float]:
-    """The final metrics of a finished run."""
+def _final(run: StageRun, done: Manifest) -> tuple[dict[str, float], dict[str, str], list[TrackedModel]]:
+    """The final metrics of a finished run, its tags, and its models."""
     numbers = {**flatten(done.metrics), **done.cost}
-    return {key: float(value) for key, value in numbers.items() if isinstance(value, (int, float))}
+    metrics = {key: float(value) for key, value in numbers.items() if isinstance(value, (int, float))}
+    return metrics, mlflow_tags(done.provenance) if done.provenance else {}, tracked_models(run, done)
 
 
 def _close_open_run(attempt: Attempt, done: Manifest) -> None:
@@ -174,9 +179,8 @@ def _close_open_run(attempt: Attempt, done: Manifest) -> None:
     try:
         tracker = tracking.connect(workspace)
         if state.ended is None:
-            TrackedRun(tracker.client, state.run, scratch.folder, unconfirmed=True).end(
-                FINISHED, _final(done), mlflow_tags(done.provenance) if done.provenance else {}
-            )
+            tracked = TrackedRun(tracker.client, state.run, scratch.folder, unconfirmed=True)
+            tracked.end(FINISHED, *_final(attempt.run, done))
         tracker.close_finished(scratch.folder)
     except Exception as error:  # as in `_close`
         _warn_open(state.run, FINISHED, error)
@@ -217,11 +221,17 @@ def _watch(
 
 
 def _close(
-    tracked: TrackedRun, status: str, metrics: dict[str, float], timeout: float, tags: dict[str, str] | None = None
+    tracked: TrackedRun,
+    status: str,
+    metrics: Mapping[str, float] | None = None,
+    tags: Mapping[str, str] | None = None,
+    models: Sequence[TrackedModel] = (),
+    *,
+    timeout: float,
 ) -> None:
     """End and close the MLflow run. If the server is away, warn and leave it to the next stage."""
     try:
-        tracked.end(status, metrics, tags)
+        tracked.end(status, metrics or {}, tags, models)
         tracked.deliver(timeout=timeout)
         tracked.close()
     except Exception as error:  # clients raise many types, and the outputs on disk matter more than the run's end

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.records.manifests import download_manifest
-from pipelines.records.stage_record import mlflow_tags
+from pipelines.records.stage_record import mlflow_parameters, mlflow_tags
 from pipelines.scratch.manifest import Manifest
 from pipelines.tracking.delivery import metric_name
 from pipelines.tracking.runs import FINISHED, PATCH_ARTIFACT, artifact_text, flatten
@@ -51,7 +51,8 @@ def _check_facts(run: "Run", manifest: Manifest, client: "MlflowClient") -> Iter
     for key, value in mlflow_tags(record).items():
         if run.data.tags.get(key, "") != value:
             yield f"tag {key} is {run.data.tags.get(key, 'missing')!r}, the manifest says {value!r}"
-    parameters = {key: str(value) for key, value in flatten(record.parameters).items()}
+    arm = manifest.stage.partition("@")[2] or None
+    parameters = {key: str(value) for key, value in mlflow_parameters(record, arm).items()}
     for key in sorted({*parameters, *run.data.params}):
         if run.data.params.get(key) != parameters.get(key):
             yield f"parameter {key} is {_word(run.data.params.get(key))}, the manifest says {_word(parameters.get(key))}"

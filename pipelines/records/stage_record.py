@@ -1,10 +1,11 @@
-"""Collects the record of a stage run (`pipelines.scratch.manifest.StageRecord`), and turns it into the tags of its MLflow run."""
+"""Collects the record of a stage run (`pipelines.scratch.manifest.StageRecord`), and turns it into what its MLflow run shows: tags,
+parameters, models."""
 
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,8 @@ from pipelines.params import Parameters
 from pipelines.records.code_state import CodeState
 from pipelines.scratch.manifest import CodeRecord, InputRecord, Manifest, StageRecord
 from pipelines.threads.cores import usable_cores
+from pipelines.tracking.models import TrackedModel
+from pipelines.tracking.runs import flatten
 
 PACKAGES = ("torch", "ray", "mlflow", "dvc", "diffusers", "open_clip_torch")
 CHEAP_BYTES = 64 * 2**20
@@ -26,14 +29,23 @@ CHEAP_BYTES = 64 * 2**20
 
 
 def stage_record(
-    run: StageRun, own: Mapping[str, Any], params: Parameters, code: CodeState, inputs: Mapping[str, InputRecord]
+    run: StageRun,
+    own: Mapping[str, Any],
+    params: Parameters,
+    code: CodeState,
+    inputs: Mapping[str, InputRecord],
+    makers: Iterable[Manifest] = (),
 ) -> StageRecord:
-    """Return the record of a stage run about to start. `own` holds the parameters that it reads, `inputs` its inputs by path."""
+    """Return the record of a stage run about to start.
+
+    `own` holds the parameters that it reads, `inputs` its inputs by path, `makers` the manifests of the runs that made these.
+    """
     return StageRecord(
         revision=CodeRecord(
             commit=code.revision, dirty=code.dirty, patch=code.patch_digest, left_out=list(code.left_out)
         ),
         parameters=dict(own),
+        upstream=upstream_parameters(own, makers),
         inputs=dict(inputs),
         sources=sources_digest(run),
         lock=file_digest(ROOT / LOCK),
@@ -63,6 +75,58 @@ def mlflow_tags(record: StageRecord) -> dict[str, str]:
         if used.stage and used.run:
             tags[f"upstream.{used.stage.replace('@', '.')}"] = used.run
     return {key: value for key, value in tags.items() if value or key.startswith("git.")}
+
+
+def mlflow_parameters(record: StageRecord, arm: str | None) -> dict[str, Any]:
+    """Return the parameters of a stage's MLflow run, flat: its own, those behind its inputs, and its arm."""
+    if record.upstream is None:  # of older code
+        return flatten(record.parameters)
+    return {**record.upstream, **flatten(record.parameters), **({"arm": arm} if arm else {})}
+
+
+def upstream_parameters(own: Mapping[str, Any], makers: Iterable[Manifest]) -> dict[str, Any]:
+    """Return, flat, the parameters behind the inputs of a stage that itself reads the parameters `own`.
+
+    They have the names that they have in params.yaml; where inputs were made with another value than `own` or one another's, the
+    name of the stage is put before: `taca_train.lora/seed`.
+    """
+    mine = flatten(own)
+    found: dict[str, Any] = {}
+    for maker in makers:
+        if maker.provenance is None:
+            continue
+        for key, value in {**(maker.provenance.upstream or {}), **flatten(maker.provenance.parameters)}.items():
+            if {**found, **mine}.get(key, value) != value:
+                found[f"{maker.stage.replace('@', '.')}/{key}"] = value
+            elif key not in mine:
+                found[key] = value
+    return found
+
+
+def tracked_models(run: StageRun, done: Manifest) -> list[TrackedModel]:
+    """Return the models among the outputs of a finished stage run, as MLflow's model pages show them."""
+    if done.provenance is None:
+        return []
+    data = {f"data.{path}": f"sha256 {used.sha256}" for path, used in done.inputs.items()}
+    made_by = {
+        f"upstream.{used.stage.replace('@', '.')}": used.run for used in done.inputs.values() if used.stage and used.run
+    }
+    known = {
+        "pipelines.stage": run.stage.name,
+        "pipelines.arm": run.arm or "",
+        "pipelines.fingerprint": done.fingerprint,
+    }
+    read = next(((path, used.sha256[:32]) for path, used in done.inputs.items() if path.startswith("data/")), None)
+    return [
+        TrackedModel(
+            path=path,
+            tags={**known, "sha256": digest(files), "dvc.md5": done.md5.get(path) or "", **data, **made_by},
+            parameters={key: str(value) for key, value in mlflow_parameters(done.provenance, run.arm).items()},
+            dataset=read,
+        )
+        for path, files in done.outputs.items()
+        if path.startswith("models/") and "" not in files
+    ]
 
 
 def input_record(name: str, path: Path, digests: Mapping[str, str], made_by: Manifest | None) -> InputRecord:

@@ -18,7 +18,7 @@ from pipelines.reporting.attention import mass_panels
 from pipelines.reporting.charts import axis, centred, ends
 from pipelines.reporting.formats import ARM_NAMES, duration, environment
 from pipelines.reporting.retrieval import leaderboards, noise_panels
-from pipelines.reporting.runs import FoundRuns, look_up
+from pipelines.reporting.runs import FoundRuns, attach, look_up
 from pipelines.reporting.studies import study_views
 from pipelines.reporting.sweep_costs import sweep_costs
 from pipelines.tracking.runs import flatten
@@ -60,6 +60,8 @@ def render(workspace: Workspace) -> Path:
     )
     target = workspace.path(PAGE)
     write_atomically(target, text)
+    if found.problem is None:
+        attach(workspace, target)
     return target
 
 

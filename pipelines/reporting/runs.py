@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import one_line
@@ -11,7 +12,13 @@ from pipelines.identity.fingerprint import present_fingerprint
 from pipelines.params import Parameters
 from pipelines.records.manifests import find_by_fingerprint
 from pipelines.tracking.addresses import sqlite_file, tracking_uri
-from pipelines.tracking.pipeline_run import find_pipeline_run, open_pipeline_run, pipeline_identity
+from pipelines.tracking.pipeline_run import (
+    REPORT_ARTIFACTS,
+    describe,
+    find_pipeline_run,
+    open_pipeline_run,
+    pipeline_identity,
+)
 from pipelines.tracking.runs import FINISHED, Tracker, connect, public_uri
 from pipelines.tracking.stage_tags import stage_tag
 from pipelines.workspace import Workspace
@@ -65,6 +72,16 @@ def look_up(workspace: Workspace, params: Parameters) -> FoundRuns:
     return FoundRuns(shown, fingerprints, runs, None)
 
 
+def attach(workspace: Workspace, page: Path) -> None:
+    """Store the page as an artifact of the pipeline's run, where there is one. A store that does not answer causes a warning."""
+    try:
+        tracker = connect(workspace)
+        if found := find_pipeline_run(tracker, pipeline_identity(workspace)):
+            tracker.client.log_artifact(found.info.run_id, str(page), REPORT_ARTIFACTS)
+    except Exception as error:  # the page is written, whatever went wrong
+        print(f"warning: the page is not in MLflow: {one_line(error)}", file=sys.stderr)
+
+
 def _find(tracker: Tracker, run: StageRun, identity: str) -> "Run | None":
     """The run that the manifest in scratch names, or the newest finished one with this fingerprint."""
     from mlflow.exceptions import MlflowException
@@ -103,9 +120,10 @@ def _without_user(uri: str) -> str:
 
 
 def _name_on_pipeline(tracker: Tracker, workspace: Workspace, runs: Mapping[str, FoundRun]) -> None:
-    """Set `stage.<name>` tags on the pipeline's run, restored stages included. Its status stays as it was."""
+    """Describe the pipeline's run, and name the runs of its stages, restored ones included. Its status stays as it was."""
     found = find_pipeline_run(tracker, pipeline_identity(workspace))
     parent = found.info.run_id if found else open_pipeline_run(tracker)
+    describe(tracker, parent)
     tracker.set_tags(parent, {stage_tag(address): run.run_id for address, run in runs.items()})
     if not found:
         tracker.client.set_terminated(parent, FINISHED)

@@ -63,6 +63,7 @@ class StageRecord(Document):
 
     Attributes:
         parameters: the keys of params.yaml that the stage read, with their values.
+        upstream: those, flat, that the stages read which made its inputs; None in manifests of older code.
         inputs: by path.
         sources: SHA-256 over the source files behind the stage.
         lock: SHA-256 of requirements.lock.
@@ -74,6 +75,7 @@ class StageRecord(Document):
 
     revision: CodeRecord
     parameters: dict[str, Any]
+    upstream: dict[str, Any] | None = None
     inputs: dict[str, InputRecord]
     sources: str
     lock: str

@@ -16,6 +16,7 @@ from pipelines.errors import one_line
 from pipelines.locks.retrying import retry
 from pipelines.scratch.manifest import MANIFEST_FILE
 from pipelines.scratch.metric_log import MetricFollower
+from pipelines.tracking.models import TrackedModel, log_models
 from pipelines.tracking.run_state import RunEnd, RunState
 
 if TYPE_CHECKING:
@@ -90,19 +91,27 @@ class TrackedRun:
             self.client.log_batch(self.run_id, metrics=metrics[start : start + BATCH])
         self._unconfirmed = False
 
-    def end(self, status: str, metrics: Mapping[str, float], tags: Mapping[str, str] | None = None) -> None:
-        """Save how the run ends: its status, final metrics, and tags that are known only now. `close` tells the server."""
+    def end(
+        self,
+        status: str,
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str] | None = None,
+        models: Sequence[TrackedModel] = (),
+    ) -> None:
+        """Save how the run ends: its status, final metrics, and what is known only now. `close` tells the server."""
         state = RunState.load(self.folder)
         when = int(time.time() * 1000)
-        state.ended = RunEnd(status=status, metrics=dict(metrics), tags=dict(tags or {}), time=when)
+        state.ended = RunEnd(
+            status=status, metrics=dict(metrics), tags=dict(tags or {}), models=list(models), time=when
+        )
         state.save(self.folder)
 
     def close(self) -> None:
-        """Send what is left: final metrics, tags, figures, manifest and status, also of the pipeline's run.
+        """Send what is left: final metrics, tags, models, figures, manifest and status, also of the pipeline's run.
 
         Raises what the client raises, and ValueError before `end`.
         """
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric, RunTag
 
         self._log, self._waiting = MetricFollower(self.folder / "metrics.jsonl"), []  # once more from the start
         self._deliver()
@@ -110,12 +119,11 @@ class TrackedRun:
         ended = state.ended
         if ended is None:
             raise ValueError(f"run {self.run_id} has not ended")
-        final = [Metric(metric_name(key), value, ended.time, 0) for key, value in ended.metrics.items()]
+        shown = log_models(self.client, self.run_id, ended.models)
+        final = [Metric(metric_name(key), value, ended.time, 0, **shown) for key, value in ended.metrics.items()]
         self._send(final, lambda metric: (metric.step, metric.timestamp))
-        there = self.client.get_run(self.run_id).data.tags if ended.tags else {}
-        for key, value in ended.tags.items():
-            if there.get(key) != value:
-                self.client.set_tag(self.run_id, key, value)
+        if ended.tags:
+            self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in ended.tags.items()])
         figures = self.folder / "figures"
         if ended.status == "FINISHED" and figures.is_dir() and any(figures.iterdir()):
             self.client.log_artifacts(self.run_id, str(figures), "figures")

@@ -1,32 +1,42 @@
 """The run of a pipeline execution, the parent of the runs of its stages: known by parameters, code and data/raw.
 
 `pipeline_execution` is for a command that runs many stages: it alone sets the run's owner and status. A stage that runs by itself,
-as in `dvc repro`, opens the run with `open_pipeline_run`, and its end is the run's.
+as in `dvc repro`, opens the run with `open_pipeline_run`, and its end is the run's. `describe` writes what the execution gave.
 """
 
+import datetime
 import os
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.files import file_digest
 from pipelines import params
-from pipelines.errors import INTERRUPTED, exit_code
+from pipelines.dvc_files.dvc_lock import LOCK_FILE
+from pipelines.errors import INTERRUPTED, exit_code, one_line
 from pipelines.graph import all_stages
 from pipelines.identity.closure import ROOT, sources_behind
 from pipelines.identity.fingerprint import LOCK, digest, tree_digests
 from pipelines.identity.known_digests import KnownDigests
+from pipelines.tracking.delivery import metric_name
 from pipelines.tracking.owners import owner
+from pipelines.tracking.pipeline_results import StageResult, headlines, results_in_place, total_cost
 from pipelines.tracking.runs import FAILED, FINISHED, KILLED, LEVEL, Tracker, connect, creation_lock, explained_failures
-from pipelines.workspace import Workspace
+from pipelines.tracking.stage_tags import stage_tag
+from pipelines.workspace import Workspace, git_output
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PIPELINE = "pipelines.pipeline"
 """Tag of a pipeline's run: its `pipeline_identity`."""
-RAW = Path("data/raw")
+CODE, RAW_DATA, REVISION = "pipelines.code", "pipelines.raw", "git.revision"
+"""Tags of a pipeline's run: digests of all stages' code, and of data/raw; the commit that was checked out."""
+NOTE, LONGEST_NOTE = "mlflow.note.content", 5000
+"""The tag that MLflow shows as a run's description, and the most characters that are written into it."""
+REPORT, REPORT_ARTIFACTS = "reports/report.json", "report"
 
 
 class PipelineExecution:
@@ -49,12 +59,13 @@ class PipelineExecution:
         return self._run[1]
 
     def end(self) -> None:
-        """Set the run's status. Raises what the client raises."""
+        """Describe the run and set its status. A store that does not answer causes a warning: the results are on disk."""
         if self._run is None:
             return
         tracker, run_id = self._run
         status = {0: FINISHED, INTERRUPTED: KILLED}.get(self.exit_code, FAILED)
-        tracker.client.set_terminated(run_id, status)
+        _try(run_id, "described", lambda: describe(tracker, run_id))
+        _try(run_id, f"closed as {status}", lambda: tracker.client.set_terminated(run_id, status))
 
 
 @contextmanager
@@ -87,31 +98,102 @@ def open_pipeline_run(tracker: Tracker) -> str:
     return run_id
 
 
+def describe_pipeline(workspace: Workspace) -> None:
+    """Describe the run of the workspace's pipeline, if there is one. A store that does not answer causes a warning."""
+
+    def write() -> None:
+        tracker = connect(workspace)
+        if found := find_pipeline_run(tracker, pipeline_identity(workspace)):
+            describe(tracker, found.info.run_id)
+
+    _try("of the pipeline", "described", write)
+
+
+def describe(tracker: Tracker, run_id: str) -> dict[str, StageResult]:
+    """Write to the pipeline's run what its execution has given so far, and return that by stage address.
+
+    The headline numbers and the cost in all; the runs of its stages; `dvc.lock` and the report; what differs from the execution
+    before. Numbers that the run has already are not sent again.
+    """
+    from mlflow.entities import Metric, RunTag
+
+    client, workspace = tracker.client, tracker.workspace
+    results = results_in_place(workspace, params.load(workspace.path("params.yaml")))
+    run = client.get_run(run_id)
+    numbers = {metric_name(key): value for key, value in (headlines(results) | total_cost(results)).items()}
+    now = int(time.time() * 1000)
+    metrics = [Metric(key, value, now, 0) for key, value in numbers.items() if run.data.metrics.get(key) != value]
+    tags = {stage_tag(address): result.run for address, result in results.items() if result.run}
+    tags[NOTE] = difference(tracker, run, numbers)
+    client.log_batch(run_id, metrics=metrics, tags=[RunTag(key, value) for key, value in tags.items()])
+    if workspace.path(LOCK_FILE).is_file():
+        client.log_artifact(run_id, str(workspace.path(LOCK_FILE)))
+    if "report" in results and workspace.path(REPORT).is_file():
+        client.log_artifact(run_id, str(workspace.path(REPORT)), REPORT_ARTIFACTS)
+    return results
+
+
+def difference(tracker: Tracker, run: "Run", numbers: Mapping[str, float]) -> str:
+    """Return, as Markdown, how an execution differs from the one that started before it: parameters, code, data, numbers."""
+    earlier = f"tags.{LEVEL} = 'pipeline' and attributes.start_time < {run.info.start_time}"
+    before = tracker.find(earlier, "DESC")
+    if before is None:
+        return "The first execution of the pipeline in this experiment."
+    started = datetime.datetime.fromtimestamp(before.info.start_time / 1000).astimezone()
+    lines = [f"Compared with *{before.info.run_name}* (`{before.info.run_id[:8]}`, {started:%Y-%m-%d %H:%M %Z}):", ""]
+    for key in sorted({*before.data.params, *run.data.params}):
+        old, new = (each.data.params.get(key, "none") for each in (before, run))
+        lines += [f"- `{key}`: {old} → **{new}**"] if old != new else []
+    then, now = before.data.tags, run.data.tags
+    if then.get(CODE) != now.get(CODE):
+        lines.append(f"- code: commit {then.get(REVISION, '')[:8] or 'none'} → {now.get(REVISION, '')[:8] or 'none'}")
+    if then.get(RAW_DATA) != now.get(RAW_DATA):
+        lines.append("- `data/raw` holds other files")
+    if len(lines) == 2:
+        lines.append("- nothing")
+    compared = [(key, before.data.metrics.get(key), value) for key, value in numbers.items() if "/" not in key]
+    rows = [f"| {key} | {old:.5g} | {new:.5g} |" for key, old, new in compared if old is not None and old != new]
+    if rows:
+        lines += ["", "| number | before | now |", "|---|---|---|", *rows]
+    return "\n".join(lines)[:LONGEST_NOTE]
+
+
 def find_pipeline_run(tracker: Tracker, identity: str) -> "Run | None":
     """Return the first pipeline run with this `pipeline_identity`."""
     return tracker.find(f"tags.`{PIPELINE}` = '{identity}'", "ASC")
 
 
 def pipeline_identity(workspace: Workspace) -> str:
-    """Return the digest of what identifies a pipeline execution: parameters, sources and packages of all stages, and data/raw.
+    """Return the digest of what identifies a pipeline execution: parameters, code and data/raw."""
+    return digest(_identifying(workspace))
+
+
+def _identifying(workspace: Workspace) -> dict[str, str]:
+    """Return digests of parameters, of sources and packages of all stages, and of data/raw.
 
     Of `compute` only the threads count, as in the fingerprint of a stage: where stages run makes no other pipeline.
     """
     parameters = params.load(workspace.path("params.yaml"))
-    sources = sources_behind([f"pipelines.stages.{stage.name}" for stage in all_stages()])
-    return digest(
-        {
-            "parameters": parameters.only(set(params.Parameters.model_fields) - {"compute"}),
-            "threads": parameters.compute.threads,
-            "sources": {source: file_digest(ROOT / source) for source in sources},
-            "lock": file_digest(ROOT / LOCK),
-            "raw": tree_digests(workspace.path(str(RAW)), KnownDigests(workspace.home)),
-        }
-    )
+    values = parameters.only(set(params.Parameters.model_fields) - {"compute"})
+    code = [*sources_behind([f"pipelines.stages.{stage.name}" for stage in all_stages()]), LOCK]
+    return {
+        "parameters": digest([values, parameters.compute.threads]),
+        CODE: digest({path: file_digest(ROOT / path) for path in code}),
+        RAW_DATA: digest(tree_digests(workspace.path("data/raw"), KnownDigests(workspace.home))),
+    }
+
+
+def _try(run_id: str, what: str, write: Callable[[], object]) -> None:
+    try:
+        write()
+    except Exception as error:  # clients raise many types, and the results are on disk
+        print(f"warning: run {run_id} could not be {what} ({one_line(error)})", file=sys.stderr, flush=True)
 
 
 def _create(tracker: Tracker, identity: str) -> str:
+    made_of = _identifying(tracker.workspace)
     tags = {PIPELINE: identity, LEVEL: "pipeline", "mlflow.runName": f"pipeline {identity[:8]}"}
+    tags |= {CODE: made_of[CODE], RAW_DATA: made_of[RAW_DATA], REVISION: git_output(ROOT, "rev-parse", "HEAD").strip()}
     run_id = str(tracker.client.create_run(tracker.experiment, tags=tags).info.run_id)
     parameters = params.load(tracker.workspace.path("params.yaml"))
     tracker.log_params(run_id, parameters.model_dump(mode="json"))

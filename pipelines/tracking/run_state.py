@@ -7,16 +7,18 @@ from typing import Self
 from pydantic import BaseModel
 
 from components.files import write_atomically
+from pipelines.tracking.models import TrackedModel
 
 STATE_FILE = "mlflow.json"
 
 
 class RunEnd(BaseModel):
-    """How a run ends: its status, final metrics and tags, and the time in ms since 1970."""
+    """How a run ends: its status, final metrics, tags and models, and the time in ms since 1970."""
 
     status: str
     metrics: dict[str, float]
     tags: dict[str, str] = {}
+    models: list[TrackedModel] = []
     time: int
 
 
