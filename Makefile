@@ -38,7 +38,7 @@ report: setup ## render reports/index.html from the latest results
 	python -m pipelines report
 
 ui: setup ## compare runs in MLflow's web interface (http://127.0.0.1:5000)
-	mlflow ui --backend-store-uri "$$(python -m pipelines.tracking.addresses)" --port 5000
+	python -m pipelines ui
 
 # Types are checked beside the tests, whose processes wait for others now and then; what mypy says comes last.
 test: setup ## lint, types and tests

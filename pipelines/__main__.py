@@ -26,10 +26,12 @@ from pipelines.commands import (
     repro,
     reproduce,
     run,
+    runs,
     search,
     study,
     submit,
     sweep,
+    ui,
     verify,
 )
 from pipelines.engine.warm import silence_import_notices
@@ -41,7 +43,7 @@ from pipelines.workspace import Workspace, workspace_root
 
 # In the order of `--help`.
 PIPELINE = (run, repro, preset, report, search, generate, curate, compbench, dry_run, study, sweep, promote, submit)
-RESULTS = (doctor, leaderboard, compare, cross_domain, lineage, verify, reproduce, gc, register, dag)
+RESULTS = (runs, ui, doctor, leaderboard, compare, cross_domain, lineage, verify, reproduce, gc, register, dag)
 COMMANDS = tuple(module.COMMAND for module in (*PIPELINE, *RESULTS))
 
 

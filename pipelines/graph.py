@@ -77,13 +77,18 @@ class StageRun:
         return self._table("metrics", "json")
 
     @property
+    def headline_file(self) -> str | None:
+        """The file of its headline numbers, which are what `dvc exp show` and `dvc metrics` show."""
+        return self._table("metrics", "headlines.json") if self.stage.headlines else None
+
+    @property
     def curves(self) -> str | None:
         return self._table("curves", "csv") if self.stage.curves else None
 
     @property
     def all_outputs(self) -> list[str]:
-        """Every path it writes: outputs, metrics, curves."""
-        return [*self.outputs.values(), self.metrics, *([self.curves] if self.curves else [])]
+        """Every path it writes: outputs, metrics, headline numbers, curves."""
+        return [*self.outputs.values(), *filter(None, (self.metrics, self.headline_file, self.curves))]
 
     def headlines(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """The headline numbers in this stage's metrics, by name, arm and what `*` stands for: `alignment.taca.guidance_1`."""
@@ -129,7 +134,6 @@ STAGES: tuple[Stage, ...] = (
         {"probe": "models/probe"},
         curves=True,
         trains=True,
-        headlines={"probe_accuracy": "balanced_accuracy"},
     ),
     Stage(
         "base_model",
@@ -139,7 +143,6 @@ STAGES: tuple[Stage, ...] = (
         BASE,
         curves=True,
         trains=True,
-        headlines={"vae_psnr": "vae_psnr"},
     ),
     Stage(
         "taca_cache",

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import DataError, ParameterError
+from components.errors import ParameterError
 from pipelines import graph
 from pipelines.graph import StageRun
 from pipelines.scratch.folder import Scratch, folder_name
+from pipelines.tracking.run_ids import find_run
 from pipelines.tracking.runs import Tracker, connect
 from pipelines.tracking.stage_tags import stage_runs
 from pipelines.workspace import Workspace
@@ -55,16 +56,17 @@ class ComparedRun:
 
 
 def read_runs(workspace: Workspace, run_ids: Sequence[str]) -> list[ComparedRun]:
-    """The runs with these ids; the first is the baseline.
+    """The runs with these ids, or with ids that begin so; the first is the baseline.
 
-    Raises ParameterError for fewer than two ids, an id twice, or runs without a stage in common; DataError for an unknown id.
+    Raises ParameterError for fewer than two ids, a run twice, or runs without a stage in common; and as `find_run`.
     """
     if len(run_ids) < 2:
         raise ParameterError("compare: give at least two run ids; the first is the baseline")
-    if len(set(run_ids)) < len(run_ids):
-        raise ParameterError("compare: a run id is given twice")
     tracker = connect(workspace)
-    runs = [_read(tracker, run_id) for run_id in run_ids]
+    found = [find_run(tracker, run_id) for run_id in run_ids]
+    if len({run.info.run_id for run in found}) < len(found):
+        raise ParameterError("compare: a run is given twice")
+    runs = [_read(tracker, run) for run in found]
     if all(len(run.stages) == 1 and not run.metrics for run in runs):  # arms of a stage, most likely
         runs = [_by_stage_name(run) for run in runs]
     if not set.intersection(*(set(run.stages) for run in runs)):
@@ -73,13 +75,13 @@ def read_runs(workspace: Workspace, run_ids: Sequence[str]) -> list[ComparedRun]
     return runs
 
 
-def _read(tracker: Tracker, run_id: str) -> ComparedRun:
-    run = _get(tracker, run_id)
+def _read(tracker: Tracker, run: "Run") -> ComparedRun:
+    run_id = run.info.run_id
     name = run.info.run_name or run_id[:8]
     if "pipelines.stage" in run.data.tags:
         result = _stage_result(tracker.workspace, run)
         return ComparedRun(run_id, name, {result.stage.address: result}, {}, {})
-    below = [_get(tracker, stage_run) for stage_run in stage_runs(run.data.tags).values()]
+    below = [find_run(tracker, stage_run) for stage_run in stage_runs(run.data.tags).values()]
     below += tracker.client.search_runs(
         [tracker.experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", order_by=["attributes.start_time ASC"]
     )
@@ -89,15 +91,6 @@ def _read(tracker: Tracker, run_id: str) -> ComparedRun:
             result = _stage_result(tracker.workspace, each)
             stages[result.stage.address] = result
     return ComparedRun(run_id, name, stages, run.data.params, run.data.metrics)
-
-
-def _get(tracker: Tracker, run_id: str) -> "Run":
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return tracker.client.get_run(run_id)
-    except MlflowException as error:
-        raise DataError(f"compare: no run {run_id!r} in this tracking store; `make ui` lists them") from error
 
 
 def _stage_result(workspace: Workspace, run: "Run") -> StageResult:

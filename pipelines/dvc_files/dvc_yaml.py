@@ -68,10 +68,13 @@ def _body(stage: Stage, arm: str | None, inputs: Any, suffix: str) -> dict[str, 
         "deps": [*map(fill, inputs.values()), *sources],
         "params": [*stage.reads, THREADS],
         "outs": [fill(path) for path in stage.outputs.values()],
-        "metrics": [{f"metrics/{stage.name}/{table}.json": {"cache": False}}],
     }
     if stage.curves:
         body["outs"].append(f"curves/{stage.name}/{table}.csv")
+    # Of DVC's `metrics`, each number is a column of `dvc exp show`.
+    body["outs"].append({f"metrics/{stage.name}/{table}.json": {"cache": False}})
+    if stage.headlines:
+        body["metrics"] = [{f"metrics/{stage.name}/{table}.headlines.json": {"cache": False}}]
     return body
 
 

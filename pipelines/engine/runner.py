@@ -63,6 +63,8 @@ def run_stage(address: str, workspace: Workspace, parent_run: str | None = None)
     with scratch.lock() as lock:
         claim(scratch.folder, workspace.root)
         done = scratch.done()
+        if done and not set(run.all_outputs) <= set(done.outputs):  # of code with fewer outputs
+            done = None
         restored = done is not None
         if done is None:
             done = _run(attempt, lock, parent_run)
@@ -187,8 +189,10 @@ def _close_open_run(attempt: Attempt, done: Manifest) -> None:
 
 
 def _write_tables(run: StageRun, scratch: Scratch, metrics: dict[str, Any]) -> None:
-    """Write metrics and curves as files, which are outputs like any other."""
+    """Write metrics, headline numbers and curves as files, which are outputs like any other."""
     tables = {run.metrics: json.dumps(metrics, indent=1, sort_keys=True) + "\n"}
+    if run.headline_file:
+        tables[run.headline_file] = json.dumps(run.headlines(metrics), indent=1, sort_keys=True) + "\n"
     if run.curves:
         tables[run.curves] = MetricLog(scratch.metrics_file).table()
     for path, text in tables.items():

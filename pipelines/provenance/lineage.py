@@ -10,6 +10,8 @@ from pipelines.identity.fingerprint import digest, tree_digests
 from pipelines.params import load
 from pipelines.records.manifests import find_by_content, find_by_run, find_maker
 from pipelines.scratch.manifest import Manifest
+from pipelines.tracking.run_ids import find_run
+from pipelines.tracking.runs import Tracker, connect
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -75,18 +77,20 @@ def find_stage(target: str) -> graph.StageRun | None:
         return None
 
 
-def find_manifest(target: str, workspace: Workspace, client: "MlflowClient") -> Manifest:
-    """Return the manifest behind `target`: a run id, a path in the workspace, or a stage. Raises DataError without one."""
-    from mlflow.exceptions import MlflowException
+def find_manifest(target: str, workspace: Workspace, tracker: Tracker) -> Manifest:
+    """Return the manifest behind `target`: a run id or its beginning, a path in the workspace, or a stage.
 
+    Raises DataError without one, ParameterError where several ids begin so.
+    """
     run = find_stage(relative(target, workspace))
     if run is None:
         try:
-            found = find_by_run(target, client, workspace.home)
-        except MlflowException:
+            made_by = find_run(tracker, target)
+        except DataError:
             raise DataError(
                 f"{target}: neither a run of this MLflow store, nor a path that a stage writes, nor a stage"
             ) from None
+        found = find_by_run(made_by, tracker.client, workspace.home)
         if found is None:
             raise DataError(f"run {target}: has no manifest: it did not finish, or is of code that stored none")
         return found
@@ -109,11 +113,10 @@ def relative(target: str, workspace: Workspace) -> str:
 def lineage(target: str, workspace: Workspace) -> None:
     """Print the tree of steps behind `target`. Raises DataError when nothing is known of it."""
     from pipelines.terminal.console import TableConsole
-    from pipelines.tracking.runs import connect
 
-    client = connect(workspace).client
-    manifest = find_manifest(target, workspace, client)
-    TableConsole().print(tree(trace(manifest, workspace.home, client)))
+    tracker = connect(workspace)
+    manifest = find_manifest(target, workspace, tracker)
+    TableConsole().print(tree(trace(manifest, workspace.home, tracker.client)))
 
 
 def tree(step: Step) -> "Tree":

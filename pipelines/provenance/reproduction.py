@@ -54,8 +54,9 @@ def reproduce(
     """
     from pipelines.tracking.runs import connect
 
-    client = connect(workspace).client
-    manifest = find_manifest(target, workspace, client)
+    tracker = connect(workspace)
+    client = tracker.client
+    manifest = find_manifest(target, workspace, tracker)
     record = _record(manifest)
     steps = _steps(trace(manifest, workspace.home, client), first, whole)
     print(f"{manifest.stage} {manifest.fingerprint[:8]}: commit {record.revision.commit[:8]}", flush=True)

@@ -16,6 +16,7 @@ from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 
 def find_by_fingerprint(address: str, identity: str, home: Path) -> Manifest | None:
@@ -62,9 +63,9 @@ def _modified(path: Path) -> float:
         return 0.0
 
 
-def find_by_run(run_id: str, client: "MlflowClient", home: Path) -> Manifest | None:
+def find_by_run(run: "Run", client: "MlflowClient", home: Path) -> Manifest | None:
     """Return the manifest of an MLflow run: from its scratch folder, else the copy that the run holds, else None."""
-    tags = client.get_run(run_id).data.tags
+    tags, run_id = run.data.tags, run.info.run_id
     address = "@".join(filter(None, (tags.get("pipelines.stage", ""), tags.get("pipelines.arm", ""))))
     stored = find_by_fingerprint(address, tags.get("pipelines.fingerprint", ""), home)
     return stored if stored and stored.run == run_id else download_manifest(run_id, client)

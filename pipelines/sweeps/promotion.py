@@ -20,6 +20,7 @@ from pipelines.sweeps import journal
 from pipelines.sweeps.documents import nested, value_at
 from pipelines.sweeps.sweep_runs import BASE, BEST, STATE, SWEEP, TRIAL, VALUES
 from pipelines.tracking import runs as tracking
+from pipelines.tracking.run_ids import find_run
 from pipelines.tracking.runs import LEVEL, PARENT, Tracker, flatten
 from pipelines.tracking.stage_tags import stage_runs
 from pipelines.workspace import Workspace, git_output, run_dvc, run_git
@@ -91,17 +92,13 @@ def promote(
 
 
 def find_winner(tracker: Tracker, run_id: str) -> Winner:
-    """Return the trial of this run, or the best one of a sweep's run. Raises ParameterError when it is neither."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = tracker.client.get_run(run_id)
-        if run.data.tags.get(LEVEL) == "sweep":
-            if BEST not in run.data.tags:
-                raise ParameterError(f"{run_id}: this sweep has no single best trial: name a trial's run")
-            run = tracker.client.get_run(run.data.tags[BEST])
-    except MlflowException as error:
-        raise ParameterError(f"{run_id}: no such run at {tracking.public_uri(tracker.workspace)}") from error
+    """Return the trial of this run, or the best one of a sweep's run. Raises ParameterError when it is neither, and as
+    `find_run`."""
+    run = find_run(tracker, run_id)
+    if run.data.tags.get(LEVEL) == "sweep":
+        if BEST not in run.data.tags:
+            raise ParameterError(f"{run_id}: this sweep has no single best trial: name a trial's run")
+        run = find_run(tracker, run.data.tags[BEST])
     tags = run.data.tags
     if tags.get(LEVEL) != "trial":
         raise ParameterError(f"{run_id}: not the run of a trial or of a sweep")

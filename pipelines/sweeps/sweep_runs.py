@@ -17,6 +17,7 @@ from pipelines.sweeps.results import mean_with_interval
 from pipelines.sweeps.spaces import Space
 from pipelines.tracking.delivery import BATCH, metric_name
 from pipelines.tracking.owners import owner
+from pipelines.tracking.run_ids import find_run
 from pipelines.tracking.runs import FAILED, FINISHED, KILLED, LEVEL, PARENT, Tracker, explained_failures
 from pipelines.tracking.stage_tags import stage_tag
 
@@ -147,12 +148,8 @@ def earlier_trials(tracker: Tracker, run_id: str, space: Space) -> list[Trial]:
 
     Raises ParameterError when the run is no sweep, or none of its trials can be used.
     """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        tags = tracker.client.get_run(run_id).data.tags
-    except MlflowException as error:
-        raise ParameterError(f"--warm-start {run_id}: no such run") from error
+    found = find_run(tracker, run_id)
+    tags, run_id = found.data.tags, found.info.run_id
     if tags.get(LEVEL) != "sweep":
         raise ParameterError(f"--warm-start {run_id}: not the run of a sweep")
     wanted = f"tags.`{PARENT}` = '{run_id}' and tags.`{LEVEL}` = 'trial' and attributes.status = 'FINISHED'"

@@ -1,4 +1,4 @@
-"""The address of the tracking store: `python -m pipelines.tracking.addresses` prints that of the folder it is called in.
+"""The address of the tracking store.
 
 In the address of a SQLite file, a "?" of the path would end it, and a "%2F" be read as "/": both are quoted.
 """
@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from urllib.parse import unquote
 
-from pipelines.workspace import Workspace, main_worktree, workspace_root
+from pipelines.workspace import Workspace, main_worktree
 
 SQLITE = "sqlite:///"
 
@@ -25,7 +25,3 @@ def sqlite_uri(file: Path) -> str:
 def sqlite_file(uri: str) -> Path | None:
     """Return the file of an address, None for another kind of address."""
     return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0])) if uri.startswith(SQLITE) else None
-
-
-if __name__ == "__main__":
-    print(tracking_uri(Workspace.at(workspace_root(Path.cwd()))))

@@ -79,14 +79,34 @@ def ignored_by_git(paths: list[str]) -> list[str]:
 
 def test_git_ignores_every_output_that_dvc_keeps():
     # git asks whether a path that is not there is a folder: by its slash.
-    kept = [
-        path if Path(path).suffix else f"{path}/" for run in RUNS for path in run.all_outputs if path != run.metrics
-    ]
+    in_git = {path for run in RUNS for path in (run.metrics, run.headline_file)}
+    kept = [path if Path(path).suffix else f"{path}/" for run in RUNS for path in run.all_outputs if path not in in_git]
     assert ignored_by_git(kept) == kept
 
 
 def test_git_keeps_the_metrics():
-    assert ignored_by_git([run.metrics for run in RUNS]) == []
+    assert ignored_by_git([path for run in RUNS for path in (run.metrics, run.headline_file) if path]) == []
+
+
+def test_dvc_has_as_metrics_the_headline_numbers_alone_and_each_number_once():
+    """Every number of `metrics` is a column of `dvc exp show`; the committed files of all numbers hold some 600."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    entries = [entry.get("do", entry) for entry in stages.values()]
+    metrics = [path for entry in entries for item in entry.get("metrics", []) for path in item]
+    assert metrics
+    assert all(path.endswith(".headlines.json") for path in metrics)
+    outs = [path for entry in entries for item in entry["outs"] if isinstance(item, dict) for path in item]
+    assert len(outs) == len(stages)  # the file of all numbers, which git keeps
+    shown = [name for run in RUNS for name in run.headlines(json.loads((ROOT / run.metrics).read_text()))]
+    assert len(shown) == len(set(shown)) < 30
+    assert {"alignment.taca.guidance_1", "R@1.gadms", "checks_met"} < set(shown)
+
+
+def test_a_headline_number_is_named_by_arm_and_by_what_the_star_stands_for():
+    metrics = {"guidance_2.5": {"alignment": {"mean": 60.0, "low": 1}}, "other": 3, "guidance_1": {"alignment": {}}}
+    assert find("taca_evaluate@taca").headlines(metrics) == {"alignment.taca.guidance_2.5": 60.0}
+    assert find("gadms_evaluate@gadms").headlines({"R@1": 40, "mAP": "none"}) == {"R@1.gadms": 40.0}
+    assert find("prepare").headlines({"R@1": 40}) == {}
 
 
 LOADED = """

@@ -127,7 +127,7 @@ def test_a_run_that_is_no_trial_is_refused(workspace, swept):
     runs, _ = swept
     with pytest.raises(ParameterError, match="not the run of a trial"):
         promoted(workspace, runs.shared())
-    with pytest.raises(ParameterError, match="no such run"):
+    with pytest.raises(DataError, match="no run"):
         promoted(workspace, "0" * 32)
 
 
