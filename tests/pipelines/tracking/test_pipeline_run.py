@@ -1,5 +1,7 @@
 """The run of a pipeline execution, in MLflow's own SQLite store; its stages are run by the real runner, their work is pretended."""
 
+import multiprocessing
+
 import pytest
 import yaml
 from pretended_stages import make_chain, pretend
@@ -7,9 +9,10 @@ from pretended_stages import make_chain, pretend
 from pipelines import presets
 from pipelines.engine.runner import run_stage
 from pipelines.params import load
+from pipelines.scratch.metric_log import MetricLog
 from pipelines.tracking import pipeline_run
 from pipelines.tracking.pipeline_run import pipeline_execution, pipeline_identity
-from pipelines.tracking.runs import flatten
+from pipelines.tracking.runs import RunFacts, connect, flatten
 
 pytestmark = pytest.mark.slow
 
@@ -92,6 +95,41 @@ def test_the_run_holds_every_parameter_and_the_name_of_the_dvc_experiment(chain,
     }
     assert run.data.tags["dvc.exp_name"] == "sunny-fork"
     assert run.data.tags["level"] == "pipeline"
+
+
+def test_stages_that_open_log_and_end_at_once_in_one_sqlite_file_lose_no_point(chain, client):
+    """Processes forked before any of them has connected, as the scheduler forks runners."""
+    with pipeline_execution(chain.workspace) as execution:
+        fork = multiprocessing.get_context("fork")
+        stages = [fork.Process(target=track_a_stage, args=(chain.workspace, n, execution.id)) for n in range(STAGES)]
+        for stage in stages:
+            stage.start()
+        for stage in stages:
+            stage.join()
+    assert [stage.exitcode for stage in stages] == [0] * STAGES
+    experiment = client.get_run(execution.id).info.experiment_id
+    runs = client.search_runs([experiment], "tags.level = 'stage'")
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert sorted(run.data.metrics["number"] for run in runs) == list(range(STAGES))
+    for run in runs:
+        points = client.get_metric_history(run.info.run_id, "loss")
+        assert [(point.step, point.value) for point in points] == [(step, 1 / step) for step in range(1, POINTS + 1)]
+
+
+STAGES, POINTS = 6, 40
+
+
+def track_a_stage(workspace, number, parent):
+    folder = workspace.home / f"stage-{number}"
+    folder.mkdir(parents=True)
+    log = MetricLog(folder / "metrics.jsonl")
+    tracked = connect(workspace).open(folder, RunFacts(f"stage {number}", {}, {"seed": number}, {}), parent)
+    for step in range(1, POINTS + 1):
+        log.append("main", step, {"loss": 1 / step})
+        if step % 10 == 0:
+            assert tracked.deliver()
+    tracked.end("FINISHED", {"number": number})
+    tracked.close()
 
 
 def test_an_execution_is_known_by_parameters_code_and_raw_data(chain, monkeypatch):
