@@ -34,7 +34,7 @@ from pipelines.tracking.addresses import tracking_uri
 from pipelines.tracking.delivery import TrackedRun
 from pipelines.tracking.models import TrackedModel
 from pipelines.tracking.pipeline_run import describe_pipeline, open_pipeline_run
-from pipelines.tracking.run_state import RunState
+from pipelines.tracking.run_state import STATE_FILE, RunState
 from pipelines.tracking.runs import FAILED, FINISHED, KILLED, flatten
 from pipelines.tracking.system_metrics import system_metrics
 from pipelines.workspace import Workspace
@@ -65,6 +65,9 @@ def run_stage(address: str, workspace: Workspace, parent_run: str | None = None)
         done = scratch.done()
         if done and not set(run.all_outputs) <= set(done.outputs):  # of code with fewer outputs
             done = None
+            (scratch.folder / STATE_FILE).unlink(
+                missing_ok=True
+            )  # a run of its own: parameters of a run cannot be changed
         restored = done is not None
         if done is None:
             done = _run(attempt, lock, parent_run)

@@ -64,7 +64,8 @@ class PipelineExecution:
             return
         tracker, run_id = self._run
         status = {0: FINISHED, INTERRUPTED: KILLED}.get(self.exit_code, FAILED)
-        _try(run_id, "described", lambda: describe(tracker, run_id))
+        if status != KILLED:  # who interrupts does not want to wait; the next execution describes it
+            _try(run_id, "described", lambda: describe(tracker, run_id))
         _try(run_id, f"closed as {status}", lambda: tracker.client.set_terminated(run_id, status))
 
 

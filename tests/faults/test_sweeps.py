@@ -91,16 +91,16 @@ class Sweeps:
         return found[0].read_text().splitlines() if found else []
 
     def runs(self, **tags):
-        """MLflow runs with these tags of ours."""
-        return [r for r in self.place.tracked() if all(r.data.tags.get(f"pipelines.{k}") == v for k, v in tags.items())]
+        """MLflow runs with these tags."""
+        return [r for r in self.place.tracked() if all(r.data.tags.get(k) == v for k, v in tags.items())]
 
     def require_order(self, trials, attempts=1):
         """One sweep, one run a trial below it, stages below those with so many runs at most, and nothing that still runs."""
-        (sweep,) = self.runs(role="sweep")
-        children = self.runs(role="trial")
+        (sweep,) = self.runs(level="sweep")
+        children = self.runs(level="trial")
         assert len(children) == trials
         assert {run.data.tags["mlflow.parentRunId"] for run in children} == {sweep.info.run_id}
-        above = {run.info.run_id for run in [*children, *self.runs(role="shared")]}
+        above = {run.info.run_id for run in [*children, *self.runs(level="shared")]}
         stages = [run for run in self.place.tracked() if "pipelines.stage" in run.data.tags]
         assert {run.data.tags["mlflow.parentRunId"] for run in stages} <= above
         assert max(Counter(run.data.tags["pipelines.fingerprint"] for run in stages).values()) == attempts
@@ -197,7 +197,7 @@ def test_trials_that_fail_are_recorded_and_one_that_is_killed_is_started_again(s
     assert "accumulate" in results["trials"][1]["error"]
     assert "trial 2: broke off (its process was ended (exit code -9)); it resumes" in sweeps.said()
     sweeps.require_order(4)
-    statuses = {run.data.tags["pipelines.trial"]: run.info.status for run in sweeps.runs(role="trial")}
+    statuses = {run.data.tags["pipelines.trial"]: run.info.status for run in sweeps.runs(level="trial")}
     assert statuses == {"0": "FINISHED", "1": "FAILED", "2": "FINISHED", "3": "FAILED"}
 
 
