@@ -157,8 +157,8 @@ class Tracker:
             }
             run_id = str(self.client.create_run(self.experiment, tags=tags).info.run_id)
         else:
+            self.set_tags(run_id, tags)  # first, or another process finds it RUNNING and its owner dead
             self.client.update_run(run_id, status="RUNNING")
-            self.set_tags(run_id, tags)
         state = RunState.load(folder)
         state.run, state.parent = run_id, ended_with_it
         state.save(folder)
@@ -243,7 +243,10 @@ class Tracker:
             before = f"{running}machine` = '{machine}' and tags.`pipelines.visible_from` != '{visible_from()}'"
             dead += self._search(before)
         for run in dead:
-            self.client.set_terminated(run.info.run_id, KILLED)
+            now = self.client.get_run(run.info.run_id)  # it may have ended as it should, or have another owner, since it was found
+            same_owner = all(now.data.tags.get(key) == run.data.tags.get(key) for key in owner())
+            if now.info.status == "RUNNING" and same_owner:
+                self.client.set_terminated(run.info.run_id, KILLED)
 
     def _search(self, filter_string: str) -> "list[Run]":
         return list(self.client.search_runs([self.experiment], filter_string, max_results=100))

@@ -263,6 +263,21 @@ def test_a_state_of_older_code_is_read_and_one_that_cannot_be_read_is_a_new_run(
     assert tracker.client.get_run(tracker.open(folder, facts).run_id).info.status == "RUNNING"
 
 
+def test_a_run_that_ends_while_another_process_looks_for_orphans_stays_finished(tracker, folder, facts, monkeypatch):
+    tracked = tracker.open(folder, facts)
+    tracker.client.set_tag(tracked.run_id, "pipelines.started", "1000.0")
+    search = tracker.client._client.search_runs
+
+    def found_and_then_ended(*arguments, **options):
+        found = search(*arguments, **options)
+        tracker.client.set_terminated(tracked.run_id, "FINISHED")
+        return found
+
+    monkeypatch.setattr(tracker.client._client, "search_runs", found_and_then_ended)
+    tracker.end_orphans()
+    assert tracker.client.get_run(tracked.run_id).info.status == "FINISHED"
+
+
 def test_a_living_process_keeps_its_runs(tracker, folder, facts):
     tracked = tracker.open(folder, facts)
     tracker.end_orphans()
