@@ -12,6 +12,8 @@ from pipelines.scheduling.cluster_places import places_for
 from pipelines.scheduling.durations import Durations
 from pipelines.scheduling.dvc_repo import DvcRepo
 from pipelines.scheduling.live_view import LiveView
+from pipelines.scheduling.needs import Need
+from pipelines.scheduling.parts import State
 from pipelines.scheduling.places import Places
 from pipelines.scheduling.plan import Plan, chosen_runs
 from pipelines.scheduling.progress import StageProgress
@@ -104,5 +106,7 @@ def _run(
             grace=grace_period() + SAVING_SECONDS,
         )
         execution.exit_code = summary.exit_code
+        found = {result.reason for result in summary.results.values() if result.state is State.FOUND}
+        execution.took_results = bool(found - {Need.UNCHANGED})
     view.summarise(summary)
     return summary.exit_code

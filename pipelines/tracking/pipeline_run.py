@@ -43,11 +43,13 @@ class PipelineExecution:
     """An execution under way. Its run is found or created when `id` is first read, so a command that runs nothing opens no store.
 
     `exit_code` is the command's: 0 makes the run FINISHED, that of an interruption KILLED, any other FAILED.
+    `took_results`: whether caches gave results that belong into the run, though no stage has asked for it.
     """
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self.exit_code = 0
+        self.took_results = False
         self._run: tuple[Tracker, str] | None = None
 
     @property
@@ -60,6 +62,8 @@ class PipelineExecution:
 
     def end(self) -> None:
         """Describe the run and set its status. A store that does not answer causes a warning: the results are on disk."""
+        if self._run is None and self.took_results:
+            _try("of the pipeline", "opened", lambda: self.id)
         if self._run is None:
             return
         tracker, run_id = self._run

@@ -243,7 +243,9 @@ class Tracker:
             before = f"{running}machine` = '{machine}' and tags.`pipelines.visible_from` != '{visible_from()}'"
             dead += self._search(before)
         for run in dead:
-            now = self.client.get_run(run.info.run_id)  # it may have ended as it should, or have another owner, since it was found
+            now = self.client.get_run(
+                run.info.run_id
+            )  # it may have ended as it should, or have another owner, since it was found
             same_owner = all(now.data.tags.get(key) == run.data.tags.get(key) for key in owner())
             if now.info.status == "RUNNING" and same_owner:
                 self.client.set_terminated(run.info.run_id, KILLED)

@@ -83,6 +83,12 @@ def test_the_same_execution_goes_on_in_its_run_and_a_command_that_runs_nothing_o
         pass
 
 
+def test_results_that_a_cache_gave_open_the_run_at_the_end(chain, client):
+    with pipeline_execution(chain.workspace) as execution:
+        execution.took_results = True
+    assert client.get_run(execution.id).info.status == "FINISHED"
+
+
 def test_the_run_holds_every_parameter_and_the_name_of_the_dvc_experiment(chain, client, monkeypatch):
     monkeypatch.setenv("DVC_EXP_NAME", "sunny-fork")
     with pipeline_execution(chain.workspace) as execution:
