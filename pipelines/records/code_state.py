@@ -23,6 +23,7 @@ MAX_FILE = 256 * 1024
 MAX_PATCH = 1024 * 1024
 CODE = ("components", "pipelines", "params.yaml", "dvc.yaml", "requirements.lock", "data/raw")
 """Of data/raw, git holds a README and DVC's pointers to data; the rest is ignored."""
+_NEW = ("--others", "--exclude-standard")
 _SECRET_FILE = re.compile(r"(^|/)(\.env.*|\.netrc|.*credentials.*|.*\.(pem|key|p12|pfx)|id_(rsa|ed25519).*)$", re.I)
 
 
@@ -73,13 +74,13 @@ def code_state(root: Path) -> CodeState:
         return CodeState(revision, dirty=False)
     with tempfile.TemporaryDirectory(prefix="patch-") as folder:
         environment = _separate_index(root, Path(folder))
-        known = git_output(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *CODE)
+        known, large = _to_compare(root)
         read = ("--pathspec-from-file=-", "--pathspec-file-nul")
-        run_git(root, "--literal-pathspecs", "add", "--all", *read, environment=environment, stdin=known)
+        run_git(root, "--literal-pathspecs", "add", "--all", *read, environment=environment, stdin="\0".join(known))
         listed = ("diff", "--cached", "--name-only", "--no-renames", "-z", "HEAD", "--", *CODE)
         names = [name for name in git_output(root, *listed, environment=environment).split("\0") if name]
         parts: list[str] = []
-        left_out: list[str] = []
+        left_out = list(large)
         for name in names:
             part = "" if _SECRET_FILE.search(name) else _patch_of(root, name, environment)
             fits = 0 < len(part) <= MAX_FILE and sum(map(len, parts)) + len(part) <= MAX_PATCH
@@ -87,7 +88,17 @@ def code_state(root: Path) -> CodeState:
                 parts.append(part)
             else:
                 left_out.append(name)
-    return CodeState(revision, bool(names), "".join(parts), tuple(left_out))
+    return CodeState(revision, bool(names or large), "".join(parts), tuple(sorted(left_out)))
+
+
+def _to_compare(root: Path) -> tuple[list[str], list[str]]:
+    """Return the files of code that git compares, relative to `root`, and new ones that are too large for a patch, relative to the
+    repository: git would compress each of those whenever a stage begins."""
+    listed = (git_output(root, "ls-files", "-z", *kind, "--", *CODE) for kind in (("--cached",), _NEW))
+    tracked, new = ([name for name in names.split("\0") if name] for names in listed)
+    large = [name for name in new if (root / name).is_file() and (root / name).lstat().st_size > MAX_FILE]
+    prefix = git_output(root, "rev-parse", "--show-prefix").removesuffix("\n")
+    return [*tracked, *(name for name in new if name not in large)], [prefix + name for name in large]
 
 
 def _copied_state(root: Path) -> CodeState | None:

@@ -18,6 +18,7 @@ from pipelines.errors import InfrastructureError
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import tree_digests
 from pipelines.params import Parameters, load
+from pipelines.records import code_state as subject
 from pipelines.records.code_state import MAX_FILE, code_state
 from pipelines.records.manifests import find_by_content
 from pipelines.records.stage_record import hardware, mlflow_tags, ray_ids, stage_record
@@ -109,6 +110,26 @@ def test_secrets_and_large_files_are_left_out_of_the_patch_and_named(repository,
     }
     assert "compose.yaml" in state.patch
     assert "s3cr3t" not in state.patch
+
+
+def test_a_large_new_file_is_named_and_not_read(repository, monkeypatch):
+    project = repository / "pipelines"  # a project in a folder of a larger repository
+    monkeypatch.setattr(subject, "CODE", (".",))
+    sizes = {"large.bin": MAX_FILE + 1, "not so large.bin": MAX_FILE}
+    for name, size in sizes.items():
+        (project / name).write_bytes(os.urandom(size))
+    given = []
+    run = subject.run_git
+    monkeypatch.setattr(
+        subject, "run_git", lambda *words, **more: given.append(more.get("stdin", "")) or run(*words, **more)
+    )
+    state = code_state(project)
+    assert state.left_out == (
+        "pipelines/large.bin",
+        "pipelines/not so large.bin",
+    )  # the patch of the second is longer than it
+    assert state.dirty
+    assert [name for name in sizes if name in "".join(given).split("\0")] == ["not so large.bin"]
 
 
 def test_a_copy_of_a_checkout_has_the_state_that_was_written_into_it(tmp_path):
