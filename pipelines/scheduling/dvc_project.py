@@ -3,6 +3,7 @@
 DVC's own objects of a stage are made only where they are needed: for the whole pipeline they cost a second.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,12 @@ def one_line_errors() -> Iterator[None]:
         raise DataError(f"DVC: {one_line(error)}") from error
 
 
+def silence_progress_bars() -> None:
+    """Turn DVC's bars off, one for each file that is hashed: they would run through the view of the stages."""
+    for name in ("dvc.progress", "dvc_data.callbacks"):  # whose level they ask
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 class DvcProject:
     """The project in the workspace's root, which is the current folder. Raises DataError or ParameterError where there is none."""
 
@@ -41,6 +48,7 @@ class DvcProject:
         from dvc.exceptions import DvcException, NotDvcRepoError
         from dvc.repo import Repo
 
+        silence_progress_bars()
         self.workspace = workspace
         try:
             self.repo = Repo(str(workspace.root))

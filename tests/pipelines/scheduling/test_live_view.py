@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import time
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from pipelines.graph import find
 from pipelines.identity.closure import ROOT
 from pipelines.locks.lease import Holder
 from pipelines.params import load
+from pipelines.scheduling.dvc_project import silence_progress_bars
 from pipelines.scheduling.live_view import HEARTBEAT_SECONDS, LiveView, duration
 from pipelines.scheduling.parts import Result, State, Summary
 from pipelines.scheduling.progress import StageProgress, Steps, step_totals
@@ -112,6 +114,22 @@ def test_a_no_op_is_one_line():
     for run in RUNS:
         view.ended(run, Result(State.FOUND, reason="unchanged"))
     assert printed(view) == "6 stages up to date\n"
+
+
+def test_dvcs_progress_bars_do_not_run_through_the_view():
+    from dvc.progress import Tqdm
+    from dvc_data.callbacks import Tqdm as OfData
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    assert not Tqdm(total=3, file=Terminal()).disable
+    silence_progress_bars()
+    for kind in (Tqdm, OfData):
+        assert kind(total=3, file=Terminal()).disable
+    logging.getLogger("dvc.progress").setLevel(logging.NOTSET)
+    logging.getLogger("dvc_data.callbacks").setLevel(logging.NOTSET)
 
 
 @pytest.mark.parametrize(
