@@ -1,6 +1,7 @@
 """Kills a random process of the running pipeline, at a random moment, again and again, and compares what comes out.
 
     python tests/faults/chaos.py [--kills 50] [--seed 0] [--minutes 60] [--stages taca_train@taca ...] [--calm FOLDER]
+        [--victims recorder ...]
 
 The smoke pipeline (or the named stages, with all they need) runs in a checkout of its own. Whenever kills have ended `python -m
 pipelines repro`, or a stage of it, it is started again, until every stage is done and no kill is left; a pipeline that is done with
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,8 +127,10 @@ def role(process: psutil.Process) -> str:
     return kinds[0] if kinds else "ray" if "ray" in words.lower() else "other"
 
 
-def kill_one(root: Path, chance: random.Random, scheduler: subprocess.Popen[str]) -> str | None:
-    """kill -9 a process, each kind as likely as every other. Returns its kind, or None when there was none."""
+def kill_one(
+    root: Path, chance: random.Random, scheduler: subprocess.Popen[str], victims: Collection[str] = ()
+) -> str | None:
+    """kill -9 a process, each kind (of `victims`, if there are some) as likely as every other. Returns its kind, None without one."""
     kinds: dict[str, list[psutil.Process]] = {}
     for process in family(root):
         try:
@@ -135,7 +139,10 @@ def kill_one(root: Path, chance: random.Random, scheduler: subprocess.Popen[str]
             continue
     if not kinds:
         return None
-    kind = chance.choice(sorted({*kinds, RECORDER}))
+    possible = sorted(kind for kind in {*kinds, RECORDER} if not victims or kind in victims)
+    if not possible:
+        return None
+    kind = chance.choice(possible)
     if kind == RECORDER:
         return kind if kill_while_it_writes(root, scheduler) else None
     try:
@@ -156,8 +163,16 @@ def kill_while_it_writes(root: Path, scheduler: subprocess.Popen[str]) -> bool:
     return False
 
 
-def disturbed(root: Path, stages: list[str], kills: int, chance: random.Random, count: Count, deadline: float) -> None:
-    """Run the pipeline in `root` to its end under at most `kills` kills."""
+def disturbed(
+    root: Path,
+    stages: list[str],
+    kills: int,
+    chance: random.Random,
+    count: Count,
+    deadline: float,
+    victims: Collection[str] = (),
+) -> None:
+    """Run the pipeline in `root` to its end under at most `kills` kills of `victims`."""
     left = kills
     while True:
         process = start(root, stages)
@@ -169,7 +184,7 @@ def disturbed(root: Path, stages: list[str], kills: int, chance: random.Random, 
                     f"out of time; the last words in {root / '.output'}:\n{(root / '.output').read_text()[-2000:]}"
                 )
             if left and time.monotonic() > next_kill:
-                if kind := kill_one(root, chance, process):
+                if kind := kill_one(root, chance, process, victims):
                     left -= 1
                     count.kills[kind] += 1
                     print(f"kill {count.spent}: {kind}", flush=True)
@@ -272,6 +287,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of victims and moments")
     parser.add_argument("--minutes", type=float, default=60, help="gives up after so many (default 60)")
     parser.add_argument("--stages", nargs="*", default=[], help="default: all")
+    parser.add_argument(
+        "--victims", nargs="*", default=[], help="kinds of process to kill, such as recorder (default: all)"
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / ".runs" / "chaos")
     parser.add_argument("--calm", type=Path, default=ROOT / ".runs" / "smoke-clone")
     options = parser.parse_args()
@@ -285,7 +303,7 @@ def main() -> int:
             count.rounds += 1
             checkout(root)
             left = min(options.round, options.kills - count.spent)
-            disturbed(root, options.stages, left, chance, count, deadline)
+            disturbed(root, options.stages, left, chance, count, deadline, options.victims)
             problems += compare(root, calm)
     finally:
         for process in family(root):
