@@ -130,7 +130,7 @@ def role(process: psutil.Process) -> str:
 def kill_one(
     root: Path, chance: random.Random, scheduler: subprocess.Popen[str], victims: Collection[str] = ()
 ) -> str | None:
-    """kill -9 a process, each kind (of `victims`, if there are some) as likely as every other. Returns its kind, None without one."""
+    """kill -9 a process, each kind (of `victims`, if given) as likely as every other. Returns its kind, or None without one."""
     kinds: dict[str, list[psutil.Process]] = {}
     for process in family(root):
         try:
