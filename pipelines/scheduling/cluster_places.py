@@ -97,11 +97,12 @@ class ClusterPlaces:
         return sum(bundles_on(node.resources, need.cpus, need.gpus) for node in self._nodes)
 
     def bundles(self, run: StageRun) -> int:
-        """Return how many bundles `run` takes: with `min_workers`, as large a group as the cluster holds."""
+        """Return how many bundles `run` takes: with `min_workers`, as large a group as the cluster holds.
+
+        The workers of train_parity are smaller than a bundle; they are counted as if they were not.
+        """
         if not (run.stage.trains and self.params.compute.workers):
-            return (
-                ray_workers(run, self.params) or 1
-            )  # those of train_parity are smaller, and counted as if they were not
+            return ray_workers(run, self.params) or 1
         sizes = group_sizes(self.params.compute)
         return next((size for size in sizes if size <= self._total() - self.reserved), sizes[-1])
 
