@@ -1,1 +1,1 @@
-"""Many stages in one command: `dvc repro`, one at a time in a checkout. No work of a stage itself: that is `engine`."""
+"""`python -m pipelines repro`: many stages at once, and what DVC records of them. No work of a stage itself: that is `engine`."""
