@@ -28,8 +28,12 @@ class Durations:
 
     def __call__(self, run: StageRun) -> float:
         """Return the seconds that the run took last, with the present parameters where it has run with them; else another arm."""
-        arms = [run, *(other for other in runs_of(run.stage) if other != run)]
-        return next((seconds for arm in arms if (seconds := self.known(arm)) is not None), UNKNOWN_SECONDS)
+        known = (self.known(arm) for arm in (run, *runs_of(run.stage)))
+        return next((seconds for seconds in known if seconds is not None), UNKNOWN_SECONDS)
+
+    def is_assumed(self, run: StageRun) -> bool:
+        """Return whether no arm of the stage has finished here before."""
+        return all(self.known(arm) is None for arm in runs_of(run.stage))
 
     def known(self, run: StageRun) -> float | None:
         """Return the seconds that this very run took, or None."""

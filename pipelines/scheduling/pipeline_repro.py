@@ -58,7 +58,7 @@ def repro(workspace: Workspace, options: ReproOptions) -> int:
     if options.dry:
         from pipelines.scheduling.dry_run import print_plan
 
-        print_plan(_repository(workspace, options), plan, places.fits, force=options.force)
+        print_plan(_repository(workspace, options), runs, durations, places.fits, force=options.force)
         return 0
     with checkout_lock(workspace.root, wait=options.wait):
         repository = _repository(workspace, options)

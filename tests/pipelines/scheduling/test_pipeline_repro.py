@@ -43,6 +43,7 @@ def test_a_dry_run_prints_the_whole_plan_into_a_pipe_and_writes_nothing(finished
     assert "unchanged" in next(line for line in text.splitlines() if "probe" in line)
     assert "longest path: 4:00: base_model (1:00) -> taca_cache (1:00) -> taca_train@" in text
     assert "at most 2 stages at once" in text
+    assert "1:00 is assumed of stages that have not finished here: base_model, taca_cache, taca_train@" in text
     assert {file: file.stat().st_mtime_ns for file in finished.root.rglob("*") if file.is_file()} == files
 
 

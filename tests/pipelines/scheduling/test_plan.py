@@ -107,4 +107,6 @@ def test_a_run_is_expected_to_take_as_long_as_it_took_with_these_parameters(tmp_
     assert durations(find("taca_generate@base")) == 20.0  # it has not run: as an arm that has
     assert durations(find("probe")) == durations(find("curate")) == UNKNOWN_SECONDS
     assert durations.known(find("probe")) is None
+    assert durations.is_assumed(find("probe"))
+    assert not durations.is_assumed(find("taca_generate@base"))
     assert Durations(tmp_path / "none", known)(find("probe")) == UNKNOWN_SECONDS
