@@ -370,6 +370,6 @@ def test_a_whole_repro_as_one_job_leaves_a_checkout_that_is_up_to_date(
     assert again.returncode == 0, again.stderr
     assert cluster.jobs() == before
 
-    presets.edit(checkout / "params.yaml", {"probe": {"training": {"batch": 4096}}})  # more than there are pictures
+    presets.edit(checkout / "params.yaml", {"prepare": {"source": "cuhk-pedes"}})  # of which data/raw has nothing
     failed = command("pipelines", "submit", "--stage", "probe")
-    assert failed.returncode == 2, failed.stderr + failed.stdout
+    assert failed.returncode == 3, failed.stderr + failed.stdout
