@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from components.errors import ParameterError
 from pipelines import graph, params
@@ -53,6 +53,24 @@ class SlicedStage:
         self._process.wait()
 
 
+class Halts:
+    """Counts steps, and reads from standard input after how many to halt next. The first halt is before any step counts."""
+
+    def __init__(self, answers: TextIO) -> None:
+        self._answers, self._left = answers, 0
+        self._says = "ready"
+
+    def step(self) -> bool:
+        """Return whether to end, after a halt where one is due."""
+        self._left -= 1
+        if self._left > 0:
+            return False
+        print(self._says, file=self._answers, flush=True)
+        self._says = "halted"
+        self._left = int(sys.stdin.readline() or 0)
+        return self._left == 0
+
+
 def serve(root: Path, run: StageRun, threads: int) -> None:
     """Run the stage function of `run` in a folder of its own; numbers of steps come on standard input."""
     answers = os.fdopen(os.dup(1), "w")
@@ -66,18 +84,7 @@ def serve(root: Path, run: StageRun, threads: int) -> None:
     from pipelines.scratch.folder import Scratch
 
     torch.set_num_threads(threads)
-    left = -1
-    """Steps until the next halt; the first comes before any step is counted."""
-
-    def next_step() -> bool:
-        """Return whether to end, after a halt where one is due."""
-        nonlocal left
-        left -= 1
-        if left > 0:
-            return False
-        print("ready" if left < -1 else "halted", file=answers, flush=True)
-        left = int(sys.stdin.readline() or 0)
-        return left == 0
+    halts = Halts(answers)
 
     class SlicedContext(StageContext):
         """A context that halts at each step of training, or after each batch of pictures (which is a checkpoint)."""
@@ -86,11 +93,11 @@ def serve(root: Path, run: StageRun, threads: int) -> None:
             return SlicedContext(self.scratch, **options, phase=name, quiet=quiet)
 
         def stop_requested(self) -> bool:
-            return next_step()
+            return halts.step()
 
         def save(self, state: Mapping[str, Any], step: int) -> None:
             super().save(state, step)
-            if not run.stage.trains and next_step():
+            if not run.stage.trains and halts.step():
                 raise StopRequested
 
     document = read_yaml(root / "params.yaml")
