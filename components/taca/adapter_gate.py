@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from components.errors import ParameterError
-from components.taca.adapters import adapter_config, adapter_layers, require_separate_projections
+from components.taca.adapters import adapter_config, adapter_layers, beyond_layers, require_separate_projections
 from components.taca.families import Family, forward_parameters, named_arguments
 from components.taca.install import transformer_of
 from components.taca.registry import family_of
@@ -18,12 +18,18 @@ class AdapterGate:
     (The release of the paper unloads all adapters after step 3, the user's own included.) A disabled adapter is skipped: the
     output is bit for bit that of the transformer without it. All samples of a forward must lie on one side (a sampler's do),
     and a forward with the adapter off cannot be trained under gradient checkpointing, whose recomputation would enable it
-    again; both are `ParameterError`s, as are an adapter that is fused into the weights and fused projections, which no gate can
-    switch, at any time. Reads the timestep on the host, so it breaks a full-graph compile.
+    again; both are `ParameterError`s, as is an adapter that no gate can switch: one that is fused into the weights or lies over
+    fused projections, at any time, and one that also changes text encoders or norms, which act at every step. Reads the timestep
+    on the host, so it breaks a full-graph compile.
     """
 
-    def __init__(self, transformer: Any, adapter_name: str, threshold: float) -> None:
-        transformer = transformer_of(transformer)
+    def __init__(self, pipe_or_transformer: Any, adapter_name: str, threshold: float) -> None:
+        transformer = transformer_of(pipe_or_transformer)
+        if beyond := beyond_layers(transformer, adapter_name, pipe_or_transformer):
+            raise ParameterError(
+                f"AdapterGate: LoRA {adapter_name!r} also changes {' and '.join(beyond)}, which act at every step; use "
+                "it without a threshold (0), or a file for the transformer's layers only"
+            )
         adapter_config(transformer, adapter_name)
         self.adapter_name = adapter_name
         self._layers(transformer)

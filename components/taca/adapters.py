@@ -1,11 +1,17 @@
 """LoRA adapters as PEFT and diffusers hold them in a transformer: their layers, and what keeps them from acting."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
 from components.errors import ParameterError
+
+NORMS = "attention norms"
+_FUSE = "fuse_qkv_projections"
+_PROJECTIONS = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
 
 
 def adapter_config(transformer: Any, adapter_name: str) -> Any:
@@ -21,6 +27,37 @@ def adapter_layers(transformer: Any, adapter_name: str) -> Iterator[tuple[str, A
     for name, module in transformer.named_modules():
         if adapter_name in getattr(module, "lora_A", {}):
             yield name, module
+
+
+def text_encoders(pipe: Any) -> dict[str, Any]:
+    """Return the text encoders that a pipeline has, by name."""
+    components = getattr(pipe, "components", {})
+    return {name: part for name, part in components.items() if name.startswith("text_encoder") and part is not None}
+
+
+def beyond_layers(transformer: Any, adapter_name: str, pipe: Any = None) -> tuple[str, ...]:
+    """Return what an adapter that `load_lora` loaded changes beside the transformer's layers: text encoders by name, and NORMS."""
+    config = getattr(transformer, "peft_config", {}).get(adapter_name)
+    encoders = text_encoders(pipe).items()
+    found = [name for name, encoder in encoders if adapter_name in getattr(encoder, "peft_config", {})]
+    return tuple(dict.fromkeys((*getattr(config, "taca_beyond_layers", ()), *found)))
+
+
+def refuse_fusing(transformer: Any) -> None:
+    """Let `fuse_qkv_projections` of a transformer raise ParameterError while an adapter is over projections: it would drop out."""
+    if hasattr(type(transformer), _FUSE):
+        transformer.__dict__[_FUSE] = partial(_fuse_without_adapters, transformer)
+
+
+def _fuse_without_adapters(transformer: Any) -> None:
+    for name, module in transformer.named_modules():
+        over = set(getattr(module, "lora_A", ())) - set(getattr(module, "merged_adapters", ()))
+        if over and name.rsplit(".", 1)[-1] in _PROJECTIONS:
+            raise ParameterError(
+                f"fuse_qkv_projections: LoRA {', '.join(sorted(over))} is over the projections of {type(transformer).__name__} and "
+                "would no longer act on them; call fuse_lora() first, or unload_lora"
+            )
+    getattr(type(transformer), _FUSE)(transformer)
 
 
 def require_separate_projections(transformer: Any) -> None:
@@ -50,3 +87,24 @@ def reapply_group_offloading(transformer: Any) -> None:
     from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 
     _maybe_remove_and_reapply_group_offloading(transformer)
+
+
+@contextmanager
+def trainable_kept(model: Any) -> Iterator[None]:
+    """Restore afterwards, also after an error, which parameters are trainable: PEFT freezes the base and trains what it activates.
+
+    By name, as offloading replaces parameters by others while an adapter is loaded; PEFT itself puts a layer into `base_layer`.
+    """
+    before = {name: parameter.requires_grad for name, parameter in _named_parameters(model)}
+    try:
+        yield
+    finally:
+        for name, parameter in _named_parameters(model):
+            if name in before:
+                parameter.requires_grad_(before[name])
+
+
+def _named_parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Yield parameters by their names without adapters."""
+    for name, parameter in model.named_parameters():
+        yield name.replace(".base_layer.", "."), parameter

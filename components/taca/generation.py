@@ -29,7 +29,8 @@ class Adapter:
     """A LoRA that is on while pictures are drawn.
 
     path: a file or folder that `load_lora` reads. weight: what its change of the weights is multiplied by. threshold: the sigma in
-    [0, 1] from which up it is on; None for the one that it was trained from, if its file says, else 0, at every step.
+    [0, 1] from which up it is on; None for the one that it was trained from, if its file says, else 0, at every step. A file with
+    parts for text encoders has no threshold but 0: prompts are embedded once, with it.
     """
 
     path: Path
@@ -64,10 +65,10 @@ class Arm:
 
 @contextmanager
 def apply_arm(pipe: Any, arm: Arm) -> Iterator[Any]:
-    """Enable the arm's TACA and gated LoRAs on `pipe.transformer` inside the block, and restore it afterwards.
+    """Enable the arm's TACA and gated LoRAs on `pipe.transformer`, and LoRAs' parts for text encoders, and restore all afterwards.
 
     Restored are attention processors, adapters, and any TACA enabled before; an arm without a schedule runs without TACA.
-    Raises `DataError` for an unreadable adapter.
+    Raises `DataError` for an unreadable adapter, and `ParameterError` for one that the pipeline has no place for.
     """
     transformer = transformer_of(pipe)
     before = taca_handle(transformer)
@@ -81,9 +82,9 @@ def apply_arm(pipe: Any, arm: Arm) -> Iterator[Any]:
         for number, adapter in enumerate(arm.adapters):
             name, active_from = f"{ADAPTER}_{number}" if number else ADAPTER, adapter.active_from()
             load_lora(pipe, adapter.path, name, adapter.weight)
-            undo.callback(unload_lora, transformer, name)
+            undo.callback(unload_lora, pipe, name)
             if active_from > 0:
-                undo.enter_context(AdapterGate(transformer, name, active_from))
+                undo.enter_context(AdapterGate(pipe, name, active_from))
         yield pipe
 
 

@@ -32,7 +32,7 @@ class NamedPasses:
     def __init__(self, original: Any) -> None:
         self.original = original
         self.unconditional: bool | None = None
-        """Of the forward that is running; None where it has no name, or one that does not say."""
+        """Whether the forward that is running is the unconditional one; None if it has no name, or its name does not say."""
 
     @classmethod
     def install(cls, transformer: nn.Module) -> "NamedPasses | None":

@@ -8,7 +8,7 @@ diffusers' LoRA format and load in a plain pipeline.
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,23 @@ import torch
 
 from components.errors import DataError, ParameterError
 from components.taca.adapters import (
+    NORMS,
     adapter_config,
     adapter_layers,
+    beyond_layers,
     compute_dtype,
     offloaded_by_layer,
     reapply_group_offloading,
+    refuse_fusing,
     require_separate_projections,
+    text_encoders,
+    trainable_kept,
 )
 from components.taca.install import taca_handle, transformer_of
-from components.taca.lora_files import METADATA_KEY, SETTINGS_PREFIX, WEIGHTS, lora_file, read_lora, read_lora_settings
+from components.taca.lora_files import METADATA_KEY, SETTINGS_PREFIX, WEIGHTS, LoraFile, read_lora, read_lora_settings
+from components.taca.lora_readers import loader_of
 from components.taca.registry import family_of
+from components.taca.text_lora import load_into, without_reports
 from components.training.distribution import gathered
 from components.training.randomness import generator, stream_seed
 
@@ -63,6 +70,7 @@ def add_lora(transformer: Any, rank: int, seed: int, adapter_name: str = "taca")
         noise = torch.randn(down.weight.shape, generator=generator(seed, "lora", name))
         with torch.no_grad():
             down.weight.copy_(noise / rank)
+    refuse_fusing(transformer)
     return sum(parameter.numel() for parameter in transformer.parameters() if parameter.requires_grad)
 
 
@@ -98,45 +106,75 @@ def save_lora(transformer: Any, folder: Path, metadata: Mapping[str, Any], adapt
 def load_lora(pipe_or_transformer: Any, path: Path, adapter_name: str = "taca", weight: float = 1.0) -> dict[str, Any]:
     """Load an adapter beside any others and activate it with a weight; return the settings stored in it.
 
-    `path` is a file or folder, ours or in one of the layouts of lora_files.py; every key of it must match a layer. Other adapters
-    stay active, scaled and frozen as they were (diffusers itself would deactivate them), and so do all other parameters.
+    `path` is a file or folder, ours or in one of the layouts of lora_files.py; every key of it must match a layer. Parts for text
+    encoders are loaded into those of the pipeline. Other adapters stay active, scaled and frozen as they were (diffusers itself
+    would deactivate them), and so do all other parameters. A file that replaces norms (a control LoRA of FLUX) is handed to the
+    pipeline's own loader; it must come before others and be unloaded after them.
 
     Warns if the settings say that the adapter was trained under TACA and TACA is not enabled: enable it first. Files from
     elsewhere do not store how they were trained, and diffusers' own `pipe.load_lora_weights` cannot warn. Over a base in fp8
     (`enable_layerwise_casting`) the adapter is kept in the dtype that computes. Offloading continues; sequential offloading needs
-    the pipeline.
+    the pipeline, and so do parts for text encoders. Fusing projections later is refused while the adapter is over them.
 
-    Raises `DataError` for the file, and `ParameterError` for a name in use and for layers that no adapter acts on: fused
-    projections, adapters switched off by `disable_lora`.
+    Raises `DataError` for the file, and `ParameterError` for a name in use, for parts that the pipeline has no place for, and for
+    layers that no adapter acts on: fused projections, adapters switched off by `disable_lora`.
     """
     path = Path(path)
     settings = read_lora_settings(path)
-    transformer = transformer_of(pipe_or_transformer)
-    pipe = None if isinstance(pipe_or_transformer, torch.nn.Module) else pipe_or_transformer
+    transformer, pipe = transformer_of(pipe_or_transformer), _pipeline(pipe_or_transformer)
     _require_room(transformer, adapter_name)
     if pipe is None and offloaded_by_layer(transformer):
         raise ParameterError(
             "LoRA over sequential offloading: give the pipeline, load_lora(pipe, ...), or load it before"
         )
-    weights, config = read_lora(path, transformer)
-    others = _active_adapters(transformer)
-    with _trainable_kept(transformer), _several_adapters():
+    lora = read_lora(path, transformer, pipe)
+    models = {"transformer": transformer, **{part: getattr(pipe, part) for part in lora.text}}
+    for model in models.values():
+        _require_room(model, adapter_name)
+    if lora.whole and any(
+        getattr(model, "peft_config", None) for model in (transformer, *text_encoders(pipe).values())
+    ):
+        raise ParameterError(f"{lora.file}: replaces weights of the model itself, so load it before other adapters")
+    if any("lora_magnitude_vector" in key for key in lora.transformer) and any(
+        map(compute_dtype, transformer.modules())
+    ):
+        raise ParameterError(
+            f"{lora.file}: a DoRA needs norms of the weights, which are stored in fp8 (enable_layerwise_casting); use a plain "
+            "LoRA, or no layerwise casting"
+        )
+    others = {part: _active_adapters(model) for part, model in models.items()}
+    with ExitStack() as kept:
+        kept.enter_context(_several_adapters())
+        for model in models.values():
+            kept.enter_context(trainable_kept(model))
         try:
-            transformer.load_lora_adapter(
-                weights, prefix="transformer", adapter_name=adapter_name, metadata=config, _pipeline=pipe
-            )
+            _load(lora, pipe, transformer, adapter_name)
         except (TypeError, ValueError, RuntimeError) as error:
-            if config is None or isinstance(error, torch.OutOfMemoryError):
+            for part, model in models.items():
+                _remove(model, adapter_name)
+                if others[part]:
+                    model.set_adapter(others[part])
+            if not lora.settings or isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = (str(error).splitlines() or [""])[0]
-            raise DataError(f"{lora_file(path)}: its settings do not fit its weights ({reason})") from error
-        transformer.set_adapter([*others, adapter_name])
-        for name, layer in adapter_layers(transformer, adapter_name):
-            if weight != 1:
-                layer.set_scale(adapter_name, weight)
-            _keep_precision(layer, adapter_name, weights, name)
+            raise DataError(f"{lora.file}: its settings do not fit its weights ({reason})") from error
+        for part, model in models.items():
+            if adapter_name not in getattr(model, "peft_config", {}):
+                continue  # the file is for text encoders alone
+            model.set_adapter([*others[part], adapter_name])
+            for name, layer in adapter_layers(model, adapter_name):
+                if weight != 1:
+                    layer.set_scale(adapter_name, weight)
+                if model is transformer:
+                    _keep_precision(layer, adapter_name, lora.transformer, name)
+                else:
+                    layer.requires_grad_(False)  # as diffusers leaves it
+        if lora.transformer:
+            changed = (*lora.text, *((NORMS,) if lora.whole else ()))
+            adapter_config(transformer, adapter_name).taca_beyond_layers = changed
         if pipe is None:
             reapply_group_offloading(transformer)
+    refuse_fusing(transformer)
     if settings.get("gamma", 1) != 1 and taca_handle(transformer) is None:
         warnings.warn(
             f"{path}: this LoRA was trained under TACA (gamma {settings['gamma']:g}) and repairs its side effects; "
@@ -146,38 +184,76 @@ def load_lora(pipe_or_transformer: Any, path: Path, adapter_name: str = "taca", 
     return settings
 
 
-def unload_lora(transformer: Any, adapter_name: str = "taca") -> None:
-    """Remove one adapter; removing the last restores the transformer's plain layers."""
-    transformer = transformer_of(transformer)
-    adapter_config(transformer, adapter_name)
-    others = [name for name in _active_adapters(transformer) if name != adapter_name]
-    with _trainable_kept(transformer):
-        if set(transformer.peft_config) == {adapter_name}:
-            transformer.unload_lora()
-        else:
-            transformer.delete_adapters(adapter_name)
-            transformer.set_adapter(others)
+def unload_lora(pipe_or_transformer: Any, adapter_name: str = "taca") -> None:
+    """Remove one adapter; removing the last restores plain layers.
 
-
-@contextmanager
-def _trainable_kept(transformer: Any) -> Iterator[None]:
-    """Restore afterwards, also after an error, which parameters are trainable: PEFT freezes the base and trains what it activates.
-
-    By name, as offloading replaces parameters by others while an adapter is loaded; PEFT itself puts a layer into `base_layer`.
+    Raises `ParameterError` if there is none of this name, and without the pipeline for one that is also in its text encoders.
     """
-    before = {name: parameter.requires_grad for name, parameter in _named_parameters(transformer)}
-    try:
-        yield
-    finally:
-        for name, parameter in _named_parameters(transformer):
-            if name in before:
-                parameter.requires_grad_(before[name])
+    transformer, pipe = transformer_of(pipe_or_transformer), _pipeline(pipe_or_transformer)
+    encoders = list(text_encoders(pipe).values())
+    models = [model for model in (transformer, *encoders) if adapter_name in getattr(model, "peft_config", {})]
+    if not models:
+        adapter_config(transformer, adapter_name)  # says what is there
+    beyond = beyond_layers(transformer, adapter_name, pipe)
+    if beyond and pipe is None:
+        raise ParameterError(
+            f"LoRA adapter {adapter_name!r} also changes {' and '.join(beyond)}: give the pipeline, unload_lora(pipe, ...)"
+        )
+    if NORMS in beyond:
+        found = {name for model in (transformer, *encoders) for name in getattr(model, "peft_config", {})}
+        if others := found - {adapter_name}:
+            raise ParameterError(
+                f"LoRA adapter {adapter_name!r} replaces weights of the model itself: unload {', '.join(sorted(others))} before it"
+            )
+        with trainable_kept(transformer):
+            pipe.unload_lora_weights(reset_to_overwritten_params=True)
+        return
+    for model in models:
+        with trainable_kept(model):
+            _remove(model, adapter_name)
 
 
-def _named_parameters(transformer: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Yield parameters by their names without adapters."""
-    for name, parameter in transformer.named_parameters():
-        yield name.replace(".base_layer.", "."), parameter
+def _load(lora: LoraFile, pipe: Any, transformer: Any, adapter_name: str) -> None:
+    """Load the parts of a file by diffusers' loaders. Raises what they raise, and `ValueError` for settings without a layer."""
+    if lora.whole:
+        with without_reports():
+            pipe.load_lora_weights(str(lora.file), adapter_name=adapter_name)
+        return
+    if lora.transformer:
+        transformer.load_lora_adapter(
+            lora.transformer,
+            prefix="transformer",
+            adapter_name=adapter_name,
+            metadata=lora.settings_of("transformer"),
+            _pipeline=pipe,
+        )
+    loader = loader_of(family_of(transformer).lora_reader)
+    for part, weights in lora.text.items():
+        load_into(pipe, part, weights, lora.settings_of(part), loader, adapter_name)
+
+
+def _remove(model: Any, adapter_name: str) -> None:
+    """Remove one adapter, if it is there, from a transformer or a text encoder."""
+    from diffusers.utils import recurse_remove_peft_layers
+
+    configs = getattr(model, "peft_config", {})
+    if adapter_name not in configs:
+        return
+    others = [name for name in _active_adapters(model) if name != adapter_name]
+    if set(configs) != {adapter_name}:
+        delete = model.delete_adapters if hasattr(model, "delete_adapters") else model.delete_adapter
+        delete(adapter_name)
+        model.set_adapter(others)
+    elif hasattr(model, "unload_lora"):
+        model.unload_lora()
+    else:  # a model of transformers, whose own delete_adapter leaves the wrapped layers
+        recurse_remove_peft_layers(model)
+        del model.peft_config
+        model._hf_peft_config_loaded = False
+
+
+def _pipeline(pipe_or_transformer: Any) -> Any:
+    return None if isinstance(pipe_or_transformer, torch.nn.Module) else pipe_or_transformer
 
 
 @contextmanager

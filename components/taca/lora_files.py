@@ -1,4 +1,4 @@
-"""Read LoRA files in the layouts in use, for one transformer.
+"""Read LoRA files in the layouts in use, for one transformer and the text encoders of its pipeline.
 
 A LoRA is a pair of matrices per layer, W' = W + alpha / r B A, with A (r, in) and B (out, r). Files differ in the names:
 
@@ -10,55 +10,68 @@ A LoRA is a pair of matrices per layer, W' = W + alpha / r B A, with A (r, in) a
     transformer.<module>.lora.down.weight, <module>_lora.down.weight      diffusers before it used PEFT
 
 <module> is looked up among the transformer's own layers; every other layout goes, the whole file at once, through the reader of
-diffusers' pipeline (lora_readers.py). Every key must be half of a pair, its bias or its alpha, for a layer that exists and fits:
-what diffusers would ignore is an error here, unless it is zero.
+diffusers' pipeline (lora_readers.py). Keys for text encoders are read by text_lora.py. Every key must be half of a pair, its bias,
+alpha or magnitude (DoRA), for a layer that exists and fits: what diffusers would ignore is an error here, unless it is zero.
+
+Control LoRAs of FLUX also replace norms of the attention, and widen the input layer for a control image.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from components.errors import DataError
-from components.taca.lora_readers import read_by_diffusers
+from components.errors import DataError, ParameterError
+from components.taca.lora_pairs import KEY, NAMES, Pair, linear_layers, named, pairs_of, require_fit, scaled, some
+from components.taca.lora_readers import loader_of, read_by_diffusers
 from components.taca.registry import family_of
+from components.taca.text_lora import PREFIXES as TEXT_PREFIXES
+from components.taca.text_lora import read_text_parts
 
 WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name: a folder loads without naming the file
 METADATA_KEY = "lora_adapter_metadata"  # diffusers' key
 SETTINGS_PREFIX = "taca."  # diffusers reads "transformer.*" and "text_encoder*.*" under its key and ignores the rest
 
 _PREFIXES = ("transformer.", "diffusion_model.", "base_model.model.", "lora_transformer_", "lora_unet_")
-_TEXT_PREFIXES = ("text_encoder", "lora_te")
-_HALVES = {
-    "lora_A.weight": "A",
-    "lora_down.weight": "A",
-    "lora_B.weight": "B",
-    "lora_up.weight": "B",
-    "lora_B.bias": "bias",
-    "alpha": "alpha",
-}
-_KEY = re.compile(
-    r"(?P<layer>.+?)\.(?P<half>(?:lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight|lora_B(?:\.default)?\.bias|alpha)$"
-)
+_INPUT_LAYER = "x_embedder"
+_CONTROL_PIPELINES = ("FluxControlPipeline", "FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline")
 
 # Adapters of other kinds, and LoRAs in names that diffusers has no reader for, by a part of their keys.
 _OTHER_LAYOUTS = {
-    r"dora_scale|lora_magnitude_vector": "a DoRA",
+    r"dora_scale": "a DoRA in LyCORIS' names, of which diffusers leaves the magnitudes out",
     r"\.hada_w": "a LoHa (LyCORIS)",
     r"\.lokr_w": "a LoKr (LyCORIS)",
     r"\.oft_|oft_blocks|oft_R": "an OFT adapter",
     r"\.ia3_|on_input$": "an (IA)3 adapter",
-    r"query_norm\.scale|\.norm_(added_)?[qk]\.weight$": "a control LoRA of FLUX, which also replaces norms and the input layer",
+    r"query_norm\.scale|\.norm_(added_)?[qk]\.weight$": "a control LoRA of FLUX for another model, or cut",
     r"\.(diff|diff_b|set_weight)$": "differences of whole weights (ComfyUI)",
     r"lora_unet_joint_blocks": "kohya's names of Stable Diffusion 3",
     r"lora_unet_(down|mid|up|input|middle|output)_blocks?|^unet\.": "a LoRA of Stable Diffusion 1, 2 or XL",
 }
 
-Pair = dict[str, Tensor]  # "A" (r, in), "B" (out, r), and where the file has them "bias" (out,) and "alpha" ()
+
+@dataclass(frozen=True)
+class LoraFile:
+    """What a file holds.
+
+    transformer: `transformer.<module>.lora_A.weight`, ...: keys for diffusers' `load_lora_adapter(..., prefix="transformer")`.
+    text: the same of each text encoder, by its name. settings: PEFT's, under `<part>.`; empty where the file has none, or an alpha,
+    which is multiplied into B. whole: replaces norms or widens the input layer, as only the loader of the whole pipeline can.
+    """
+
+    file: Path
+    transformer: dict[str, Tensor]
+    text: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    whole: bool = False
+
+    def settings_of(self, part: str) -> dict[str, Any] | None:
+        """The settings of one part; None if the file has none for it, where alpha is the rank."""
+        return {key: value for key, value in self.settings.items() if key.startswith(f"{part}.")} or None
 
 
 def lora_file(path: Path) -> Path:
@@ -86,13 +99,11 @@ def read_lora_settings(path: Path) -> dict[str, Any]:
     }
 
 
-def read_lora(path: Path, transformer: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Read weights and PEFT settings for diffusers' `load_lora_adapter(..., prefix="transformer")`.
+def read_lora(path: Path, transformer: nn.Module, pipe: Any = None) -> LoraFile:
+    """Read a file for a transformer and, if the pipeline is given, its text encoders.
 
-    Keys are `transformer.<module>.lora_A.weight`, `...lora_B.weight` and, where the file has one, `...lora_B.bias`. Settings are
-    those of the file, or None where it has none and scaling is 1: an alpha that differs from the rank is multiplied into B. Raises
-    `DataError` for text-encoder weights, keys that are not LoRA keys, layers that the transformer does not have, shapes that do not
-    fit, incomplete pairs, and layouts that diffusers does not read, by their name.
+    Raises `DataError` for keys that are not LoRA keys, layers that the models do not have, shapes that do not fit, incomplete
+    pairs, and layouts that diffusers does not read, by their name; `ParameterError` for parts that the pipeline has no place for.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -103,39 +114,43 @@ def read_lora(path: Path, transformer: nn.Module) -> tuple[dict[str, Tensor], di
         stored = load_file(file, device="cpu")
     except (OSError, SafetensorError) as error:
         raise DataError(f"{file}: cannot be read ({_first_line(error)}); get it again") from error
-    if text := [key for key in stored if key.startswith(_TEXT_PREFIXES)]:
-        raise DataError(
-            f"{file}: {len(text)} keys are for a text encoder ({_some(text)}), which load_lora does not load; "
-            "use a file for the transformer only, or pipe.load_lora_weights"
+    text = {key: tensor for key, tensor in stored.items() if key.startswith(TEXT_PREFIXES)}
+    if text and pipe is None:
+        raise ParameterError(
+            f"{file}: {len(text)} keys are for a text encoder ({some(list(text))}), not the transformer; give the pipeline, "
+            "load_lora(pipe, ...), or a file for the transformer only"
         )
-    settings = {key: value for key, value in described.items() if key.startswith("transformer.")}
+    settings = {key: value for key, value in described.items() if key.startswith(("transformer.", "text_encoder"))}
     if any(key.endswith(".alpha") for key in stored):
         settings = {}
-    layers = _layers(transformer)
-    resolved = _resolved(stored, layers, transformer, file)
-    for name, pair in resolved.items():
-        _require_fit(name, pair, layers[name], file)
-    keys = {"A": "lora_A.weight", "B": "lora_B.weight", "bias": "lora_B.bias"}
-    weights = {
-        f"transformer.{name}.{keys[half]}": half_of for name, pair in resolved.items() for half, half_of in pair.items()
-    }
-    return weights, settings or None
+    reader = family_of(transformer).lora_reader
+    halves = read_text_parts(text, pipe, loader_of(reader), file) if text else {}
+    rest = {key: tensor for key, tensor in stored.items() if key not in text}
+    layers = linear_layers(transformer)
+    pairs, norms = _resolved(rest, layers, transformer, file) if rest or not text else ({}, 0)
+    if not pairs and not halves:
+        raise DataError(f"{file}: all its weights are zero, and for layers that the pipeline does not have")
+    wider = _fit_input_layer(pairs, layers)
+    if norms or wider:
+        _require_place(file, transformer, pipe, wider)
+    require_fit({name: pair for name, pair in pairs.items() if name not in wider}, layers, file)
+    return LoraFile(file, named("transformer", pairs), halves, settings, whole=bool(norms or wider))
 
 
 def _resolved(
     stored: Mapping[str, Tensor], layers: Mapping[str, Any], transformer: nn.Module, file: Path
-) -> dict[str, Pair]:
-    """Return the file's pairs by the transformer's layers, alpha / r multiplied into B and its bias."""
+) -> tuple[dict[str, Pair], int]:
+    """Return the file's pairs by the transformer's layers, alpha / r multiplied into B and its bias, and the number of norms."""
     reader = family_of(transformer).lora_reader
     resolved: dict[str, Pair] = {}
-    unknown = [key for key in stored if not _KEY.match(key)]
+    unknown = [key for key in stored if not KEY.match(key)]
     if unknown or not stored:
-        problem = f"{len(unknown)} keys are not LoRA keys ({_some(unknown) or 'the file is empty'})"
+        problem = f"{len(unknown)} keys are not LoRA keys ({some(unknown) or 'the file is empty'})"
         # Without its magnitudes, which diffusers leaves out, a DoRA is another change of the weights.
         dora = any("dora_scale" in key for key in stored)
         attempts: Iterable[Mapping[str, Tensor]] = [] if dora else [stored]
     else:
-        pairs = {name: _scaled(pair) for name, pair in _pairs(stored, file).items()}
+        pairs = {name: scaled(pair) for name, pair in pairs_of(stored, file).items()}
         for name in list(pairs):
             layer = _own_layer(name, layers)
             if layer in resolved:
@@ -143,19 +158,44 @@ def _resolved(
             if layer is not None:
                 resolved[layer] = pairs.pop(name)
         if not pairs:
-            return resolved
+            return resolved, 0
         whole = len(pairs) + len(resolved)
-        problem = f"{len(pairs)} of {whole} layers are not in {type(transformer).__name__} ({_some(list(pairs))})"
+        problem = f"{len(pairs)} of {whole} layers are not in {type(transformer).__name__} ({some(list(pairs))})"
         attempts = (_named(pairs, name_of) for name_of in (str, _kohyas_name))
+    replaced = getattr(loader_of(reader), "_control_lora_supported_norm_keys", ()) if unknown else ()
+    norms = {name for name, _ in transformer.named_parameters() if any(part in name for part in replaced)}
     for attempt in attempts:
-        converted = read_by_diffusers(attempt, reader, layers)
+        converted = read_by_diffusers(attempt, reader, {*layers, *norms})
         if converted is not None:
-            found = _pairs(converted, file)
+            found = pairs_of({key: tensor for key, tensor in converted.items() if key not in norms}, file)
             if twice := found.keys() & resolved.keys():
                 raise DataError(f"{file}: has {sorted(twice)[0]} twice; keep one")
-            return resolved | found
+            return resolved | found, len(norms & converted.keys())
     layout = next((name for part, name in _OTHER_LAYOUTS.items() if any(re.search(part, key) for key in stored)), None)
     raise DataError(f"{file}: {problem}; it is {layout or 'a LoRA for another model, or of an unknown layout'}")
+
+
+def _fit_input_layer(pairs: dict[str, Pair], layers: Mapping[str, Any]) -> set[str]:
+    """Pad the A of a narrower input layer with zeros, as diffusers does; return the layer's name if the file's is wider."""
+    pair, layer = pairs.get(_INPUT_LAYER), layers.get(_INPUT_LAYER)
+    if pair is None or layer is None or len(pair["B"]) != layer.out_features:
+        return set()
+    missing = layer.in_features - pair["A"].shape[1]
+    if missing > 0:
+        pair["A"] = nn.functional.pad(pair["A"], (0, missing))
+    return {_INPUT_LAYER} if missing < 0 else set()
+
+
+def _require_place(file: Path, transformer: nn.Module, pipe: Any, wider: set[str]) -> None:
+    """Raise `ParameterError` unless the pipeline can hold a file that replaces norms or widens the input layer."""
+    given = type(transformer if pipe is None else pipe).__name__
+    if wider and given not in _CONTROL_PIPELINES:
+        raise ParameterError(
+            f"{file}: a control LoRA of FLUX, which needs a control image that {given} does not take; load it into a "
+            "FluxControlPipeline (load_lora(pipe, ...) or pipe.load_lora_weights)"
+        )
+    if pipe is None:
+        raise ParameterError(f"{file}: also replaces norms of the attention; give the pipeline, load_lora(pipe, ...)")
 
 
 def _own_layer(name: str, layers: Iterable[str]) -> str | None:
@@ -178,7 +218,7 @@ def _kohyas_name(name: str) -> str:
 
 
 def _named(pairs: Mapping[str, Pair], name_of: Callable[[str], str]) -> dict[str, Tensor]:
-    ways = {"A": "lora_down.weight", "B": "lora_up.weight", "bias": "lora_B.bias"}
+    ways = {**NAMES, "A": "lora_down.weight", "B": "lora_up.weight"}
     return {f"{name_of(name)}.{ways[half]}": tensor for name, pair in pairs.items() for half, tensor in pair.items()}
 
 
@@ -193,57 +233,6 @@ def _describe(file: Path) -> dict[str, Any]:
     if not isinstance(described, dict):
         raise DataError(f"{file}: its {METADATA_KEY} is not a mapping; not a LoRA adapter in a known format")
     return described
-
-
-def _pairs(stored: Mapping[str, Tensor], file: Path) -> dict[str, Pair]:
-    """Group tensors by layer, in the file's names."""
-    pairs: dict[str, Pair] = {}
-    for key, tensor in sorted(stored.items()):
-        match = _KEY.match(key)
-        if match is None:
-            raise DataError(f"{file}: {key} is not a LoRA key")
-        half = _HALVES[match["half"].replace(".default", "")]
-        if half in pairs.setdefault(match["layer"], {}):
-            raise DataError(f"{file}: {key} has the same layer and half as another key; keep one")
-        pairs[match["layer"]][half] = tensor
-    for layer, pair in pairs.items():
-        if not {"A", "B"} <= pair.keys() or pair["A"].ndim != 2 or pair["B"].ndim != 2:
-            raise DataError(
-                f"{file}: {layer} needs two matrices, down (A) and up (B); the file is cut or of another kind"
-            )
-        if pair["A"].shape[0] != pair["B"].shape[1] or pair.get("alpha", torch.zeros(())).numel() != 1:
-            raise DataError(f"{file}: {layer} has A {tuple(pair['A'].shape)}, B {tuple(pair['B'].shape)}: ranks differ")
-    return pairs
-
-
-def _scaled(pair: Pair) -> Pair:
-    """Return the pair with alpha / r multiplied into B and its bias, and without alpha."""
-    scale = float(pair["alpha"]) / len(pair["A"]) if "alpha" in pair else 1.0
-    scaled = {"A": pair["A"]} | {half: pair[half] for half in ("B", "bias") if half in pair}
-    return scaled if scale == 1.0 else {h: t if h == "A" else t.float() * scale for h, t in scaled.items()}
-
-
-def _layers(transformer: nn.Module) -> dict[str, Any]:
-    """Return the linear layers by name, with or without an adapter."""
-    return {
-        name.removesuffix(".base_layer"): module
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear) and ".lora_" not in name
-    }
-
-
-def _require_fit(name: str, pair: Pair, layer: Any, file: Path) -> None:
-    wanted = (layer.in_features, layer.out_features)
-    found = (pair["A"].shape[1], len(pair["B"]))
-    if wanted != found:
-        raise DataError(
-            f"{file}: {name} maps {found[0]} to {found[1]} channels, this transformer's maps {wanted[0]} to {wanted[1]}; "
-            "it is a LoRA for another model"
-        )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _first_line(error: BaseException) -> str:

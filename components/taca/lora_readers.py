@@ -9,6 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
+# What a reader raises for keys that are not in one of its layouts. Those of SD3 and AuraFlow rename nothing and raise nothing.
+_NOT_ITS_LAYOUT: dict[str, tuple[type[Exception], ...]] = {
+    # ValueError: keys are left over, or a block's number is no number. KeyError: a key that belongs to another is missing.
+    # AssertionError, RuntimeError: a fused layer has other rows than its parts, an alpha is not one number, or a layer of
+    # `lora_transformer_` is unknown (NotImplementedError). AttributeError: a block of XLabs' has no number.
+    "FluxLoraLoaderMixin": (ValueError, KeyError, AssertionError, RuntimeError, AttributeError),
+    # ValueError: keys are left over, or half of a pair is missing. KeyError: as above. RuntimeError: an alpha is not one number.
+    "QwenImageLoraLoaderMixin": (ValueError, KeyError, RuntimeError),
+}
+_OF_OTHERS = (ValueError, KeyError)
+
 
 class _Traced(Tensor):
     """A tensor that knows the keys of the file that it was computed from."""
@@ -27,15 +38,21 @@ class _Traced(Tensor):
         return result
 
 
-def read_by_diffusers(
-    stored: Mapping[str, Tensor], reader: str | None, layers: Container[str]
-) -> dict[str, Tensor] | None:
-    """Convert a whole file to `<module>.lora_A.weight`, `.lora_B.weight` and `.lora_B.bias`.
-
-    reader: a class of `diffusers.loaders.lora_pipeline`. layers: those of the transformer. None if the reader does not know the
-    layout, a layer does not exist, or a key is left out that is not zero.
-    """
+def loader_of(reader: str | None) -> Any:
+    """Return the class of `diffusers.loaders.lora_pipeline`; None without a name."""
     from diffusers.loaders import lora_pipeline
+
+    return getattr(lora_pipeline, reader) if reader else None
+
+
+def read_by_diffusers(
+    stored: Mapping[str, Tensor], reader: str | None, places: Container[str]
+) -> dict[str, Tensor] | None:
+    """Convert a whole file to `<module>.lora_A.weight`, `.lora_B.weight` and `.lora_B.bias`, and `<norm>.weight` of control LoRAs.
+
+    reader: a class of `diffusers.loaders.lora_pipeline`. places: the linear layers of the transformer, and the names of norms that
+    the reader replaces. None if the reader does not know the layout, a place does not exist, or a key is left out that is not zero.
+    """
     from diffusers.utils import convert_unet_state_dict_to_peft
 
     if reader is None:
@@ -45,15 +62,15 @@ def read_by_diffusers(
         traced[key] = tensor.as_subclass(_Traced)
         traced[key].keys = frozenset([key])  # type: ignore[attr-defined]
     try:
-        found = getattr(lora_pipeline, reader).lora_state_dict(traced)
+        found = loader_of(reader).lora_state_dict(traced)
         found = {key.removeprefix("transformer."): tensor for key, tensor in found.items()}
         if not any("lora_A" in key for key in found):  # the names before PEFT, which diffusers converts while loading
             found = convert_unet_state_dict_to_peft(found)
-    except (ValueError, AssertionError, KeyError, IndexError, AttributeError, NotImplementedError, RuntimeError):
+    except _NOT_ITS_LAYOUT.get(reader, _OF_OTHERS):
         return None
     used = frozenset().union(*(tensor.keys for tensor in found.values() if isinstance(tensor, _Traced)))
     if any(stored[key].any() for key in stored.keys() - used) or any(
-        key.rsplit(".lora_", 1)[0] not in layers for key in found
+        key.rsplit(".lora_", 1)[0] not in places for key in found
     ):
         return None
     return {key: tensor.as_subclass(Tensor) for key, tensor in found.items()}

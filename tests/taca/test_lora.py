@@ -1,7 +1,9 @@
 """The attention-only adapter: what it covers, what its file holds, where it acts, and what it leaves alone."""
 
+import copy
 import json
 import os
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -375,9 +377,33 @@ def test_a_gate_over_a_fused_adapter_is_refused_before_and_after() -> None:
     model.unfuse_lora()
     with AdapterGate(model, "taca", threshold=0.9):
         assert (run(model, flux_inputs([0.5])) - run(flux(), flux_inputs([0.5]))).abs().max() < 1e-3
-        model.fuse_qkv_projections()
+        fuse_without_asking(model)
         with pytest.raises(ParameterError, match="fused projections"):
             run(model, flux_inputs([0.5]))
+
+
+def fuse_without_asking(model: Any) -> None:
+    """As diffusers does in a model whose adapters its own loader loaded."""
+    type(model).fuse_qkv_projections(model)
+
+
+def test_fusing_projections_under_an_adapter_is_refused_and_allowed_once_it_is_merged_or_gone(tmp_path: Path) -> None:
+    save_lora(trained(flux()), tmp_path, TemperatureSchedule(gamma=1.0).to_mapping())
+    loaded, inputs = flux(), flux_inputs([1.0])
+    load_lora(loaded, tmp_path)
+    expected = run(loaded, inputs)
+    for model in (trained(flux()), copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+        with pytest.raises(ParameterError, match=r"LoRA taca is over the projections .* call fuse_lora\(\) first"):
+            model.fuse_qkv_projections()
+        assert torch.equal(run(model, inputs), expected)
+        model.fuse_lora()
+        model.fuse_qkv_projections()
+        assert model.transformer_blocks[0].attn.fused_projections
+        assert (run(model, inputs) - expected).abs().max() < 1e-3 * expected.abs().max()
+    assert not loaded.transformer_blocks[0].attn.fused_projections
+    unload_lora(loaded)
+    loaded.fuse_qkv_projections()
+    assert loaded.transformer_blocks[0].attn.fused_projections
 
 
 def fuse_projections(model: Any) -> None:
@@ -421,7 +447,7 @@ def test_projections_that_are_fused_after_loading_are_noticed_under_taca() -> No
     model = trained(flux())
     enable_taca(model, SCHEDULE)
     expected = run(model, flux_inputs([1.0]))
-    model.fuse_qkv_projections()
+    fuse_without_asking(model)
     with pytest.raises(ParameterError, match="fused after a LoRA was loaded"):
         run(model, flux_inputs([0.5]))
     model.unfuse_qkv_projections()
@@ -498,3 +524,15 @@ def test_an_adapter_over_a_base_in_fp8(first: str, tmp_path: Path) -> None:
     with AdapterGate(model, "taca", threshold=0.9):
         low = flux_inputs([0.5], dtype=torch.bfloat16)
         assert torch.equal(run(model, low), run(base, low))
+
+
+def test_a_dora_over_a_base_in_fp8_is_one_clear_error(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    halves = {"lora_A.weight": (2, 64), "lora_B.weight": (64, 2), "lora_magnitude_vector": (64,)}
+    save_file({f"{layer}.{half}": torch.ones(shape) for half, shape in halves.items()}, tmp_path / "x.safetensors")
+    model = flux().to(torch.bfloat16)
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    with pytest.raises(ParameterError, match="a DoRA needs norms of the weights, which are stored in fp8"):
+        load_lora(model, tmp_path / "x.safetensors")

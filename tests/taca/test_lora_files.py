@@ -146,8 +146,9 @@ def test_the_fused_layer_of_a_full_size_single_block_is_split_too(tmp_path: Path
         model = FluxTransformer2DModel(num_layers=1, num_single_layers=1)
     pair = matrices({"x": (3 * 3072 + 12288, 3072)})["x"]
     file = write(tmp_path / "single.safetensors", {"lora_unet_single_blocks_0_linear1": pair}, KOHYA, 6.0)
-    weights, settings = read_lora(file, model)
-    assert settings is None
+    read = read_lora(file, model)
+    weights = read.transformer
+    assert read.settings == {}
     parts = [
         f"transformer.single_transformer_blocks.0.{x}" for x in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
     ]
@@ -213,6 +214,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         {f"transformer.{Q}_lora.down.weight": (RANK, 64), f"transformer.{Q}_lora.up.weight": (64, RANK)},
     ),
     "with biases": ("flux", pairs_of(f"transformer.{Q}") | {f"transformer.{Q}.lora_B.bias": (64,)}),
+    "PEFT's DoRA": ("flux", pairs_of(f"transformer.{Q}") | {f"transformer.{Q}.lora_magnitude_vector": (64,)}),
     "Qwen by ComfyUI": (
         "qwen-image",
         {f"diffusion_model.{Q}.lora_down.weight": (RANK, 64), f"diffusion_model.{Q}.lora_up.weight": (64, RANK)}
@@ -256,7 +258,7 @@ def test_a_fused_layer_whose_matrix_is_block_diagonal_is_read_by_its_blocks(tmp_
     down, up = torch.cat([down] * 3), torch.block_diag(*up.split(64))
     name = "lora_unet_double_blocks_0_img_attn_qkv"
     file = write(tmp_path / "x.safetensors", {name: (down, up)}, KOHYA, 3.0)
-    weights, _ = read_lora(file, flux())
+    weights = read_lora(file, flux()).transformer
     assert {len(tensor) for key, tensor in weights.items() if "lora_A" in key} == {RANK}
     rows = product((down, up), 3.0 / 9).split(64)
     assert_changes(change_of(flux, file), dict(zip((Q, K, V), rows, strict=True)))
@@ -284,7 +286,7 @@ def test_what_diffusers_leaves_out_is_left_out_only_if_it_is_zero(zero: bool, tm
         ("flux", "lora_unet_double_blocks_0_img_attn_qkv.hada_w1_a", "a LoHa"),
         ("qwen-image", "diffusion_model.transformer_blocks.0.attn.to_q.lokr_w1", "a LoKr"),
         ("sd3", "transformer_blocks.0.attn.to_q.oft_R.weight", "an OFT adapter"),
-        ("flux", "double_blocks.0.img_attn.norm.query_norm.scale", "a control LoRA of FLUX"),
+        ("flux", "double_blocks.0.img_attn.norm.query_norm.scale", "a control LoRA of FLUX for another model, or cut"),
         ("sd3", "lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight", "kohya's names of Stable Diffusion 3"),
         (
             "flux",
@@ -316,12 +318,12 @@ def test_a_layout_that_is_not_read_is_refused_by_its_name(family: str, key: str,
          r"1 of 2 layers are not in .*input_blocks_4_proj"),
         ({"transformer.proj_out.dora_scale": (12, 1)}, r"1 keys are not LoRA keys \(transformer.proj_out.dora_scale\)"),
         ({"transformer.norm.diff": (3,)}, "1 keys are not LoRA keys"),
+        ({"transformer.proj_out.lora_A.weight": (3, 64), "transformer.proj_out.lora_B.weight": (12, 3),
+          "transformer.proj_out.lora_magnitude_vector": (12,)}, "a DoRA without the lora_magnitude_vector of 1 layers"),
         ({"transformer.proj_out.lora_A.weight": (3, 64)}, "proj_out needs two matrices"),
         ({"transformer.proj_out.lora_A.weight": (3, 64), "transformer.proj_out.lora_B.weight": (12, 4)}, "ranks differ"),
         ({"transformer.proj_out.lora_A.weight": (3, 32), "transformer.proj_out.lora_B.weight": (12, 3)},
-         "proj_out maps 32 to 12 channels, this transformer's maps 64 to 12"),
-        ({"text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": (3, 4)}, "1 keys are for a text encoder"),
-        ({"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": (3, 4)}, "1 keys are for a text encoder"),
+         "proj_out maps 32 to 12 channels, this model's maps 64 to 12"),
         ({"diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight": (3, 64),
           "diffusion_model.transformer_blocks.0.attn.to_q.lora_B.weight": (64, 3)},
          "transformer_blocks.0.attn.to_q twice"),
