@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "crossmodal-pipelines"
 """Where MLFLOW_EXPERIMENT_NAME, which MLflow itself reads, names no other."""
+TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""The experiment's tag by which MLflow's interface shows it for the training of models, and not for language models."""
 LOCK_SECONDS = 300.0
 """How long to wait for another process that creates the database, or the pipeline's run."""
 PARAMS_OR_TAGS = 100
@@ -92,7 +94,7 @@ def connect(workspace: Workspace) -> "Tracker":
         else:
             database = sqlite_file(uri)
             beside = (database.parent.absolute() / "mlartifacts").as_uri() if database else None
-            identifier = client.create_experiment(name, artifact_location=beside)
+            identifier = client.create_experiment(name, artifact_location=beside, tags=TRAINING)
     return Tracker(client, identifier, workspace)
 
 
