@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from components.errors import ParameterError
 from pipelines.engine.ray_cluster import adds_nodes, group_sizes, require_bundles, set_ray_defaults
 from pipelines.errors import InfrastructureError, one_line
 from pipelines.schema.running import Compute
@@ -60,12 +62,26 @@ class JobRequest:
 
 
 def dashboard_address(compute: Compute) -> str:
-    """Return compute.address, or the address in the environment, or Ray's default."""
+    """Return compute.address, or the address in the environment, or Ray's default.
+
+    Raises ParameterError for one that is not a dashboard's: Ray would try for a minute to join ray://, and wait for any other.
+    """
     address = compute.address or os.environ.get("RAY_API_SERVER_ADDRESS")
-    if address:
-        return address if "://" in address else f"http://{address}"
-    other = os.environ.get("RAY_ADDRESS", "")  # "auto" and host:port are for processes inside the cluster
-    return other if other.startswith("http") else DEFAULT_ADDRESS
+    if not address:
+        other = os.environ.get("RAY_ADDRESS", "")  # "auto" and host:port are for processes inside the cluster
+        address = other if other.startswith(("http://", "https://")) else DEFAULT_ADDRESS
+    found = address if "://" in address else f"http://{address}"
+    try:
+        parts = urlsplit(found)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 80) > 0
+    except ValueError:  # of the port
+        usable = False
+    if not usable or any(letter.isspace() for letter in found):
+        raise ParameterError(
+            f"compute.address (RAY_API_SERVER_ADDRESS, RAY_ADDRESS) = {address!r}: must be that of the cluster's dashboard, "
+            "http://HOST:8265"
+        )
+    return found
 
 
 class Cluster:

@@ -12,6 +12,7 @@ _CREDENTIALS = (
 _RIGHTS = "refuses this user: ask for the right to write"
 _OTHER_SERVER = "answers, but not as an MLflow server: check the address"
 _SCHEMA = "has the tables of another MLflow: after a backup, `mlflow db upgrade {uri}`, or install that MLflow"
+_NO_ADDRESS = "is no address of a store: give sqlite:///FILE or a server's http://"
 # Words of an error, and what to do. MLflow has one type of exception for all of them.
 _TO_CHANGE = (
     (
@@ -22,7 +23,9 @@ _TO_CHANGE = (
         "filesystem tracking backend",
         "is a folder, to which MLflow no longer writes: give sqlite:///FILE or a server's http://",
     ),
-    ("unsupported URI", "is no address of a store: give sqlite:///FILE or a server's http://"),
+    ("unsupported URI", _NO_ADDRESS),
+    ("Invalid url", _NO_ADDRESS),
+    ("Failed to parse", _NO_ADDRESS),
     ("out-of-date database schema", _SCHEMA),
     ("Can't locate revision", _SCHEMA),
     ("file is not a database", "is no database: give another file"),

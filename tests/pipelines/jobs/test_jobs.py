@@ -497,6 +497,16 @@ def test_the_dashboard_is_found_in_params_then_in_the_environment(monkeypatch):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head:8265")
     assert dashboard_address(Compute()) == "http://head:8265"
     assert dashboard_address(Compute(address="https://other:1")) == "https://other:1"
+    assert dashboard_address(Compute(address="[::1]:8265")) == "http://[::1]:8265"
+
+
+@pytest.mark.parametrize(
+    "address", ["ray://head:10001", "http://head:port", "http://", "http://he ad:8265", "head:99999999"]
+)
+def test_what_is_no_address_of_a_dashboard_is_refused_at_once(monkeypatch, address):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+    with pytest.raises(ParameterError, match=r"compute\.address .* must be that of the cluster's dashboard"):
+        dashboard_address(Compute())
 
 
 @pytest.mark.parametrize(

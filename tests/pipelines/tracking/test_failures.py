@@ -80,6 +80,8 @@ def test_what_is_no_store_is_said_to_be_none(refusal, tmp_path):
         str(tmp_path / "mlruns"): "is a folder, to which MLflow no longer writes: give sqlite:///FILE",
         f"sqlite:///{tmp_path}/text.db": "is no database",
         "redis://localhost": "is no address of a store",
+        "http://exa mple:1": "is no address of a store",
+        "http://host:port": "is no address of a store",
     }.items():
         said, code = refusal(uri)
         assert code == 2
