@@ -16,7 +16,11 @@ from processes import wait_until
 SCRIPT = INFRA / "slurm" / "pipeline.sbatch"
 
 STAND_INS = {
-    "scontrol": 'echo "scontrol $*" >>"$CALLS"; printf "%s\\n" $NODES',
+    "scontrol": """
+        echo "scontrol $*" >>"$CALLS"
+        [[ $1 != requeue ]] || exit "${NO_REQUEUE:-0}"
+        printf "%s\\n" $NODES
+    """,
     "hostname": "echo 192.0.2.2 192.0.2.3",
     # Runs the step here, as the node would; what follows the options is the command.
     "srun": """
@@ -36,9 +40,9 @@ STAND_INS = {
             health-check) [[ -z ${MUTE_RAY:-} && -e $UP ]] ;;
         esac
     """,
-    # wait_for_nodes.py: returns when Ray has started in every step, of which there are two where there is more than one node.
+    # wait_for_nodes.py: returns when Ray has started in every step, of which there is one for the other nodes together.
     "python": """
-        until (($(grep -c "^ray start" "$CALLS") == ($(wc -w <<<"$NODES") > 1 ? 2 : 1))); do sleep 0.05; done
+        until (($(grep -c "^ray start" "$CALLS") == ($2 > 1 ? 2 : 1))); do sleep 0.05; done
         echo "python $*" >>"$CALLS"
         exit "${MISSING_NODES:-0}"
     """,
@@ -141,6 +145,7 @@ def test_head_then_workers_then_all_nodes_then_the_command_then_the_end(allocati
         allocation.position("scontrol show hostnames n[1-3]"),
         allocation.position("srun", "--nodelist=n1 "),
         allocation.position("ray start", "--head"),
+        allocation.position("python infra/slurm/wait_for_nodes.py 1 "),
         allocation.position("srun", "--nodelist=n2,n3 "),
         allocation.position("python infra/slurm/wait_for_nodes.py 3 "),
         allocation.position("dvc repro"),
@@ -230,8 +235,8 @@ def test_a_cluster_that_does_not_come_up_is_tried_again(
 STAGE = """
 import pathlib, time
 here = pathlib.Path("stage")
-here.write_text("runs")
 try:
+    here.write_text("runs")
     time.sleep(60)
 except KeyboardInterrupt:
     here.write_text("interrupted in order")
@@ -239,18 +244,50 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_notice_of_the_end_interrupts_the_command_as_ctrl_c_does(
-    allocation: Allocation, number: signal.Signals
-) -> None:
+def interrupted(allocation: Allocation, number: signal.Signals, **environment: str) -> tuple[int, str]:
+    """Exit code, and what was said, of a job that got this signal while its command ran."""
     stage = allocation.folder / "stage"
-    process = allocation.start(sys.executable, "-c", STAGE)
-    wait_until(stage.exists)
+    process = allocation.start(sys.executable, "-c", STAGE, **environment)
+    wait_until(lambda: stage.exists() and stage.read_text() == "runs")
     process.send_signal(number)
-    process.communicate(timeout=200)
-    assert process.returncode == 130
+    _, said = process.communicate(timeout=200)
     assert stage.read_text() == "interrupted in order"
     assert sum(line.startswith("ray ended") for line in allocation.log()) == 2
+    return process.returncode, said
+
+
+def requeues(allocation: Allocation) -> int:
+    return allocation.log().count("scontrol requeue 7")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_job_that_is_cancelled_interrupts_its_command_as_ctrl_c_does(
+    allocation: Allocation, number: signal.Signals
+) -> None:
+    assert interrupted(allocation, number)[0] == 130
+    assert requeues(allocation) == 0, "nobody wants it again"
+
+
+def test_the_notice_of_the_time_limit_puts_the_job_back_into_the_queue(allocation: Allocation) -> None:
+    code, said = interrupted(allocation, signal.SIGUSR1)
+    assert code == 130
+    assert "the time limit is near" in said
+    assert requeues(allocation) == 1
+    assert "#SBATCH --signal=B:USR1@300\n" in SCRIPT.read_text(encoding="utf-8"), "which Slurm sends"
+
+
+@pytest.mark.parametrize(
+    ("environment", "tries"),
+    [({"SLURM_RESTART_COUNT": "3", "MAX_RESTARTS": "3"}, 0), ({"NO_REQUEUE": "1"}, 1)],
+    ids=["often enough", "refused by Slurm"],
+)
+def test_a_job_that_is_not_requeued_says_what_to_do(
+    allocation: Allocation, environment: dict[str, str], tries: int
+) -> None:
+    code, said = interrupted(allocation, signal.SIGUSR1, **environment)
+    assert code == 130
+    assert "submit it again to go on" in said
+    assert requeues(allocation) == tries
 
 
 def test_without_an_allocation_it_says_how_to_be_run(allocation: Allocation) -> None:
@@ -263,9 +300,13 @@ def test_without_an_allocation_it_says_how_to_be_run(allocation: Allocation) -> 
 
 RAY = """
 import os
-JOINS = int(os.environ["JOINS"])
-asked = 0
-def init(**options): pass
+JOINS, REFUSALS = int(os.environ["JOINS"]), int(os.environ["REFUSALS"])
+asked = tried = 0
+def is_initialized(): return tried > REFUSALS
+def init(**options):
+    global tried
+    tried += 1
+    if tried <= REFUSALS: raise ConnectionError("No node info found")
 def shutdown(): print("left")
 def nodes():
     global asked
@@ -274,13 +315,13 @@ def nodes():
 """
 
 
-@pytest.mark.parametrize(("joins", "code"), [(2, 0), (1, 75)])
-def test_waiting_counts_the_living_and_gives_up_in_time(tmp_path: Path, joins: int, code: int) -> None:
+@pytest.mark.parametrize(("joins", "refusals", "code"), [(2, 0, 0), (2, 1, 0), (1, 0, 75), (0, 99, 75)])
+def test_waiting_counts_the_living_and_gives_up_in_time(tmp_path: Path, joins: int, refusals: int, code: int) -> None:
     (tmp_path / "ray.py").write_text(RAY)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "JOINS": str(joins)}
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "JOINS": str(joins), "REFUSALS": str(refusals)}
     command = [sys.executable, str(INFRA / "slurm" / "wait_for_nodes.py"), "2", "2"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == code
-    assert ("error: 1 of 2 nodes are in the Ray cluster" in done.stderr) == (code == 75)
+    assert (f"error: {joins} of 2 nodes are in the Ray cluster" in done.stderr) == (code == 75)
     assert "Traceback" not in done.stderr
-    assert done.stdout == "left\n"
+    assert done.stdout == ("" if refusals > 1 else "left\n")
