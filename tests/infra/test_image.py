@@ -72,10 +72,12 @@ def test_the_image_holds_exactly_the_lock() -> None:
         rest for name, rest in _instructions() if name == "RUN" and re.search(r"\b(pip|uv) .*(install|sync)", rest)
     ]
     assert installs.pop(0) == "pip install --no-cache-dir ${UV}", "what installs the rest"
-    assert [re.findall(r"pip sync --python (\S+) (\S+)", install) for install in installs] == [
-        [("/opt/venv/bin/python", "/build/requirements.lock")],
-        [("/opt/venv/bin/python", "/build/mlflow.lock")],
-    ]
+    lent = [re.findall(r"--mount=type=bind,source=(\S+),target=(\S+)", install) for install in installs]
+    assert lent == [[(lock, "/build/packages.lock")] for lock in ("infra/docker/mlflow.lock", "requirements.lock")]
+    for install in installs:
+        assert re.findall(r"pip sync --python (\S+) (\S+)", install) == [
+            ("/opt/venv/bin/python", "/build/packages.lock")
+        ]
 
 
 def test_the_image_sets_what_runs_rely_on() -> None:
@@ -165,6 +167,7 @@ def test_all_that_a_stage_reads_is_in_the_image(context: set[str]) -> None:
 def test_what_the_dockerfile_copies_is_there(context: set[str]) -> None:
     copies = [rest for name, rest in _instructions() if name == "COPY" and "--from=" not in rest]
     sources = {word for copy in copies for word in copy.split()[:-1] if not word.startswith("--")}
+    sources |= {path for _, rest in _instructions() for path in re.findall(r"--mount=type=bind,source=([^,]+)", rest)}
     assert sources == {"requirements.lock", "infra/docker/mlflow.lock", "infra/docker/on-shared-checkout", "."}
     assert sources - {"."} <= context
 
