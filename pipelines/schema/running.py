@@ -28,7 +28,7 @@ class Compute(Section):
     """The machine. Results do not depend on it, except on `threads` (the order of floating-point sums)."""
 
     workers: Count = 0
-    threads: Positive = 2
+    threads: Positive = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     strategy: Literal["ddp", "fsdp"] = "ddp"
     max_failures: Count = 2

@@ -180,5 +180,5 @@ def test_under_dvc_the_environment_does_not_choose_the_threads(monkeypatch):
     monkeypatch.setenv("DVC_STAGE", "probe")
     with pytest.raises(ParameterError, match=r"THREADS = 3: .*dvc exp run -S compute\.threads=3"):
         load(ROOT / "params.yaml")
-    monkeypatch.setenv("PIPELINES_COMPUTE__THREADS", "2")
-    assert load(ROOT / "params.yaml").compute.threads == 2
+    monkeypatch.setenv("PIPELINES_COMPUTE__THREADS", "1")
+    assert load(ROOT / "params.yaml").compute.threads == 1
