@@ -386,3 +386,49 @@ def test_another_adapter_in_the_model_does_not_hide_a_layer(tmp_path: Path) -> N
     load_lora(model, file, "first")
     load_lora(model, file, "second")
     assert set(model.active_adapters()) == {"first", "second"}
+
+
+DOWN_UP = ("lora_down.weight", "lora_up.weight")
+
+
+@pytest.mark.parametrize(
+    ("family", "error", "shapes"),
+    [
+        ("flux", ValueError, {f"lora_unet_foo.{half}": (3, 3) for half in DOWN_UP}),
+        ("flux", KeyError, {f"base_model.model.x.{half}": (3, 3) for half in ("lora_A.weight", "lora_B.weight")}),
+        ("flux", AssertionError, {f"lora_unet_single_blocks_0_linear1.{half}": (3, 3) for half in DOWN_UP}),
+        ("flux", NotImplementedError, {f"lora_transformer_foo.{half}": (3, 3) for half in DOWN_UP}),
+        ("flux", AttributeError, {"double_blocks.processor.qkv_lora1.down.weight": (3, 3)}),
+        (
+            "flux",
+            RuntimeError,
+            {
+                f"double_blocks.0.processor.qkv_lora1.{half}.weight": shape
+                for half, shape in (("down", (3, 64)), ("up", (64, 3)))
+            },
+        ),
+        ("qwen-image", ValueError, {"diffusion_model.x.y": (3, 3)}),
+        ("qwen-image", KeyError, {"diffusion_model.x.lora_down.weight": (3, 3), "diffusion_model.y": (3,)}),
+        (
+            "qwen-image",
+            RuntimeError,
+            {f"diffusion_model.x.{half}": (3, 3) for half in DOWN_UP}
+            | {"diffusion_model.x.alpha": (2,), "diffusion_model.y": (3,)},
+        ),
+    ],
+)
+def test_what_diffusers_reader_raises_for_another_layout_is_one_clear_error(
+    family: str, error: type[Exception], shapes: dict[str, tuple[int, ...]], tmp_path: Path
+) -> None:
+    from diffusers.loaders import lora_pipeline
+
+    weights = {key: torch.ones(shape) for key, shape in shapes.items()}
+    model = SMALL[family].build()
+    reader = family_of(model).lora_reader
+    with pytest.raises(error) as raised:
+        getattr(lora_pipeline, reader or "").lora_state_dict(dict(weights))
+    assert raised.type is error
+    save_file(weights, tmp_path / "x.safetensors")
+    with pytest.raises(DataError) as caught:
+        load_lora(model, tmp_path / "x.safetensors")
+    assert "\n" not in str(caught.value)

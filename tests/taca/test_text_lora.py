@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_pipelines import small_flux_pipeline, small_qwen_pipeline, small_sd3_pipeline, small_vae
-from small_transformers import flux, flux_inputs
+from small_pipelines import small_flux_pipeline, small_sd3_pipeline, small_vae
+from small_transformers import flux, flux_inputs, qwen
 from torch import Tensor
 
 from components.errors import DataError, ParameterError
@@ -29,7 +29,7 @@ Shapes = dict[str, tuple[int, int]]
 @pytest.fixture(scope="module")
 def pipes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
     """Two equal pipelines of a family: ours and diffusers'."""
-    build = {"flux": small_flux_pipeline, "sd3": small_sd3_pipeline, "qwen": small_qwen_pipeline}
+    build = {"flux": small_flux_pipeline, "sd3": small_sd3_pipeline}
     made: dict[str, tuple[Any, Any]] = {}
 
     def pair(family: str) -> tuple[Any, Any]:
@@ -217,6 +217,8 @@ def test_settings_of_a_text_encoder_are_used_and_checked(pipes: Any, tmp_path: P
 
 
 def test_what_has_no_place_for_text_parts_refuses_them_in_one_line(pipes: Any, tmp_path: Path) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline
+
     ours, _ = pipes("flux")
     file = tmp_path / "x.safetensors"
     good = matrices(shapes(ours, "text_encoder"))
@@ -238,7 +240,8 @@ def test_what_has_no_place_for_text_parts_refuses_them_in_one_line(pipes: Any, t
     refused(DataError, only_clip, ours, matrices({Q: (64, 64)} | other))
     wide = {f"text_encoder.{CLIP}.1.mlp.fc1": (40, 768)}
     refused(DataError, "maps 768 to 40 channels, this model's maps 20 to 40", ours, matrices({Q: (64, 64)} | wide))
-    refused(DataError, "of QwenImagePipeline, none", pipes("qwen")[0], matrices({Q: (64, 64)} | other))
+    no_clip = QwenImagePipeline(FlowMatchEulerDiscreteScheduler(), None, None, None, qwen())
+    refused(DataError, "of QwenImagePipeline, none", no_clip, matrices({Q: (64, 64)} | other))
     magnitudes = {f"text_encoder.{CLIP}.1.mlp.fc1.lora_magnitude_vector": torch.ones(40)}
     refused(DataError, "a DoRA for a text encoder .* magnitudes diffusers leaves out", ours, good | magnitudes)
     projection = {"text_encoder.text_projection.lora.down.weight": torch.ones(2, 20)}
