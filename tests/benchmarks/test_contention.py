@@ -1,6 +1,7 @@
 """`benchmarks/contention.py`: which stages it measures, and real ones in slices of their steps."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -52,6 +53,33 @@ def test_numbers_of_threads_that_cannot_be_compared_are_refused(contention, give
     assert contention.two_numbers([2, 4]) == (2, 4)
     with pytest.raises(ParameterError, match="--threads"):
         contention.two_numbers(given)
+
+
+@pytest.mark.parametrize(("slower", "code"), [(1.5, 0), (2.5, 1)])
+def test_the_table_the_gain_and_the_exit_code(contention, tmp_path, monkeypatch, capsys, slower, code):
+    """With times that are made up: a slice of one thread takes 1 s, of two 0.8 s, and two of one thread at once 1.25 s."""
+
+    def measure(root, run, threads, *, steps=0, copies=1, spinning=False):
+        assert steps == (0 if threads == 1 and copies == 1 else 10)
+        alone = 1.25 if copies > 1 else {1: 1.0, 2: 0.8}[threads]
+        return contention.Measured(10, alone, alone * (9.0 if spinning else slower), str(threads))
+
+    monkeypatch.setattr(contention, "measure", measure)
+    monkeypatch.setattr(contention, "usable_cores", lambda: 2)
+    shutil.copy(FOLDER.parent / "params.yaml", tmp_path)
+    presets.edit(tmp_path / "params.yaml", {"compute": {"threads": 1}})
+    (tmp_path / "data" / "people").mkdir(parents=True)
+    words = ["--stages", "probe", "--threads", "1", "2", "--spinning", "--json", str(tmp_path / "found.json")]
+    monkeypatch.setattr(sys, "argv", ["contention.py", "--workspace", str(tmp_path), *words])
+    assert contention.main() == code
+    printed = capsys.readouterr().out
+    assert ("NOT HELD" in printed) == bool(code)
+    assert f"({slower:.2f})" in printed  # and not the 9 of threads that spin
+    (gains,) = (line for line in printed.splitlines() if "1.28" in line)
+    assert [cell.strip() for cell in gains.strip("│ ").split("│")][1:4] == ["1.60", "1.25", "1.28"]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["slices"]["probe"]["2, waiting as OpenMP does"]["beside"] == pytest.approx(7.2)
+    assert found["at_once"]["probe"]["alone"] == 1.25
 
 
 @pytest.mark.heavy
