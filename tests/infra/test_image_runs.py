@@ -24,6 +24,8 @@ PYTHON = "python:3.11.15-slim-bookworm"
 SUITE = PYTHON.rpartition("-")[2]
 IMAGE = "crossmodal-pipelines:tested"
 TOKEN = secrets.token_hex(32)
+RESTART = 'until "$@"; do sleep 2; done'
+"""What Compose's `restart: unless-stopped` does: a worker gives up where the head's own node is not there yet."""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,8 @@ def cluster(built: Builder, hosts: tuple[Host, Host], tmp_path_factory: pytest.T
         built("from", "--pull-never", *options, f"--volume={storage}:/storage", IMAGE)
         environment = {"RAY_AUTH_TOKEN": TOKEN, "PIPELINES_COMPUTE__WORKERS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         built("config", *(f"--env={name}={value}" for name, value in environment.items()), service)
-        process = built.start(service, *compose["services"][service]["command"], host=host, output=output / service)
+        words = ("sh", "-c", RESTART, "sh", *compose["services"][service]["command"])
+        process = built.start(service, *words, host=host, output=output / service)
         if service == "ray-head":
             healthy = compose["services"][service]["healthcheck"]["test"][1:]
             wait_until(

@@ -11,8 +11,8 @@ import pytest
 from network_hosts import Host, skip_without
 
 PROGRAMS = {"buildah": "buildah", "runc": "runc", "debootstrap": "debootstrap", "mkfs.btrfs": "btrfs-progs"}
-DISK = 20
-"""GB that images, containers and the build's temporary files may take; compressed, they take some 10."""
+DISK = 22
+"""GB that images, containers and the build's temporary files may take: compressed, four times 5 GB while an image is written."""
 SETTINGS = ("PIP_", "UV_", "SSL_CERT_", "REQUESTS_CA_")
 """Beginnings of the variables by which this machine finds its package registries."""
 
