@@ -12,10 +12,10 @@ from pipelines.identity.fingerprint import present_fingerprint, stage_inputs, tr
 from pipelines.identity.known_digests import KnownDigests
 from pipelines.params import Parameters, load
 from pipelines.records.code_state import code_state
-from pipelines.records.manifests import find_by_content
+from pipelines.records.manifests import find_by_content, parameters_behind
 from pipelines.records.stage_record import input_record, mlflow_parameters, mlflow_tags, stage_record
 from pipelines.scratch.folder import Scratch, folder_name
-from pipelines.scratch.manifest import InputRecord, Manifest, StageRecord
+from pipelines.scratch.manifest import InputRecord, StageRecord
 from pipelines.tracking.runs import RunFacts
 from pipelines.workspace import Workspace
 
@@ -70,14 +70,15 @@ class Attempt:
         run, params, identity = self.run, self.params, self.fingerprint
         code = code_state(ROOT)  # of the code that runs; the workspace of a trial is no checkout
         inputs: dict[str, InputRecord] = {}
-        makers: list[Manifest] = []
+        behind: list[tuple[str, dict[str, Any]]] = []
         known = KnownDigests(self.workspace.home)
         for name, path in self.inputs.items():
             digests = tree_digests(self.workspace.path(path), known)
             made_by = find_by_content(path, digests, self.workspace, params)
-            makers += [made_by] if made_by else []
             inputs[path] = input_record(name, self.workspace.path(path), digests, made_by)
-        record = stage_record(run, self.own, params, code, inputs, makers)
+            if maker := graph.producers().get(path):
+                behind.append((maker.address, parameters_behind(path, made_by, inputs[path].md5, self.workspace)))
+        record = stage_record(run, self.own, params, code, inputs, behind)
         tags = {
             "pipelines.stage": run.stage.name,
             "pipelines.arm": run.arm or "",

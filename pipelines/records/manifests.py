@@ -11,7 +11,7 @@ from pipelines.params import Parameters
 from pipelines.records.stage_record import fingerprinted_now
 from pipelines.scratch.folder import folder_name, folder_stem
 from pipelines.scratch.manifest import MANIFEST_FILE, InputRecord, Manifest
-from pipelines.tracking.runs import MANIFEST_ARTIFACT, artifact_text
+from pipelines.tracking.runs import MANIFEST_ARTIFACT, artifact_text, flatten
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -54,6 +54,31 @@ def _locked_parameters(run: StageRun, workspace: Workspace) -> dict[str, Any] | 
         return Parameters.partial({key: values[key] for key in run.stage.reads}).only(run.stage.reads)
     except (DataError, KeyError, ValueError):
         return None
+
+
+def parameters_behind(path: str, made_by: Manifest | None, md5: str | None, workspace: Workspace) -> dict[str, Any]:
+    """Return, flat, the parameters of the stages that made an input: by its manifest, or else by dvc.lock.
+
+    dvc.lock counts for a stage only where it has recorded the bytes (`md5`) that are read of it.
+    """
+    if made_by and made_by.provenance:
+        return {**(made_by.provenance.upstream or {}), **flatten(made_by.provenance.parameters)}
+    try:
+        entries = read_entries(workspace.root)
+    except DataError:
+        return {}
+    found: dict[str, Any] = {}
+    todo, seen = [(path, md5)], set()
+    while todo:
+        used = todo.pop()
+        run = producers().get(used[0])
+        entry = entries.get(run.address, {}) if run else {}
+        if run is None or used in seen or used not in {(out["path"], out.get("md5")) for out in entry.get("outs", ())}:
+            continue
+        seen.add(used)
+        found |= flatten(_locked_parameters(run, workspace) or {})
+        todo += [(dep["path"], dep.get("md5")) for dep in entry.get("deps", ())]
+    return found
 
 
 def _modified(path: Path) -> float:

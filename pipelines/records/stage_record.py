@@ -34,18 +34,18 @@ def stage_record(
     params: Parameters,
     code: CodeState,
     inputs: Mapping[str, InputRecord],
-    makers: Iterable[Manifest] = (),
+    behind: Iterable[tuple[str, Mapping[str, Any]]] = (),
 ) -> StageRecord:
     """Return the record of a stage run about to start.
 
-    `own` holds the parameters that it reads, `inputs` its inputs by path, `makers` the manifests of the runs that made these.
+    `own` holds the parameters that it reads, `inputs` its inputs by path, `behind` what `upstream_parameters` reads.
     """
     return StageRecord(
         revision=CodeRecord(
             commit=code.revision, dirty=code.dirty, patch=code.patch_digest, left_out=list(code.left_out)
         ),
         parameters=dict(own),
-        upstream=upstream_parameters(own, makers),
+        upstream=upstream_parameters(own, behind),
         inputs=dict(inputs),
         sources=sources_digest(run),
         lock=file_digest(ROOT / LOCK),
@@ -84,20 +84,20 @@ def mlflow_parameters(record: StageRecord, arm: str | None) -> dict[str, Any]:
     return {**record.upstream, **flatten(record.parameters), **({"arm": arm} if arm else {})}
 
 
-def upstream_parameters(own: Mapping[str, Any], makers: Iterable[Manifest]) -> dict[str, Any]:
+def upstream_parameters(own: Mapping[str, Any], behind: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """Return, flat, the parameters behind the inputs of a stage that itself reads the parameters `own`.
+
+    `behind` holds for each input the stage that made it, and the parameters behind its result, flat.
 
     They have the names that they have in params.yaml; where inputs were made with another value than `own` or one another's, the
     name of the stage is put before: `taca_train.lora/seed`.
     """
     mine = flatten(own)
     found: dict[str, Any] = {}
-    for maker in makers:
-        if maker.provenance is None:
-            continue
-        for key, value in {**(maker.provenance.upstream or {}), **flatten(maker.provenance.parameters)}.items():
+    for stage, parameters in behind:
+        for key, value in parameters.items():
             if {**found, **mine}.get(key, value) != value:
-                found[f"{maker.stage.replace('@', '.')}/{key}"] = value
+                found[f"{stage.replace('@', '.')}/{key}"] = value
             elif key not in mine:
                 found[key] = value
     return found

@@ -10,13 +10,16 @@ import pytest
 from pretended_stages import make_chain, pretend
 
 from pipelines import graph, params, presets
+from pipelines.dvc_files.dvc_lock import dvc_md5
 from pipelines.engine.runner import run_stage
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import digest
 from pipelines.provenance.run_checks import check_run
+from pipelines.records.manifests import parameters_behind
 from pipelines.scratch.manifest import Manifest
 from pipelines.tracking.pipeline_results import results_in_place
 from pipelines.tracking.pipeline_run import pipeline_execution
+from pipelines.tracking.runs import flatten
 from pipelines.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -163,6 +166,12 @@ def test_results_of_dvcs_cache_are_read_from_the_metrics_files_that_dvc_lock_vou
     found = results_in_place(clone, settings)
     assert list(found) == ADDRESSES
     assert found[LAST.address].metrics["R@1"] == 44.5
+    behind = parameters_behind("data/generated/taca_lora", None, dvc_md5(clone.path("data/generated/taca_lora")), clone)
+    written = flatten(_document(chain))
+    stages = graph.with_upstream([graph.find("taca_generate@taca_lora")])
+    read = {key for stage in stages for key in stage.stage.reads}
+    assert behind == {key: value for key, value in written.items() if key.partition(".")[0] in read}
+    assert parameters_behind("data/generated/taca_lora", None, "0" * 32 + ".dir", clone) == {}
     file = clone.path("metrics/taca_train/taca.json")
     file.write_text(file.read_text() + " ")
     left = results_in_place(clone, settings)
