@@ -18,7 +18,7 @@ from network_hosts import Host, two_hosts
 from processes import wait_until
 from repositories import git
 
-pytestmark = [pytest.mark.infra, pytest.mark.timeout(5400)]
+pytestmark = [pytest.mark.infra, pytest.mark.timeout(10800)]
 
 PYTHON = "python:3.11.15-slim-bookworm"
 SUITE = PYTHON.rpartition("-")[2]

@@ -33,7 +33,7 @@ class Builder:
         """runc, as Debian's crun refuses machines that have both versions of control groups."""
         return {"BUILDAH_RUNTIME": "runc", **os.environ, "TMPDIR": str(self.temporary)}
 
-    def __call__(self, verb: str, *words: str | Path, timeout: float = 3000) -> str:
+    def __call__(self, verb: str, *words: str | Path, timeout: float = 7200) -> str:
         """Runs `buildah verb words` to its end and returns its output; what it says about the build is shown by `pytest -s`."""
         command = self.command(verb, *words)
         done = subprocess.run(command, env=self.environment(), stdout=subprocess.PIPE, text=True, timeout=timeout)
@@ -55,7 +55,7 @@ class Builder:
         container = self("from", "--name=base", "scratch")
         root = Path(self("mount", container))
         command = ["debootstrap", "--variant=minbase", f"--include={packages}", suite, str(root)]
-        subprocess.run(command, check=True, timeout=3000)
+        subprocess.run(command, check=True, timeout=7200)
         # The image of the name has `python`, and a pip that installs without a virtual environment.
         (root / "usr/bin/python").symlink_to("python3")
         for marker in root.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
