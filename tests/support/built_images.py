@@ -95,5 +95,6 @@ def builder(folder: Path) -> Iterator[Builder]:
             pytest.skip(f"this machine refuses a disk in a file: {done.stderr.strip()}")
         yield Builder(mounted)
     finally:
-        subprocess.run(["umount", "--recursive", str(mounted)], check=False)
+        # Lazily: also where a process still uses it, as the lent cache must not be in a folder that is deleted later.
+        subprocess.run(["umount", "--recursive", "--lazy", str(mounted)], check=False)
         disk.unlink()
