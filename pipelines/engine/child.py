@@ -33,7 +33,7 @@ def stage_process(
 
     It runs the code that was fingerprinted (`ROOT`), and keeps the scratch folder locked until it has ended itself.
     """
-    process = _start(module_of(run, params.compute), params.compute.threads, lock)
+    process = _start(run, params.compute, lock)
     assert process.stdin is not None
     task = StageTask(
         run.address,
@@ -61,8 +61,11 @@ def module_of(run: StageRun, compute: Compute) -> str:
     return SUBMITTER if compute.backend == "job" and run.stage.heavy else WORKER
 
 
-def _start(module: str, threads: int, lock: FolderLock) -> Child:
-    forked = fork_worker(module, threads, lock.descriptor) if module == WORKER else None
+def _start(run: StageRun, compute: Compute, lock: FolderLock) -> Child:
+    module = module_of(run, compute)
+    # A process that starts Ray has imported it itself; that takes longer than the imports anyway.
+    starts_ray = run.stage.starts_workers or (run.stage.trains and compute.workers > 0)
+    forked = None if module != WORKER or starts_ray else fork_worker(module, compute.threads, lock.descriptor)
     return forked or subprocess.Popen(
         [sys.executable, "-m", module], stdin=subprocess.PIPE, text=True, cwd=ROOT, pass_fds=(lock.descriptor,)
     )

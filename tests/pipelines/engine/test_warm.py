@@ -12,17 +12,20 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import psutil
 import pytest
 from processes import wait_until
 
-from pipelines.engine import forked, warm
+from pipelines.engine import child, forked, warm
 from pipelines.engine.ray_cluster import set_ray_defaults
+from pipelines.graph import all_runs
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import tree_digests
 from pipelines.params import load
+from pipelines.schema.running import Compute
+from pipelines.scratch.folder import FolderLock
 
 MODULE = """
 import os, sys
@@ -186,6 +189,19 @@ def test_code_that_was_changed_since_the_warm_process_began_is_imported_again(tm
     assert warm._own_code_changed(later)
     file.unlink()
     assert warm._own_code_changed(time.time_ns())
+
+
+@pytest.mark.parametrize(
+    ("address", "workers", "forks"),
+    [("probe", 0, True), ("probe", 2, False), ("prepare", 2, True), ("train_parity", 0, False)],
+)
+def test_a_worker_that_starts_ray_is_a_new_process(address, workers, forks, monkeypatch):
+    found = {"fork": SimpleNamespace(), "new": SimpleNamespace()}
+    monkeypatch.setattr(child, "fork_worker", lambda *given: found["fork"])
+    monkeypatch.setattr(child.subprocess, "Popen", lambda *given, **options: found["new"])
+    run = next(run for run in all_runs() if run.stage.name == address)
+    started = child._start(run, Compute(workers=workers), FolderLock(0, None))
+    assert started is found["fork" if forks else "new"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of threads that libraries in C have started")
