@@ -1,5 +1,6 @@
 """Local files of weights go the way of a job: uploaded by the submitter, placed on the node, read by the stage."""
 
+import io
 import shutil
 import subprocess
 import sys
@@ -69,8 +70,10 @@ def test_weights_of_the_matcher_and_of_the_detector_are_placed_where_the_paramet
 @pytest.mark.heavy
 def test_a_job_begins_with_the_weights_of_a_local_file(tmp_path):
     import torch
+    from PIL import Image
 
     from components.gadms.model import DualEncoder
+    from components.persons.shards import CaptionRow, DatasetWriter
 
     architecture = {
         "embed_dim": 16,
@@ -80,6 +83,11 @@ def test_a_job_begins_with_the_weights_of_a_local_file(tmp_path):
     }
     address, weights = "gadms_pretrain@gadms", "data/weights/clip weights.pt"
     root = workspace(tmp_path / "checkout", address, gadms_pretrain={"corpus": "none"})
+    shutil.rmtree(root / "data/curated")
+    with DatasetWriter(root / "data/curated") as writer:
+        picture = io.BytesIO()
+        Image.new("RGB", (32, 64)).save(picture, "PNG")
+        writer.add(picture.getvalue(), [CaptionRow("a person")], identity=0, split="train", source="test")
     clip = DualEncoder.create(architecture, image_size=(64, 32), seed=9).clip
     torch.save(clip.state_dict(), root / weights)
     pinned = {"pretrained": weights, "pretrained_sha256": file_digest(root / weights)}
