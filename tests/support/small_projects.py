@@ -25,7 +25,7 @@ from pipelines.scratch.folder import Scratch, folder_name
 from pipelines.scratch.manifest import Manifest
 from pipelines.workspace import Workspace
 
-STAGES = ("prepare", "probe", "base_model", "taca_cache", "taca_train", "taca_generate")
+STAGES = ("prepare", "probe", "base_model", "taca_cache", "taca_train")
 RUNS = [run for run in all_runs() if run.stage.name in STAGES]
 CODE = "code/all.txt"
 
@@ -35,7 +35,7 @@ def first(ready: list[StageRun]) -> StageRun:
 
 
 RATE = ("learning_rate: 0.006", "learning_rate: 0.0065")
-"""Of the base model, of which taca_train and taca_generate are made."""
+"""Of the base model, which taca_cache and taca_train read."""
 RATE_OF_THE_PROBE = ("learning_rate: 0.004", "learning_rate: 0.0045")
 CONFIG = "[core]\n    analytics = false\n    check_update = false\n"
 
