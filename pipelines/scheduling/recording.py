@@ -46,6 +46,8 @@ class Recorder:
             stage.save(run_cache=False)
             problem = self._difference(run, stage, read_params)
             if problem is None:
+                # Also of a stage with outs that git keeps and that are no metrics, of which `dvc repro` keeps none: so that a
+                # parameter that is set back needs no run.
                 self._repo.stage_cache.save(stage)
                 stage.commit()
                 problem = None if stage.outs_cached() else "its outputs were changed while they were recorded"

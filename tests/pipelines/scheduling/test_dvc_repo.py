@@ -158,7 +158,7 @@ def test_a_recorder_that_dies_in_mid_write_leaves_the_old_lock_and_an_undone_par
     assert dvc.record(probe[1:]) == {}
     assert b"learning_rate: 0.0045" in finished.lock
     finished.edit(*RATE_OF_THE_PROBE[::-1])
-    # DVC now and then leaves the metrics, which git keeps, out of its cache: then the stage is run.
+    # `dvc repro` itself, which ran it with the first rate, keeps no run cache of a stage with outs that git keeps.
     assert needs(finished.bring_up_to_date(dvc, probe))["probe"] in (Need.RESTORE, Need.RUN)
     assert dvc.record(probe[1:]) == {}
     assert finished.lock == sequential.lock
