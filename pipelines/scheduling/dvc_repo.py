@@ -76,6 +76,7 @@ class DvcRepo:
         dvc.yaml that cannot be used, DataError for a dvc.lock.
         """
         foreseen = foreseen or {}
+        self._recorder.expected.pop(run.address, None)
         definition, entry = self._project.definition(run), self._project.entries().get(run.address, {})
         if self._pull and not foreseen:
             self._pull_inputs(run)
