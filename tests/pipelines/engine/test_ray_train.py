@@ -4,22 +4,18 @@ import json
 import tempfile
 from pathlib import Path
 
-import linear_training
 import psutil
 import pytest
 from linear_training import STEPS, TOO_MUCH, on_rank
 from processes import clean_environment
 from safetensors.torch import load_file
 from two_processes import in_two_processes
-from workspaces import output_of_forked
+from workspaces import output_of_new
 
-from pipelines.engine.forked import WARM
 from pipelines.scratch.folder import Scratch
 from pipelines.scratch.metric_log import MetricLog
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-SUPPORT = str(Path(linear_training.__file__).parent)
-"""Where Ray's workers find the training."""
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +27,12 @@ def dead_ray():
         yield Path(folder)
 
 
-def under_ray(
-    warm_address: str, dead_ray: Path, folder: Path, end: str, **environment: str
-) -> tuple[dict[int, float], dict]:
+def under_ray(dead_ray: Path, folder: Path, end: str, **environment: str) -> tuple[dict[int, float], dict]:
     """Train with two workers in a new folder, in a process of its own: a Ray that hangs is ended with all it has started."""
     folder.mkdir()
     elsewhere = {"RAY_ADDRESS": "http://127.0.0.1:1", "RAY_TMPDIR": str(dead_ray)}  # neither may be joined
-    environment = clean_environment(**environment, **elsewhere, PYTHONPATH=SUPPORT, **{WARM: warm_address})
-    ended, printed = output_of_forked("import linear_training as t; t.main()", str(folder), end, **environment)
+    environment = clean_environment(**environment, **elsewhere)
+    ended, printed = output_of_new("import linear_training as t; t.main()", str(folder), end, **environment)
     assert ended == 0, printed[-3000:]
     assert json.loads((folder / "returned.json").read_text()) == {"rank": 0}
     return result(folder)
@@ -73,12 +67,10 @@ def undisturbed(tmp_path_factory, warm_address):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("end", ["is killed", "loses its storage", "takes all memory"])
-def test_a_worker_that_dies_once_is_replaced_and_the_weights_are_the_same(
-    undisturbed, warm_address, dead_ray, tmp_path, end
-):
+def test_a_worker_that_dies_once_is_replaced_and_the_weights_are_the_same(undisturbed, dead_ray, tmp_path, end):
     losses, weights = undisturbed
     guarded = guarded_memory() if end == "takes all memory" else {}
-    found, found_weights = under_ray(warm_address, dead_ray, tmp_path / "dies", end, **guarded)
+    found, found_weights = under_ray(dead_ray, tmp_path / "dies", end, **guarded)
     assert (tmp_path / "dies" / "died").exists()
     for rank in (0, 1):  # both resumed from the checkpoint before the death
         assert (tmp_path / "dies" / f"starts-{rank}").read_text() == "2 0\n2 4\n"
@@ -87,9 +79,9 @@ def test_a_worker_that_dies_once_is_replaced_and_the_weights_are_the_same(
 
 
 @pytest.mark.heavy
-def test_two_workers_that_live_have_the_weights_of_two_processes(undisturbed, warm_address, dead_ray, tmp_path):
+def test_two_workers_that_live_have_the_weights_of_two_processes(undisturbed, dead_ray, tmp_path):
     losses, weights = undisturbed
-    found, found_weights = under_ray(warm_address, dead_ray, tmp_path / "lives", "lives")
+    found, found_weights = under_ray(dead_ray, tmp_path / "lives", "lives")
     assert (tmp_path / "lives" / "starts-1").read_text() == "2 0\n"
     assert found == losses
     assert found_weights["weight"].equal(weights["weight"])

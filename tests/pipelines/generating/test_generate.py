@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from processes import clean_environment, wait_until
-from workspaces import COMMAND_LINE, forked, output_of_forked
+from workspaces import COMMAND_LINE, forked, output_of_new
 
 from components.taca.generation import Arm, apply_arm, generate
 from components.taca.lora import add_lora, save_lora
@@ -562,14 +562,14 @@ except KeyError as error:
 
 @pytest.mark.ray
 @pytest.mark.heavy
-def test_two_workers_or_none_give_the_same_bytes_and_a_worker_that_dies_is_replaced(make_studio, warm_address):
+def test_two_workers_or_none_give_the_same_bytes_and_a_worker_that_dies_is_replaced(make_studio):
     none, two = make_studio("none"), make_studio("two")
     for studio in (none, two):
         studio.prompts.write_text("\n".join(PROMPTS * 8))
     options = {"gamma": 2, "threshold": 0.8, "steps": 12}  # long enough to be killed in the middle
     assert none.run(**options) == 0
     command = two.arguments(**options, workers=2, max_failures=1)
-    ended, told = output_of_forked(UNDER_RAY, json.dumps(command), **clean_environment(**{WARM: warm_address}))
+    ended, told = output_of_new(UNDER_RAY, json.dumps(command), **clean_environment())
     assert ended == 0, told[-3000:]
     assert none.files() == two.files()
     assert "killed" in told
