@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,8 @@ def _separate_index(root: Path, folder: Path) -> dict[str, str]:
     environment = {"GIT_INDEX_FILE": str(index), "GIT_OBJECT_DIRECTORY": str(objects)}
     theirs = Path(git_output(root, "rev-parse", "--path-format=absolute", "--git-path", "index").strip())
     if theirs.is_file():
-        index.write_bytes(theirs.read_bytes())  # it holds the files' times, so that git reads only those that changed
+        # It holds the files' times: git reads only those that changed. By its own time git knows which may have changed since.
+        shutil.copy2(theirs, index)
     stored = git_output(root, "rev-parse", "--path-format=absolute", "--git-path", "objects").strip()
     return {**environment, "GIT_ALTERNATE_OBJECT_DIRECTORIES": stored}
 
