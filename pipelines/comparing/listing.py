@@ -23,6 +23,7 @@ NUMBERS = {"pipeline": r"[^/]+", "sweep": r"best/.+", "trial": r"objective/[^.]+
 def list_runs(workspace: Workspace, levels: Sequence[str], limit: int, below: str | None = None) -> None:
     """Print the newest `limit` runs of `levels`; with `below` only those under that run. Raises as `find_run`."""
     tracker = connect(workspace)
+    tracker.rename_former_levels()
     runs: list[Run] = []
     for level in levels:
         chosen = f"tags.{LEVEL} = '{level}'"

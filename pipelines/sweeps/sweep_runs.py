@@ -42,6 +42,7 @@ class SweepRuns:
         with explained_failures(self.workspace):
             tracker.close_finished()
             self.end_orphans()
+            tracker.rename_former_levels()
             self.parent = self._open("sweep", f"sweep {identity}", {BASE: json.dumps(space.base, sort_keys=True)})
 
     def trial(self, trial: Trial) -> str:

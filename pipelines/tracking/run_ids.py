@@ -20,6 +20,7 @@ def find_run(tracker: Tracker, text: str) -> "Run":
     """
     from mlflow.exceptions import MlflowException
 
+    tracker.rename_former_levels()
     found: list[Run] = []
     if re.fullmatch(r"[0-9a-f]{32}", text):
         try:

@@ -42,6 +42,8 @@ PARAMS_OR_TAGS = 100
 """That a server takes in one request."""
 LEVEL, PARENT = "level", "mlflow.parentRunId"
 """Tags: what a run is of (pipeline, stage, sweep, trial), and the run that MLflow shows it under."""
+FORMER_LEVEL = "pipelines.role"
+"""Where older code kept the level of the runs of sweeps."""
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 PATCH_ARTIFACT, MANIFEST_ARTIFACT = f"{ARTIFACT_FOLDER}/code.patch", f"{ARTIFACT_FOLDER}/DONE.json"
 """Artifacts of a run: the patch to its commit, and the manifest of its result."""
@@ -131,6 +133,12 @@ class Tracker:
         by_start = [f"attributes.start_time {order}"]
         found = self.client.search_runs([self.experiment], filter_string, order_by=by_start, max_results=1)
         return found[0] if found else None
+
+    def rename_former_levels(self) -> None:
+        """Give the sweeps of older code the tag by which they are found now."""
+        for run in self.client.search_runs([self.experiment], f"tags.`{FORMER_LEVEL}` LIKE '%'", max_results=5000):
+            self.client.set_tag(run.info.run_id, LEVEL, run.data.tags[FORMER_LEVEL])
+            self.client.delete_tag(run.info.run_id, FORMER_LEVEL)
 
     def open(
         self, folder: Path, facts: RunFacts, parent: str | None = None, *, ends_parent: bool = False

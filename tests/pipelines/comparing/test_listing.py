@@ -48,7 +48,7 @@ def test_what_is_no_id_is_one_line_with_the_verb_that_lists_them(listed, text):
 def test_a_beginning_that_several_ids_have_is_refused_with_these_ids(listed, monkeypatch):
     _, tracker, ids = listed
     alike = [tracker.client.get_run(run) for run in ids[:2]]
-    monkeypatch.setattr(tracker.client, "search_runs", lambda *_, **__: alike)
+    monkeypatch.setattr(tracker.client, "search_runs", lambda _, chosen, **__: alike if "run_id" in chosen else [])
     with pytest.raises(ParameterError, match=f"{ids[0]}, {ids[1]}"):
         find_run(tracker, "abcd")
 
@@ -70,3 +70,15 @@ def test_the_runs_below_a_run_are_listed_by_the_beginning_of_its_id(listed, caps
     list_runs(workspace, ("pipeline", "sweep", "trial", "stage"), 20, ids[2][:12])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "2023" in line]
     assert ids[3][:8] in line
+
+
+def test_sweeps_of_older_code_are_listed_and_found(listed, capsys):
+    workspace, tracker, ids = listed
+    for run in ids[2:]:
+        tracker.client.set_tag(run, "pipelines.role", tracker.client.get_run(run).data.tags["level"])
+        tracker.client.delete_tag(run, "level")
+    list_runs(workspace, ("sweep",), 20)
+    assert ids[2][:8] in capsys.readouterr().out
+    found = find_run(tracker, ids[3])
+    assert found.data.tags["level"] == "trial"
+    assert "pipelines.role" not in found.data.tags
