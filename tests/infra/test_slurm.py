@@ -152,7 +152,7 @@ def test_head_then_workers_then_all_nodes_then_the_command_then_the_end(allocati
         allocation.position("ray ended", "--dashboard-host"),
     ]
     assert order == sorted(order)
-    assert allocation.position("ray start", "--address=192.0.2.2:20014") > order[2]
+    assert allocation.position("ray start", "--address=192.0.2.2:20007") > order[2]
 
 
 def test_every_node_gets_the_cpus_and_gpus_of_the_allocation(allocation: Allocation) -> None:
@@ -168,13 +168,13 @@ def test_every_node_gets_the_cpus_and_gpus_of_the_allocation(allocation: Allocat
 
 def test_one_training_worker_a_gpu_unless_told_otherwise(allocation: Allocation) -> None:
     allocation.run()
-    assert "dvc repro at=192.0.2.2:20014 workers=12" in allocation.log()
+    assert "dvc repro at=192.0.2.2:20007 workers=12" in allocation.log()
     allocation.run(PIPELINES_COMPUTE__WORKERS="5", RAY_NODE_IP="198.51.100.1", SLURM_JOB_ID="5008")
-    assert "dvc repro at=198.51.100.1:20016 workers=5" in allocation.log()
+    assert "dvc repro at=198.51.100.1:25008 workers=5" in allocation.log()
     without = {name: value for name, value in allocation.environment.items() if name != "SLURM_GPUS_ON_NODE"}
     allocation.environment = without
     allocation.run()
-    assert "dvc repro at=192.0.2.2:20014 workers=3" in allocation.log(), "one a node"
+    assert "dvc repro at=192.0.2.2:20007 workers=3" in allocation.log(), "one a node"
 
 
 def test_every_process_has_a_token_that_is_nowhere_to_be_read(allocation: Allocation) -> None:
