@@ -50,7 +50,11 @@ COMMANDS = tuple(module.COMMAND for module in (*PIPELINE, *RESULTS))
 def main(arguments: list[str] | None = None) -> int:
     """Run the verb that `arguments` name. Returns the exit code; argparse itself ends with 2 for unknown options."""
     replace_unprintable()
-    options = _parser().parse_args(arguments)
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return report_error(DataError("the current folder was deleted: change to another one"))
+    options = _parser(here).parse_args(arguments)
     options.workspace = workspace_root(options.workspace)
     silence_import_notices()
     os.environ.update(waiting_settings())  # before a verb loads libraries here, and for every process that it starts
@@ -75,10 +79,10 @@ def _explained(error: BaseException, root: Path) -> BaseException:
     return explain(tracking_uri(Workspace.at(root)), error)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(here: Path) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description="Crossmodal pipelines: TACA and GA-DMS.")
     parser.add_argument(
-        "--workspace", type=Path, default=Path.cwd(), help="folder of params.yaml, or one below it (default: here)"
+        "--workspace", type=Path, default=here, help="folder of params.yaml, or one below it (default: here)"
     )
     verbs = parser.add_subparsers(required=True, metavar="verb")
     for command in COMMANDS:

@@ -6,6 +6,7 @@ import pytest
 from repositories import git, make_repository
 
 from components.errors import ParameterError
+from pipelines.__main__ import main
 from pipelines.tracking.addresses import sqlite_file, tracking_uri
 from pipelines.workspace import Workspace, workspace_root, worktrees
 
@@ -87,6 +88,15 @@ def test_the_chosen_scratch_root_may_be_in_the_home_directory_or_relative(projec
     ):
         monkeypatch.setenv("PIPELINES_HOME", chosen)
         assert Workspace.at(project).home == home
+
+
+def test_a_folder_that_was_deleted_is_one_line(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["runs"]) == 3
+    assert capsys.readouterr().err == "error: the current folder was deleted: change to another one\n"
 
 
 def test_the_home_directory_of_nobody_is_one_line(project, monkeypatch):

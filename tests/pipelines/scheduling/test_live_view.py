@@ -116,7 +116,7 @@ def test_a_no_op_is_one_line():
     assert printed(view) == "6 stages up to date\n"
 
 
-def test_dvcs_progress_bars_do_not_run_through_the_view():
+def test_dvcs_progress_bars_do_not_run_through_the_view(caplog):
     from dvc.progress import Tqdm
     from dvc_data.callbacks import Tqdm as OfData
 
@@ -124,12 +124,12 @@ def test_dvcs_progress_bars_do_not_run_through_the_view():
         def isatty(self) -> bool:
             return True
 
+    for name in ("dvc.progress", "dvc_data.callbacks"):  # whose levels caplog restores
+        caplog.set_level(logging.NOTSET, name)
     assert not Tqdm(total=3, file=Terminal()).disable
     silence_progress_bars()
     for kind in (Tqdm, OfData):
         assert kind(total=3, file=Terminal()).disable
-    logging.getLogger("dvc.progress").setLevel(logging.NOTSET)
-    logging.getLogger("dvc_data.callbacks").setLevel(logging.NOTSET)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,9 @@ def test_nothing_to_do_is_one_line_and_loads_nothing_heavy(finished):
     assert finished.lock == before
 
 
-def test_a_dry_run_prints_the_whole_plan_into_a_pipe_and_writes_nothing(finished, capsys):
+def test_a_dry_run_prints_the_whole_plan_into_a_pipe_and_writes_nothing(finished, capsys, monkeypatch):
+    for of_terminals in ("COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(of_terminals, raising=False)
     finished.edit(*RATE)
     files = {file: file.stat().st_mtime_ns for file in finished.root.rglob("*") if file.is_file()}
     assert repro(finished.workspace, ReproOptions(stages=EVERYTHING, dry=True, jobs=2)) == 0
