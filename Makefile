@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SMOKE = .runs/smoke-clone
 
 # One file in one process, so that what its tests share is made once; files in the order of tests/conftest.py.
-PYTEST = OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 pytest --dist loadfile --no-loadscope-reorder
 CHAOS = --kills 50
 FAULTS =
 
@@ -40,17 +40,18 @@ report: setup ## render reports/index.html from the latest results
 ui: setup ## compare runs in MLflow's web interface (http://127.0.0.1:5000)
 	python -m pipelines ui
 
-# Types are checked beside the tests, whose processes wait for others now and then; what mypy says comes last.
+# Types are checked beside the tests, and these run in one process more than two cores, as some wait for processes that they started.
+# What mypy says comes last.
 test: setup ## lint, types and tests
 	ruff check .
 	ruff format --check .
 	@mkdir -p .mypy_cache; mypy > .mypy_cache/printed 2>&1 & types=$$!; failed=0; \
-	$(PYTEST) -m "not faults and not heavy and not gpu and not infra" || failed=$$?; \
+	$(PYTEST) -n 3 -m "not faults and not heavy and not gpu and not infra" || failed=$$?; \
 	wait $$types || failed=$$?; \
 	cat .mypy_cache/printed; exit $$failed
 
 test-faults: setup ## slow tests: stages that are killed, stopped, or lose disk or network, against undisturbed runs
-	$(PYTEST) -m "faults or heavy" $(FAULTS)
+	$(PYTEST) -n 2 -m "faults or heavy" $(FAULTS)
 
 test-infra: setup ## as root: start Slurm and run infra/slurm, build the image and run a job in it; skips what is not installed
 	OMP_NUM_THREADS=1 pytest -m infra -rs -s tests/infra
