@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, Self
 
 from rich.console import Console, Group
@@ -47,7 +48,7 @@ class ShownStage(Protocol):
     """What of a running stage's process is shown."""
 
     @property
-    def log(self) -> object: ...
+    def log(self) -> Path: ...
 
     @property
     def pid(self) -> int: ...
@@ -81,6 +82,7 @@ class LiveView:
         self._results: dict[str, Result] = {}
         self._began = self._shown = clock()
         self._live: Live | None = None
+        self._logs: Path | None = None
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:  # refreshed by `waiting`: no thread
@@ -97,7 +99,10 @@ class LiveView:
         self._rows[run.address] = _Row(run, stage, self._progress(run, stage.pid), self._clock())
         expected = self._expected(run)
         about = f", about {duration(expected)}" if expected else ""
-        self._line(f"{run.address} started{about}; its output: {stage.log}")
+        if stage.log.parent != self._logs:
+            self._logs = stage.log.parent
+            self._line(f"what stages print goes to {self._logs}")
+        self._line(f"{run.address} started{about}")
 
     def ended(self, run: StageRun, result: Result) -> None:
         row = self._rows.pop(run.address, None)
@@ -109,6 +114,7 @@ class LiveView:
         reason = f": {without_secrets(result.reason)}" if result.reason else ""
         self._line(f"{run.address} {result.state}{after}{reason}", STYLES[result.state])
         if result.state is State.FAILED and row and not again:
+            self.console.print(f"    the end of {row.stage.log}:", soft_wrap=True)
             for line in row.stage.tail(TAIL_LINES):
                 self.console.print(Text(f"    {without_secrets(line)}", style="dim"), soft_wrap=True)
 

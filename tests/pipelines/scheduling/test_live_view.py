@@ -55,10 +55,11 @@ def test_a_file_gets_lines_with_times_and_something_every_half_minute():
             view.waiting()
         view.ended(RUNS[1], Result(State.DONE, 100.0))
     lines = printed(view).splitlines()
-    assert lines[0].endswith("taca_train@lora started, about 1:30; its output: logs/one.log")
-    assert lines[1].endswith("taca_train@lora 0:30, step 120 of 400, 2/s, 2:20 left")
+    assert lines[0].endswith("what stages print goes to logs")
+    assert lines[1].endswith("taca_train@lora started, about 1:30")
+    assert lines[2].endswith("taca_train@lora 0:30, step 120 of 400, 2/s, 2:20 left")
     assert lines[-1].endswith("taca_train@lora done after 1:40")
-    assert len(lines) == 2 + int(100 // HEARTBEAT_SECONDS)
+    assert len(lines) == 3 + int(100 // HEARTBEAT_SECONDS)
     assert all(time.strptime(line[:8], "%H:%M:%S") for line in lines)
 
 
@@ -82,7 +83,7 @@ def test_a_failure_shows_its_line_the_end_of_its_log_and_no_secret():
     view.started(RUNS[1], stage("Traceback", "ValueError: at sqlite://user:secret@host [bold]"))
     view.ended(RUNS[1], Result(State.FAILED, 3.0, "ValueError: at http://user:secret@host [bold]", 1, Path("one.log")))
     assert "taca_train@lora failed after 0:03: ValueError: at http://" in printed(view)
-    assert "    Traceback\n" in printed(view)
+    assert "    the end of logs/one.log:\n    Traceback\n" in printed(view)
     assert "[bold]" in printed(view)
     assert "secret" not in printed(view)
 
