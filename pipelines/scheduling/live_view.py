@@ -101,7 +101,7 @@ class LiveView:
         about = f", about {duration(expected)}" if expected else ""
         if stage.log.parent != self._logs:
             self._logs = stage.log.parent
-            self._line(f"what stages print goes to {self._logs}")
+            self._line(f"what stages print goes to {_from_here(self._logs)}")
         self._line(f"{run.address} started{about}")
 
     def ended(self, run: StageRun, result: Result) -> None:
@@ -114,7 +114,7 @@ class LiveView:
         reason = f": {without_secrets(result.reason)}" if result.reason else ""
         self._line(f"{run.address} {result.state}{after}{reason}", STYLES[result.state])
         if result.state is State.FAILED and row and not again:
-            self.console.print(f"    the end of {row.stage.log}:", soft_wrap=True)
+            self.console.print(f"    the end of {_from_here(row.stage.log)}:", soft_wrap=True)
             for line in row.stage.tail(TAIL_LINES):
                 self.console.print(Text(f"    {without_secrets(line)}", style="dim"), soft_wrap=True)
 
@@ -213,6 +213,12 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def _from_here(path: Path) -> Path:
+    """Return the path from the current folder, if it is below that."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _is_unchanged(result: Result) -> bool:
