@@ -128,24 +128,16 @@ def forked(code: str, *arguments: str, **environment: str) -> ForkedProcess:
     return worker
 
 
-def output_of_new(code: str, *arguments: str, timeout: float = 600, **environment: str) -> tuple[int, str]:
-    """Exit code and output of `python -c code arguments`; a process that does not end is killed with all that it has started.
+def output_of_new(code: str, *arguments: str, **environment: str) -> tuple[int, str]:
+    """Exit code and output of `python -c code arguments`, ended as in `output_of`.
 
     For code that starts Ray, as no process that a warm process forked may: Ray does not survive a fork.
     """
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-        try:
-            ended = process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            ended = -1
-            for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-                one.kill()
-        output.seek(0)
-        return ended, output.read()
+    command = [sys.executable, "-c", code, *arguments]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    printed, _ = output_of(process)
+    return process.returncode, printed
 
 
 @contextmanager
