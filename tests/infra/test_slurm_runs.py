@@ -63,6 +63,15 @@ def went_on_from(ray_folder: Path) -> int:
     return int(step)
 
 
+def training_job(site: SlurmSite, checkout: Checkout, ray_folder: Path) -> Job:
+    """Return a job that trains the probe, when it has done some of its steps."""
+    job = Job(
+        site, checkout.root, "dvc", "repro", "--single-item", "probe", environment={"RAY_TMPDIR": str(ray_folder)}
+    )
+    wait_until(lambda: checkout.progress("probe") >= 20, timeout=600, said=job.report)
+    return job
+
+
 @pytest.fixture(scope="module")
 def undisturbed(site: SlurmSite, prepared: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """Where a job has trained the probe on both nodes, from its start to its end."""
@@ -86,10 +95,7 @@ def test_a_requeued_job_goes_on_with_the_same_result(
     site: SlurmSite, prepared: Checkout, undisturbed: Checkout, tmp_path: Path, ray_folder: Path
 ) -> None:
     checkout = prepared.copy(tmp_path / "checkout")
-    job = Job(
-        site, checkout.root, "dvc", "repro", "--single-item", "probe", environment={"RAY_TMPDIR": str(ray_folder)}
-    )
-    wait_until(lambda: checkout.progress("probe") >= 20, timeout=600, said=job.report)
+    job = training_job(site, checkout, ray_folder)
     site.client("scontrol", "requeue", job.number)
     job.wait("COMPLETED")
     assert job.facts()["Restarts"] == "1"
@@ -102,10 +108,7 @@ def test_the_time_limit_interrupts_and_the_job_goes_on_by_itself(
     site: SlurmSite, prepared: Checkout, undisturbed: Checkout, tmp_path: Path, ray_folder: Path
 ) -> None:
     checkout = prepared.copy(tmp_path / "checkout")
-    job = Job(
-        site, checkout.root, "dvc", "repro", "--single-item", "probe", environment={"RAY_TMPDIR": str(ray_folder)}
-    )
-    wait_until(lambda: checkout.progress("probe") >= 20, timeout=600, said=job.report)
+    job = training_job(site, checkout, ray_folder)
     # Slurm looks at limits every half minute, and training would be done: it stands still until the notice has come.
     workers = training_processes(site)
     assert len(workers) == 2
