@@ -1,0 +1,85 @@
+"""Which words of a sentence carried its match with a picture.
+
+Two measures, by what the encoder is:
+
+    gradient attention   the paper's score (`components.gadms.scores.gradient`), for CLIPs with a causal text transformer; a word
+                         has the mean of its tokens
+    leave one out        cos(sentence, picture) - cos(sentence without the word, picture), for any encoder: one text pass per word
+
+Both keep their sign: a word below 0 speaks against the picture. They are divided by the largest magnitude in the sentence, so they
+compare words of one sentence with one picture, and nothing else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from components.gadms.config import ScoringConfig
+from components.gadms.model import DualEncoder
+from components.gadms.scores.scoring import token_scores
+from components.gadms.tokenizer import token_word_alignment
+from components.training.evaluation_mode import evaluation_mode
+
+ROWS_AT_ONCE = 64
+"""Sentences that are encoded together."""
+
+
+class Embeds(Protocol):
+    """What is needed of an encoder. One with an attribute `dual_encoder`, a `DualEncoder`, has the gradient-attention score."""
+
+    def pictures(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Return unit vectors (B, D)."""
+
+    def sentences(self, texts: Sequence[str]) -> np.ndarray:
+        """Return unit vectors (B, D)."""
+
+
+@dataclass(frozen=True)
+class WordWeights:
+    """The words of a sentence, split at spaces, each with its weight in [-1, 1]; 0 for words that the model does not read."""
+
+    words: tuple[tuple[str, float], ...]
+    by: Literal["gradient attention", "leave one out"]
+
+
+def word_weights(encoder: Embeds, sentence: str, picture: Image.Image | np.ndarray) -> WordWeights:
+    """Weigh the words of `sentence` by what they did for its match with `picture`, an RGB image or its unit vector (D,)."""
+    words = sentence.split()
+    if isinstance(picture, np.ndarray):
+        vector = picture.astype(np.float32)
+    else:
+        vector = encoder.pictures([picture])[0]
+    dual: Any = getattr(encoder, "dual_encoder", None)
+    if isinstance(dual, DualEncoder):
+        by: Literal["gradient attention", "leave one out"] = "gradient attention"
+        raw = _gradient_attention(dual, sentence, words, vector)
+    else:
+        by, raw = "leave one out", _leave_one_out(encoder, words, vector)
+    largest = float(np.abs(raw).max(initial=0))
+    weights = raw / largest if largest > 0 else raw
+    return WordWeights(tuple(zip(words, (float(weight) for weight in weights), strict=True)), by)
+
+
+def _gradient_attention(encoder: DualEncoder, sentence: str, words: Sequence[str], vector: np.ndarray) -> np.ndarray:
+    """The signed score of every word, up to a positive factor: the mean over its tokens."""
+    with evaluation_mode(encoder):
+        ids = encoder.tokenizer([sentence]).to(encoder.device)
+        # The score is of the cosine, so the picture's unit vector serves as well as its pooled features. It reads no image tokens.
+        image = torch.from_numpy(vector)[None].to(encoder.device)
+        scores = token_scores(encoder, ids, image, image[:, None], ScoringConfig("gradient", normalisation="signed"))
+    signed = 2 * scores[0].double().cpu().numpy() - 1  # "signed" is (1 + x) / 2
+    owner = token_word_alignment(sentence, encoder.tokenizer).numpy()
+    return np.array([signed[owner == word].mean() if (owner == word).any() else 0.0 for word in range(len(words))])
+
+
+def _leave_one_out(encoder: Embeds, words: Sequence[str], vector: np.ndarray) -> np.ndarray:
+    """What the cosine loses without each word."""
+    shorter = [" ".join([*words[:place], *words[place + 1 :]]) for place in range(len(words))]
+    texts = [" ".join(words), *shorter]
+    parts = [encoder.sentences(texts[start : start + ROWS_AT_ONCE]) for start in range(0, len(texts), ROWS_AT_ONCE)]
+    cosines = np.concatenate(parts).astype(np.float64) @ vector.astype(np.float64)
+    return np.asarray(cosines[0] - cosines[1:])
