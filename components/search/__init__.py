@@ -4,7 +4,7 @@ from typing import Any
 
 from components.exports import all_names, find
 
-_PUBLIC = {"index": ("GalleryIndex", "Hits"), "query": ("Match", "TextSearch")}
+_PUBLIC = {"encoders": ("Encoder", "open_encoder"), "index": ("GalleryIndex", "Hits"), "query": ("Match", "TextSearch")}
 __all__ = all_names(_PUBLIC)
 
 
