@@ -12,7 +12,7 @@ compare words of one sentence with one picture, and nothing else.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,20 +22,8 @@ from components.gadms.config import ScoringConfig
 from components.gadms.model import DualEncoder
 from components.gadms.scores.scoring import token_scores
 from components.gadms.tokenizer import token_word_alignment
+from components.search.encoders import Encoder, PersonEncoder
 from components.training.evaluation_mode import evaluation_mode
-
-ROWS_AT_ONCE = 64
-"""Sentences that are encoded together."""
-
-
-class Embeds(Protocol):
-    """What is needed of an encoder. One with an attribute `dual_encoder`, a `DualEncoder`, has the gradient-attention score."""
-
-    def pictures(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Return unit vectors (B, D)."""
-
-    def sentences(self, texts: Sequence[str]) -> np.ndarray:
-        """Return unit vectors (B, D)."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +34,16 @@ class WordWeights:
     by: Literal["gradient attention", "leave one out"]
 
 
-def word_weights(encoder: Embeds, sentence: str, picture: Image.Image | np.ndarray) -> WordWeights:
+def word_weights(encoder: Encoder, sentence: str, picture: Image.Image | np.ndarray) -> WordWeights:
     """Weigh the words of `sentence` by what they did for its match with `picture`, an RGB image or its unit vector (D,)."""
     words = sentence.split()
     if isinstance(picture, np.ndarray):
         vector = picture.astype(np.float32)
     else:
         vector = encoder.pictures([picture])[0]
-    dual: Any = getattr(encoder, "dual_encoder", None)
-    if isinstance(dual, DualEncoder):
-        by: Literal["gradient attention", "leave one out"] = "gradient attention"
-        raw = _gradient_attention(dual, sentence, words, vector)
+    by: Literal["gradient attention", "leave one out"]
+    if isinstance(encoder, PersonEncoder):
+        by, raw = "gradient attention", _gradient_attention(encoder.model, sentence, words, vector)
     else:
         by, raw = "leave one out", _leave_one_out(encoder, words, vector)
     largest = float(np.abs(raw).max(initial=0))
@@ -76,10 +63,8 @@ def _gradient_attention(encoder: DualEncoder, sentence: str, words: Sequence[str
     return np.array([signed[owner == word].mean() if (owner == word).any() else 0.0 for word in range(len(words))])
 
 
-def _leave_one_out(encoder: Embeds, words: Sequence[str], vector: np.ndarray) -> np.ndarray:
+def _leave_one_out(encoder: Encoder, words: Sequence[str], vector: np.ndarray) -> np.ndarray:
     """What the cosine loses without each word."""
     shorter = [" ".join([*words[:place], *words[place + 1 :]]) for place in range(len(words))]
-    texts = [" ".join(words), *shorter]
-    parts = [encoder.sentences(texts[start : start + ROWS_AT_ONCE]) for start in range(0, len(texts), ROWS_AT_ONCE)]
-    cosines = np.concatenate(parts).astype(np.float64) @ vector.astype(np.float64)
+    cosines = encoder.sentences([" ".join(words), *shorter]).astype(np.float64) @ vector.astype(np.float64)
     return np.asarray(cosines[0] - cosines[1:])

@@ -9,9 +9,11 @@ from PIL import Image
 
 from components.gadms.model import DualEncoder
 from components.gadms.tokenizer import CaptionTokenizer, token_word_alignment
+from components.search.encoders import PersonEncoder
 from components.search.words import word_weights
 
 SENTENCE = "A man in a red jacket and blue jeans, carrying a zyxxy backpack."
+PICTURE = Image.linear_gradient("L").resize((8, 16)).convert("RGB")
 CONFIG = {
     "embed_dim": 16,
     "quick_gelu": True,
@@ -20,29 +22,8 @@ CONFIG = {
 }
 
 
-class Pipelines:
-    """The pipeline's own encoder, tiny, in float64, with weights as lively as trained ones."""
-
-    def __init__(self):
-        tokenizer = CaptionTokenizer.from_corpus(["a man in red jacket and blue jeans, carrying backpack."])
-        self.dual_encoder = DualEncoder.create(CONFIG, tokenizer=tokenizer, seed=3).eval()
-        with torch.no_grad():
-            self.dual_encoder.clip.token_embedding.weight *= 50
-            for block in self.dual_encoder.clip.transformer.resblocks:
-                block.attn.in_proj_weight *= 3
-
-    def pictures(self, images):
-        generator = torch.Generator().manual_seed(len(images) + images[0].width)
-        return torch.nn.functional.normalize(torch.randn(len(images), 16, generator=generator), dim=-1).numpy()
-
-
 class AnyEncoder:
     """Reads words in their order, not linearly, one sentence like another whatever it is encoded with."""
-
-    dual_encoder = None
-
-    def __init__(self):
-        self.batches = []
 
     @staticmethod
     @cache
@@ -50,7 +31,6 @@ class AnyEncoder:
         return np.random.default_rng(list(word.encode())).normal(size=16)
 
     def sentences(self, texts):
-        self.batches.append(len(texts))
         vectors = [
             np.tanh(sum((self._word(word) * (1 + 0.1 * n) for n, word in enumerate(text.split())), np.ones(16)))
             for text in texts
@@ -63,16 +43,23 @@ class AnyEncoder:
 
 @pytest.fixture(scope="module")
 def encoder():
-    return Pipelines()
+    """The pipeline's own, tiny, with weights as lively as trained ones."""
+    tokenizer = CaptionTokenizer.from_corpus(["a man in red jacket and blue jeans, carrying backpack."])
+    model = DualEncoder.create(CONFIG, tokenizer=tokenizer, seed=3)
+    with torch.no_grad():
+        model.clip.token_embedding.weight *= 50
+        for block in model.clip.transformer.resblocks:
+            block.attn.in_proj_weight *= 3
+    return PersonEncoder(model, "tiny", "digest")
 
 
 @pytest.mark.parametrize("sentence", [SENTENCE, "jeans", "red " * 200])
 def test_the_pipelines_own_encoder_has_the_gradient_attention_score_of_plain_autograd(encoder, sentence):
-    vector = encoder.pictures([Image.new("RGB", (8, 16))])[0]
+    vector = encoder.pictures([PICTURE])[0]
     weights = word_weights(encoder, sentence, vector)
     assert weights.by == "gradient attention"
     assert [word for word, _ in weights.words] == sentence.split()
-    dual = deepcopy(encoder.dual_encoder).double()
+    dual = deepcopy(encoder.model).double()
     ids, owner = dual.tokenizer([sentence])[0], token_word_alignment(sentence, dual.tokenizer).tolist()
     tokens = signed_reference(dual, ids, torch.from_numpy(vector).double(), layers=2, scales=(1, 2)).tolist()
     of_words = [[] for _ in sentence.split()]
@@ -84,28 +71,26 @@ def test_the_pipelines_own_encoder_has_the_gradient_attention_score_of_plain_aut
 
 
 def test_words_that_speak_against_the_picture_are_below_zero_and_the_strongest_has_magnitude_one(encoder):
-    weights = [weight for _, weight in word_weights(encoder, SENTENCE, Image.new("RGB", (8, 16))).words]
+    weights = [weight for _, weight in word_weights(encoder, SENTENCE, PICTURE).words]
     assert max(map(abs, weights)) == 1
     assert min(weights) < 0 < max(weights)
 
 
 def test_weights_leave_the_encoder_in_its_mode_and_without_gradients(encoder):
-    encoder.dual_encoder.train()
+    encoder.model.train()
     with torch.no_grad():
-        word_weights(encoder, SENTENCE, Image.new("RGB", (8, 16)))
-    assert encoder.dual_encoder.clip.transformer.training
-    encoder.dual_encoder.eval()
-    assert all(parameter.grad is None for parameter in encoder.dual_encoder.parameters())
+        word_weights(encoder, SENTENCE, PICTURE)
+    assert encoder.model.clip.transformer.training
+    encoder.model.eval()
+    assert all(parameter.grad is None for parameter in encoder.model.parameters())
 
 
 @pytest.mark.parametrize("sentence", ["a man with a blue bag", "bag", "word " * 80])
 def test_any_other_encoder_leaves_out_one_word_at_a_time(sentence):
     encoder = AnyEncoder()
-    picture = Image.new("RGB", (8, 16))
-    weights = word_weights(encoder, sentence, picture)
+    weights = word_weights(encoder, sentence, PICTURE)
     assert weights.by == "leave one out"
-    assert max(encoder.batches) <= 64
-    words, vector = sentence.split(), encoder.pictures([picture])[0].astype(float)
+    words, vector = sentence.split(), encoder.pictures([PICTURE])[0].astype(float)
     whole = encoder.sentences([sentence])[0] @ vector
     losses = []
     for place in range(len(words)):
@@ -118,10 +103,9 @@ def test_any_other_encoder_leaves_out_one_word_at_a_time(sentence):
 @pytest.mark.parametrize("own", [True, False])
 def test_a_picture_and_its_vector_weigh_the_same_also_in_half_precision_and_nothing_has_no_words(own, encoder):
     encoder = encoder if own else AnyEncoder()
-    picture = Image.new("RGB", (8, 16))
-    vector = encoder.pictures([picture])[0]
-    weights = word_weights(encoder, SENTENCE, picture)
+    vector = encoder.pictures([PICTURE])[0]
+    weights = word_weights(encoder, SENTENCE, PICTURE)
     assert weights == word_weights(encoder, SENTENCE, vector)
     half = word_weights(encoder, SENTENCE, vector.astype(np.float16))
     np.testing.assert_allclose([w for _, w in half.words], [w for _, w in weights.words], atol=0.02)
-    assert word_weights(encoder, "  ", picture).words == ()
+    assert word_weights(encoder, "  ", PICTURE).words == ()
