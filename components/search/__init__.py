@@ -4,7 +4,13 @@ from typing import Any
 
 from components.exports import all_names, find
 
-_PUBLIC = {"encoders": ("Encoder", "open_encoder"), "index": ("GalleryIndex", "Hits"), "query": ("Match", "TextSearch")}
+_PUBLIC = {
+    "encoders": ("Encoder", "open_encoder"),
+    "filters": ("Filter",),
+    "index": ("GalleryIndex", "Hits"),
+    "query": ("Match", "TextSearch"),
+    "searcher": ("Query", "Searcher"),
+}
 __all__ = all_names(_PUBLIC)
 
 

@@ -1,0 +1,128 @@
+"""Exact search among unit vectors, in full or half precision, in memory or memory-mapped from a file of any size.
+
+The vectors are read in chunks that fit into a core's cache, converted to float32 there, and multiplied. What could be among the
+best is then ranked by products in float64, each computed alone in one order. So the ranking depends neither on chunks, batches and
+threads nor on the kernel that multiplied, and equal vectors have equal scores, in the order of the gallery.
+"""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from components.errors import DataError, ParameterError
+
+BLOCK = 65536
+"""Vectors whose scores are held at once."""
+CHUNK = 512
+"""Vectors converted from half precision at once: with 512 numbers each a megabyte, which stays in a core's cache."""
+QUERIES = 64
+"""Queries that read the vectors together; more are taken one group after the other."""
+_GATHER = 4096  # rows read at once where not all are
+_FEW = 0.1  # below this fraction of the vectors, a filter's rows are read alone; else all are read, and the others left out
+
+
+class Ranked(NamedTuple):
+    """The best of one query, best first: rows int64 (k,), scores float32 (k,), cosines."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+class Vectors:
+    """Unit vectors (N, D), float32 or float16; they are not copied. Any thread may search."""
+
+    def __init__(self, values: NDArray[np.floating]) -> None:
+        if values.ndim != 2 or values.dtype not in (np.float32, np.float16):
+            raise DataError(
+                f"vectors of shape {values.shape} and type {values.dtype}; (N, D) of float32 or float16 needed"
+            )
+        self.values = values
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
+            self._tensor = torch.from_numpy(values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @torch.no_grad()
+    def nearest(self, queries: NDArray[np.float32], k: int, among: NDArray[np.bool_] | None = None) -> list[Ranked]:
+        """Return the k best for each of the unit vectors (Q, D); fewer where fewer are `among` (N,) those allowed."""
+        if k < 1:
+            raise ParameterError(f"k = {k}: must be at least 1")
+        if queries.ndim != 2 or queries.shape[1] != self.values.shape[1]:
+            raise ParameterError(
+                f"query vectors of shape {queries.shape}, the gallery's have {self.values.shape[1]} numbers: another model?"
+            )
+        rows = None if among is None else np.flatnonzero(among)
+        few = rows if rows is not None and len(rows) < _FEW * len(self) else None
+        found: list[Ranked] = []
+        for begin in range(0, len(queries), QUERIES):
+            group = np.ascontiguousarray(queries[begin : begin + QUERIES], dtype=np.float32)
+            candidates = self._candidates(torch.from_numpy(group), k, few, None if few is not None else among)
+            found += [self.rank(query, rows, k) for query, rows in zip(group, candidates, strict=True)]
+        return found
+
+    def rank(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Ranked:
+        """Return the k best of some rows for one query (D,), by products in float64; equal ones in the order of the rows."""
+        rows = np.sort(rows)
+        scores = np.empty(len(rows))
+        for begin in range(0, len(rows), _GATHER):
+            chosen = self.values[rows[begin : begin + _GATHER]].astype(np.float64)
+            chosen *= query  # summed row by row in one order, unlike a matrix product
+            scores[begin : begin + _GATHER] = chosen.sum(axis=1)
+        best = np.argsort(-scores, kind="stable")[:k]
+        return Ranked(rows[best], scores[best].astype(np.float32))
+
+    def _candidates(
+        self, queries: Tensor, k: int, rows: NDArray[np.int64] | None, among: NDArray[np.bool_] | None
+    ) -> list[NDArray[np.int64]]:
+        """Rows that may be among the k best of each query, by products in float32.
+
+        A product of unit vectors is wrong by at most D 2^-24, so none is missed that is within twice that of the k-th best.
+        """
+        tolerance = 2 * queries.shape[1] * 2.0**-24
+        count = len(self) if rows is None else len(rows)
+        best = torch.full((len(queries), k), -torch.inf)
+        kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in queries]
+        for begin in range(0, count, BLOCK):
+            end = min(begin + BLOCK, count)
+            scores = self._scores(queries, begin, end) if rows is None else self._scores_of(queries, rows[begin:end])
+            if among is not None:
+                scores.masked_fill_(torch.from_numpy(~among[begin:end]), -torch.inf)
+            top = scores.topk(min(k, end - begin), dim=1).values
+            best = torch.cat([best, top], dim=1).topk(k, dim=1).values
+            enough = (scores >= best[:, -1:] - tolerance) & (scores > -torch.inf)
+            for number, line in enumerate(enough):
+                places = line.nonzero()[:, 0]
+                kept[number].append((scores[number, places], places + begin))
+        return [_of(parts, last - tolerance, rows) for parts, last in zip(kept, best[:, -1], strict=True)]
+
+    def _scores(self, queries: Tensor, begin: int, end: int) -> Tensor:
+        """Products (Q, end - begin) with consecutive vectors."""
+        if self.values.dtype == np.float32:
+            return queries @ self._tensor[begin:end].T
+        scores = torch.empty(end - begin, len(queries))
+        buffer = torch.empty(CHUNK, queries.shape[1])
+        for first in range(begin, end, CHUNK):
+            last = min(first + CHUNK, end)
+            converted = buffer[: last - first].copy_(self._tensor[first:last])
+            torch.mm(converted, queries.T, out=scores[first - begin : last - begin])
+        return scores.T.contiguous()
+
+    def _scores_of(self, queries: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        """Products (Q, len(rows)) with chosen vectors."""
+        parts = [rows[begin : begin + _GATHER] for begin in range(0, len(rows), _GATHER)]
+        return torch.cat([queries @ torch.from_numpy(self.values[part]).float().T for part in parts], dim=1)
+
+
+def _of(parts: list[tuple[Tensor, Tensor]], lowest: Tensor, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """The rows of the kept scores that are still at least `lowest`."""
+    if not parts:
+        return np.empty(0, np.int64)
+    scores, places = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    found: NDArray[np.int64] = places[scores >= lowest].numpy()
+    return found if rows is None else rows[found]

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+
+from components.errors import DataError, ParameterError
+from components.search import vectors as module
+from components.search.index import GalleryIndex
+from components.search.vectors import Vectors
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """So that a few vectors take several of everything."""
+    for name, size in (("BLOCK", 100), ("CHUNK", 16), ("QUERIES", 4), ("_GATHER", 32)):
+        monkeypatch.setattr(module, name, size)
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+def brute_force(values, query, k, allowed=None):
+    """Every product in float64, one after the other; a stable sort."""
+    rows = [row for row in range(len(values)) if allowed is None or allowed[row]]
+    scores = {row: float((values[row].astype(np.float64) * query.astype(np.float64)).sum()) for row in rows}
+    best = sorted(rows, key=lambda row: -scores[row])[:k]
+    return best, [scores[row] for row in best]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("share", [None, 0.5, 0.03])
+def test_the_best_are_those_of_brute_force(dtype, share):
+    random = np.random.default_rng(0)
+    values = unit(random.standard_normal((357, 24)))
+    values[200:240] = values[:40]  # equal pictures, far apart
+    values = values.astype(dtype)
+    allowed = None if share is None else random.random(357) < share
+    queries = unit(random.standard_normal((6, 24)))
+    for k in (1, 9, 500):
+        found = Vectors(values).nearest(queries, k, allowed)
+        for query, ranked in zip(queries, found, strict=True):
+            rows, scores = brute_force(values, query, k, allowed)
+            assert ranked.rows.tolist() == rows
+            np.testing.assert_allclose(ranked.scores, scores, atol=1e-7)
+
+
+def test_equal_vectors_are_in_the_order_of_the_gallery():
+    corners = np.random.default_rng(1).integers(0, 2, (300, 4)).astype(np.float32) - 0.5  # 16 different ones
+    queries = corners[:5]
+    found = Vectors(corners).nearest(queries, 50)
+    expected = GalleryIndex(torch.from_numpy(corners), range(300)).search(torch.from_numpy(queries), 50)
+    assert [ranked.rows.tolist() for ranked in found] == expected.rows.tolist()
+
+
+def test_chunks_and_company_change_nothing(monkeypatch):
+    random = np.random.default_rng(2)
+    values, queries = unit(random.standard_normal((500, 64))).astype(np.float16), unit(random.standard_normal((9, 64)))
+    together = Vectors(values).nearest(queries, 20)
+    monkeypatch.setattr(module, "BLOCK", 77)
+    monkeypatch.setattr(module, "CHUNK", 501)
+    for query, ranked in zip(queries, together, strict=True):
+        alone = Vectors(values).nearest(query[None], 20)[0]
+        np.testing.assert_array_equal(alone.rows, ranked.rows)
+        np.testing.assert_array_equal(alone.scores, ranked.scores)
+
+
+def test_a_memory_mapped_file_is_searched_as_the_array_is(tmp_path):
+    values = unit(np.random.default_rng(3).standard_normal((200, 8))).astype(np.float16)
+    np.save(tmp_path / "vectors.npy", values)
+    mapped = Vectors(np.load(tmp_path / "vectors.npy", mmap_mode="r"))
+    query = values[7:8].astype(np.float32)
+    np.testing.assert_array_equal(mapped.nearest(query, 5)[0].rows, Vectors(values).nearest(query, 5)[0].rows)
+
+
+def test_nothing_and_wrong_input():
+    empty = Vectors(np.empty((0, 4), np.float16))
+    assert empty.nearest(np.ones((1, 4), np.float32), 3)[0].rows.tolist() == []
+    values = Vectors(np.eye(4, dtype=np.float32))
+    assert values.nearest(np.ones((1, 4), np.float32), 3, np.zeros(4, bool))[0].rows.tolist() == []
+    with pytest.raises(ParameterError, match="k = 0"):
+        values.nearest(np.ones((1, 4), np.float32), 0)
+    with pytest.raises(ParameterError, match="another model"):
+        values.nearest(np.ones((1, 5), np.float32), 1)
+    with pytest.raises(DataError, match="float32 or float16 needed"):
+        Vectors(np.ones((2, 2)))
