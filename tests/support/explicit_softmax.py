@@ -24,10 +24,14 @@ Block = Callable[[int, int], Tensor]
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a tiny model: its arguments, and the block of image queries x text keys in its joint attention."""
+    """One call of a tiny model: its arguments, and the block of image queries x text keys in its joint attention.
+
+    Tokens that are not text count as image. reverse: text queries x image keys, where these are not the transpose of `block`.
+    """
 
     arguments: dict[str, Any]
     block: Block
+    reverse: Block | None = None
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,12 @@ def text_first(text: int | list[int], image: int) -> Block:
 
 
 def text_last(image: int, text: int | list[int], *, pictures: int = 0) -> Block:
-    """Image, then embeddings of a picture, which are neither, then text; with a number for each sample, padding follows."""
+    """Image, then embeddings of a picture, then text; with a number for each sample, padding follows."""
     lengths, start = text if isinstance(text, list) else [text], image + pictures
 
     def block(queries: int, keys: int) -> Tensor:
         q, k = torch.arange(queries)[:, None], torch.arange(keys)[None]
-        return torch.stack([(q < image) & (k >= start) & (k < start + length) for length in lengths])
+        return torch.stack([(q < start) & (k >= start) & (k < start + length) for length in lengths])
 
     return block
 
@@ -106,9 +110,11 @@ def explicit_attention(tiny: Tiny, model: nn.Module, call: Call, gamma: list[flo
     def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):  # type: ignore[no-untyped-def]
         logits = query @ key.transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)  # (B, H, Q, K)
         if inside:
-            block = call.block(query.shape[2], key.shape[2])[:, None]
+            queries, keys = query.shape[2], key.shape[2]
+            block = call.block(queries, keys)
             if arm.get("queries") == "text":
-                block = call.block(key.shape[2], query.shape[2])[:, None].transpose(-1, -2)
+                block = call.reverse(queries, keys) if call.reverse else call.block(keys, queries).transpose(-1, -2)
+            block = block[:, None]
             sample = slice(inside[0], inside[0] + 1) if tiny.one_sample else slice(None)
             block, scales = (block[sample] if len(block) > 1 else block), factor[sample].to(logits)
             inside[0] += 1

@@ -113,27 +113,23 @@ def _sd3(sigma: list[float], dtype: torch.dtype) -> Call:
         "pooled_projections": normal(20),
         "timestep": normal.sigma * 1000,
     }
-
-    def block(queries: int, keys: int) -> torch.Tensor:  # the second attention is over the image alone
-        return text_last(IMAGE, TEXT)(queries, keys)
-
-    return Call(arguments, block)
+    return Call(arguments, text_last(IMAGE, TEXT))
 
 
 def _auraflow(sigma: list[float], dtype: torch.dtype) -> Call:
-    """8 learned tokens in front of the text: neither text nor image."""
+    """8 learned tokens in front of the text: their keys are neither, their queries the text's."""
     normal = Source(sigma, dtype)
     arguments = {
         "hidden_states": normal(4, 8, 8),
         "encoder_hidden_states": normal(TEXT, WIDTH),
         "timestep": normal.sigma,
     }
-
-    def block(queries: int, keys: int) -> torch.Tensor:
-        registers = torch.arange(keys) < 8
-        return text_first(8 + TEXT, IMAGE)(queries, keys) & ~registers
-
-    return Call(arguments, block)
+    stream = text_first(8 + TEXT, IMAGE)
+    return Call(
+        arguments,
+        lambda queries, keys: stream(queries, keys) & (torch.arange(keys) >= 8),
+        reverse=lambda queries, keys: stream(keys, queries).transpose(-1, -2),
+    )
 
 
 def _qwen_image(sigma: list[float], dtype: torch.dtype) -> Call:
@@ -306,11 +302,8 @@ def _omnigen(sigma: list[float], dtype: torch.dtype) -> Call:
     }
 
     def block(queries: int, keys: int) -> torch.Tensor:
-        nothing = torch.zeros(normal.batch, 1 + IMAGE, dtype=torch.bool)
-        text = torch.cat([valid & ~picture, nothing], dim=1)
-        image = torch.cat([picture, nothing], dim=1)
-        image[:, -IMAGE:] = True
-        return image[:, :, None] & text[:, None]
+        text = torch.cat([valid & ~picture, torch.zeros(normal.batch, 1 + IMAGE, dtype=torch.bool)], dim=1)
+        return ~text[:, :, None] & text[:, None]
 
     return Call(arguments, block)
 
