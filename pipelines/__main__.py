@@ -28,6 +28,7 @@ from pipelines.commands import (
     run,
     runs,
     search,
+    serve,
     study,
     submit,
     sweep,
@@ -42,7 +43,22 @@ from pipelines.tracking.failures import explain, is_of_store
 from pipelines.workspace import Workspace, workspace_root
 
 # In the order of `--help`.
-PIPELINE = (run, repro, preset, report, search, generate, curate, compbench, dry_run, study, sweep, promote, submit)
+PIPELINE = (
+    run,
+    repro,
+    preset,
+    report,
+    search,
+    serve,
+    generate,
+    curate,
+    compbench,
+    dry_run,
+    study,
+    sweep,
+    promote,
+    submit,
+)
 RESULTS = (runs, ui, doctor, leaderboard, compare, cross_domain, lineage, verify, reproduce, gc, register, dag)
 COMMANDS = tuple(module.COMMAND for module in (*PIPELINE, *RESULTS))
 

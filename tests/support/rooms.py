@@ -16,7 +16,7 @@ BEGIN, END = "<!-- rooms: written by `make rooms` -->\n", "<!-- end of rooms -->
 ROWS: tuple[tuple[str, ...], ...] = (
     ("pipelines.__main__",),
     ("pipelines.commands",),
-    ("pipelines.health",),
+    ("pipelines.health", "pipelines.serving"),
     (
         "pipelines.comparing",
         "pipelines.curating",

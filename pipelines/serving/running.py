@@ -1,0 +1,105 @@
+"""`python -m pipelines serve`: one replica on this machine, until Ctrl-C."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+
+from components.errors import DataError, ParameterError
+from components.search.gallery.reading import Gallery
+from pipelines.engine.ray_cluster import is_joined, ray_session
+from pipelines.errors import InfrastructureError, one_line
+from pipelines.params import Compute
+from pipelines.search.gallery_search import INDEX
+from pipelines.serving.limits import LIMITS
+from pipelines.serving.proxy import ENVIRONMENT
+from pipelines.serving.settings import ReplicaSettings, ServeOptions, replica_settings
+from pipelines.workspace import Workspace
+
+KEEP_ALIVE_SECONDS = 15
+
+
+def serve(options: ServeOptions, workspace: Workspace) -> None:
+    """Serve a gallery until this process is interrupted.
+
+    Raises ParameterError for a taken port or a missing token, DataError for a gallery or a model that cannot be opened.
+    """
+    if is_joined():
+        raise ParameterError(
+            f"serve: starts a Ray of its own on this machine, and RAY_ADDRESS is {os.environ['RAY_ADDRESS']}: unset it; on a "
+            "cluster use infra/kuberay/rayservice.yaml"
+        )
+    folder = options.gallery or workspace.path(INDEX)
+    if options.gallery is None and not folder.is_dir():
+        raise DataError(f"serve: {INDEX} does not exist: run `make repro`, or name a gallery")
+    settings = replica_settings(options, folder, workspace.root)
+    size = Gallery.open(folder).size
+    host = "127.0.0.1" if options.host == "localhost" else options.host
+    port = free_port(host, options.port)
+    with _running(settings, host, port):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set a handler of its own
+        print(f"{size} pictures of {folder}: open {address(host, port)} (Ctrl-C stops it)", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        print("stopping", flush=True)
+
+
+def free_port(host: str, port: int) -> int:
+    """Return `port`, or any free one for 0. Raises ParameterError where it cannot be had.
+
+    Serve's own socket shares its port with any other Serve of this user on this machine, and each would get some of the requests.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise ParameterError(
+                f"serve: cannot listen on {host} port {port} ({reason}): choose others with --host and --port"
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def address(host: str, port: int) -> str:
+    """Return the address to open in a browser."""
+    name = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+@contextlib.contextmanager
+def _running(settings: ReplicaSettings, host: str, port: int) -> Iterator[None]:
+    os.environ.update(ENVIRONMENT)
+    with ray_session(Compute()):
+        from ray import serve as ray_serve
+
+        from pipelines.serving.deployment import NAME, deployed
+
+        quiet = {"enable_access_log": False, "log_level": "WARNING"}
+        http = {
+            "host": host,
+            "port": port,
+            "request_timeout_s": LIMITS.search_seconds + 10,
+            "keep_alive_timeout_s": KEEP_ALIVE_SECONDS,
+        }
+        try:
+            ray_serve.start(proxy_location="HeadOnly", http_options=http, logging_config=quiet)
+            ray_serve.run(deployed(settings), name=NAME, route_prefix="/", logging_config=quiet)
+            yield
+        except RuntimeError as error:
+            raise _reason(error) from error
+        finally:
+            ray_serve.shutdown()
+
+
+def _reason(error: RuntimeError) -> Exception:
+    """Return why a replica did not start: the error of its constructor, which Serve hands on as a text with a traceback."""
+    for kind in (DataError, ParameterError):
+        if found := re.search(rf"\b{kind.__name__}: (.+)", str(error)):
+            return kind(found[1].strip())
+    return InfrastructureError(f"serve: Ray Serve could not start the service: {one_line(error)}")
