@@ -15,6 +15,8 @@ from pipelines.commands import (
     dag,
     doctor,
     dry_run,
+    forget,
+    gallery,
     gc,
     generate,
     leaderboard,
@@ -43,24 +45,10 @@ from pipelines.tracking.failures import explain, is_of_store
 from pipelines.workspace import Workspace, workspace_root
 
 # In the order of `--help`.
-PIPELINE = (
-    run,
-    repro,
-    preset,
-    report,
-    search,
-    serve,
-    generate,
-    curate,
-    compbench,
-    dry_run,
-    study,
-    sweep,
-    promote,
-    submit,
-)
+PIPELINE = (run, repro, preset, report, generate, curate, compbench, dry_run, study, sweep, promote, submit)
+SEARCH = (search, serve, gallery, forget)
 RESULTS = (runs, ui, doctor, leaderboard, compare, cross_domain, lineage, verify, reproduce, gc, register, dag)
-COMMANDS = tuple(module.COMMAND for module in (*PIPELINE, *RESULTS))
+COMMANDS = tuple(module.COMMAND for module in (*PIPELINE, *SEARCH, *RESULTS))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from components.persons.pixels import decode_rgb
 from components.persons.shards import PersonDataset
 from components.search.gallery import layout
 from components.search.gallery.places import Place, open_place
-from components.search.gallery.thumbnails import encode_thumbnail, thumbnail_path
+from components.search.gallery.thumbnails import encode_thumbnail, read_thumbnail
 from components.search.index import METADATA_FILE, REFERENCE_FILE, VECTORS_FILE, GalleryIndex
 
 _ATTEMPTS = 5
@@ -89,10 +89,8 @@ class Gallery:
 
     def thumbnail(self, row: int) -> bytes:
         """Return a small picture in WebP. Raises DataError where there is none, and the original cannot be read."""
-        try:
-            return thumbnail_path(self.path, self.table["id"][row].as_py()).read_bytes()
-        except OSError:
-            return encode_thumbnail(decode_rgb(self.picture(row)))
+        stored = read_thumbnail(self.path, self.table["id"][row].as_py())
+        return stored or encode_thumbnail(decode_rgb(self.picture(row)))
 
     @cached_property
     def _place(self) -> Place:

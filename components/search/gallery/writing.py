@@ -51,7 +51,7 @@ def write_version(
     temporary = temporary_beside(final)
     temporary.mkdir()
     try:
-        rows = _write_vectors(temporary / layout.VECTORS, blocks, table.num_rows, dimension, np.dtype(dtype))
+        rows = write_vectors(temporary / layout.VECTORS, blocks, table.num_rows, dimension, np.dtype(dtype))
         if rows != table.num_rows:
             raise DataError(f"{gallery}: {rows} vectors for {table.num_rows} pictures")
         pq.write_table(table, temporary / layout.TABLE, compression="zstd")
@@ -113,23 +113,19 @@ def remove_version(gallery: Path, name: str) -> None:
     shutil.rmtree(renamed)
 
 
+def read_left_out(version: Path) -> list[tuple[str, str]]:
+    """Return the files that the version in this folder leaves out, each with the reason."""
+    with open(version / layout.LEFT_OUT, newline="", encoding="utf-8") as file:
+        return [(name, reason) for name, reason in list(csv.reader(file))[1:]]
+
+
 def version_names(gallery: Path) -> list[str]:
     """Return the names of the complete versions."""
     versions = gallery / layout.VERSIONS
     return [each.name for each in versions.iterdir() if re.fullmatch(r"\d{6,}", each.name)] if versions.is_dir() else []
 
 
-def _current(gallery: Path) -> str | None:
-    file = gallery / layout.CURRENT
-    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
-
-
-def _next_name(gallery: Path) -> str:
-    known = [*version_names(gallery), _current(gallery) or "0"]
-    return f"{max(map(int, known)) + 1:06d}"
-
-
-def _write_vectors(path: Path, blocks: Iterable[Block], rows: int, dimension: int, dtype: np.dtype[Any]) -> int:
+def write_vectors(path: Path, blocks: Iterable[Block], rows: int, dimension: int, dtype: np.dtype[Any]) -> int:
     """Write an .npy file of (rows, dimension) block by block; return the rows that there were."""
     written = 0
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, dimension)}
@@ -142,6 +138,16 @@ def _write_vectors(path: Path, blocks: Iterable[Block], rows: int, dimension: in
             file.write(np.ascontiguousarray(block, dtype=dtype).tobytes())
             written += len(block)
     return written
+
+
+def _current(gallery: Path) -> str | None:
+    file = gallery / layout.CURRENT
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+
+def _next_name(gallery: Path) -> str:
+    known = [*version_names(gallery), _current(gallery) or "0"]
+    return f"{max(map(int, known)) + 1:06d}"
 
 
 def _write_left_out(path: Path, left_out: Sequence[tuple[str, str]]) -> None:
