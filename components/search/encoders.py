@@ -59,22 +59,22 @@ class PersonEncoder:
     """A dual encoder of `components.gadms`: the pipeline's model, or a published checkpoint of person retrieval."""
 
     def __init__(self, model: DualEncoder, name: str, digest: str) -> None:
-        self.dual_encoder = model.eval()
+        self.model = model.eval()
         self.name, self.digest, self.dimension = name, digest, model.embed_dim
 
     @torch.no_grad()
     def pictures(self, images: Sequence[Image.Image]) -> Vectors:
         if not images:
             return np.empty((0, self.dimension), np.float32)
-        pixels = torch.from_numpy(np.stack([resized(image, *self.dual_encoder.image_size) for image in images]))
-        pooled, _ = self.dual_encoder.encode_image(self.dual_encoder.normalize_pixels(pixels.permute(0, 3, 1, 2)))
+        pixels = torch.from_numpy(np.stack([resized(image, *self.model.image_size) for image in images]))
+        pooled, _ = self.model.encode_image(self.model.normalize_pixels(pixels.permute(0, 3, 1, 2)))
         return _unit(pooled)
 
     def sentences(self, texts: Sequence[str]) -> Vectors:
-        return embed_captions(self.dual_encoder, texts).numpy()
+        return embed_captions(self.model, texts).numpy()
 
     def unread(self, text: str) -> str:
-        return self.dual_encoder.tokenizer.unread(text)
+        return self.model.tokenizer.unread(text)
 
 
 class OpenClipEncoder:

@@ -18,6 +18,7 @@ from components.errors import DataError, ParameterError
 from components.search.encoders import Encoder, open_encoder
 from components.search.filters import Filter
 from components.search.gallery.reading import Gallery
+from components.search.reranking import POOL, reranked
 from components.search.vectors import Ranked, Vectors
 
 
@@ -83,7 +84,8 @@ class Searcher:
     ) -> list[list[Match]]:
         """Return for each query its k best pictures, best first; fewer where fewer meet the filter.
 
-        rerank: order them by k-reciprocal neighbours; scores remain cosines. exact: do not use the approximate index.
+        rerank: order the best POOL by k-reciprocal neighbours (`components.search.reranking`); scores remain cosines. exact: do not
+        use the approximate index.
 
         Raises ParameterError for an empty query, k < 1, an unknown id, or a filter that does not fit the gallery.
         """
@@ -92,11 +94,17 @@ class Searcher:
         vectors = self.embed(queries)
         among = None if where is None else where.mask(self.gallery.table)
         spare = any(query.like for query in queries)  # room for the picture itself, which is left out
-        found = self._nearest(vectors, k + spare, among, exact)
-        return [
-            self._matches(_without(ranked, self._row(query.like), k))
-            for query, ranked in zip(queries, found, strict=True)
-        ]
+        found = self._nearest(vectors, (max(k, POOL) if rerank else k) + spare, among, exact)
+        matches = []
+        for query, vector, ranked in zip(queries, vectors, found, strict=True):
+            own = self._row(query.like)
+            if own is not None:
+                ranked = ranked.of(ranked.rows != own)
+            if rerank:
+                pool = self.gallery.vectors[ranked.rows]
+                ranked = ranked.of(reranked(vector, pool, is_picture=not query.sentences))
+            matches.append(self._matches(ranked.of(slice(k))))
+        return matches
 
     def embed(self, queries: Sequence[Query]) -> NDArray[np.float32]:
         """Return the unit vectors of queries, (Q, D). Sentences of all queries are encoded together, and so are pictures."""
@@ -150,11 +158,6 @@ def _check(query: Query) -> None:
         raise ParameterError('search: the sentence is empty; write one, as in search "a woman in a red coat"')
     if not 0 <= query.weight <= 1:
         raise ParameterError(f"search: weight {query.weight} of the picture: must be in [0, 1]")
-
-
-def _without(ranked: Ranked, row: int | None, k: int) -> Ranked:
-    kept = slice(None) if row is None else ranked.rows != row
-    return Ranked(ranked.rows[kept][:k], ranked.scores[kept][:k])
 
 
 def _unit(vector: Any) -> NDArray[np.float32]:

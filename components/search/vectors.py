@@ -6,7 +6,7 @@ threads nor on the kernel that multiplied, and equal vectors have equal scores, 
 """
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,10 @@ class Ranked(NamedTuple):
 
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
+
+    def of(self, places: Any) -> "Ranked":
+        """Return those at some places: a mask, an order, or a slice."""
+        return Ranked(self.rows[places], self.scores[places])
 
 
 class Vectors:

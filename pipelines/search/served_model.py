@@ -5,6 +5,7 @@ and weights are read as safetensors.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -16,21 +17,27 @@ class PersonSearch(PythonModel):
     """Finds the best matches for each sentence in the column `query` of a table, or in {"query": [...]}, best first."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        from components.search.query import TextSearch
+        from components.search.searcher import Searcher
 
-        self.search = TextSearch.open(context.artifacts["encoder"], context.artifacts["index"])
+        encoder = Path(context.artifacts["encoder"]).resolve()
+        self.searcher = Searcher.open(context.artifacts["index"], encoder, str(encoder))
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow would read hints as a schema
+        from components.search.searcher import Query
+
         queries = _sentences(model_input["query"])
-        found = self.search.many(queries, int((params or {}).get("top", 5))) if queries else []
+        top = int((params or {}).get("top", 5))
+        found = self.searcher.search([Query((query,)) for query in queries], top) if queries else []
         return pd.DataFrame(
             {
                 "query": queries,
-                "image_ids": [[match.image_id for match in matches] for matches in found],
+                "image_ids": [[int(match.id) for match in matches] for matches in found],
                 "scores": [[match.score for match in matches] for matches in found],
                 "identities": [[int(match.metadata["identity"]) for match in matches] for matches in found],
                 "captions": [[str(match.metadata["caption"]) for match in matches] for matches in found],
-                "unread": [self.search.unread(query) for query in queries],  # the end of a sentence that is too long
+                "unread": [
+                    self.searcher.encoder.unread(query) for query in queries
+                ],  # the end of a sentence that is too long
             }
         )
 

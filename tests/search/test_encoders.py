@@ -123,7 +123,7 @@ def test_a_folder_of_the_pipeline_is_known_by_the_digest_that_its_index_records(
         open_encoder({"name": "pipeline", "digest": "0" * 64}, tmp_path)
     larger = open_encoder("pipeline@96x32", tmp_path)
     assert larger.digest != encoder.digest
-    assert larger.dual_encoder.image_size == (96, 32)
+    assert larger.model.image_size == (96, 32)
 
 
 def test_a_checkpoint_of_person_retrieval_needs_no_architecture(tmp_path):
@@ -133,11 +133,11 @@ def test_a_checkpoint_of_person_retrieval_needs_no_architecture(tmp_path):
     }
     torch.save({"model": {**state, "classifier.weight": torch.zeros(3, 16)}}, tmp_path / "irra.pth")
     encoder = open_encoder("irra.pth", tmp_path)
-    assert encoder.dual_encoder.image_size == (48, 16)  # 12 patches are 6 x 2
+    assert encoder.model.image_size == (48, 16)  # 12 patches are 6 x 2
     with torch.no_grad():
         expected, _ = model.encode_text(model.tokenizer(SENTENCES))
     np.testing.assert_allclose(encoder.sentences(SENTENCES), F.normalize(expected, dim=-1), atol=2e-3)
-    assert open_encoder("irra.pth@96x32", tmp_path).dual_encoder.image_size == (96, 32)
+    assert open_encoder("irra.pth@96x32", tmp_path).model.image_size == (96, 32)
     torch.save(model.clip.state_dict(), tmp_path / "clip.pt")
     with pytest.raises(ParameterError, match=r"does not say its architecture; write ARCHITECTURE:"):
         open_encoder("clip.pt", tmp_path)

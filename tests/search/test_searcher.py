@@ -7,6 +7,7 @@ from components.errors import DataError, ParameterError
 from components.search.filters import Filter
 from components.search.gallery.reading import Gallery
 from components.search.gallery.writing import switch, write_version
+from components.search.reranking import reranked
 from components.search.searcher import Query, Searcher
 
 WORDS = ("red", "blue", "coat", "bag")
@@ -88,6 +89,15 @@ def test_a_filter_leaves_the_k_best_of_the_others(searcher):
     where = Filter.parse("camera=2")
     assert ids(searcher.search([Query(("a red coat",))], 5, where=where)[0]) == ["p1", "p3"]
     assert searcher.search([Query(("red",))], 5, where=Filter.parse("camera=9"))[0] == []
+
+
+def test_re_ranking_changes_the_order_and_not_the_scores(searcher):
+    plain, ranked = (searcher.search([Query(("a red coat",))], 5, rerank=rerank)[0] for rerank in (False, True))
+    assert {match.id: match.score for match in ranked} == {match.id: match.score for match in plain}
+    pool = searcher.gallery.vectors[[match.row for match in plain]]
+    order = reranked(searcher.embed([Query(("a red coat",))])[0], pool, is_picture=False)
+    assert ids(ranked) == [plain[place].id for place in order]
+    assert len(searcher.search([Query(like="p0")], 2, rerank=True)[0]) == 2
 
 
 @pytest.mark.parametrize(

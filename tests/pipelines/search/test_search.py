@@ -1,4 +1,7 @@
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,10 @@ from components.gadms.model import WEIGHTS_FILE, DualEncoder
 from components.gadms.tokenizer import CaptionTokenizer
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.search.index import GalleryIndex
+from components.search.searcher import Query, Searcher
+from pipelines.__main__ import main
 from pipelines.search.gallery_search import search
+from pipelines.search.search_options import SearchOptions
 from pipelines.workspace import Workspace
 
 HEIGHT, WIDTH = 32, 16
@@ -63,20 +69,20 @@ def brute_force(workspace: Workspace) -> list[int]:
 
 def test_search_prints_the_best_matches_of_all_pictures(workspace, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
-    search(QUERY, workspace, top=4)
+    search(SearchOptions((QUERY,), top=4), workspace)
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if "person [" in line]
     assert [int(line.split("person [")[1].split("]")[0]) for line in lines] == brute_force(workspace)[:4]
     assert all(str(100 + image // 2) in line for image, line in zip(brute_force(workspace), lines, strict=False))
     assert "12 pictures searched" in printed
     assert "was not used" not in printed
-    search("red " * 76 + "<end_of_text> hat", workspace, top=1)
+    search(SearchOptions(("red " * 76 + "<end_of_text> hat",), top=1), workspace)
     assert "its end was not used: “red < end _ of _ text > hat”" in capsys.readouterr().out
 
 
 def test_the_picture_shows_the_matches_side_by_side(workspace, tmp_path):
     path = tmp_path / "out" / "found.png"
-    search(QUERY, workspace, top=3, picture=path)
+    search(SearchOptions((QUERY,), top=3, picture=path), workspace)
     sheet = decode_image(str(path), mode=ImageReadMode.RGB)
     people = PersonDataset(workspace.path("data/people"))
     gap = 4
@@ -87,18 +93,75 @@ def test_the_picture_shows_the_matches_side_by_side(workspace, tmp_path):
 
 def test_a_missing_index_says_what_to_run(tmp_path):
     with pytest.raises(DataError, match="data/index does not exist: run `dvc repro index`"):
-        search(QUERY, Workspace(tmp_path, tmp_path))
+        search(SearchOptions((QUERY,)), Workspace(tmp_path, tmp_path))
 
 
 def test_an_index_of_another_model_is_refused(workspace):
     folder = workspace.path("models/retrieval/gadms")
     encoder = DualEncoder.load(folder)
     DualEncoder.create(encoder.config, tokenizer=encoder.tokenizer, seed=3).save(folder)
-    with pytest.raises(DataError, match="made by another model"):
-        search(QUERY, workspace)
+    with pytest.raises(DataError, match="not the one that made the gallery"):
+        search(SearchOptions((QUERY,)), workspace)
 
 
 @pytest.mark.parametrize(("query", "top"), [("  ", 5), (QUERY, 0)])
 def test_nonsense_is_a_parameter_error(workspace, query, top):
     with pytest.raises(ParameterError):
-        search(query, workspace, top=top)
+        search(SearchOptions((query,), top=top), workspace)
+
+
+def asked(workspace: Workspace, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
+    """The matches of the verb, as its --json gives them."""
+    capsys.readouterr()
+    assert main(["--workspace", str(workspace.root), "search", "--json", *arguments]) == 0
+    return list(json.loads(capsys.readouterr().out)["matches"])
+
+
+def test_the_verb_answers_in_json_with_filters_and_by_pictures(workspace, tmp_path, capsys):
+    best = brute_force(workspace)
+    found = asked(workspace, capsys, QUERY, "--top", "3")
+    assert [int(match["id"]) for match in found] == best[:3]
+    assert found[0]["caption"] == f"person [{best[0]}] in a red coat, a woman"
+    kept = asked(workspace, capsys, QUERY, "--where", "identity=101|103", "--top", "9")
+    assert [int(match["id"]) for match in kept] == [image for image in best if image // 2 in (1, 3)]
+    (tmp_path / "seven.png").write_bytes(PersonDataset(workspace.path("data/people")).image_bytes(7))
+    by_file = asked(workspace, capsys, "--like", str(tmp_path / "seven.png"))
+    assert (by_file[0]["id"], by_file[0]["score"]) == ("7", pytest.approx(1, abs=1e-5))
+    others = [each["id"] for each in by_file[1:]]
+    assert len(others) == 4
+    assert [each["id"] for each in asked(workspace, capsys, "--like", "7", "--top", "4")] == others
+    again = asked(workspace, capsys, QUERY, "--rerank", "--top", "12")
+    assert sorted(int(match["id"]) for match in again) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--like", "nowhere.png"], 3, "neither the id of a picture of the gallery nor a file"),
+        (["--like", __file__], 3, "cannot be decoded"),
+        ([QUERY, "--where", "camera=3"], 2, "no column 'camera'"),
+        ([QUERY, "--gallery", "nowhere"], 3, "nowhere: does not exist"),
+        ([], 2, "nothing is sought"),
+    ],
+)
+def test_a_mistake_is_one_line(workspace, capsys, arguments, code, said):
+    assert main(["--workspace", str(workspace.root), "search", *arguments]) == code
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert len(printed.strip().splitlines()) == 1
+
+
+def test_the_registered_model_ranks_as_the_search_does(workspace):
+    """The class that MLflow calls, on the folders that `register` hands over."""
+    from pipelines.search.served_model import PersonSearch
+
+    model = PersonSearch()
+    folders = {"encoder": str(workspace.path("models/retrieval/gadms")), "index": str(workspace.path("data/index"))}
+    model.load_context(SimpleNamespace(artifacts=folders))
+    answer = model.predict(None, {"query": [QUERY, "a man"]}, {"top": 12})
+    searcher = Searcher.open(workspace.path("data/index"), workspace.root)
+    for row, sentence in enumerate([QUERY, "a man"]):
+        (matches,) = searcher.search([Query((sentence,))], 12)
+        assert answer["image_ids"][row] == [int(match.id) for match in matches]
+        assert answer["scores"][row] == [match.score for match in matches]
+    assert answer["image_ids"][0] == brute_force(workspace)
