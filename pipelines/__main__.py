@@ -13,6 +13,7 @@ from pipelines.commands import (
     cross_domain,
     curate,
     dag,
+    distractors,
     doctor,
     dry_run,
     forget,
@@ -47,7 +48,21 @@ from pipelines.workspace import Workspace, workspace_root
 # In the order of `--help`.
 PIPELINE = (run, repro, preset, report, generate, curate, compbench, dry_run, study, sweep, promote, submit)
 SEARCH = (search, serve, gallery, forget)
-RESULTS = (runs, ui, doctor, leaderboard, compare, cross_domain, lineage, verify, reproduce, gc, register, dag)
+RESULTS = (
+    runs,
+    ui,
+    doctor,
+    leaderboard,
+    compare,
+    cross_domain,
+    distractors,
+    lineage,
+    verify,
+    reproduce,
+    gc,
+    register,
+    dag,
+)
 COMMANDS = tuple(module.COMMAND for module in (*PIPELINE, *SEARCH, *RESULTS))
 
 
