@@ -14,7 +14,7 @@ PYTEST = OMP_NUM_THREADS=1 pytest --dist loadfile --no-loadscope-reorder
 CHAOS = --kills 50
 FAULTS =
 
-.PHONY: help setup repro report ui test test-faults test-infra chaos gpu lint smoke dag rooms lock
+.PHONY: help setup repro report ui test test-faults test-infra test-browser chaos gpu lint smoke dag rooms lock
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,7 +46,7 @@ test: setup ## lint, types and tests
 	ruff check .
 	ruff format --check .
 	@mkdir -p .mypy_cache; mypy > .mypy_cache/printed 2>&1 & types=$$!; failed=0; \
-	$(PYTEST) -n 3 -m "not faults and not heavy and not gpu and not infra" || failed=$$?; \
+	$(PYTEST) -n 3 -m "not faults and not heavy and not gpu and not infra and not browser" || failed=$$?; \
 	wait $$types || failed=$$?; \
 	cat .mypy_cache/printed; exit $$failed
 
@@ -55,6 +55,9 @@ test-faults: setup ## slow tests: stages that are killed, stopped, or lose disk 
 
 test-infra: setup ## as root: start Slurm and run infra/slurm, build the image and run a job in it; skips what is not installed
 	OMP_NUM_THREADS=1 pytest -m infra -rs -s tests/infra
+
+test-browser: setup ## drive the search page in Chromium (apt install chromium); without it one line says so
+	OMP_NUM_THREADS=1 pytest -m browser -rs tests/pipelines/serving
 
 chaos: setup ## kill random processes of the smoke pipeline 50 times, and compare with an undisturbed run
 	python tests/faults/chaos.py $(CHAOS)
