@@ -1,6 +1,7 @@
 """Stages long enough to be disturbed in the middle."""
 
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,3 +90,23 @@ def prepared(copy_of_the_checkout: Callable[[Path], Path], tmp_path_factory: pyt
     presets.edit(checkout.root / "params.yaml", LONGER)
     checkout.repro("prepare")
     return checkout
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[object], Path]]:
+    """Mounts a disk of so many MiB; called again, makes it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(mebibytes: object) -> Path:
+        option = f"size={mebibytes}m" + (",remount" if folder.is_mount() else "")
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(folder)], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"cannot mount a file system here ({done.stderr.strip()}): needs root")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)

@@ -1,32 +1,11 @@
 """A disk that is full, and a folder that is away for a while, under a stage in mid-training."""
 
 import os
-import subprocess
 import time
 
 import pytest
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mounts a disk of so many MiB; called again, makes it larger."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(mebibytes):
-        option = f"size={mebibytes}m" + (",remount" if folder.is_mount() else "")
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(folder)], capture_output=True, text=True
-        )
-        if done.returncode:
-            pytest.skip(f"cannot mount a file system here ({done.stderr.strip()}): needs root")
-        return folder
-
-    yield mount
-    if folder.is_mount():
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def size_of(folder):

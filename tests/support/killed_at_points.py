@@ -25,9 +25,9 @@ def _kill_at(number: int) -> None:
         setattr(os, name, wrapped(getattr(os, name)))
 
 
-def killed_at_every_point(act: Callable[[], object]) -> Iterator[int]:
-    """Call `act` in forks of this process that are killed at one point after the other; yield after each, until one ends itself."""
-    for number in range(1000):
+def killed_at_points(act: Callable[[], object], every: int) -> Iterator[int]:
+    """Call `act` in forks of this process that are killed at every n-th point; yield after each, until one ends by itself."""
+    for number in range(0, 1000, every):
         child = os.fork()
         if child == 0:
             code = 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from killed_at_points import killed_at_every_point
+from killed_at_points import killed_at_points
 from small_galleries import Place, content_of, id_of, picture, workspace
 
 from components.errors import DataError, ParameterError
@@ -196,12 +196,13 @@ def test_the_pipelines_own_index_says_what_to_do(place, tmp_path):
         forget(ForgetOptions(tmp_path, ["0"], [], skip_mlflow=False, dry=False), workspace(tmp_path))
 
 
-def test_a_forgetting_that_is_killed_at_any_point_is_completed_by_the_next_update(place):
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.heavy)])
+def test_a_forgetting_that_is_killed_at_any_point_is_completed_by_the_next_update(place, every):
     kept = place.root / "kept"
     shutil.copytree(place.path, kept)
     wanted = traces(place, 0)
     done = []
-    for number in killed_at_every_point(lambda: run(place, id_of(picture(0)), skip=True)):
+    for number in killed_at_points(lambda: run(place, id_of(picture(0)), skip=True), every):
         assert place.gallery.size in (4, 5)
         done.append(bool((place.path / layout.TOMBSTONES).exists()))
         if number % 2:
@@ -213,4 +214,4 @@ def test_a_forgetting_that_is_killed_at_any_point_is_completed_by_the_next_updat
         shutil.rmtree(place.path)
         shutil.copytree(kept, place.path)
     assert done == sorted(done)
-    assert len(done) > 10
+    assert len(done) > 10 / every
