@@ -1,4 +1,4 @@
-"""Text search in the pipeline's gallery: by command line and as an MLflow model.
+"""Galleries of pictures by command line: made, updated, searched, forgotten from, and registered as an MLflow model.
 
-The index itself is in `components.search`.
+What a gallery is, and the search itself, are in `components.search`.
 """

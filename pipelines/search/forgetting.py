@@ -12,11 +12,11 @@ from components.search.gallery.reading import Gallery, current_version, is_pipel
 from components.search.gallery.removal import digests_of, purge, sweep_thumbnails
 from components.search.gallery.tombstones import add_tombstones, tombstones
 from pipelines.locks.file_lock import file_lock
+from pipelines.search.gallery_search import INDEX
 from pipelines.search.gallery_update import build_index, explained_storage
 from pipelines.search.mlflow_copies import MlflowCopies, Wanted
 from pipelines.workspace import Workspace
 
-INDEX = "data/index"
 OF_THE_PIPELINE = (
     "is made by the pipeline, which would make it again: take the pictures out of the data set that `prepare` reads, run `make "
     "repro`, register the new index and delete the older versions, then `dvc gc --workspace` and `python -m pipelines gc`"
