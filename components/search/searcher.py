@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from components.errors import DataError, ParameterError
+from components.search.approximate import ApproximateIndex
 from components.search.encoders import Encoder, open_encoder
 from components.search.filters import Filter
+from components.search.gallery.layout import APPROXIMATE
 from components.search.gallery.reading import Gallery
 from components.search.reranking import POOL, reranked
 from components.search.vectors import Ranked, Vectors
@@ -66,6 +68,10 @@ class Searcher:
             )
         self.gallery, self.encoder = gallery, encoder
         self._vectors = Vectors(gallery.vectors)
+        self._approximate: ApproximateIndex | None = None
+        file = gallery.folder / APPROXIMATE
+        if gallery.approximate is not None and file.exists():
+            self._approximate = ApproximateIndex.open(file, self._vectors, gallery.approximate)
 
     @classmethod
     def open(cls, gallery: str | Path, root: str | Path, model: str | None = None) -> "Searcher":
@@ -130,7 +136,8 @@ class Searcher:
     def _nearest(
         self, vectors: NDArray[np.float32], k: int, among: NDArray[np.bool_] | None, exact: bool
     ) -> list[Ranked]:
-        return self._vectors.nearest(vectors, k, among)
+        searched = self._vectors if exact or self._approximate is None else self._approximate
+        return searched.nearest(vectors, k, among)
 
     def _row(self, picture_id: str | None) -> int | None:
         if picture_id is None:

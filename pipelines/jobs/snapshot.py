@@ -16,14 +16,15 @@ from pipelines.records.code_state import CodeState
 from pipelines.workspace import run_git
 
 CODE = ("components", "pipelines", LOCK)
+RESULTS = ("dvc.lock", "metrics")
+"""What a repro writes. They go with a job, which skips what they say is done, and do not tell one job from another."""
 REPRO = (
     *CODE,
+    *RESULTS,
     "params.yaml",
     "presets",
     "studies",
     "dvc.yaml",
-    "dvc.lock",
-    "metrics",
     ".dvc/config",
     ".dvcignore",
     ".gitignore",
@@ -60,7 +61,7 @@ def require_small(root: Path, files: Iterable[str], limit: int = LIMIT_BYTES) ->
 
 
 def freeze(root: Path, target: Path, below: Iterable[str] = CODE, state: CodeState | None = None) -> str:
-    """Copy the source files of `root` into the new folder `target`. Returns the digest of names and contents.
+    """Copy the source files of `root` into the new folder `target`. Returns the digest of names and contents, but for `RESULTS`.
 
     `state` is written beside them, as the copy is no repository.
     Raises DataError where they are more than LIMIT_BYTES.
@@ -75,7 +76,7 @@ def freeze(root: Path, target: Path, below: Iterable[str] = CODE, state: CodeSta
         contents[name] = file_digest(copy)
     if state is not None:
         state.write(target)
-    return digest(contents)
+    return digest({name: content for name, content in contents.items() if Path(name).parts[0] not in RESULTS})
 
 
 def _mebibytes(size: int) -> str:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,7 @@ class _Update:
                 settings=self.settings,
                 source=self.source,
                 left_out=left_out,
-                build_index=build_index if self.settings["approximate"] else None,
+                build_index=partial(build_index, encoder=encoder) if self.settings["approximate"] else None,
             )
             switch(self.gallery, name)
         unfinished.discard()
@@ -271,11 +272,15 @@ class _Update:
         return same and old.table.equals(table) and read_left_out(old.folder) == list(left_out)
 
 
-def build_index(path: Path, vectors: np.ndarray) -> Mapping[str, Any]:
-    """Write the approximate index of a version, and return the facts that are recorded with it."""
-    from components.search.approximate import build
+def build_index(path: Path, vectors: np.ndarray, encoder: Encoder | None = None) -> Mapping[str, Any]:
+    """Write the approximate index of a version, and return the facts that are recorded with it.
 
-    return build(path, vectors)
+    With the encoder, the recall is measured with sentences as well as with pictures.
+    """
+    from components.search.approximate import MIN_SIZE, SAMPLE_SENTENCES, build
+
+    measured = encoder is not None and len(vectors) >= MIN_SIZE
+    return build(path, vectors, encoder.sentences(SAMPLE_SENTENCES) if encoder and measured else None)
 
 
 def _require_outside(gallery: Path, location: str) -> None:

@@ -116,6 +116,19 @@ def test_the_digest_of_a_snapshot_follows_names_and_contents(tmp_path):
     assert freeze(root, tmp_path / "3") != first
 
 
+def test_results_go_with_a_job_and_do_not_tell_it_from_another(tmp_path):
+    root = repository(tmp_path / "root", {"components/a.py": "1", "params.yaml": "a: 1"})
+    before = freeze(root, tmp_path / "1", REPRO)
+    (root / "metrics/probe").mkdir(parents=True)
+    (root / "metrics/probe/all.json").write_text("{}")
+    (root / "dvc.lock").write_text("stages: {}")
+    assert freeze(root, tmp_path / "2", REPRO) == before
+    assert (tmp_path / "2/dvc.lock").exists()
+    assert (tmp_path / "2/metrics/probe/all.json").exists()
+    (root / "params.yaml").write_text("a: 2")
+    assert freeze(root, tmp_path / "3", REPRO) != before
+
+
 # -- the storage -------------------------------------------------------------------------------------------------------
 
 
