@@ -1,4 +1,4 @@
-"""Text search in a gallery of pictures: a vector index in a folder, and the model that encodes queries."""
+"""Search of a gallery by sentences and pictures: models that embed them, exact and approximate search, filters, re-ranking."""
 
 from typing import Any
 

@@ -7,7 +7,7 @@ exact ones, and what can be wrong is that a picture was not found.
 How many lists are read is chosen when the index is built: as few as give TARGET of the ten best, of pictures and of sentences
 apart. What was reached is measured with other queries than those it was chosen by, and recorded in the gallery.
 
-FAISS's inverted lists and usearch's graphs were compared by `python benchmarks/search.py --libraries`.
+`python benchmarks/search.py --libraries` compares FAISS's inverted lists with usearch's graph.
 """
 
 import os
@@ -130,7 +130,7 @@ def _trained(vectors: NDArray[np.floating]) -> Any:
     """An empty index whose centres are learnt from some of the vectors."""
     import faiss
 
-    lists = int(2 ** round(np.log2(4 * np.sqrt(len(vectors)))))
+    lists = int(min(2 ** round(np.log2(4 * np.sqrt(len(vectors)))), 2 ** np.floor(np.log2(len(vectors) / _PER_LIST))))
     index: Any = faiss.index_factory(vectors.shape[1], f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     index.cp.niter, index.cp.max_points_per_centroid, index.cp.seed = _ITERATIONS, _PER_LIST, _SEED
     count = min(len(vectors), _PER_LIST * lists)
