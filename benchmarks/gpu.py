@@ -35,6 +35,7 @@ from torch import Tensor
 from components.taca.attention import temperature_adjusted_attention
 from components.taca.footprint import MARGIN, count_activations, skeleton, training_memory
 from components.taca.install import enable_taca
+from components.taca.interception import running
 from components.taca.lora import add_lora
 from components.taca.schedule import TemperatureSchedule
 from components.taca.velocity import VelocityTask
@@ -245,7 +246,7 @@ def transformer(device: torch.device, sizes: Sizes) -> list[Row]:
             return out
         with enable_taca(model, taca):
             hook = block.register_forward_pre_hook(
-                lambda _, args, kwargs: given.append((args, kwargs)), with_kwargs=True
+                lambda _, args, kwargs: given.append((args, kwargs, running().adjustment)), with_kwargs=True
             )
             out = model(**arguments, return_dict=False)[0]
             hook.remove()
@@ -257,13 +258,17 @@ def transformer(device: torch.device, sizes: Sizes) -> list[Row]:
         row("TACA changes it", float((on - stock).abs().max()), "largest difference", not torch.equal(on, stock)),
         row("gamma 1 is stock", float((off - stock).abs().max()), "largest difference", torch.equal(off, stock)),
     ]
-    args, kwargs = given[0]
-    plain = {**kwargs, "joint_attention_kwargs": {}}
-    with (
-        torch.no_grad(),
-        enable_taca(model, SCHEDULE),
-    ):  # the processors stay TACA's; without the argument they call the stock one
-        turns = {"stock": lambda: block(*args, **plain), "TACA": lambda: block(*args, **kwargs)}
+    args, kwargs, adjustment = given[0]
+
+    def run_block(taca: Any) -> Any:
+        running().adjustment = taca  # the processors stay TACA's; without an adjustment they call the stock one
+        try:
+            return block(*args, **kwargs)
+        finally:
+            running().adjustment = None
+
+    with torch.no_grad(), enable_taca(model, SCHEDULE):
+        turns = {"stock": lambda: run_block(None), "TACA": lambda: run_block(adjustment)}
         rows += _ratio("one block", take_turns(turns, device, rounds=sizes.rounds, budget=3.0))
     whole = {"stock": lambda: forward(None), "TACA": lambda: forward(SCHEDULE)}
     rows += _ratio("a whole forward", take_turns(whole, device, rounds=sizes.rounds, budget=10.0))

@@ -55,7 +55,7 @@ class AdapterGate:
         self.remove()
 
     def _before(self, transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        timestep = named_arguments(self._parameters, args, kwargs)["timestep"]
+        timestep = named_arguments(self._parameters, args, kwargs)[self._family.timestep_argument]
         active = self._schedule.is_active(self._family.sigma(timestep)).tolist()
         layers = self._layers(transformer)
         if all(active):

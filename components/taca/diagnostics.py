@@ -186,11 +186,13 @@ class _Recorder:
         name: str,
         query: Tensor,
         key: Tensor,
-        text: slice,
+        text: slice | Tensor,
         gamma: Tensor | None,
         attn_mask: Tensor | None,
         scale: float | None,
     ) -> None:
+        if isinstance(text, Tensor):
+            raise ParameterError("text mass: text is at places that differ by sample; draw with batch_size=1")
         effect, queries = (self.schedule.effect, self.schedule.queries) if self.schedule else ("temperature", "image")
         mass = text_attention_mass(
             query,
@@ -232,7 +234,7 @@ def _recorded(transformer: Any, chunk: int) -> Iterator[_Recorder]:
     recorder = _Recorder(family, handle.schedule if handle else None, chunk)
 
     def begin(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        timestep = named_arguments(parameters, args, kwargs)["timestep"]
+        timestep = named_arguments(parameters, args, kwargs)[family.timestep_argument]
         recorder.sigma.append(family.sigma(timestep)[0])  # a sampler gives all samples one level
 
     hook = transformer.register_forward_pre_hook(begin, with_kwargs=True)

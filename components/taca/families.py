@@ -1,21 +1,24 @@
-"""What describes a transformer family: its attention layers, timestep unit and processors, and the pipeline that runs it.
+"""What describes a transformer family: where its joint attention and its text are, its timestep, and the pipeline that runs it.
 
-The families themselves are in `models/`, found by `registry.family_of`; docs/taca.md adds CogVideoX as an example.
+The families themselves are in `models/`, found by `registry.family_of`.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from components.taca.config import Stream
-from components.taca.processors import TemperatureProcessor
+from components.taca.placement import Placement
 from components.taca.sampler import SamplerArguments, spaced_levels
 
 Batch = Mapping[str, Tensor]
+Arguments = Mapping[str, Any]
+"""The arguments of a transformer's forward, by name."""
+Count = str | Callable[[Any], int]
 
 # The suffixes carry "attn." so that they match neither SD3's image-only attn2 nor any feed-forward layer.
 JOINT_ATTENTION_LINEARS = tuple(
@@ -84,55 +87,78 @@ class Conventions:
 
 @dataclass(frozen=True)
 class Family:
-    """A transformer class and what TACA needs to know about it.
+    """A transformer class and what TACA needs to know about it. Its functions are module-level ones, as those of `Conventions`.
 
-    - `stock_processor`: class name of the attention processor that `processor` replaces.
-    - `layers`: the keys of the transformer's config that, added up, are the number of joint attention modules.
-    - `joint_attention`: the last name of those modules ("attn"; SD3's "attn2" is over the image alone). Those below
-      `single_blocks` are single-stream, the others double-stream.
-    - `timestep_scale`: the timestep, as forward takes it, at pure noise.
-    - `attention_kwargs`: forward's argument that reaches the attention processors.
-    - `prefix_tokens`: learned tokens that the transformer puts before the text (AuraFlow's registers). They carry no
-      text, and their logits are left alone.
+    - `stock_processors`: class names of the attention processors of its joint attention layers.
+    - `double`, `single`: where its joint attention is: the name of a list of double-, or single-stream, blocks -> how many of them
+      are joint, a key of the transformer's config (or a function of it, where only the first ones are).
+    - `attention`: the joint attention module in such a block ("attn"; SD3's "attn2" is over the image alone).
+    - `timestep_argument`: forward's argument for the timestep; `timestep_scale` is its value at pure noise, or at none if
+      `timestep_reversed`.
+    - `text`: forward's arguments that carry text tokens (B, T, ...), in the order of the sequence. Text is at its beginning, or at
+      its end if not `text_first`. `prefix_tokens` learned tokens stand before the text (AuraFlow's registers); they carry no text,
+      and their logits are left alone.
+    - `placement(arguments, padding)`: where text is, for a family that cannot be described so. `padding`: whether padding counts as
+      text.
     - `text_mask`: forward's argument that masks padding out of the text, bool (B, at least T), if it has one.
-    - `checkpointed_kwargs`: set where diffusers forgets `attention_kwargs` under gradient checkpointing: the blocks' name
-      of that argument.
-    - `lora_targets`: attention-only LoRA targets (PEFT suffixes).
+    - `masks_padding`: whether no query attends to padding anyway.
+    - `by_sample`: whether its attention is called for each sample apart.
+    - `attention_kwargs`: forward's argument for attention, if any; it then takes `taca_text_mask` and `taca_unconditional`.
+    - `lora_targets`: attention-only LoRA targets for PEFT: suffixes, or a regular expression.
     - `lora_reader`: the class in `diffusers.loaders.lora_pipeline` that reads LoRA files for the family's pipelines, if any.
     - `conventions`: its pipeline; None for a transformer that is patched, but neither trained nor drawn with here.
     """
 
     name: str
     transformer: str
-    stock_processor: str
-    processor: type[TemperatureProcessor]
-    layers: tuple[str, ...]
-    timestep_scale: float
-    joint_attention: str = "attn"
-    single_blocks: str = "single_transformer_blocks"
-    attention_kwargs: str = "joint_attention_kwargs"
+    stock_processors: tuple[str, ...]
+    double: Mapping[str, Count] = field(default_factory=dict)
+    single: Mapping[str, Count] = field(default_factory=dict)
+    attention: str = "attn"
+    timestep_argument: str = "timestep"
+    timestep_scale: float = 1.0
+    timestep_reversed: bool = False
+    text: tuple[str, ...] = ("encoder_hidden_states",)
+    text_first: bool = True
     prefix_tokens: int = 0
+    placement: Callable[[Arguments, bool], Placement] | None = None
     text_mask: str | None = None
-    checkpointed_kwargs: str | None = None
-    lora_targets: tuple[str, ...] = JOINT_ATTENTION_LINEARS
+    masks_padding: bool = False
+    by_sample: bool = False
+    attention_kwargs: str | None = None
+    lora_targets: tuple[str, ...] | str = JOINT_ATTENTION_LINEARS
     lora_reader: str | None = None
     conventions: Conventions | None = None
 
     def sigma(self, timestep: Tensor) -> Tensor:
         """Return the noise level in [0, 1] of a timestep as this transformer's forward takes it; float32, at least 1-d."""
-        return timestep.float().reshape(-1) / self.timestep_scale
+        level = timestep.float().reshape(-1) / self.timestep_scale
+        return 1 - level if self.timestep_reversed else level
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """Return the timestep that this transformer's forward takes for a noise level."""
-        return sigma * self.timestep_scale
+        return (1 - sigma if self.timestep_reversed else sigma) * self.timestep_scale
 
     def joint_layers(self, config: Any) -> int:
         """Return the number of joint attention modules of a transformer with this config."""
-        return sum(getattr(config, key) for key in self.layers)
+        return sum(count for _, count in self.blocks(config))
+
+    def blocks(self, config: Any) -> list[tuple[str, int]]:
+        """Return the lists of blocks with joint attention, and how many of each are joint."""
+        counts = {**self.double, **self.single}
+        return [(name, count(config) if callable(count) else getattr(config, count)) for name, count in counts.items()]
 
     def stream(self, module_name: str) -> Stream:
         """Whether a joint attention module sits in a double- or a single-stream block."""
-        return "single" if module_name.split(".", 1)[0] == self.single_blocks else "double"
+        return "single" if module_name.split(".", 1)[0] in self.single else "double"
+
+    def samples(self, arguments: Arguments) -> int:
+        """Return the number of samples of a forward."""
+        return len(arguments[self.text[0]])
+
+    def text_tokens(self, arguments: Arguments) -> int:
+        """Return the length of a forward's text."""
+        return sum(arguments[name].shape[1] for name in self.text if arguments.get(name) is not None)
 
 
 def forward_parameters(transformer: nn.Module) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The forward pre-hook of a transformer with TACA: each call's timestep becomes the adjustment that its layers are given."""
+"""The forward hooks of a transformer with TACA: each call's timestep becomes the adjustment that its layers make."""
 
 import logging
 from functools import partial
@@ -10,6 +10,8 @@ from torch import Tensor
 from components.errors import ParameterError
 from components.taca.families import Family, named_arguments
 from components.taca.guidance import NamedPasses, unconditional_samples
+from components.taca.interception import running
+from components.taca.placement import Contiguous
 from components.taca.processors import Adjustment
 from components.taca.replacement import ReplacedProcessors
 from components.taca.sampler import LARGEST_SIGMA
@@ -22,7 +24,7 @@ _UNCONDITIONAL = "taca_unconditional"
 
 
 class Injection:
-    """The forward pre-hook: timestep -> gamma -> attention keyword argument `taca`.
+    """The forward pre-hook and hook: timestep -> gamma -> the adjustment that is in force while the forward runs.
 
     parameters: the names of the forward's arguments. passes: None unless the schedule leaves out the unconditional half.
     """
@@ -40,37 +42,37 @@ class Injection:
         self._checkpointing: Any = None
         self._warned = False
 
-    def __call__(
+    def before(
         self, transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The forward pre-hook."""
         family, schedule = self._family, self._schedule
         if not torch.compiler.is_compiling():
             self._processors.check()
         arguments = named_arguments(self._parameters, args, kwargs)
-        # A copy: the dictionary is the caller's, and usually serves every step.
-        attention = dict(arguments.get(family.attention_kwargs) or {})
-        given = {name: attention.pop(name) for name in (_TEXT_MASK, _UNCONDITIONAL) if name in attention}
-        sigma = family.sigma(arguments["timestep"])
+        given: dict[str, Any] = {}
+        if family.attention_kwargs is not None and arguments.get(family.attention_kwargs):
+            # A copy: the dictionary is the caller's, and usually serves every step.
+            attention = dict(arguments[family.attention_kwargs])
+            given = {name: attention.pop(name) for name in (_TEXT_MASK, _UNCONDITIONAL) if name in attention}
+        sigma = family.sigma(arguments[family.timestep_argument])
         on = _is_on(schedule, sigma)
-        observed = any(processor.observer is not None for processor in self._processors.joint)
         if on:
             self.warn_of_feature_cache(transformer)
-        if on or observed:
-            tokens = arguments["encoder_hidden_states"].shape[1]
-            text = min(tokens, schedule.text_length or tokens)
-            attention["taca"] = Adjustment(
-                gamma=self._gamma(arguments, sigma, text, given) if on else None,
-                text_length=text + family.prefix_tokens,
-                appended=tokens - text,
-                effect=schedule.effect,
-                queries=schedule.queries,
-            )
-        elif not given:
+        if on or any(processor.observer is not None for processor in self._processors.joint):
+            adjustment = self._adjustment(arguments, sigma if on else None, given)
+            running().adjustment = adjustment
+            if torch.is_grad_enabled() and getattr(transformer, "gradient_checkpointing", False):
+                self._checkpoint_with(transformer, adjustment)
+        if not given:
             return None
-        arguments[family.attention_kwargs] = attention
-        if family.checkpointed_kwargs and torch.is_grad_enabled() and transformer.gradient_checkpointing:
-            self._checkpoint_with(transformer, {family.checkpointed_kwargs: attention})
-        return (), arguments
+        return (), {**arguments, str(family.attention_kwargs): attention}
+
+    def after(self, transformer: Any, args: tuple[Any, ...], output: Any) -> None:
+        """The forward hook."""
+        running().adjustment = None
+        if self._checkpointing is not None:
+            transformer._gradient_checkpointing_func, self._checkpointing = self._checkpointing, None
 
     def warn_of_feature_cache(self, transformer: Any) -> None:
         """Warn, once, if a feature cache of diffusers is enabled and the temperature changes between steps."""
@@ -86,30 +88,51 @@ class Injection:
                 self._family.transformer,
             )
 
-    def after(self, transformer: Any, args: tuple[Any, ...], output: Any) -> None:
-        """The forward hook: undo what `_checkpoint_with` did for this forward."""
-        if self._checkpointing is not None:
-            transformer._gradient_checkpointing_func, self._checkpointing = self._checkpointing, None
+    def _adjustment(self, arguments: dict[str, Any], sigma: Tensor | None, given: dict[str, Any]) -> Adjustment:
+        """Return the adjustment of a forward.
 
-    def _gamma(self, arguments: dict[str, Any], sigma: Tensor, length: int, given: dict[str, Any]) -> Tensor:
+        sigma: None for stock attention, which is only observed. given: the caller's arguments for TACA, by name.
+        """
+        family, schedule = self._family, self._schedule
+        if family.placement is not None:
+            if schedule.text_length is not None:
+                raise ParameterError(f"TACA: text_length is not supported for {family.transformer}; leave it None")
+            placement, length = family.placement(arguments, schedule.padding), None
+        else:
+            tokens = family.text_tokens(arguments)
+            length = min(tokens, schedule.text_length or tokens)
+            start = 0 if family.text_first else -tokens
+            stop = start + length + family.prefix_tokens
+            placement = Contiguous(slice(start, stop or None))
+        return Adjustment(
+            gamma=None if sigma is None else self._gamma(arguments, sigma, length, given),
+            placement=placement,
+            effect=schedule.effect,
+            queries=schedule.queries,
+            by_sample=family.by_sample,
+        )
+
+    def _gamma(self, arguments: dict[str, Any], sigma: Tensor, length: int | None, given: dict[str, Any]) -> Tensor:
         """Return the temperature over text keys: (B, 1, 1, 1), or (B, T, 1, 1) where tokens differ; float32.
 
-        length: the tokens that are text. given: what the caller said about them, by argument.
+        length: the tokens that are text, None where the placement of the family says which are.
         """
         family, schedule = self._family, self._schedule
         gamma = schedule.gamma_at(sigma).view(-1, 1, 1, 1)
+        batch = family.samples(arguments)
         if not schedule.unconditional:
-            rows = self._unconditional(arguments["encoder_hidden_states"], given.get(_UNCONDITIONAL))
-            gamma = torch.where(rows.to(gamma.device), torch.ones_like(gamma), gamma)
-        if schedule.queries == "text":
-            return gamma  # over image keys, which have neither padding nor a prefix
-        batch = arguments["encoder_hidden_states"].shape[0]
-        if not schedule.padding:
+            rows = self._unconditional(arguments, batch, gamma.device, given.get(_UNCONDITIONAL))
+            gamma = torch.where(rows, torch.ones_like(gamma), gamma)
+        if schedule.queries == "text" or length is None:
+            return gamma  # over image keys, which have neither padding nor a prefix; or over text keys without either
+        if not schedule.padding and not family.masks_padding:
             if family.text_mask is None and _TEXT_MASK not in given:
-                raise ParameterError(
-                    f"TACA: padding=False needs a mask of the text; pass {family.attention_kwargs}="
-                    f'{{"{_TEXT_MASK}": (batch, {length}) bool}} with each call'
+                way = (
+                    f'pass {family.attention_kwargs}={{"{_TEXT_MASK}": ({batch}, {length}) bool}} with each call'
+                    if family.attention_kwargs
+                    else f"which {family.transformer} cannot be given; use padding=True"
                 )
+                raise ParameterError(f"TACA: padding=False needs a mask of the text; {way}")
             mask = given[_TEXT_MASK] if _TEXT_MASK in given else arguments.get(family.text_mask or "")
             if mask is not None:  # None, given or passed by the pipeline: nothing is padding
                 gamma = torch.where(_words(mask, batch, length, gamma.device), gamma, torch.ones_like(gamma))
@@ -118,38 +141,56 @@ class Injection:
             gamma = torch.cat([torch.ones_like(gamma[:, :1]).expand(-1, family.prefix_tokens, -1, -1), gamma], dim=1)
         return gamma
 
-    def _unconditional(self, text: Tensor, given: Any) -> Tensor:
-        """Return which samples of the text belong to the unconditional half of guidance: (B, 1, 1, 1) bool.
+    def _unconditional(self, arguments: dict[str, Any], batch: int, device: torch.device, given: Any) -> Tensor:
+        """Return which samples belong to the unconditional half of guidance: (B, 1, 1, 1) bool.
 
         given: the argument `taca_unconditional`, if any.
         """
-        rows = torch.zeros(len(text), dtype=torch.bool, device=text.device)
+        rows = torch.zeros(batch, dtype=torch.bool, device=device)
         if given is not None:
-            given = torch.as_tensor(given, device=text.device).bool()
+            given = torch.as_tensor(given, device=device).bool()
             if given.shape not in ((), rows.shape):
                 raise ParameterError(
-                    f"TACA: {_UNCONDITIONAL} has shape {tuple(given.shape)}; give one bool, or ({len(text)},)"
+                    f"TACA: {_UNCONDITIONAL} has shape {tuple(given.shape)}; give one bool, or ({batch},)"
                 )
             rows |= given
         elif self._passes is not None and self._passes.unconditional is not None:
             rows |= self._passes.unconditional
-        elif (found := unconditional_samples(text)) is not None:
+        elif (found := unconditional_samples(arguments[self._family.text[0]])) is not None:
             rows[found] = True
         elif not torch.is_grad_enabled():  # training has no two halves
+            kwargs = self._family.attention_kwargs
+            way = (
+                f'pass {kwargs}={{"{_UNCONDITIONAL}": True, False or (batch,) bool}} with each call, or '
+                if kwargs
+                else ""
+            )
             raise ParameterError(
-                "TACA: unconditional=False, but this call does not say which samples are unconditional; pass "
-                f'{self._family.attention_kwargs}={{"{_UNCONDITIONAL}": True, False or (batch,) bool}} with each call, or use '
-                "unconditional=True"
+                "TACA: unconditional=False, but this call does not say which samples are unconditional; "
+                f"{way}use unconditional=True"
             )
         return rows.view(-1, 1, 1, 1)
 
-    def _checkpoint_with(self, transformer: Any, arguments: dict[str, Any]) -> None:
-        """Bind the arguments that this transformer's own checkpointing leaves out to the blocks of this forward.
+    def _checkpoint_with(self, transformer: Any, adjustment: Adjustment) -> None:
+        """Bind this forward's adjustment to the blocks that it checkpoints.
 
         The recomputation then uses the temperature of its own forward, also if others ran in between.
         """
         self._checkpointing = checkpoint = transformer._gradient_checkpointing_func
-        transformer._gradient_checkpointing_func = lambda block, *args: checkpoint(partial(block, **arguments), *args)
+        transformer._gradient_checkpointing_func = lambda block, *args, **kwargs: checkpoint(
+            partial(_run_adjusted, adjustment, block), *args, **kwargs
+        )
+
+
+def _run_adjusted(adjustment: Adjustment, block: Any, *args: Any, **kwargs: Any) -> Any:
+    if torch.compiler.is_compiling():  # backward then runs what was traced, and no block again
+        return block(*args, **kwargs)
+    here = running()
+    before, here.adjustment = here.adjustment, adjustment
+    try:
+        return block(*args, **kwargs)
+    finally:
+        here.adjustment = before
 
 
 def _words(mask: Any, batch: int, length: int, device: torch.device) -> Tensor:

@@ -1,7 +1,7 @@
 """Install TACA in a diffusers transformer, and remove it.
 
-Two things are installed: attention processors in every joint attention layer (`replacement.py`), and a forward pre-hook on the
-transformer (`injection.py`) that turns each call's timestep into the arguments of those processors. Pipelines, training loops,
+Two things are installed: attention processors in every joint attention layer (`replacement.py`), and forward hooks on the
+transformer (`injection.py`) that turn each call's timestep into the adjustment of those layers. Pipelines, training loops,
 the two forwards of classifier-free guidance and gradient checkpointing all use that one path; nothing is done per step.
 
 The release of the paper finds modules by class name and silently patches none on newer diffusers; here the number of
@@ -41,9 +41,10 @@ class TacaHandle:
         parameters = forward_parameters(transformer)
         injection = Injection(family, schedule, self._processors, parameters, self._passes)
         injection.warn_of_feature_cache(transformer)
-        self._hooks: list[RemovableHandle] = [transformer.register_forward_pre_hook(injection, with_kwargs=True)]
-        if family.checkpointed_kwargs:
-            self._hooks.append(transformer.register_forward_hook(injection.after, always_call=True))
+        self._hooks: list[RemovableHandle] = [
+            transformer.register_forward_pre_hook(injection.before, with_kwargs=True),
+            transformer.register_forward_hook(injection.after, always_call=True),
+        ]
 
     @property
     def joint_processors(self) -> list[TemperatureProcessor]:

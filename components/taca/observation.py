@@ -14,9 +14,9 @@ def observe_attention(transformer: Any, observer: Observer) -> Iterator[None]:
     """Call `observer` for every joint attention layer of every forward inside the block.
 
     transformer: one that TACA supports, or a pipeline. `observer(layer, query, key, text, gamma, attn_mask, scale)`
-    receives the layer's module name; query and key (B, S, H, D) after normalisation and rotation; the slice of the text;
-    gamma as it broadcasts to the text keys (B, T, H, 1), None for stock attention; the mask; the softmax scale,
-    None for 1/sqrt(D). Neither outputs nor whether TACA is enabled change.
+    receives the layer's module name; query and key (B, S, H, D) after normalisation and rotation; the slice of the text, or
+    bool (B, S) where its place differs by sample; gamma as it broadcasts to the text keys (B, T, H, 1), None for stock
+    attention; the mask; the softmax scale, None for 1/sqrt(D). Neither outputs nor whether TACA is enabled change.
     """
     handle = taca_handle(transformer)
     temporary = enable_taca(transformer, TemperatureSchedule(gamma=1.0)) if handle is None else None

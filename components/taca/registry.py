@@ -9,13 +9,11 @@ from torch import nn
 
 from components.errors import ParameterError
 from components.taca.families import Conventions, Family
-from components.taca.models.auraflow import AURAFLOW
-from components.taca.models.chroma import CHROMA
-from components.taca.models.flux import FLUX
-from components.taca.models.qwen_image import QWEN_IMAGE
-from components.taca.models.sd3 import SD3
+from components.taca.models import auraflow, chroma, flux, qwen_image, sd3
 
-_FAMILIES = (FLUX, SD3, CHROMA, QWEN_IMAGE, AURAFLOW)
+# Imported by name, since the sources of a stage are found by reading import statements.
+_MODULES = (flux, sd3, chroma, qwen_image, auraflow)
+_FAMILIES = [value for module in _MODULES for value in vars(module).values() if isinstance(value, Family)]
 FAMILIES: dict[str, Family] = {family.transformer: family for family in _FAMILIES}
 CONVENTIONS: dict[str, Conventions] = {kind.pipeline: kind for kind in (f.conventions for f in _FAMILIES) if kind}
 

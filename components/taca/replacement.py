@@ -4,12 +4,12 @@ from typing import Any
 
 from components.errors import ParameterError
 from components.taca.families import Family
-from components.taca.processors import StockProcessor, TemperatureProcessor
+from components.taca.processors import TemperatureProcessor, wrapped
 from components.taca.schedule import TemperatureSchedule
 
 
 class ReplacedProcessors:
-    """Replaces the processors of a transformer. All modules are checked before the first is changed.
+    """Replaces the processors of a transformer's joint attention. All modules are checked before the first is changed.
 
     `joint` holds the processors of all joint attention layers, in the order of the forward pass. Raises `ParameterError` for
     processors other than the family's stock ones, a number of layers that is not the config's, and a selection without layers.
@@ -17,38 +17,19 @@ class ReplacedProcessors:
 
     def __init__(self, transformer: Any, family: Family, schedule: TemperatureSchedule) -> None:
         self._family = family
-        joint: list[tuple[str, Any]] = []
-        other: list[Any] = []
-        for name, module in transformer.named_modules():
-            if not hasattr(module, "set_processor"):
-                continue
+        modules = dict(_joint_modules(transformer, family))
+        for name, module in modules.items():
             found = type(module.processor).__name__
-            if found != family.stock_processor:
+            if found not in family.stock_processors:
                 raise ParameterError(
-                    f"TACA: {name} of {family.transformer} uses {found}, which TACA would drop (IP-Adapter and fused "
-                    f"processors are not supported); restore {family.stock_processor} first"
+                    f"TACA: {name} of {family.transformer} uses {found}, which TACA does not know (IP-Adapter and fused "
+                    f"processors are not supported); restore {' or '.join(family.stock_processors)} first"
                 )
-            if name.rsplit(".", 1)[-1] == family.joint_attention:
-                joint.append((name, module))
-            else:
-                other.append(module)
-        expected = family.joint_layers(transformer.config)
-        if len(joint) != expected:
-            raise ParameterError(
-                f"TACA: found {len(joint)} joint attention modules in {family.transformer}, its config says {expected}; "
-                "this version of diffusers is laid out differently"
-            )
-        selected = _selected(schedule, family, [name for name, _ in joint])
-        self.joint: list[TemperatureProcessor] = [
-            family.processor(module.processor, name, selected=name in selected) for name, module in joint
-        ]
-        modules = [module for _, module in joint]
-        self._installed: list[tuple[Any, TemperatureProcessor | StockProcessor]] = [
-            *zip(modules, self.joint, strict=True),
-            *((module, StockProcessor(module.processor)) for module in other),
-        ]
+        selected = _selected(schedule, family, list(modules))
+        self.joint = [wrapped(module.processor, name, selected=name in selected) for name, module in modules.items()]
+        self._installed: list[tuple[Any, TemperatureProcessor]] = list(zip(modules.values(), self.joint, strict=True))
         for module, processor in self._installed:
-            module.set_processor(processor)
+            module.processor = processor
 
     def check(self) -> None:
         """Raise `ParameterError` if something replaced the processors (an IP-Adapter does) or fused projections under a LoRA."""
@@ -72,8 +53,32 @@ class ReplacedProcessors:
         """Put the original processors back, except where something else replaced ours."""
         for module, processor in self._installed:
             if module.processor is processor:
-                module.set_processor(processor.original)
+                module.processor = processor.original
         self._installed, self.joint = [], []
+
+
+def _joint_modules(transformer: Any, family: Family) -> list[tuple[str, Any]]:
+    """Return the joint attention modules by name, in the order of the forward pass."""
+    found = []
+    for blocks, expected in family.blocks(transformer.config):
+        present = dict(transformer.get_submodule(blocks).named_children())
+        names = [f"{number}.{family.attention}" for number in list(present)[:expected]]
+        modules = [_submodule(transformer.get_submodule(blocks), name) for name in names]
+        all_joint = isinstance(family.double.get(blocks, family.single.get(blocks)), str)
+        if len(modules) != expected or None in modules or (all_joint and len(present) != expected):
+            raise ParameterError(
+                f"TACA: found {sum(module is not None for module in modules)} joint attention modules in {blocks} of "
+                f"{family.transformer}, its config says {expected}; this version of diffusers is laid out differently"
+            )
+        found += [(f"{blocks}.{name}", module) for name, module in zip(names, modules, strict=True)]
+    return found
+
+
+def _submodule(blocks: Any, name: str) -> Any:
+    """Return a module with an attention processor, by name; None if there is none."""
+    for part in name.split("."):
+        blocks = getattr(blocks, part, None)
+    return blocks if hasattr(blocks, "processor") else None
 
 
 def _selected(schedule: TemperatureSchedule, family: Family, layers: list[str]) -> set[str]:

@@ -8,42 +8,23 @@ import pytest
 import torch
 from small_transformers import Small, _random
 from test_install import explicit_output, run
-from torch import Tensor
 
 from components.errors import ParameterError
 from components.taca import Family, TemperatureSchedule, enable_taca, register_family
-from components.taca.processors import Adjustment, TemperatureProcessor
 from components.taca.registry import FAMILIES
 
 SCHEDULE = TemperatureSchedule(gamma=1.6, threshold=0.9)
 
 
 # The example of docs/taca.md.
-class CogVideoXTemperatureProcessor(TemperatureProcessor):
-    def __call__(
-        self, attn, hidden_states, encoder_hidden_states, attention_mask=None, image_rotary_emb=None, taca=None
-    ):  # type: ignore[no-untyped-def]
-        if taca is None:
-            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        from diffusers.models.embeddings import apply_rotary_emb
-
-        def rotate(part: Tensor, of: str) -> Tensor:
-            return part if of == "text" else apply_rotary_emb(part, image_rotary_emb, sequence_dim=1)
-
-        rotation = None if image_rotary_emb is None else rotate
-        return self.attend(attn, taca, hidden_states, encoder_hidden_states, rotate=rotation)
-
-
 COGVIDEOX = Family(
     name="cogvideox",
     transformer="CogVideoXTransformer3DModel",
-    stock_processor="CogVideoXAttnProcessor2_0",
-    processor=CogVideoXTemperatureProcessor,
-    layers=("num_layers",),
-    joint_attention="attn1",
+    stock_processors=("CogVideoXAttnProcessor2_0",),
+    double={"transformer_blocks": "num_layers"},
+    attention="attn1",
     timestep_scale=1000.0,
     attention_kwargs="attention_kwargs",
-    lora_targets=("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"),
 )
 
 
@@ -142,13 +123,3 @@ def small_unet() -> Any:
 def test_separate_cross_attention_is_told_that_taca_has_no_meaning_there(build: Any) -> None:
     with pytest.raises(ParameterError, match="no meaning"):
         enable_taca(build(), SCHEDULE)
-
-
-def test_an_adjustment_moves_with_its_block_and_keeps_its_precision() -> None:
-    """Offloading calls `to` on a block's arguments; FSDP casts tensors that it finds in tuples and dictionaries."""
-    adjustment = Adjustment(torch.full((2, 1, 1, 1), 1.2), 6)
-    moved = adjustment.to("meta", non_blocking=True)
-    assert moved.gamma is not None
-    assert moved.gamma.device.type == "meta"
-    assert moved.gamma.dtype == torch.float32
-    assert torch.utils._pytree.tree_leaves({"taca": adjustment}) == [adjustment]

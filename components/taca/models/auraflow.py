@@ -6,25 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from components.taca.families import Conventions, Family
-from components.taca.processors import Adjustment, TemperatureProcessor
 from components.taca.sampler import nothing
-
-
-class AuraFlowTemperatureProcessor(TemperatureProcessor):
-    """Replaces `AuraFlowAttnProcessor2_0` in double- and single-stream blocks: text first, a special scale, and a mask that is
-    ignored, as in the original."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        taca: Adjustment | None = None,
-    ) -> Any:
-        if taca is None:
-            return self.original(attn, hidden_states, encoder_hidden_states)
-        return self.attend(attn, taca, hidden_states, encoder_hidden_states, scale=attn.scale)
 
 
 def _max_text_tokens(config: Mapping[str, Any]) -> int:
@@ -44,13 +26,11 @@ def _latents(vae: Any, pixels: Tensor) -> Tensor:
 AURAFLOW = Family(
     name="auraflow",
     transformer="AuraFlowTransformer2DModel",
-    stock_processor="AuraFlowAttnProcessor2_0",
-    processor=AuraFlowTemperatureProcessor,
-    layers=("num_mmdit_layers", "num_single_dit_layers"),
-    timestep_scale=1.0,
+    stock_processors=("AuraFlowAttnProcessor2_0",),
+    double={"joint_transformer_blocks": "num_mmdit_layers"},
+    single={"single_transformer_blocks": "num_single_dit_layers"},
     attention_kwargs="attention_kwargs",
     prefix_tokens=8,
-    checkpointed_kwargs="attention_kwargs",
     lora_reader="AuraFlowLoraLoaderMixin",
     conventions=Conventions(
         pipeline="AuraFlowPipeline",

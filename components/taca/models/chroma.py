@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from components.taca.families import Batch, Conventions, Family
-from components.taca.models.flux import FluxTemperatureProcessor, token_positions
+from components.taca.models.flux import token_positions
 
 
 def _forward_arguments(batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -29,12 +29,11 @@ def _embed(pipe: Any, captions: list[str], length: int) -> dict[str, Tensor]:
 CHROMA = Family(
     name="chroma",
     transformer="ChromaTransformer2DModel",
-    stock_processor="FluxAttnProcessor",
-    processor=FluxTemperatureProcessor,
-    layers=("num_layers", "num_single_layers"),
-    timestep_scale=1.0,
+    stock_processors=("FluxAttnProcessor",),
+    double={"transformer_blocks": "num_layers"},
+    single={"single_transformer_blocks": "num_single_layers"},
     text_mask="attention_mask",  # over text and image; Chroma's text keeps one padding token in it
-    checkpointed_kwargs="joint_attention_kwargs",
+    attention_kwargs="joint_attention_kwargs",
     lora_reader="FluxLoraLoaderMixin",
     conventions=Conventions(
         pipeline="ChromaPipeline",

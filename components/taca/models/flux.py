@@ -7,43 +7,7 @@ import torch
 from torch import Tensor
 
 from components.taca.families import Batch, Conventions, Family
-from components.taca.processors import Adjustment, Part, TemperatureProcessor
 from components.taca.sampler import spaced_levels_unless_flow
-
-
-class FluxTemperatureProcessor(TemperatureProcessor):
-    """Replaces `FluxAttnProcessor` in double- and single-stream blocks (FLUX, Chroma)."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-        taca: Adjustment | None = None,
-    ) -> Any:
-        """As the original, with `taca`. The rotary embedding covers the joint sequence, its text first."""
-        if taca is None:
-            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        from diffusers.models.embeddings import apply_rotary_emb
-
-        texts = taca.text_length + taca.appended
-        rows = {"text": slice(0, texts), "image": slice(texts, None), "joint": slice(None)}
-
-        def rotate(part: Tensor, of: Part) -> Tensor:
-            cos, sin = image_rotary_emb
-            rotated: Tensor = apply_rotary_emb(part, (cos[rows[of]], sin[rows[of]]), sequence_dim=1)
-            return rotated
-
-        return self.attend(
-            attn,
-            taca,
-            hidden_states,
-            encoder_hidden_states,
-            rotate=None if image_rotary_emb is None else rotate,
-            attn_mask=attention_mask,
-        )
 
 
 def token_positions(batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -70,10 +34,10 @@ def _guidance(pipe: Any, scale: float, embedded: float) -> dict[str, Any]:
 FLUX = Family(
     name="flux",
     transformer="FluxTransformer2DModel",
-    stock_processor="FluxAttnProcessor",
-    processor=FluxTemperatureProcessor,
-    layers=("num_layers", "num_single_layers"),
-    timestep_scale=1.0,
+    stock_processors=("FluxAttnProcessor",),
+    double={"transformer_blocks": "num_layers"},
+    single={"single_transformer_blocks": "num_single_layers"},
+    attention_kwargs="joint_attention_kwargs",
     lora_reader="FluxLoraLoaderMixin",
     conventions=Conventions(
         pipeline="FluxPipeline",

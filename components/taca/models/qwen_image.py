@@ -8,45 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from components.taca.families import Batch, Conventions, Family
-from components.taca.processors import Adjustment, Part, TemperatureProcessor
-
-
-class QwenTemperatureProcessor(TemperatureProcessor):
-    """Replaces `QwenDoubleStreamAttnProcessor2_0`: text first, complex rotary embeddings for each stream, padding masked."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_hidden_states_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-        taca: Adjustment | None = None,
-    ) -> Any:
-        if taca is None or attention_mask is not None:  # the original explains why it takes no other mask
-            return self.original(
-                attn, hidden_states, encoder_hidden_states, encoder_hidden_states_mask, attention_mask, image_rotary_emb
-            )
-        from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
-
-        def rotate(part: Tensor, of: Part) -> Tensor:
-            of_image, of_text = image_rotary_emb
-            rotated: Tensor = apply_rotary_emb_qwen(part, of_text if of == "text" else of_image, use_real=False)
-            return rotated
-
-        mask = None
-        if encoder_hidden_states_mask is not None:
-            images = encoder_hidden_states_mask.new_ones(hidden_states.shape[:2])
-            mask = torch.cat([encoder_hidden_states_mask, images], dim=1)[:, None, None, :]  # (B, 1, 1, T + I)
-        return self.attend(
-            attn,
-            taca,
-            hidden_states,
-            encoder_hidden_states,
-            rotate=None if image_rotary_emb is None else rotate,
-            attn_mask=mask,
-        )
 
 
 def _forward_arguments(batch: Batch, dtype: torch.dtype) -> dict[str, Any]:
@@ -87,10 +48,8 @@ def _latents(vae: Any, pixels: Tensor) -> Tensor:
 QWEN_IMAGE = Family(
     name="qwen-image",
     transformer="QwenImageTransformer2DModel",
-    stock_processor="QwenDoubleStreamAttnProcessor2_0",
-    processor=QwenTemperatureProcessor,
-    layers=("num_layers",),
-    timestep_scale=1.0,
+    stock_processors=("QwenDoubleStreamAttnProcessor2_0",),
+    double={"transformer_blocks": "num_layers"},
     attention_kwargs="attention_kwargs",
     text_mask="encoder_hidden_states_mask",
     lora_reader="QwenImageLoraLoaderMixin",

@@ -6,27 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from components.taca.families import Conventions, Family
-from components.taca.processors import Adjustment, TemperatureProcessor
 from components.taca.sampler import resolution_shift
-
-
-class SD3TemperatureProcessor(TemperatureProcessor):
-    """Replaces diffusers' `JointAttnProcessor2_0` in SD3's joint attention: image first, no rotary embedding, and a mask
-    that is ignored, as in the original."""
-
-    text_first = False
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        taca: Adjustment | None = None,
-    ) -> Any:
-        if taca is None or encoder_hidden_states is None:
-            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask)
-        return self.attend(attn, taca, hidden_states, encoder_hidden_states)
 
 
 def _max_text_tokens(config: Mapping[str, Any]) -> int:
@@ -43,10 +23,11 @@ def _embed(pipe: Any, captions: list[str], length: int) -> dict[str, Tensor]:
 SD3 = Family(
     name="sd3",
     transformer="SD3Transformer2DModel",
-    stock_processor="JointAttnProcessor2_0",
-    processor=SD3TemperatureProcessor,
-    layers=("num_layers",),
+    stock_processors=("JointAttnProcessor2_0",),
+    double={"transformer_blocks": "num_layers"},
+    text_first=False,
     timestep_scale=1000.0,
+    attention_kwargs="joint_attention_kwargs",
     lora_reader="SD3LoraLoaderMixin",
     conventions=Conventions(
         pipeline="StableDiffusion3Pipeline",

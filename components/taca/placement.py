@@ -1,0 +1,120 @@
+"""Where text and image are in the sequence of a joint attention, and which block of its logits the temperature changes."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from components.errors import ParameterError
+from components.taca.config import Queries
+
+Columns = slice | Tensor
+"""Keys: a slice with both ends, or bool (B or 1, S)."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Query rows [start, stop). samples: bool (B, rows), True where a row is adjusted, for rows that differ by sample."""
+
+    start: int
+    stop: int
+    adjusted: bool
+    samples: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """The block of logits that changes: the adjusted ones of all query rows, `segments` in their order, x the keys `columns`."""
+
+    columns: Columns
+    segments: tuple[Segment, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no logit changes."""
+        no_column = isinstance(self.columns, slice) and self.columns.start >= self.columns.stop
+        return no_column or not any(segment.adjusted or segment.samples is not None for segment in self.segments)
+
+
+class Placement:
+    """Where the text of one forward is in the keys and queries of its joint attention."""
+
+    def block(self, queries: Queries, rows: int, keys: int) -> Block | None:
+        """Return the block that changes in an attention of `rows` queries over `keys` keys; None for a call to leave alone."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Contiguous(Placement):
+    """Text is one slice of a joint sequence, in keys and queries alike; negative ends count from the end of the sequence.
+
+    image: the image tokens, None for all that are not text; tokens that are neither stay as they are.
+    """
+
+    text: slice
+    image: slice | None = None
+
+    def block(self, queries: Queries, rows: int, keys: int) -> Block | None:
+        if rows != keys:
+            raise ParameterError(f"TACA needs joint attention: {rows} queries against {keys} keys")
+        text = _ends(self.text, keys)
+        image = None if self.image is None else _ends(self.image, keys)
+        if queries == "text":
+            if image is None and text.start > 0 and text.stop < keys:
+                raise ParameterError("TACA: queries = text needs the image in one piece; use queries = image here")
+            columns = image or (slice(text.stop, keys) if text.start == 0 else slice(0, text.start))
+            return Block(columns, segments([text], rows))
+        adjusted = [slice(0, text.start), slice(text.stop, rows)] if image is None else [image]
+        return Block(text, segments(adjusted, rows))
+
+
+@dataclass(frozen=True)
+class ImageQueries(Placement):
+    """Only image tokens are queries; text is one slice of the keys."""
+
+    text: slice
+
+    def block(self, queries: Queries, rows: int, keys: int) -> Block | None:
+        return Block(_ends(self.text, keys), segments([slice(0, rows)], rows))
+
+
+@dataclass(frozen=True)
+class Spans(Placement):
+    """Text is at places that differ by sample: tokens [start, stop) of each; all other tokens count as image."""
+
+    spans: tuple[tuple[int, int], ...]
+    device: torch.device
+
+    def block(self, queries: Queries, rows: int, keys: int) -> Block | None:
+        if len(set(self.spans)) == 1:
+            return Contiguous(slice(*self.spans[0])).block(queries, rows, keys)
+        position = torch.arange(keys, device=self.device)[None]
+        starts, stops = (torch.tensor(ends, device=self.device)[:, None] for ends in zip(*self.spans, strict=True))
+        text = (position >= starts) & (position < stops)  # (B, S)
+        # Only between these ends are the rows of some samples text and those of others image.
+        edges = sorted({0, rows, *(end for ends in zip(*self.spans, strict=True) for end in (min(ends), max(ends)))})
+        adjusted = text if queries == "text" else ~text
+        parts = []
+        for start, stop in pairwise(edges):
+            inside = [start < last and stop > first for first, last in self.spans]
+            if any(inside) and not all(first <= start and stop <= last for first, last in self.spans):
+                parts.append(Segment(start, stop, False, adjusted[:, start:stop]))
+            else:
+                parts.append(Segment(start, stop, any(inside) == (queries == "text")))
+        return Block(~text if queries == "text" else text, tuple(parts))
+
+
+def segments(adjusted: list[slice], rows: int) -> tuple[Segment, ...]:
+    """Return all of `rows` query rows in segments, with `adjusted` slices (in order) apart from the others."""
+    parts, done = [], 0
+    for part in adjusted:
+        parts += [Segment(done, part.start, False), Segment(part.start, part.stop, True)]
+        done = part.stop
+    parts.append(Segment(done, rows, False))
+    return tuple(part for part in parts if part.start < part.stop)
+
+
+def _ends(part: slice, length: int) -> slice:
+    start, stop, _ = part.indices(length)
+    return slice(start, max(start, stop))
