@@ -153,6 +153,7 @@ def test_a_forward_that_fails_leaves_no_temperature_behind() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_a_compiled_model_trains_as_an_uncompiled_one_under_checkpointing() -> None:
     gradients = []
     for compiled in (False, True):
