@@ -28,6 +28,10 @@ _TO_CHANGE = (
     ("Failed to parse", _NO_ADDRESS),
     ("out-of-date database schema", _SCHEMA),
     ("Can't locate revision", _SCHEMA),
+    (
+        "already exists\n[SQL: \nCREATE TABLE",
+        "has only some of its tables: what made or migrated them was killed. Restore the file, or move it away",
+    ),
     ("file is not a database", "is no database: give another file"),
     ("unable to open database file", "cannot be opened: check that its folder is there and may be written"),
     ("readonly database", "cannot be written: check the rights of the file and its folder"),

@@ -22,6 +22,7 @@ from pipelines.locks.machine import installation, visible_from
 from pipelines.redaction import without_secrets
 from pipelines.scratch.manifest import InputRecord
 from pipelines.tracking.addresses import sqlite_file, tracking_uri
+from pipelines.tracking.database import create_database
 from pipelines.tracking.delivery import ARTIFACT_FOLDER, TrackedRun
 from pipelines.tracking.failures import explain
 from pipelines.tracking.owners import is_alive, owner
@@ -82,8 +83,9 @@ def connect(workspace: Workspace) -> "Tracker":
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     uri = tracking_uri(workspace)
-    # The first access creates the database; two at once would corrupt it for good.
+    # Two at once that create the database would corrupt it for good.
     with explained_failures(workspace), creation_lock(workspace):
+        create_database(uri)
         client = MlflowClient(uri)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
         if experiment := client.get_experiment_by_name(name):
