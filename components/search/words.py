@@ -2,12 +2,16 @@
 
 Two measures, by what the encoder is:
 
-    gradient attention   the paper's score (`components.gadms.scores.gradient`), for CLIPs with a causal text transformer; a word
-                         has the mean of its tokens
-    leave one out        cos(sentence, picture) - cos(sentence without the word, picture), for any encoder: one text pass per word
+    gradient attention   the paper's score (`components.gadms.scores.gradient`), from 0, for CLIPs with a causal text transformer; a
+                         word has the mean of its tokens
+    leave one out        cos(sentence, picture) - cos(sentence without the word, picture), for any encoder: one text pass per word.
+                         A word below 0 speaks against the picture
 
-Both keep their sign: a word below 0 speaks against the picture. They are divided by the largest magnitude in the sentence, so they
-compare words of one sentence with one picture, and nothing else.
+Both are divided by the largest magnitude in the sentence: they compare words of one sentence with one picture, and nothing else.
+
+The gradient-attention score before its ReLU has a sign too, but a misleading one. With the default pipeline's model and 120
+captions of its gallery, leaving out a word lowers the match in 95 % of the cases where the score is above 0.3 of the largest
+magnitude, and raises it in 53 % of those where it is below -0.3, no better than chance.
 """
 
 from collections.abc import Sequence
@@ -28,7 +32,10 @@ from components.training.evaluation_mode import evaluation_mode
 
 @dataclass(frozen=True)
 class WordWeights:
-    """The words of a sentence, split at spaces, each with its weight in [-1, 1]; 0 for words that the model does not read."""
+    """The words of a sentence, split at spaces, each with its weight: 0 for words that the model does not read.
+
+    In [0, 1] by gradient attention, in [-1, 1] by leaving out.
+    """
 
     words: tuple[tuple[str, float], ...]
     by: Literal["gradient attention", "leave one out"]
@@ -52,15 +59,15 @@ def word_weights(encoder: Encoder, sentence: str, picture: Image.Image | np.ndar
 
 
 def _gradient_attention(encoder: DualEncoder, sentence: str, words: Sequence[str], vector: np.ndarray) -> np.ndarray:
-    """The signed score of every word, up to a positive factor: the mean over its tokens."""
+    """The score of every word: the mean over its tokens."""
     with evaluation_mode(encoder):
         ids = encoder.tokenizer([sentence]).to(encoder.device)
         # The score is of the cosine, so the picture's unit vector serves as well as its pooled features. It reads no image tokens.
         image = torch.from_numpy(vector)[None].to(encoder.device)
-        scores = token_scores(encoder, ids, image, image[:, None], ScoringConfig("gradient", normalisation="signed"))
-    signed = 2 * scores[0].double().cpu().numpy() - 1  # "signed" is (1 + x) / 2
+        scores = token_scores(encoder, ids, image, image[:, None], ScoringConfig("gradient"))
+    of_tokens = scores[0].double().cpu().numpy()
     owner = token_word_alignment(sentence, encoder.tokenizer).numpy()
-    return np.array([signed[owner == word].mean() if (owner == word).any() else 0.0 for word in range(len(words))])
+    return np.array([of_tokens[owner == word].mean() if (owner == word).any() else 0.0 for word in range(len(words))])
 
 
 def _leave_one_out(encoder: Encoder, words: Sequence[str], vector: np.ndarray) -> np.ndarray:

@@ -2,16 +2,17 @@
 
 import { element } from "./dom.js";
 
+const PART = "as a part of the strongest word\u2019s";
 const HOW = {
-  "gradient attention": "Gradient-attention score: an estimate of what each word did",
-  "leave one out": "What the score loses when the word is left out",
+  "gradient attention": `Gradient-attention score: an estimate of what each word did for the match, ${PART}.`,
+  "leave one out": `What the score loses when the word is left out, ${PART}. Dashed words lowered the match.`,
 };
 
 const SIGNS = { "-1": "\u2212", 0: "", 1: "+" };
 const rounded = (weight) => Math.round(100 * weight) / 100;
 const written = (weight) => SIGNS[Math.sign(weight)] + Math.abs(weight).toFixed(2);
 
-export const explain = (by) => `${HOW[by] ?? by}, as a part of the strongest word\u2019s. Dashed words lowered the match.`;
+export const explain = (by) => HOW[by] ?? by;
 
 // answer: of /api/words; unread: how many words at the end the model did not read
 export function list(answer, unread) {
