@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--identity", nargs="+", action="extend", default=[], metavar="ID", help="people: all pictures of each")
     add("--skip-mlflow", action="store_true", help="do not look for copies in MLflow")
-    add("--dry", action="store_true", help="only print what would be removed")
+    add("--dry-run", action="store_true", help="only print what would be removed")
 
 
 def run(options: argparse.Namespace) -> None:

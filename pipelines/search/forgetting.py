@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from components.errors import DataError, ParameterError
+from components.search.encoders import Encoder, open_encoder
 from components.search.gallery import layout
 from components.search.gallery.reading import Gallery, current_version, is_pipeline_index
 from components.search.gallery.removal import digests_of, purge, sweep_thumbnails
 from components.search.gallery.tombstones import add_tombstones, tombstones
+from pipelines.errors import one_line
 from pipelines.locks.file_lock import file_lock
 from pipelines.search.gallery_search import INDEX
-from pipelines.search.gallery_update import build_index, explained_storage
+from pipelines.search.gallery_update import explained_storage, index_builder
 from pipelines.search.mlflow_copies import MlflowCopies, Wanted
 from pipelines.workspace import Workspace
 
@@ -31,7 +33,7 @@ class ForgetOptions:
     picture: Sequence[str]
     identity: Sequence[str]
     skip_mlflow: bool
-    dry: bool
+    dry_run: bool
 
     def __post_init__(self) -> None:
         if not self.picture and not self.identity:
@@ -58,21 +60,36 @@ def forget(options: ForgetOptions, workspace: Workspace) -> int:
         copies = MlflowCopies(workspace)
         found = [] if options.skip_mlflow else copies.find(wanted)
         files = _files(gallery, digests)
-        _say_what_stays(gallery, files, wanted, copies.unchecked, options, workspace)
-        if options.dry:
-            print(f"{gallery}: {len(digests):,} pictures would be forgotten")
+        if options.dry_run:
+            print(f"{gallery}: {_pictures(len(digests))} would be forgotten")
             for copy in found:
-                print(f"  would be deleted in MLflow: {copy}, which holds {copy.pictures:,} of them")
-            return len(digests)
-        copies.remove(found)
-        add_tombstones(gallery, digests)
-        purge(gallery, build_index)
-        sweep_thumbnails(gallery)
-        version = current_version(gallery)
-        print(f"{gallery}: {len(digests):,} pictures are forgotten; version {version} answers, older ones are removed")
-        for copy in found:
-            print(f"  deleted in MLflow: {copy}, which held {copy.pictures:,} of them; register the gallery again")
+                print(f"  would be deleted in MLflow: {copy}, which holds {_pictures(copy.pictures)} of them")
+        else:
+            copies.remove(found)
+            add_tombstones(gallery, digests)
+            purge(gallery, index_builder(lambda: _encoder(gallery, workspace)))
+            sweep_thumbnails(gallery)
+            version = current_version(gallery)
+            print(f"{gallery}: {_pictures(len(digests))} forgotten; version {version} answers, older ones are removed")
+            for copy in found:
+                print(
+                    f"  deleted in MLflow: {copy}, which held {_pictures(copy.pictures)} of them; register the gallery again"
+                )
+        _say_what_stays(gallery, files, wanted, copies.unchecked, options, workspace)
     return len(digests)
+
+
+def _pictures(number: int) -> str:
+    return f"{number:,} picture{'' if number == 1 else 's'}"
+
+
+def _encoder(gallery: Path, workspace: Workspace) -> Encoder | None:
+    """The model of a gallery; None where it is gone, without which a picture is forgotten all the same."""
+    try:
+        return open_encoder(Gallery.open(gallery).model, workspace.root)
+    except (DataError, ParameterError) as error:
+        print(f"  the recall of the approximate index is measured without sentences: {one_line(error)}")
+        return None
 
 
 def _digests(options: ForgetOptions) -> set[str]:
@@ -90,8 +107,8 @@ def _digests(options: ForgetOptions) -> set[str]:
             if not named:
                 unknown.append(f"{option} {value}")
     if unknown:
-        if not options.dry:
-            purge(gallery, build_index)
+        if not options.dry_run:
+            purge(gallery, index_builder(lambda: None))
         raise DataError(
             f"{gallery}: has no {', no '.join(unknown)}; nothing is forgotten. The ids are in the results of `search`"
         )

@@ -7,10 +7,9 @@ embedded, are not embedded again; then a new version is written and answers. A k
 import errno
 import json
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from components.search.gallery import layout
 from components.search.gallery.merging import Digest, Picture, digests, merged, table_of
 from components.search.gallery.places import is_address, open_place
 from components.search.gallery.reading import Gallery, is_pipeline_index
-from components.search.gallery.removal import purge, sweep_thumbnails
+from components.search.gallery.removal import BuildIndex, purge, sweep_thumbnails
 from components.search.gallery.sources import find_source, list_source
 from components.search.gallery.thumbnails import write_thumbnail
 from components.search.gallery.tombstones import tombstones
@@ -138,7 +137,7 @@ class _Update:
         encoder = self._open_encoder()
         remembered = {"source": self.source, "model": encoder.name, "settings": self.settings}
         write_atomically(self.gallery / layout.SOURCE, json.dumps(remembered, indent=1, sort_keys=True) + "\n")
-        purge(self.gallery, build_index)  # where a forgetting was killed
+        purge(self.gallery, index_builder(lambda: encoder))  # where a forgetting was killed
         found = self._digests(listing)
         forgotten = tombstones(self.gallery)
         pictures, unreadable = merged(listing, found, forgotten)
@@ -255,7 +254,7 @@ class _Update:
                 settings=self.settings,
                 source=self.source,
                 left_out=left_out,
-                build_index=partial(build_index, encoder=encoder) if self.settings["approximate"] else None,
+                build_index=index_builder(lambda: encoder) if self.settings["approximate"] else None,
             )
             switch(self.gallery, name)
         unfinished.discard()
@@ -272,15 +271,16 @@ class _Update:
         return same and old.table.equals(table) and read_left_out(old.folder) == list(left_out)
 
 
-def build_index(path: Path, vectors: np.ndarray, encoder: Encoder | None = None) -> Mapping[str, Any]:
-    """Write the approximate index of a version, and return the facts that are recorded with it.
+def index_builder(encoder: Callable[[], Encoder | None]) -> BuildIndex:
+    """Return the function that writes the approximate index of a version; without an encoder, measured with pictures alone."""
 
-    With the encoder, the recall is measured with sentences as well as with pictures.
-    """
-    from components.search.approximate import MIN_SIZE, SAMPLE_SENTENCES, build
+    def build_index(path: Path, vectors: np.ndarray) -> Mapping[str, Any]:
+        from components.search.approximate import MIN_SIZE, SAMPLE_SENTENCES, build
 
-    measured = encoder is not None and len(vectors) >= MIN_SIZE
-    return build(path, vectors, encoder.sentences(SAMPLE_SENTENCES) if encoder and measured else None)
+        found = encoder() if len(vectors) >= MIN_SIZE else None
+        return build(path, vectors, found.sentences(SAMPLE_SENTENCES) if found else None)
+
+    return build_index
 
 
 def _require_outside(gallery: Path, location: str) -> None:

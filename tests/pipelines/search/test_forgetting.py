@@ -46,7 +46,7 @@ def write_list(place: Place, caption: str = "once") -> None:
 
 
 def run(place: Place, *pictures: str, identity: tuple[str, ...] = (), dry: bool = False, skip: bool = False) -> int:
-    return forget(ForgetOptions(place.path, pictures, identity, skip_mlflow=skip, dry=dry), workspace(place.root))
+    return forget(ForgetOptions(place.path, pictures, identity, skip_mlflow=skip, dry_run=dry), workspace(place.root))
 
 
 def traces(place: Place, seed: int) -> list[bytes]:
@@ -90,7 +90,7 @@ def test_nothing_of_a_forgotten_picture_remains_and_no_name_brings_it_back(place
     tombstone = (place.path / layout.TOMBSTONES).read_text()
     assert sorted(json.loads(tombstone)) == ["sha256", "when"]
     printed = capsys.readouterr().out
-    assert "1 pictures are forgotten; version 000003 answers" in printed
+    assert "1 picture forgotten; version 000003 answers" in printed
     assert "the source keeps them, delete them there: anna-7_0.png" in printed
 
     (place.source / "other_name.png").write_bytes(picture(0))
@@ -161,13 +161,13 @@ def test_copies_in_mlflow_are_deleted_and_only_those(place, tmp_path, capsys):
     assert len(remaining(store, wanted)) >= 3
     run(place, id_of(picture(0)), dry=True)
     printed = capsys.readouterr().out
-    assert "would be deleted in MLflow: whole version 1, which holds 1 of them" in printed
+    assert "would be deleted in MLflow: whole version 1, which holds 1 picture of them" in printed
     run(place, id_of(picture(0)))
     (kept,) = remaining(store, wanted)  # of another model, by its vector alone; it is named
     assert GalleryIndex.open(Path(kept).parent).model == {"weights": "e" * 64}
     printed = capsys.readouterr().out
-    assert "deleted in MLflow: whole version 1, which held 1 of them" in printed
-    assert "deleted in MLflow: same version 1, which held 1 of them" in printed
+    assert "deleted in MLflow: whole version 1, which held 1 picture of them" in printed
+    assert "deleted in MLflow: same version 1, which held 1 picture of them" in printed
     assert "in MLflow, not checked, as another model made their index: foreign version 1" in printed
     assert "data/index holds 1 of them, and is made by the pipeline" in printed
     client = connect(workspace(place.root)).client
@@ -188,15 +188,36 @@ def test_without_mlflow_nothing_is_forgotten_unless_it_is_skipped(place, monkeyp
     assert not (place.root / "none.db").exists()  # no store is made for the question
 
 
+def test_the_approximate_index_is_built_again_without_the_picture(place, monkeypatch, capsys):
+    import faiss
+
+    from components.search import approximate
+    from pipelines.search import forgetting
+
+    monkeypatch.setattr(approximate, "MIN_SIZE", 4)
+    monkeypatch.setattr(approximate, "QUERIES", 4)
+    monkeypatch.setattr(approximate, "_PER_LIST", 4)
+    monkeypatch.setattr(place.encoder, "sentences", lambda texts: np.eye(8, dtype=np.float32))
+    place.update(approximate=True)
+    assert set(place.gallery.approximate["recall@10"]) == {"pictures", "sentences"}
+    monkeypatch.setattr(forgetting, "open_encoder", lambda model, root: place.encoder)
+    run(place, id_of(picture(0)), skip=True)
+    assert faiss.read_index(str(place.gallery.folder / layout.APPROXIMATE)).ntotal == place.gallery.size == 4
+    assert set(place.gallery.approximate["recall@10"]) == {"pictures", "sentences"}
+    monkeypatch.undo()
+    run(place, id_of(picture(1)), skip=True)
+    assert place.gallery.approximate["kind"] == "none"
+
+
 def test_the_pipelines_own_index_says_what_to_do(place, tmp_path):
     GalleryIndex(torch.eye(2), [0, 1], model={"weights": "w"}).save(tmp_path / "index")
     with pytest.raises(DataError, match="is made by the pipeline, which would make it again: take the pictures out of"):
-        forget(ForgetOptions(tmp_path / "index", ["0"], [], skip_mlflow=False, dry=False), workspace(tmp_path))
+        forget(ForgetOptions(tmp_path / "index", ["0"], [], skip_mlflow=False, dry_run=False), workspace(tmp_path))
     with pytest.raises(DataError, match="is not a gallery"):
-        forget(ForgetOptions(tmp_path, ["0"], [], skip_mlflow=False, dry=False), workspace(tmp_path))
+        forget(ForgetOptions(tmp_path, ["0"], [], skip_mlflow=False, dry_run=False), workspace(tmp_path))
 
 
-@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.heavy)])
 def test_a_forgetting_that_is_killed_at_any_point_is_completed_by_the_next_update(place, every):
     kept = place.root / "kept"
     shutil.copytree(place.path, kept)
