@@ -14,7 +14,7 @@ PYTEST = OMP_NUM_THREADS=1 pytest --dist loadfile --no-loadscope-reorder
 CHAOS = --kills 50
 FAULTS =
 
-.PHONY: help setup repro report ui test test-faults test-infra test-browser chaos gpu lint smoke dag rooms lock
+.PHONY: help setup repro report ui search test test-faults test-infra test-browser chaos gpu lint smoke dag rooms lock
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ report: setup ## render reports/index.html from the latest results
 
 ui: setup ## compare runs in MLflow's web interface (http://127.0.0.1:5000)
 	python -m pipelines ui
+
+search: setup ## find people in the gallery of the last `make repro`, in a browser (http://127.0.0.1:8000)
+	python -m pipelines serve
 
 # Types are checked beside the tests, and these run in one process more than two cores, as some wait for processes that they started.
 # What mypy says comes last.

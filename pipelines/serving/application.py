@@ -28,6 +28,11 @@ from pipelines.serving.threads import WorkThreads
 from pipelines.serving.uploads import media_type, read_upload
 
 FILE_THREADS = 4
+FORM_LIMITS: Any = {
+    "max_fields": 3 + LIMITS.filters + LIMITS.sentences,
+    "max_files": 1,
+    "max_part_size": 4 * LIMITS.sentence_characters,
+}
 PICTURES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 
 
@@ -82,7 +87,7 @@ def routes(service: Service) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         responses=schema.REFUSALS,
-        form_limits={"max_fields": 4 + LIMITS.filters, "max_files": 1, "max_part_size": 4 * LIMITS.sentence_characters},
+        form_limits=FORM_LIMITS,
     )
     app.state.service = service
     app.openapi = partial(_document, app, app.openapi)  # type: ignore[method-assign]
@@ -125,16 +130,16 @@ def _add_searches(app: FastAPI) -> None:
     async def search_by_picture(
         service: OfService,
         picture: Annotated[UploadFile, File(description="JPEG, PNG, WebP, GIF, BMP or TIFF.")],
-        sentence: Annotated[schema.Sentence | None, Form()] = None,
+        sentence: Annotated[schema.Sentences, Form()] = [],  # noqa: B006  # FastAPI copies it
         weight: Annotated[schema.Weight, Form()] = 0.5,
         k: Annotated[schema.Count, Form()] = 20,
-        where: Annotated[schema.Filters, Form()] = [],  # noqa: B006  # FastAPI copies it
+        where: Annotated[schema.Filters, Form()] = [],  # noqa: B006
         rerank: Annotated[bool, Form()] = False,
     ) -> schema.Matches:
-        """Find pictures by one that is sent, and maybe a sentence. It is not kept."""
+        """Find pictures by one that is sent, and maybe sentences. It is not kept."""
         content = await picture.read()
         image = await service.searching.run(partial(read_upload, content, service.limits))
-        query = SearchQuery(sentences=(sentence,) if sentence else (), picture=image, weight=weight)
+        query = SearchQuery(sentences=tuple(sentence), picture=image, weight=weight)
         return await _search(service, query, k, where, rerank=rerank)
 
     @app.post("/api/words", response_model=schema.Words, tags=["search"])

@@ -22,7 +22,6 @@ from pipelines.serving.served_gallery import GalleryFolder, ServedGallery
 from pipelines.serving.settings import ReplicaSettings, ServeOptions, replica_settings
 from pipelines.threads.cores import usable_cores
 
-NAME = "person-search"
 MAX_BATCH = 32
 """Sentences in one pass of the text tower. Those that arrive while it is busy make the next batch: nobody waits for one to fill."""
 ONGOING, QUEUED = 256, 256

@@ -1,16 +1,18 @@
 """`python -m pipelines serve`: one replica on this machine, until Ctrl-C."""
 
 import contextlib
+import logging
 import os
 import re
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from components.errors import DataError, ParameterError
 from components.search.gallery.reading import Gallery
-from pipelines.engine.ray_cluster import is_joined, ray_session
+from pipelines.engine.ray_cluster import is_joined, ray_session, set_ray_defaults
 from pipelines.errors import InfrastructureError, one_line
 from pipelines.params import Compute
 from pipelines.search.gallery_search import INDEX
@@ -19,7 +21,10 @@ from pipelines.serving.proxy import ENVIRONMENT
 from pipelines.serving.settings import ReplicaSettings, ServeOptions, replica_settings
 from pipelines.workspace import Workspace
 
+NAME = "person-search"
 KEEP_ALIVE_SECONDS = 15
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Lets Ray keep all its own ports on loopback; otherwise, on Linux, it listens for nodes on every address, whatever it is told."""
 
 
 def serve(options: ServeOptions, workspace: Workspace) -> None:
@@ -74,32 +79,44 @@ def address(host: str, port: int) -> str:
 
 @contextlib.contextmanager
 def _running(settings: ReplicaSettings, host: str, port: int) -> Iterator[None]:
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT | LOOPBACK)
+    set_ray_defaults()
+    from ray import serve as ray_serve
+
+    for logger in ("ray._private.worker", "ray.serve"):  # how they start interests nobody
+        logging.getLogger(logger).setLevel(logging.WARNING)
     with ray_session(Compute()):
-        from ray import serve as ray_serve
-
-        from pipelines.serving.deployment import NAME, deployed
-
-        quiet = {"enable_access_log": False, "log_level": "WARNING"}
         http = {
             "host": host,
             "port": port,
             "request_timeout_s": LIMITS.search_seconds + 10,
             "keep_alive_timeout_s": KEEP_ALIVE_SECONDS,
         }
+        _deploy(settings, http)
         try:
-            ray_serve.start(proxy_location="HeadOnly", http_options=http, logging_config=quiet)
-            ray_serve.run(deployed(settings), name=NAME, route_prefix="/", logging_config=quiet)
             yield
-        except RuntimeError as error:
-            raise _reason(error) from error
-        finally:
-            ray_serve.shutdown()
+        finally:  # the replica ends when it has answered; then all of Ray goes
+            ray_serve.delete(NAME)
 
 
-def _reason(error: RuntimeError) -> Exception:
+def _deploy(settings: ReplicaSettings, http: Mapping[str, Any]) -> None:
+    from ray import serve as ray_serve
+
+    from pipelines.serving.deployment import deployed
+
+    quiet = {"enable_access_log": False, "log_level": "WARNING"}
+    try:
+        ray_serve.start(proxy_location="HeadOnly", http_options=dict(http), logging_config=quiet)
+        ray_serve.run(deployed(settings), name=NAME, route_prefix="/", logging_config=quiet)
+    except RuntimeError as error:
+        application = ray_serve.status().applications.get(NAME)
+        said = [each.message for each in application.deployments.values()] if application else []
+        raise _reason("\n".join([*said, str(error)])) from error
+
+
+def _reason(said: str) -> Exception:
     """Return why a replica did not start: the error of its constructor, which Serve hands on as a text with a traceback."""
     for kind in (DataError, ParameterError):
-        if found := re.search(rf"\b{kind.__name__}: (.+)", str(error)):
+        if found := re.search(rf"\b{kind.__name__}(?:\([^)]*\))?: (.+)", said):
             return kind(found[1].strip())
-    return InfrastructureError(f"serve: Ray Serve could not start the service: {one_line(error)}")
+    return InfrastructureError(f"serve: Ray Serve could not start the service: {one_line(said)}")

@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import Path
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipelines.serving.limits import LIMITS
 
@@ -17,6 +17,11 @@ def _worded(text: str) -> str:
     if not _WORDS.match(text):
         raise ValueError("must hold a word, and no control characters")
     return text
+
+
+def _whole(value: Any) -> Any:
+    """As JSON has it: 5.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _no_control_characters(text: str) -> str:
@@ -36,6 +41,7 @@ Sentence = Annotated[
     ),
     AfterValidator(_worded),
 ]
+Sentences = Annotated[list[Sentence], Field(max_length=LIMITS.sentences)]
 PictureId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="As `id` of a match.")]
 IdInPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="As `id` of a match.")]
 Where = Annotated[
@@ -43,12 +49,12 @@ Where = Annotated[
     Field(
         min_length=1,
         max_length=LIMITS.filter_characters,
-        description='A filter on a column: "camera=3", "identity!=17", "width>=64", "caption~coat".',
+        description='A filter on a column of the gallery: "camera=3", "identity!=17", "width>=64", "caption~coat".',
     ),
     AfterValidator(_no_control_characters),
 ]
 Filters = Annotated[list[Where], Field(max_length=LIMITS.filters, description="All of them must hold.")]
-Count = Annotated[int, Field(ge=1, le=LIMITS.results, description="How many matches.")]
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=LIMITS.results, description="How many matches.")]
 Weight = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="Of the picture, beside the sentences.")]
 
 
@@ -59,7 +65,15 @@ class _Body(BaseModel):
 class SearchRequest(_Body):
     """Sentences, the id of a picture of the gallery, or both."""
 
-    sentences: list[Sentence] = Field(default=[], max_length=LIMITS.sentences)
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["sentences"], "properties": {"sentences": {"minItems": 1}}},
+                {"required": ["like"], "properties": {"like": {"type": "string"}}},
+            ]
+        }
+    )
+    sentences: Sentences = []
     like: PictureId | None = None
     weight: Weight = 0.5
     k: Count = 20

@@ -12,6 +12,7 @@ import pyarrow as pa
 from PIL import Image
 from starlette.testclient import TestClient
 
+from components.search.encoders import Encoder
 from components.search.gallery import layout
 from components.search.gallery.reading import Gallery
 from components.search.gallery.writing import switch, write_version
@@ -68,7 +69,7 @@ def encoded(colour: tuple[int, int, int], size: tuple[int, int] = (12, 24), kind
     return file.getvalue()
 
 
-def write_gallery(folder: Path, first: int = 0, count: int = 12) -> list[str]:
+def write_gallery(folder: Path, first: int = 0, count: int = 12, encoder: Encoder | None = None) -> list[str]:
     """Write pictures `first` to `first + count` as a new version that answers; returns their ids.
 
     Picture n has colour n % 4, in a shade of its own, identity n % 6 but for the last two, which have none, and camera n % 3.
@@ -103,7 +104,7 @@ def write_gallery(folder: Path, first: int = 0, count: int = 12) -> list[str]:
     table = table.select([*names, "camera", "seen"]).cast(
         pa.schema([*layout.SCHEMA, ("camera", pa.int64()), ("seen", pa.float64())])
     )
-    encoder = ColourEncoder()
+    encoder = encoder or ColourEncoder()
     images = [Image.open(pictures / str(row["file"])).convert("RGB") for row in rows]
     version = write_version(
         folder,
@@ -117,6 +118,22 @@ def write_gallery(folder: Path, first: int = 0, count: int = 12) -> list[str]:
     )
     switch(folder, version)
     return [str(row["id"]) for row in rows]
+
+
+def small_model(folder: Path) -> Encoder:
+    """Write a model of the pipeline's kind with random weights, and open it as a service does."""
+    from components.gadms.model import DualEncoder
+    from components.gadms.tokenizer import CaptionTokenizer
+    from components.search.encoders import open_encoder
+
+    config = {
+        "embed_dim": 16,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": [16, 8], "layers": 1, "width": 24, "head_width": 24, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 1},
+    }
+    DualEncoder.create(config, tokenizer=CaptionTokenizer.from_corpus(["a man in a red coat"])).save(folder)
+    return open_encoder(str(folder), Path(__file__).parent)  # named by its absolute path
 
 
 def service_on(folder: Path, *, token: str | None = None, poll_seconds: float = 3600, **limits: float) -> Service:
