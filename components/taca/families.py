@@ -4,6 +4,7 @@ The families themselves are in `models/`, found by `registry.family_of`.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from components.taca.config import Stream
+from components.taca.guidance import NEGATIVE
 from components.taca.placement import Placement
 from components.taca.sampler import SamplerArguments, spaced_levels
 
@@ -93,13 +95,14 @@ class Family:
     - `double`, `single`: where its joint attention is: the name of a list of double-, or single-stream, blocks -> how many of them
       are joint, a key of the transformer's config (or a function of it, where only the first ones are).
     - `attention`: the joint attention module in such a block ("attn"; SD3's "attn2" is over the image alone).
-    - `timestep_argument`: forward's argument for the timestep; `timestep_scale` is its value at pure noise, or at none if
-      `timestep_reversed`.
+    - `timestep_argument`: forward's argument for the timestep; `timesteps` are its values at no noise and at pure noise.
     - `text`: forward's arguments that carry text tokens (B, T, ...), in the order of the sequence. Text is at its beginning, or at
       its end if not `text_first`. `prefix_tokens` learned tokens stand before the text (AuraFlow's registers); they carry no text,
       and their logits are left alone.
-    - `placement(arguments, padding)`: where text is, for a family that cannot be described so. `padding`: whether padding counts as
-      text.
+    - `negative`: the variable in which its pipelines hold the negative prompt's `text` (see `guidance.py`).
+    - `placement(config, arguments, padding)`: where text is, for a family that cannot be described so. `padding`: whether padding
+      counts as text.
+    - `image_queries_only`: whether the text does not see the drawn image; then there are no text queries to change.
     - `text_mask`: forward's argument that masks padding out of the text, bool (B, at least T), if it has one.
     - `masks_padding`: whether no query attends to padding anyway.
     - `by_sample`: whether its attention is called for each sample apart.
@@ -116,12 +119,13 @@ class Family:
     single: Mapping[str, Count] = field(default_factory=dict)
     attention: str = "attn"
     timestep_argument: str = "timestep"
-    timestep_scale: float = 1.0
-    timestep_reversed: bool = False
+    timesteps: tuple[float, float] = (0.0, 1.0)
     text: tuple[str, ...] = ("encoder_hidden_states",)
+    negative: str = NEGATIVE
     text_first: bool = True
     prefix_tokens: int = 0
-    placement: Callable[[Arguments, bool], Placement] | None = None
+    placement: Callable[[Any, Arguments, bool], Placement] | None = None
+    image_queries_only: bool = False
     text_mask: str | None = None
     masks_padding: bool = False
     by_sample: bool = False
@@ -132,12 +136,13 @@ class Family:
 
     def sigma(self, timestep: Tensor) -> Tensor:
         """Return the noise level in [0, 1] of a timestep as this transformer's forward takes it; float32, at least 1-d."""
-        level = timestep.float().reshape(-1) / self.timestep_scale
-        return 1 - level if self.timestep_reversed else level
+        image, noise = self.timesteps
+        return (timestep.float().reshape(-1) - image) / (noise - image)
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """Return the timestep that this transformer's forward takes for a noise level."""
-        return (1 - sigma if self.timestep_reversed else sigma) * self.timestep_scale
+        image, noise = self.timesteps
+        return sigma * (noise - image) + image
 
     def joint_layers(self, config: Any) -> int:
         """Return the number of joint attention modules of a transformer with this config."""
@@ -151,6 +156,13 @@ class Family:
     def stream(self, module_name: str) -> Stream:
         """Whether a joint attention module sits in a double- or a single-stream block."""
         return "single" if module_name.split(".", 1)[0] in self.single else "double"
+
+    def lora_layers(self, transformer: nn.Module) -> list[str]:
+        """Return PEFT's `target_modules` for an attention-only LoRA: suffixes of names, or names."""
+        if not isinstance(self.lora_targets, str):
+            return list(self.lora_targets)
+        linears = (name for name, module in transformer.named_modules() if isinstance(module, nn.Linear))
+        return [name for name in linears if re.fullmatch(self.lora_targets, name)]
 
     def samples(self, arguments: Arguments) -> int:
         """Return the number of samples of a forward."""

@@ -26,18 +26,20 @@ _UNCONDITIONAL = "taca_unconditional"
 class Injection:
     """The forward pre-hook and hook: timestep -> gamma -> the adjustment that is in force while the forward runs.
 
-    parameters: the names of the forward's arguments. passes: None unless the schedule leaves out the unconditional half.
+    config: the transformer's. parameters: the names of the forward's arguments. passes: None unless the schedule leaves out the
+    unconditional half.
     """
 
     def __init__(
         self,
         family: Family,
+        config: Any,
         schedule: TemperatureSchedule,
         processors: ReplacedProcessors,
         parameters: tuple[str, ...],
         passes: NamedPasses | None,
     ) -> None:
-        self._family, self._schedule, self._processors = family, schedule, processors
+        self._family, self._config, self._schedule, self._processors = family, config, schedule, processors
         self._parameters, self._passes = parameters, passes
         self._checkpointing: Any = None
         self._warned = False
@@ -97,7 +99,7 @@ class Injection:
         if family.placement is not None:
             if schedule.text_length is not None:
                 raise ParameterError(f"TACA: text_length is not supported for {family.transformer}; leave it None")
-            placement, length = family.placement(arguments, schedule.padding), None
+            placement, length = family.placement(self._config, arguments, schedule.padding), None
         else:
             tokens = family.text_tokens(arguments)
             length = min(tokens, schedule.text_length or tokens)
@@ -156,7 +158,7 @@ class Injection:
             rows |= given
         elif self._passes is not None and self._passes.unconditional is not None:
             rows |= self._passes.unconditional
-        elif (found := unconditional_samples(arguments[self._family.text[0]])) is not None:
+        elif (found := unconditional_samples(arguments[self._family.text[0]], self._family.negative)) is not None:
             rows[found] = True
         elif not torch.is_grad_enabled():  # training has no two halves
             kwargs = self._family.attention_kwargs

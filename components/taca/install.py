@@ -36,10 +36,14 @@ class TacaHandle:
 
     def __init__(self, transformer: nn.Module, family: Family, schedule: TemperatureSchedule) -> None:
         self.transformer, self.family, self.schedule = transformer, family, schedule
+        if family.image_queries_only and schedule.queries == "text":
+            raise ParameterError(
+                f"TACA: queries = text has no meaning in {family.transformer}, whose text does not see the image"
+            )
         self._processors = ReplacedProcessors(transformer, family, schedule)
         self._passes = NamedPasses.install(transformer) if not schedule.unconditional else None
         parameters = forward_parameters(transformer)
-        injection = Injection(family, schedule, self._processors, parameters, self._passes)
+        injection = Injection(family, transformer.config, schedule, self._processors, parameters, self._passes)
         injection.warn_of_feature_cache(transformer)
         self._hooks: list[RemovableHandle] = [
             transformer.register_forward_pre_hook(injection.before, with_kwargs=True),

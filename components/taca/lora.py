@@ -52,13 +52,17 @@ def add_lora(transformer: Any, rank: int, seed: int, adapter_name: str = "taca")
     transformer = transformer_of(transformer)
     _require_room(transformer, adapter_name)
     family = family_of(transformer)
+    if not hasattr(transformer, "add_adapter"):
+        raise ParameterError(f"{family.transformer} takes no LoRA: diffusers gives it no adapters")
     others = _active_adapters(transformer)
     transformer.requires_grad_(False)
     # PEFT initialises from the global generator; what it draws is replaced below, and the generator left as it was.
     with torch.random.fork_rng(devices=[]), _several_adapters():
         torch.manual_seed(stream_seed(seed, "lora"))
         transformer.add_adapter(
-            LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(family.lora_targets)),
+            LoraConfig(
+                r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=family.lora_layers(transformer)
+            ),
             adapter_name=adapter_name,
         )
     transformer.set_adapter([*others, adapter_name])

@@ -105,6 +105,24 @@ class Spans(Placement):
         return Block(~text if queries == "text" else text, tuple(parts))
 
 
+@dataclass(frozen=True)
+class Masked(Placement):
+    """Text is where a mask says; all other tokens count as image.
+
+    text: bool (B, S). length: all text is among so many first tokens; None if that is not known without reading the mask.
+    """
+
+    text: Tensor
+    length: int | None = None
+
+    def block(self, queries: Queries, rows: int, keys: int) -> Block | None:
+        mixed = rows if self.length is None else self.length
+        adjusted = self.text if queries == "text" else ~self.text
+        parts = (Segment(0, mixed, False, adjusted[:, :mixed]), Segment(mixed, rows, queries == "image"))
+        columns = ~self.text if queries == "text" else self.text
+        return Block(columns, tuple(part for part in parts if part.start < part.stop))
+
+
 def segments(adjusted: list[slice], rows: int) -> tuple[Segment, ...]:
     """Return all of `rows` query rows in segments, with `adjusted` slices (in order) apart from the others."""
     parts, done = [], 0

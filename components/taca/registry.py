@@ -1,7 +1,4 @@
-"""The supported transformer families and pipelines, by class name.
-
-Transformers with separate cross-attention (SDXL, PixArt, Wan, ...) have no joint softmax, so TACA has no meaning there.
-"""
+"""The supported transformer families and pipelines, by class name; `transformer_statuses.py` names all other classes."""
 
 from typing import Any
 
@@ -9,19 +6,76 @@ from torch import nn
 
 from components.errors import ParameterError
 from components.taca.families import Conventions, Family
-from components.taca.models import auraflow, chroma, flux, qwen_image, sd3
+from components.taca.models import (
+    auraflow,
+    bria,
+    chroma,
+    cogvideox,
+    cogview3_plus,
+    cogview4,
+    consisid,
+    easyanimate,
+    ernie_image,
+    flux,
+    flux2,
+    flux3,
+    glm_image,
+    hidream,
+    hunyuan_video,
+    ideogram4,
+    joyimage,
+    krea2,
+    longcat_image,
+    lumina2,
+    mochi,
+    motif_video,
+    nucleusmoe_image,
+    omnigen,
+    ovis_image,
+    prx,
+    qwen_image,
+    qwen_image21,
+    sd3,
+    z_image,
+)
+from components.taca.transformer_statuses import OTHERS
 
 # Imported by name, since the sources of a stage are found by reading import statements.
-_MODULES = (flux, sd3, chroma, qwen_image, auraflow)
+_MODULES = (
+    flux,
+    sd3,
+    chroma,
+    qwen_image,
+    auraflow,
+    bria,
+    cogvideox,
+    cogview3_plus,
+    cogview4,
+    consisid,
+    easyanimate,
+    ernie_image,
+    flux2,
+    flux3,
+    glm_image,
+    hidream,
+    hunyuan_video,
+    ideogram4,
+    joyimage,
+    krea2,
+    longcat_image,
+    lumina2,
+    mochi,
+    motif_video,
+    nucleusmoe_image,
+    omnigen,
+    ovis_image,
+    prx,
+    qwen_image21,
+    z_image,
+)
 _FAMILIES = [value for module in _MODULES for value in vars(module).values() if isinstance(value, Family)]
 FAMILIES: dict[str, Family] = {family.transformer: family for family in _FAMILIES}
 CONVENTIONS: dict[str, Conventions] = {kind.pipeline: kind for kind in (f.conventions for f in _FAMILIES) if kind}
-
-# Text and image never share a softmax in these.
-_CROSS_ATTENTION = (
-    "UNet2D", "UNet3D", "UNetMotion", "PixArt", "Sana", "Wan", "LTX", "HunyuanDiT", "Kandinsky", "StableAudio", "Cosmos", "Latte",
-    "LuminaNextDiT", "Allegro",
-)  # fmt: skip
 
 
 def register_family(family: Family) -> None:
@@ -36,12 +90,14 @@ def family_of(transformer: nn.Module) -> Family:
     for cls in type(transformer).__mro__:
         if cls.__name__ in FAMILIES:
             return FAMILIES[cls.__name__]
+        if cls.__name__ in OTHERS:
+            status, reason = OTHERS[cls.__name__]
+            if status == "not supported":
+                raise ParameterError(f"TACA does not support {cls.__name__}: {reason}")
+            raise ParameterError(
+                f"TACA has no meaning for {cls.__name__}: {reason}, and TACA balances text against image inside one joint softmax"
+            )
     name = type(transformer).__name__
-    if name.startswith(_CROSS_ATTENTION):
-        raise ParameterError(
-            f"TACA has no meaning for {name}: its text comes through a cross-attention of its own, and TACA balances "
-            "text against image inside one joint softmax"
-        )
     wrapped = any(hasattr(transformer, attribute) for attribute in ("_orig_mod", "module", "base_model"))
     hint = "; pass the transformer itself, before compiling or wrapping it" if wrapped else "; see register_family"
     raise ParameterError(f"TACA does not support {name}; supported are {', '.join(FAMILIES)}{hint}")

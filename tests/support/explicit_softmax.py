@@ -40,7 +40,8 @@ class Tiny:
 
     - `joint`: a regular expression of their names. `layers`: their number.
     - `one_sample`: joint attention is called for one sample after the other (Mochi).
-    - `text_queries`: False where text is seen, but sees nothing itself (PRX, NucleusMoE).
+    - `text_queries`: False where text does not see the drawn image.
+    - `levels`: the noise levels of the samples of a call.
     - `prepare`: what is done to the model after it is built, e.g. setting other processors of diffusers.
     """
 
@@ -51,6 +52,7 @@ class Tiny:
     joint: str = r"(single_)?transformer_blocks\.\d+\.attn"
     one_sample: bool = False
     text_queries: bool = True
+    levels: tuple[float, ...] = (1.0, 0.5)
     prepare: Callable[[Any], None] = field(default=lambda model: None)
 
     def build(self, seed: int = 0) -> Any:
@@ -145,10 +147,14 @@ def float64_throughout() -> Iterator[None]:
     to, to_float, type_as = Tensor.to, Tensor.float, Tensor.type_as
 
     def wide(tensor: Tensor) -> bool:
-        return tensor.dtype in (torch.float64, torch.complex128) and not isinstance(tensor, nn.Parameter)
+        return tensor.dtype in (torch.float64, torch.complex128)
 
     def kept_to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if wide(self) and (torch.float32 in args or kwargs.get("dtype") == torch.float32):
+        if (
+            wide(self)
+            and not isinstance(self, nn.Parameter)
+            and (torch.float32 in args or kwargs.get("dtype") == torch.float32)
+        ):
             args, kwargs = tuple(arg for arg in args if arg is not torch.float32), {**kwargs}
             kwargs.pop("dtype", None)
             return to(self, *args, **kwargs) if args or kwargs else self

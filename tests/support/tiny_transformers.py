@@ -53,6 +53,11 @@ def _flux2_kv(mode: str) -> Any:
 
         arguments = _flux(axes=4)(sigma, dtype).arguments
         normal, references = Source(sigma, dtype), 4
+
+        def reverse(queries: int, keys: int) -> torch.Tensor:
+            text, image = torch.arange(queries) < TEXT, torch.arange(keys) >= TEXT
+            return (text[:, None] & image & torch.tensor(keys > references))[None]
+
         if mode == "extract":
             ids, tokens = positions(SIDE, 4), IMAGE - references
 
@@ -61,12 +66,12 @@ def _flux2_kv(mode: str) -> Any:
                 return text_first(TEXT, tokens)(queries, keys) & (torch.tensor(keys > references))
 
             arguments |= {"img_ids": ids, "num_ref_tokens": references, "kv_cache_mode": mode}
-            return Call(arguments, block)
+            return Call(arguments, block, reverse)
         cache = Flux2KVCache(1, 2)
         cache.num_ref_tokens = references
         for layer in (*cache.double_block_caches, *cache.single_block_caches):
             layer.store(normal(references, 2, 16), normal(references, 2, 16))
-        return Call(arguments | {"kv_cache": cache, "kv_cache_mode": mode}, text_first(TEXT, IMAGE))
+        return Call(arguments | {"kv_cache": cache, "kv_cache_mode": mode}, text_first(TEXT, IMAGE), reverse)
 
     return call
 
@@ -450,12 +455,14 @@ TINY = VIDEO | {
         _omnigen,
         2,
         r"layers\.\d+\.self_attn",
+        text_queries=False,
     ),
     "qwen-image21": Tiny(
         "QwenImage21Transformer2DModel",
         {"in_channels": 8, "out_channels": 8, "num_layers": 2, **HEADS, "context_in_dim": WIDTH, "axes_dims_rope": ROTARY},
         _qwen_image21,
         2,
+        text_queries=False,
     ),
     "prx": Tiny(
         "PRXTransformer2DModel",

@@ -81,6 +81,13 @@ def _hunyuan_video15(sigma: list[float], dtype: torch.dtype) -> Call:
     return Call(arguments, text_last(IMAGE, TEXT + 3, pictures=2))
 
 
+def _hunyuan_video15_without_picture(sigma: list[float], dtype: torch.dtype) -> Call:
+    """Embeddings of zeros are padding, and the text comes first."""
+    arguments = _hunyuan_video15(sigma, dtype).arguments
+    arguments["image_embeds"] = 0 * arguments["image_embeds"]
+    return Call(arguments, text_last(IMAGE, TEXT + 3 + 2))
+
+
 def _hunyuan_image(sigma: list[float], dtype: torch.dtype) -> Call:
     arguments = _hunyuan_video15(sigma, dtype).arguments
     del arguments["image_embeds"]
@@ -183,7 +190,15 @@ VIDEO = {
         _framepack,
         3,
     ),
+    "hunyuan-video-framepack-one": Tiny(  # the padding of one sample is cut off
+        "HunyuanVideoFramepackTransformer3DModel",
+        {**_HUNYUAN_VIDEO, "has_image_proj": True, "image_proj_dim": 8, "has_clean_x_embedder": True},
+        _framepack,
+        3,
+        levels=(1.0,),
+    ),
     "hunyuan-video15": Tiny("HunyuanVideo15Transformer3DModel", _HUNYUAN15, _hunyuan_video15, 2),
+    "hunyuan-video15-text": Tiny("HunyuanVideo15Transformer3DModel", _HUNYUAN15, _hunyuan_video15_without_picture, 2),
     "hunyuan-image": Tiny(
         "HunyuanImageTransformer2DModel", {**_HUNYUAN, "text_embed_2_dim": 12, "rope_axes_dim": (8, 8)}, _hunyuan_image, 3
     ),

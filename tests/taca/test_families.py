@@ -23,18 +23,24 @@ COGVIDEOX = Family(
     stock_processors=("CogVideoXAttnProcessor2_0",),
     double={"transformer_blocks": "num_layers"},
     attention="attn1",
-    timestep_scale=1000.0,
+    timesteps=(0.0, 1000.0),
     attention_kwargs="attention_kwargs",
 )
 
 
 @pytest.fixture
-def registered() -> Iterator[None]:
+def unknown() -> Iterator[None]:
+    """As if the project did not have this family."""
     before = copy.copy(FAMILIES)
-    register_family(COGVIDEOX)
+    del FAMILIES[COGVIDEOX.transformer]
     yield
     FAMILIES.clear()
     FAMILIES.update(before)
+
+
+@pytest.fixture
+def registered(unknown: None) -> None:
+    register_family(COGVIDEOX)
 
 
 def cogvideox(seed: int = 0) -> Any:
@@ -83,7 +89,7 @@ def test_a_family_added_in_a_few_lines_equals_an_explicit_softmax(registered: No
     assert (got[0] - stock[0]).abs().max() > 1e-3
 
 
-def test_before_it_is_registered_the_model_is_refused_with_a_pointer() -> None:
+def test_before_it_is_registered_the_model_is_refused_with_a_pointer(unknown: None) -> None:
     with pytest.raises(ParameterError, match=r"does not support CogVideoX.*register_family"):
         enable_taca(cogvideox(), SCHEDULE)
 

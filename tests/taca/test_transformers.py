@@ -1,36 +1,163 @@
 """TACA in every transformer class of diffusers: parity with an explicit softmax, and a status for each class."""
 
+import copy
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import transformer_table
 from explicit_softmax import explicit_attention, float64_throughout, output
 from tiny_transformers import TINY
 
-from components.taca.install import enable_taca
-from components.taca.registry import FAMILIES
+from components.errors import ParameterError
+from components.taca.install import disable_taca, enable_taca
+from components.taca.registry import FAMILIES, family_of
 from components.taca.schedule import TemperatureSchedule
+from components.taca.transformer_statuses import OTHERS
 
 GAMMA = 1.5  # exact in float32, as the schedule holds it
+SCHEDULE = TemperatureSchedule(GAMMA, 0.9)
+WHAT_TO_DO = "add a family in components/taca/models/, or give it a status in components/taca/transformer_statuses.py"
+every_transformer = pytest.mark.parametrize("name", TINY)
 
 
-SUPPORTED = [name for name in TINY if TINY[name].transformer in FAMILIES]
-
-
-@pytest.mark.parametrize("name", SUPPORTED)
+@every_transformer
 def test_a_whole_model_equals_the_stock_one_with_an_explicit_softmax(name: str) -> None:
     """In float64, with the models' own casts to float32 switched off. Of two samples, the second is below the threshold."""
     tiny = TINY[name]
     model = tiny.build().double()
-    call = tiny.call([1.0, 0.5], torch.float64)
+    levels = list(tiny.levels)
+    call = tiny.call(levels, torch.float64)
     with float64_throughout():
         stock = output(model, call.arguments)
         controls = {"effect": "bias", "queries": "text" if tiny.text_queries else "image"}
         for arm in ({}, controls):
             with enable_taca(model, TemperatureSchedule(GAMMA, 0.9, **arm)) as handle:
                 assert handle.patched_modules == tiny.layers
-                got = output(model, tiny.inputs([1.0, 0.5], torch.float64))
-            with explicit_attention(tiny, model, call, [GAMMA, 1.0], **arm) as changed:
+                got = output(model, tiny.inputs(levels, torch.float64))
+            with explicit_attention(tiny, model, call, [GAMMA, 1.0][: len(levels)], **arm) as changed:
                 expected = output(model, call.arguments)
             assert sum(changed) > 0
             assert (got - expected).abs().max() < 1e-7
-            assert (expected[0] - stock[0]).abs().max() > 1e-2  # so that the agreement means something
-            assert (expected[1] - stock[1]).abs().max() < 1e-7
+            assert (expected[0] - stock[0]).abs().max() > 1e-3  # so that the agreement means something
+            assert (expected[1:] - stock[1:]).abs().sum() < 1e-7
+        assert torch.equal(output(model, call.arguments), stock)
+
+
+# In diffusers 0.42.1 itself, checkpointing is wrong with FLUX.2's cached references (one dictionary for all blocks) and Chroma's
+# mask
+# (left out), and fails for HunyuanImage (arguments by name).
+NOT_CHECKPOINTED = ("flux2-kv-extract", "flux2-kv-cached", "chroma", "hunyuan-image")
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name not in NOT_CHECKPOINTED])
+def test_checkpointing_copies_and_other_models_do_not_mix_up(name: str) -> None:
+    """Of two forwards before a backward, the recomputation of the first sees its own gamma, and the copy keeps its schedule."""
+    tiny = TINY[name]
+    model = tiny.build().train()
+    enable_taca(model, SCHEDULE)
+    twin = copy.deepcopy(model)
+    expected = output(twin, tiny.inputs(list(tiny.levels)))
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        model.zero_grad()
+        losses = []
+        for levels in (tiny.levels, [0.2] * len(tiny.levels)):
+            predicted = model(**tiny.inputs(list(levels)), return_dict=False)[0]
+            losses.append(sum(sample.square().mean() for sample in predicted))
+            assert torch.equal(output(twin, tiny.inputs(list(tiny.levels))), expected)
+        sum(losses).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    assert all(torch.equal(plain, recomputed) for plain, recomputed in zip(*gradients, strict=True))
+    disable_taca(model)
+    assert torch.equal(output(twin, tiny.inputs(list(tiny.levels))), expected)
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if not TINY[name].text_queries])
+def test_text_that_does_not_see_the_image_has_no_text_queries(name: str) -> None:
+    with pytest.raises(ParameterError, match="queries = text"):
+        enable_taca(TINY[name].build(), TemperatureSchedule(GAMMA, queries="text"))
+
+
+def transformer_classes() -> set[str]:
+    """Every model class that diffusers has among its transformers and UNets, exported or not, and in modular pipelines."""
+    from diffusers import ModelMixin
+    from diffusers.models import transformers, unets
+
+    names = {name for name, value in vars(transformers).items() if inspect.isclass(value)}
+    for package in (transformers, unets):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            classes = vars(importlib.import_module(module.name)).items()
+            names |= {
+                name
+                for name, value in classes
+                if inspect.isclass(value) and issubclass(value, ModelMixin) and value.__module__ == module.name
+            }
+    return names - {"MotionAdapter"} | modular_transformers()  # layers that are put into a UNet
+
+
+def modular_transformers() -> set[str]:
+    """The classes that modular pipelines name as their transformer."""
+    import diffusers
+
+    sources = (Path(diffusers.__path__[0]) / "modular_pipelines").rglob("*.py")
+    spec = re.compile(r'ComponentSpec\(\s*"\w*transformer\w*",\s*([A-Z]\w+)')
+    return {name for source in sources for name in spec.findall(source.read_text())}
+
+
+def unknown_classes() -> list[str]:
+    return [
+        f"unknown class {name}: {WHAT_TO_DO}"
+        for name in sorted(transformer_classes() - FAMILIES.keys() - OTHERS.keys())
+    ]
+
+
+def test_every_transformer_class_has_a_status_and_one_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    import diffusers
+    from diffusers.models import transformers
+
+    assert not unknown_classes()
+    assert not FAMILIES.keys() & OTHERS.keys()
+    assert {tiny.transformer for tiny in TINY.values()} == FAMILIES.keys()
+    assert len(modular_transformers()) > 10
+    for name in OTHERS:  # none that diffusers has dropped
+        assert name in transformer_classes() or hasattr(diffusers, name)
+    monkeypatch.setattr(transformers, "NewTransformer2DModel", type("NewTransformer2DModel", (), {}), raising=False)
+    assert unknown_classes() == [f"unknown class NewTransformer2DModel: {WHAT_TO_DO}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        (
+            "WanTransformer3DModel",
+            "TACA has no meaning for WanTransformer3DModel: its text comes through a cross-attention of its own",
+        ),
+        ("PriorTransformer", "TACA does not support PriorTransformer: it predicts one embedding"),
+        (
+            "FluxControlNetModel",
+            "TACA does not support FluxControlNetModel: it only steers another transformer; enable TACA on that",
+        ),
+    ],
+)
+def test_another_class_is_told_why(name: str, line: str) -> None:
+    model: Any = type("Derived", (type(name, (torch.nn.Module,), {}),), {})()
+    with pytest.raises(ParameterError) as caught:
+        family_of(model)
+    assert line in str(caught.value).replace("Derived", name)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_table_in_the_docs_is_that_of_the_code() -> None:
+    page = transformer_table.PAGE.read_text()
+    assert transformer_table.without_measurements(page) == transformer_table.without_measurements(
+        transformer_table.with_table(page)
+    ), f"docs/transformers.md is out of date; run {transformer_table.COMMAND}"
