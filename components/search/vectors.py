@@ -5,7 +5,10 @@ best is then ranked by products in float64, each computed alone in one order. So
 threads nor on the kernel that multiplied, and equal vectors have equal scores, in the order of the gallery.
 """
 
+import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +20,8 @@ from components.errors import DataError, ParameterError
 
 BLOCK = 65536
 """Vectors whose scores are held at once."""
-CHUNK = 512
-"""Vectors converted from half precision at once: with 512 numbers each a megabyte, which stays in a core's cache."""
+CHUNK = 256
+"""Vectors converted from half precision at once: with 512 numbers each half a megabyte, which stays in a core's cache."""
 QUERIES = 64
 """Queries that read the vectors together; more are taken one group after the other."""
 _GATHER = 4096  # rows read at once where not all are
@@ -90,20 +93,34 @@ class Vectors:
         """
         tolerance = 2 * queries.shape[1] * 2.0**-24
         count = len(self) if rows is None else len(rows)
-        best = torch.full((len(queries), k), -torch.inf)
-        kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in queries]
-        for begin in range(0, count, BLOCK):
+
+        @torch.no_grad()
+        def best_of(begin: int) -> list[tuple[Tensor, Tensor]]:
+            """Per query, scores and places of what may be among the k best of a block."""
             end = min(begin + BLOCK, count)
             scores = self._scores(queries, begin, end) if rows is None else self._scores_of(queries, rows[begin:end])
             if among is not None:
                 scores.masked_fill_(torch.from_numpy(~among[begin:end]), -torch.inf)
-            top = scores.topk(min(k, end - begin), dim=1).values
-            best = torch.cat([best, top], dim=1).topk(k, dim=1).values
-            enough = (scores >= best[:, -1:] - tolerance) & (scores > -torch.inf)
-            for number, line in enumerate(enough):
-                places = line.nonzero()[:, 0]
-                kept[number].append((scores[number, places], places + begin))
-        return [_of(parts, last - tolerance, rows) for parts, last in zip(kept, best[:, -1], strict=True)]
+            lowest = scores.topk(min(k, end - begin), dim=1).values[:, -1:]
+            enough = (scores >= lowest - tolerance) & (scores > -torch.inf)
+            places = [line.nonzero()[:, 0] for line in enough]
+            return [(line[place], place + begin) for line, place in zip(scores, places, strict=True)]
+
+        begins = range(0, count, BLOCK)
+        blocks = list(self._pool.map(best_of, begins) if len(begins) > 1 else map(best_of, begins))
+        found = []
+        for parts in zip(*blocks, strict=True):
+            scores, places = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+            lowest = scores.topk(k).values[-1] - tolerance if len(scores) > k else -torch.inf
+            found.append(places[scores >= lowest].numpy())
+        found = found or [np.empty(0, np.int64) for _ in queries]  # of an empty gallery
+        return found if rows is None else [rows[places] for places in found]
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        """Threads that take the blocks of a large gallery: the cores that torch does not use for one product."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return ThreadPoolExecutor(max(1, cores // torch.get_num_threads()), thread_name_prefix="search")
 
     def _scores(self, queries: Tensor, begin: int, end: int) -> Tensor:
         """Products (Q, end - begin) with consecutive vectors."""
@@ -114,19 +131,13 @@ class Vectors:
         for first in range(begin, end, CHUNK):
             last = min(first + CHUNK, end)
             converted = buffer[: last - first].copy_(self._tensor[first:last])
-            torch.mm(converted, queries.T, out=scores[first - begin : last - begin])
+            if len(queries) == 1:
+                torch.mv(converted, queries[0], out=scores[first - begin : last - begin, 0])
+            else:
+                torch.mm(converted, queries.T, out=scores[first - begin : last - begin])
         return scores.T.contiguous()
 
     def _scores_of(self, queries: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """Products (Q, len(rows)) with chosen vectors."""
         parts = [rows[begin : begin + _GATHER] for begin in range(0, len(rows), _GATHER)]
         return torch.cat([queries @ torch.from_numpy(self.values[part]).float().T for part in parts], dim=1)
-
-
-def _of(parts: list[tuple[Tensor, Tensor]], lowest: Tensor, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """The rows of the kept scores that are still at least `lowest`."""
-    if not parts:
-        return np.empty(0, np.int64)
-    scores, places = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-    found: NDArray[np.int64] = places[scores >= lowest].numpy()
-    return found if rows is None else rows[found]
