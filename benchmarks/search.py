@@ -10,8 +10,9 @@
     tower          encoding one sentence with the text tower of a ViT-B/16 (open_clip, random weights of that size), shown apart
 
 A client asks for the ten best of one sentence's vector and asks again when it is answered; eight and 32 clients are as many
-threads. Cold: the file is dropped from the system's cache and opened anew before each query. Each row runs in a process of its own,
-so that its memory is its own: what it holds itself, and what it holds of mapped files beside that, which the system may take back.
+threads. Times are what a client waits. cpu is the processor time of an answer, which other programs on the machine affect less;
+ratios are of it. Cold: the file is dropped from the system's cache and opened anew before each query. Each row runs in a process of
+its own, so that its memory is its own: what it holds itself, and what it holds of mapped files, which the system may take back.
 `--libraries` compares FAISS's inverted lists with usearch's graph instead (benchmarks/search_indexes.py).
 
 The vectors are described in `benchmarks/clustered_vectors.py`.
@@ -57,7 +58,8 @@ def measure(row: str, size: int, threads: int, folder: Path, seconds: float) -> 
     from components.search.approximate import ApproximateIndex, build
     from components.search.vectors import Vectors
 
-    torch.set_num_threads(threads)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    torch.set_num_threads(1)  # search takes blocks of a large gallery by threads of its own
     faiss.omp_set_num_threads(threads)
     queries = np.load(queries_file(folder, size))
     precision = "float16" if row == "approximate" else row
@@ -88,6 +90,7 @@ def measure(row: str, size: int, threads: int, folder: Path, seconds: float) -> 
     found["warm"] = {str(clients): _asked(search, queries, clients, seconds) for clients in CLIENTS}
     found |= _memory()
     if row != "approximate":
+        torch.set_num_threads(threads)
         found["compared"] = _compared(row, file, queries, seconds / 4)
     return found
 
@@ -156,9 +159,9 @@ def tower(threads: int, seconds: float) -> dict[str, Any]:
 
 
 def _asked(search: Callable[[Any], Any], queries: Any, clients: int, seconds: float) -> dict[str, float]:
-    """Percentiles of the time to an answer, in milliseconds, and answers per second."""
+    """Percentiles of the time to an answer, processor time of one, both in milliseconds, and answers per second."""
     times: list[float] = []
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
 
     def client(number: int) -> None:
         done = 0
@@ -173,7 +176,8 @@ def _asked(search: Callable[[Any], Any], queries: Any, clients: int, seconds: fl
         thread.start()
     for thread in threads:
         thread.join()
-    return {**_percentiles(times), "per_second": len(times) / (time.perf_counter() - began)}
+    cpu = 1000 * (time.process_time() - used) / len(times)
+    return {**_percentiles(times), "cpu": cpu, "per_second": len(times) / (time.perf_counter() - began)}
 
 
 def _timed(search: Callable[[Any], Any], query: Any, dropped: list[Path]) -> float:
@@ -222,11 +226,11 @@ def _in_new_process(row: str, size: int, options: argparse.Namespace) -> dict[st
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Lines for people; times in milliseconds."""
-    lines = [f"{'vectors':>10}  {'':22} {'clients':>7} {'p50':>8} {'p95':>8} {'p99':>8} {'per s':>8}"]
+    lines = [f"{'vectors':>10}  {'':22} {'clients':>7} {'p50':>8} {'p95':>8} {'p99':>8} {'cpu':>8} {'per s':>8}"]
 
     def add(size: str, what: str, clients: str, one: dict[str, float]) -> None:
         times = " ".join(f"{one[name]:>8.1f}" for name in ("p50", "p95", "p99"))
-        rate = f"{one['per_second']:>8.1f}" if "per_second" in one else ""
+        rate = f"{one['cpu']:>8.1f} {one['per_second']:>8.1f}" if "per_second" in one else ""
         lines.append(f"{size:>10}  {what:22} {clients:>7} {times} {rate}".rstrip())
 
     def note(text: str) -> None:
@@ -244,7 +248,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         add("", f"{row['row']}, cold", "1", row["cold"])
         for name, one in row.get("compared", {}).items():
             add("", name, "1", one)
-            note(f"{row['row']} / {name} = {row['warm']['1']['p50'] / one['p50']:.2f}")
+            note(f"{row['row']} / {name} = {row['warm']['1']['cpu'] / one['cpu']:.2f}")
         note(
             f"memory {row['own_mb']:.0f} MB and {row['mapped_mb']:.0f} MB of mapped files; vectors {row['megabytes']:.0f} MB"
         )
