@@ -5,6 +5,7 @@ The batches are the same in both, so the vectors are, up to the last bits where 
 
 import hashlib
 import logging
+import math
 import os
 import pickle
 import re
@@ -16,13 +17,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from components.errors import DataError
+from components.errors import DataError, ParameterError
 from components.persons.pixels import decode_rgb
 from components.search.encoders import Encoder, open_encoder
 from components.search.gallery.places import open_place
 from components.search.gallery.thumbnails import encode_thumbnail
 from components.training.prefetch import Prefetch
-from pipelines.engine.ray_cluster import ray_session, uses_gpu
+from pipelines.engine.ray_cluster import ray_session, require_bundles, uses_gpu, wants_gpu
+from pipelines.errors import InfrastructureError, one_line
 from pipelines.schema.running import Compute
 
 CHANGED = "has changed while it was read; the next update takes it"
@@ -104,11 +106,12 @@ def embed_here(
 
 
 def embed_with_ray(
-    model: str, root: Path, source: Mapping[str, Any], batches: Sequence[Sequence[Work]], compute: Compute
+    model: Mapping[str, Any], root: Path, source: Mapping[str, Any], batches: Sequence[Sequence[Work]], compute: Compute
 ) -> Generator[EmbeddedBatch, None, None]:
-    """Yield each batch, embedded by one of `compute.workers` processes, in any order. Ray starts a lost process again.
+    """Yield each batch, embedded by one of `compute.workers` processes, in any order.
 
-    Raises what an embedder raises; the model and the source are opened in each process, on any node.
+    The model ({"name", "digest"}) and the source are opened in each process, on any node. Raises what an embedder raises, and
+    InfrastructureError where the cluster can hold no process, or processes are lost and Ray cannot replace them.
     """
     with ray_session(compute):
         import ray
@@ -119,15 +122,19 @@ def embed_with_ray(
         context = DataContext.get_current().copy()
         context.enable_progress_bars = False
         context.log_internal_stack_trace_to_stdout = False
+        gpus = ray.cluster_resources().get("GPU", 0.0) if wants_gpu(compute) else 0.0
+        share = 1 / math.ceil(max(1.0, compute.workers / gpus)) if gpus else 0.0
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        require_bundles(1, compute.threads, math.ceil(share), nodes, "this Ray cluster")
         with DataContext.current(context):
             items = [{"batch": pickle.dumps(list(batch))} for batch in batches]
             done = ray.data.from_items(items, override_num_blocks=min(len(items), 20_000)).map_batches(
                 _InWorker,
-                fn_constructor_args=(model, str(root), dict(source), compute),
+                fn_constructor_args=(dict(model), str(root), dict(source), compute),
                 batch_size=1,
                 compute=ActorPoolStrategy(size=compute.workers),
                 num_cpus=compute.threads,
-                num_gpus=1 if uses_gpu(compute) else 0,
+                num_gpus=share,
             )
             try:
                 for row in done.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=_DONE_AHEAD):
@@ -139,7 +146,7 @@ def embed_with_ray(
 class _InWorker:
     """Maps a pickled batch to a pickled `EmbeddedBatch`."""
 
-    def __init__(self, model: str, root: str, source: Mapping[str, Any], compute: Compute) -> None:
+    def __init__(self, model: Mapping[str, Any], root: str, source: Mapping[str, Any], compute: Compute) -> None:
         import torch
 
         torch.set_num_threads(compute.threads)
@@ -155,9 +162,12 @@ class _InWorker:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the worker's own error, whose text Ray wraps in another; else `error`."""
-    found = re.findall(r"components\.errors\.DataError: (.+)", str(error))
-    if found:
-        return DataError(found[-1])
-    lost = re.findall(r"^ConnectionError: (.+)", str(error), re.MULTILINE)
-    return ConnectionError(lost[-1]) if lost else error
+    """Return the worker's own error, whose text Ray wraps in another; a bug stays as it is, with its traceback."""
+    for kind in (DataError, ParameterError, ConnectionError):
+        if found := re.findall(rf"^(?:components\.errors\.)?{kind.__name__}: (.+)", str(error), re.MULTILINE):
+            return kind(found[-1])
+    if type(error).__name__ in ("RayTaskError", "UserCodeException") or "UserCodeException" in str(error):
+        return error
+    return InfrastructureError(
+        f"Ray's workers were lost ({one_line(error)}); what was embedded is kept, run the command again"
+    )

@@ -13,9 +13,9 @@ from components.search.gallery.reading import Gallery, current_version, is_pipel
 from components.search.gallery.removal import digests_of, purge, sweep_thumbnails
 from components.search.gallery.tombstones import add_tombstones, tombstones
 from pipelines.errors import one_line
-from pipelines.locks.file_lock import file_lock
+from pipelines.search.gallery_folder import held
 from pipelines.search.gallery_search import INDEX
-from pipelines.search.gallery_update import explained_storage, index_builder
+from pipelines.search.gallery_update import index_builder
 from pipelines.search.mlflow_copies import MlflowCopies, Wanted
 from pipelines.workspace import Workspace
 
@@ -53,8 +53,7 @@ def forget(options: ForgetOptions, workspace: Workspace) -> int:
     if is_pipeline_index(gallery):
         raise DataError(f"{gallery}: {OF_THE_PIPELINE}")
     current_version(gallery)
-    refusal = f"{gallery}: another process updates this gallery: wait for it"
-    with explained_storage(gallery), file_lock(gallery / layout.LOCK, refusal):
+    with held(gallery):
         digests = _digests(options)
         wanted = _wanted(gallery, digests)
         copies = MlflowCopies(workspace)

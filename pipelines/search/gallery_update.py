@@ -4,11 +4,10 @@ The pictures of the source are told apart by their bytes. Those of the version t
 embedded, are not embedded again; then a new version is written and answers. A kill at any moment leaves the former version.
 """
 
-import errno
 import json
-import os
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from components.search.encoders import Encoder, open_encoder
 from components.search.gallery import layout
 from components.search.gallery.merging import Digest, Picture, digests, merged, table_of
 from components.search.gallery.places import is_address, open_place
-from components.search.gallery.reading import Gallery, is_pipeline_index
+from components.search.gallery.reading import Gallery
 from components.search.gallery.removal import BuildIndex, purge, sweep_thumbnails
 from components.search.gallery.sources import find_source, list_source
 from components.search.gallery.thumbnails import write_thumbnail
@@ -30,20 +29,19 @@ from components.search.gallery.tombstones import tombstones
 from components.search.gallery.unfinished import Embedded, Unfinished
 from components.search.gallery.writing import read_left_out, remove_versions, switch, write_version
 from components.search.model_reference import PIPELINE
-from pipelines.engine.ray_cluster import uses_gpu
-from pipelines.errors import InfrastructureError
-from pipelines.locks.file_lock import file_lock
 from pipelines.schema.running import Compute
 from pipelines.search.embedding import EmbeddedBatch, Work, embed_here, embed_with_ray
+from pipelines.search.gallery_folder import held, last_request, require_gallery_or_room
 from pipelines.search.gallery_report import progress, report
 from pipelines.search.options import GalleryOptions
 from pipelines.threads.cores import usable_cores
 from pipelines.workspace import Workspace
 
 SHARD = 1024
-"""Pictures whose vectors are kept together when an update is killed; at most as many are embedded again."""
+"""Pictures whose vectors are stored together; an update that is killed has to embed at most as many again."""
+STORE_SECONDS = 30.0
+"""After which fewer are stored: a large model takes seconds for one."""
 _BLOCK = 8192
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def update_gallery(options: GalleryOptions, workspace: Workspace) -> str:
@@ -53,48 +51,12 @@ def update_gallery(options: GalleryOptions, workspace: Workspace) -> str:
     another process updates the gallery, or where the disk is full.
     """
     gallery = options.gallery
-    _require_gallery_or_room(gallery)
-    known = _known(gallery)
+    require_gallery_or_room(gallery)
+    known = last_request(gallery)
     if options.source is None and not known:
         raise ParameterError(f"{gallery}: is a new gallery: give the SOURCE of its pictures")
-    refusal = f"{gallery}: another process updates this gallery: wait for it"
-    with explained_storage(gallery), file_lock(gallery / layout.LOCK, refusal):
+    with held(gallery):
         return _Update(options, workspace, known).run()
-
-
-@contextmanager
-def explained_storage(gallery: Path) -> Iterator[None]:
-    """Raise InfrastructureError, in one line, where the disk is full or may not be written."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise InfrastructureError(
-            f"{gallery}: {os.strerror(error.errno)}: the gallery answers as before, what was embedded is kept: make room, then run "
-            "the command again"
-        ) from error
-
-
-def _require_gallery_or_room(gallery: Path) -> None:
-    if is_pipeline_index(gallery):
-        raise ParameterError(f"{gallery}: is made by the pipeline's stage `index`; choose another folder")
-    if gallery.exists() and not gallery.is_dir():
-        raise ParameterError(f"{gallery}: is a file; give the folder of a gallery")
-    if gallery.is_dir() and any(gallery.iterdir()) and not (gallery / layout.LOCK).is_file():
-        raise ParameterError(f"{gallery}: is not empty, and not a gallery: choose another folder")
-
-
-def _known(gallery: Path) -> dict[str, Any]:
-    """What the last update was asked for: source, model, settings; empty for a new gallery."""
-    try:
-        return dict(json.loads((gallery / layout.SOURCE).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"{gallery / layout.SOURCE}: cannot be read ({error}): remove it, and give SOURCE again"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -169,11 +131,17 @@ class _Update:
         return name
 
     def _open_encoder(self) -> Encoder:
-        if self.compute.workers == 0:
-            import torch
+        """The model, here; workers open it themselves, perhaps on GPUs that this machine does not have."""
+        import torch
 
+        if self.compute.workers == 0:
+            if self.compute.device == "cuda" and not torch.cuda.is_available():
+                raise ParameterError(
+                    "--device cuda: PyTorch finds no GPU here; give --device auto, or workers on a cluster"
+                )
             torch.set_num_threads(self.compute.threads)
-        return open_encoder(self.model, self.workspace.root, device="cuda" if uses_gpu(self.compute) else "cpu")
+        on_gpu = self.compute.device != "cpu" and torch.cuda.is_available()
+        return open_encoder(self.model, self.workspace.root, device="cuda" if on_gpu else "cpu")
 
     def _digests(self, listing: pa.Table) -> dict[str, Digest]:
         files = list(dict.fromkeys(listing["file"].to_pylist()))
@@ -212,12 +180,14 @@ class _Update:
         batches = [works[begin : begin + size] for begin in range(0, len(works), size)]
         done: Generator[EmbeddedBatch, None, None]
         if self.compute.workers:
-            done = embed_with_ray(encoder.name, self.workspace.root, self.source, batches, self.compute)
+            model = {"name": encoder.name, "digest": encoder.digest}
+            done = embed_with_ray(model, self.workspace.root, self.source, batches, self.compute)
         else:
             done = embed_here(encoder, self.source, batches)
         identities = {each.sha256: each.identities for each in todo}
         failed: dict[str, str] = {}
         waiting: list[EmbeddedBatch] = []
+        stored = time.monotonic()
         with progress("embedding", len(todo)) as advance, closing(done):
             try:
                 for batch in done:
@@ -226,8 +196,10 @@ class _Update:
                     failed |= batch.failed
                     waiting.append(batch)
                     advance(len(batch.digests) + len(batch.failed))
-                    if sum(len(each.digests) for each in waiting) >= SHARD:
+                    late = time.monotonic() - stored > STORE_SECONDS
+                    if late or sum(len(each.digests) for each in waiting) >= SHARD:
                         _store(waiting, identities, unfinished)
+                        stored = time.monotonic()
             finally:  # also of an interrupted update
                 _store(waiting, identities, unfinished)
         return failed

@@ -17,7 +17,7 @@ from small_galleries import id_of, picture, write_pictures
 
 from components.errors import DataError, ParameterError
 from components.persons.shards import CaptionRow, DatasetWriter
-from components.search.gallery import layout
+from components.search.gallery import layout, places, sources
 from components.search.gallery.manifests import read_manifest
 from components.search.gallery.places import open_place
 from components.search.gallery.reading import Gallery, current_version
@@ -259,13 +259,44 @@ def test_a_prepared_set_is_a_source(tmp_path):
     assert [place.read(row["file"]) for row in found] == [picture(0), picture(1)]
 
 
+def test_a_bucket_is_listed_and_read_as_a_folder_and_nothing_beside_it(tmp_path, monkeypatch):
+    """On pyarrow's filesystem of this machine; tests/faults/test_killed_gallery.py reads from a real server."""
+    from pyarrow.fs import LocalFileSystem
+
+    folder = write_pictures(tmp_path / "bucket" / "people" / "b", [1, 2]).parent
+    write_pictures(tmp_path / "bucket", [3])
+    (folder / ".hidden").mkdir()
+    write_pictures(folder / ".hidden", [4])
+    (folder / "notes.txt").touch()
+    (folder / "list.csv").write_text("file,camera\nb/1.png,3\n")
+    root = str(tmp_path)
+
+    def opened(address: str) -> tuple[LocalFileSystem, str]:
+        return LocalFileSystem(), address.replace("s3://", root + "/")
+
+    for module in (sources, places):
+        monkeypatch.setattr(module, "open_address", opened)
+    assert [row["file"] for row in listed("s3://bucket/people/")[0]] == ["b/1.png", "b/2.png"]
+    source = find_source("s3://bucket/people/list.csv", None, Path("/"))
+    assert (source["kind"], source["base"]) == ("manifest", "s3://bucket/people")
+    assert list_source(source)[0].to_pylist() == [{"file": "b/1.png", "identity": None, "caption": None, "camera": 3}]
+    place = open_place(source)
+    assert place.read("b/2.png") == picture(2)
+    for name in ("../3.png", "/3.png", "b/../../3.png", "", "b/none.png"):
+        with pytest.raises(DataError):
+            place.read(name)
+    with pytest.raises(ParameterError, match="a data set is read from a folder of this machine"):
+        find_source("s3://bucket/people", "dataset", Path("/"))
+    with pytest.raises(DataError, match="check the address and the rights"):
+        listed("s3://none/people")
+    assert find_source(f"file://{folder}", None, Path("/"))["base"] == str(folder)
+
+
 def test_a_source_that_is_none_is_one_line(tmp_path):
     with pytest.raises(DataError, match="does not exist: give a folder of pictures"):
         find_source("nowhere", None, tmp_path)
     with pytest.raises(ParameterError, match="holds credentials"):
-        find_source("s3://key:secret@bucket/x", None, tmp_path) and list_source(
-            find_source("s3://key:secret@bucket/x", None, tmp_path)
-        )
+        list_source(find_source("s3://key:secret@bucket/x", None, tmp_path))
     with pytest.raises(ParameterError, match="no address that can be opened"):
         list_source(find_source("nothing://x", None, tmp_path))
     (tmp_path / "a.csv").write_text("file\n")

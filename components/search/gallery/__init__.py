@@ -16,10 +16,13 @@
 layout.py      names and formats
 reading.py     `Gallery`, one opened version; `current_version`
 writing.py     writes a version and lets it answer
-sources.py     the pictures of a folder, a manifest, a data set or a bucket
-listing.py     one line per picture of a source: files, digests, columns
+places.py      reads the pictures of a folder or a bucket, and nothing outside of it
+sources.py     lists the pictures of a folder, a manifest, a data set or a bucket
+manifests.py   reads manifests
+merging.py     tells pictures apart by their bytes
 unfinished.py  what an update has embedded before it was killed
-forgetting.py  tombstones, and the removal of what they name
+tombstones.py  the digests of forgotten pictures
+removal.py     removes what tombstones name
 thumbnails.py  small pictures
 
 Pictures stay where they are: a version records their paths, and their SHA-256 is checked whenever one is read.

@@ -55,6 +55,8 @@ def purge(gallery: Path, build_index: BuildIndex | None = None) -> None:
     gone = tombstones(gallery)
     remove_temporaries(gallery)
     remove_versions(gallery)
+    if not gone:
+        return
     holding = [name for name in version_names(gallery) if gone & _digests(gallery, name)]
     if holding:
         if current_version(gallery) in holding:

@@ -28,6 +28,7 @@ def find_source(location: str, kind: Kind | None, here: Path, columns: tuple[str
 
     Raises DataError where nothing is there, ParameterError for an address that cannot be opened.
     """
+    location = location.removeprefix("file://")
     if is_address(location):
         return _in_bucket(location.rstrip("/"), kind, columns)
     path = Path(os.path.abspath(here / location))

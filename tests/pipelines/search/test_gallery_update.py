@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from killed_at_points import killed_at_points
 from small_galleries import (
     CountingEncoder,
@@ -28,7 +29,7 @@ from components.search.gallery.reading import Gallery, current_version
 from components.search.gallery.thumbnails import thumbnail_path
 from components.search.gallery.writing import read_left_out, version_names
 from pipelines.errors import InfrastructureError
-from pipelines.search import gallery_update
+from pipelines.search import embedding, gallery_update
 from pipelines.search.gallery_update import update_gallery
 
 
@@ -253,3 +254,28 @@ def test_killed_at_any_point_the_old_version_answers_or_the_new(place, monkeypat
     assert answers == sorted(answers)  # the old one up to a point, from there on the new
     assert len(answers) > 20 / every
     assert set(answers) == {False, True}
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        (
+            "UserCodeException\nTraceback\ncomponents.errors.DataError: model x: is not the one",
+            DataError,
+            "model x: is not the one",
+        ),
+        ("a\nConnectionError: s3://b: does not answer\n", ConnectionError, "s3://b: does not answer"),
+        ("The actor died unexpectedly", InfrastructureError, "run the command again"),
+        ("UserCodeException: ZeroDivisionError: x", RuntimeError, "ZeroDivisionError"),
+    ],
+)
+def test_an_error_of_a_worker_is_what_the_worker_raised(text, kind, message):
+    found = embedding._cause(RuntimeError(text))
+    assert type(found) is kind
+    assert message in str(found)
+
+
+def test_a_gpu_that_is_not_there_is_one_line(place):
+    if not torch.cuda.is_available():
+        with pytest.raises(ParameterError, match="--device cuda: PyTorch finds no GPU here"):
+            place.update(place.source, device="cuda")
