@@ -45,8 +45,8 @@ export const isOpen = () => $("viewer").open;
 
 function showFacts({ match, place, count }) {
   const title = [count ? `${place} of ${count}` : "Picture"];
-  if (known(match.identity)) title.push(`person ${match.identity}`);
-  if (typeof match.score === "number") title.push(`score ${score(match.score)}`);
+  if (known(match.identity)) title.push(`person\u00a0${match.identity}`);
+  if (typeof match.score === "number") title.push(`score\u00a0${score(match.score)}`);
   $("viewer-title").textContent = title.join(" \u00b7 ");
   $("previous").disabled = place <= 1;
   $("next").disabled = place >= count;

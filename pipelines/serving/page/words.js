@@ -8,9 +8,9 @@ const HOW = {
   "leave one out": `What the score loses when the word is left out, ${PART}. Dashed words lowered the match.`,
 };
 
-const SIGNS = { "-1": "\u2212", 0: "", 1: "+" };
+const SIGNS = { "-1": "\u2212", 1: "+" };
 const rounded = (weight) => Math.round(100 * weight) / 100;
-const written = (weight) => SIGNS[Math.sign(weight)] + Math.abs(weight).toFixed(2);
+const written = (weight) => (weight ? SIGNS[Math.sign(weight)] + Math.abs(weight).toFixed(2) : "0");
 
 export const explain = (by) => HOW[by] ?? by;
 

@@ -140,7 +140,7 @@ def test_a_click_shows_the_picture_large_with_its_words_and_the_persons_other_pi
     colours = page.eval_on_selector_all(".words .word", "all => all.map(one => getComputedStyle(one).backgroundColor)")
     assert colours[3] != colours[0]
     page.wait_for_selector("#related .match")
-    person = re.search(r"person (\d)", page.inner_text("#viewer-title"))[1]
+    person = re.search(r"person\s(\d)", page.inner_text("#viewer-title"))[1]
     assert page.inner_text("#related-title") == "Other pictures of this person"
     others = page.eval_on_selector_all("#related img", "all => all.map(one => one.alt)")
     assert others
