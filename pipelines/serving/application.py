@@ -263,6 +263,10 @@ def _add_errors(app: FastAPI) -> None:
         service.metrics.refused.labels(error.reason).inc()
         return error.answer()
 
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        return error_answer(500, f"the request failed ({type(error).__name__}); the log of the service says why")
+
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -42,6 +43,8 @@ class SearchReplica:
     """One process that answers."""
 
     def __init__(self, settings: ReplicaSettings) -> None:
+        for handler in logging.getLogger("ray.serve").handlers:  # the replica's log file
+            logging.getLogger("pipelines.serving").addHandler(handler)
         self.metrics = Metrics()
         self.loop: asyncio.AbstractEventLoop | None = None
         source = GalleryFolder(Path(settings.gallery), Path(settings.root), settings.model)

@@ -1,5 +1,6 @@
 """What the page must know of a gallery: its columns, and sentences to try."""
 
+import re
 from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any
@@ -13,6 +14,8 @@ from pipelines.serving.schema import Column, GalleryFacts
 
 HIDDEN = frozenset({"id", "file", "files", "sha256", "bytes", "identities"})
 """Columns that are not shown and cannot be filtered by: a file's name may say what its owner did not mean to publish."""
+_FOLDERS = re.compile(r"(^|:)/(?:[^/]*/)*")
+"""The folders of an absolute path, which is a model's name where it is not in the checkout."""
 MAX_VALUES = 50
 MAX_EXAMPLES, MAX_EXAMPLE = 4, 120
 _EXAMPLES = ("a woman in a red coat", "a man with a backpack", "a person in a white shirt and dark trousers")
@@ -28,7 +31,7 @@ def gallery_facts(gallery: Gallery) -> GalleryFacts:
     return GalleryFacts(
         size=gallery.size,
         version=gallery.version,
-        model=str(gallery.model.get("name", "")),
+        model=_FOLDERS.sub(r"\1", str(gallery.model.get("name", ""))),
         columns=columns,
         examples=_examples(gallery.table),
     )

@@ -7,7 +7,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serving.access import Access
-from pipelines.serving.answers import Refused, error_answer
+from pipelines.serving.answers import Refused
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.rates import Rates
 
@@ -35,10 +35,10 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begin, status = time.perf_counter(), 0
+        begin, status, whole = time.perf_counter(), 0, False
 
         async def dressed(message: Message) -> None:
-            nonlocal status
+            nonlocal status, whole
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
@@ -46,16 +46,15 @@ class Gate:
                     headers.setdefault(name, value)
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
+            whole = message["type"] == "http.response.body" and not message.get("more_body")
 
         with self.metrics.ongoing.track_inprogress():
             try:
                 await self._answer(scope, receive, dressed)
-            except Exception as error:
-                LOG.exception("a request to %s failed", _route(scope))
-                if status:
+            except Exception:
+                if not whole:
                     raise
-                sentence = f"the request failed ({type(error).__name__}); the log of the service says why"
-                await error_answer(500, sentence)(scope, receive, dressed)
+                LOG.exception("a request to %s failed", _route(scope))  # and Starlette has answered
             finally:
                 self.metrics.answered(_route(scope), scope["method"], status, time.perf_counter() - begin)
 

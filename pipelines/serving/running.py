@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from components.errors import DataError, ParameterError
@@ -46,7 +47,10 @@ def serve(options: ServeOptions, workspace: Workspace) -> None:
     port = free_port(host, options.port)
     with _running(settings, host, port):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set a handler of its own
-        print(f"{size} pictures of {folder}: open {address(host, port)} (Ctrl-C stops it)", flush=True)
+        print(
+            f"{size} pictures of {folder}: open {address(host, port)} (Ctrl-C stops it; errors: {_log_folder()})",
+            flush=True,
+        )
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
         print("stopping", flush=True)
@@ -112,6 +116,13 @@ def _deploy(settings: ReplicaSettings, http: Mapping[str, Any]) -> None:
         application = ray_serve.status().applications.get(NAME)
         said = [each.message for each in application.deployments.values()] if application else []
         raise _reason("\n".join([*said, str(error)])) from error
+
+
+def _log_folder() -> str:
+    """Return where Serve's processes log: Ray's folder of this session, which it keeps."""
+    from ray._private.worker import global_worker
+
+    return str(Path(global_worker.node.get_logs_dir_path()) / "serve")
 
 
 def _reason(said: str) -> Exception:

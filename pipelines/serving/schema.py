@@ -54,7 +54,7 @@ Where = Annotated[
     AfterValidator(_no_control_characters),
 ]
 Filters = Annotated[list[Where], Field(max_length=LIMITS.filters, description="All of them must hold.")]
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=LIMITS.results, description="How many matches.")]
+Count = Annotated[int, Field(ge=1, le=LIMITS.results, description="How many matches."), BeforeValidator(_whole)]
 Weight = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="Of the picture, beside the sentences.")]
 
 
@@ -100,7 +100,7 @@ class Match(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     id: str
-    score: float = Field(description="Cosine in [-1, 1]; with `rerank` the score of the new order.")
+    score: float = Field(description="Cosine in [-1, 1]; with `rerank` they no longer fall from one match to the next.")
     identity: str | None = None
     caption: str | None = None
 
