@@ -9,6 +9,7 @@ from components.exports import all_names, find
 
 _PUBLIC = {
     "adapter_gate": ("AdapterGate",),
+    "adapter_slot": ("AdapterSlot",),
     "attention": ("temperature_adjusted_attention",),
     "cache": ("LatentCache",),
     "families": ("Family",),

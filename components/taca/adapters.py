@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from components.errors import ParameterError
+from components.taca.quantization import is_quantized
 
 NORMS = "attention norms"
-_FUSE = "fuse_qkv_projections"
+_FUSE, _MERGE = "fuse_qkv_projections", "fuse_lora"
 _PROJECTIONS = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
 
 
@@ -58,6 +59,19 @@ def _fuse_without_adapters(transformer: Any) -> None:
                 "would no longer act on them; call fuse_lora() first, or unload_lora"
             )
     getattr(type(transformer), _FUSE)(transformer)
+
+
+def refuse_merging(transformer: Any) -> None:
+    """Let `fuse_lora` of a quantised transformer raise ParameterError: the merged weights would be rounded once more."""
+    if is_quantized(transformer) and hasattr(type(transformer), _MERGE):
+        transformer.__dict__[_MERGE] = partial(_no_merging, type(transformer).__name__)
+
+
+def _no_merging(name: str, *_: Any, **__: Any) -> None:
+    raise ParameterError(
+        f"fuse_lora: the weights of this {name} are quantised, and a LoRA cannot be merged into them; leave it beside them, or "
+        "read the base without quantisation"
+    )
 
 
 def require_separate_projections(transformer: Any) -> None:

@@ -1,4 +1,4 @@
-"""The LoRA that corrects artifacts of the temperature: attention layers only, trained and used only where TACA is on.
+"""The LoRA that corrects artifacts of the temperature: attention layers only by default, trained and used only where TACA is on.
 
 LoRA alone is not TACA: the attention change is the method (section 3.3 of the paper). So a LoRA file stores TACA's settings,
 loading one without TACA warns, and `AdapterGate` disables it below the threshold, where it was not trained. Files are in
@@ -7,7 +7,7 @@ diffusers' LoRA format and load in a plain pipeline.
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ from components.taca.adapters import (
     offloaded_by_layer,
     reapply_group_offloading,
     refuse_fusing,
+    refuse_merging,
     require_separate_projections,
     text_encoders,
     trainable_kept,
 )
 from components.taca.install import taca_handle, transformer_of
 from components.taca.lora_files import METADATA_KEY, SETTINGS_PREFIX, WEIGHTS, LoraFile, read_lora, read_lora_settings
+from components.taca.lora_pairs import require_targets
 from components.taca.lora_readers import loader_of
 from components.taca.registry import family_of
 from components.taca.text_lora import load_into, without_reports
@@ -37,23 +39,36 @@ from components.training.distribution import gathered
 from components.training.randomness import generator, stream_seed
 
 
-def add_lora(transformer: Any, rank: int, seed: int, adapter_name: str = "taca") -> int:
-    """Freeze a transformer and add a trainable attention-only LoRA with alpha = rank, so that W' = W + BA.
+def add_lora(
+    transformer: Any,
+    rank: int,
+    seed: int,
+    adapter_name: str = "taca",
+    *,
+    alpha: float | None = None,
+    targets: Sequence[str] | None = None,
+) -> int:
+    """Freeze a transformer and add a trainable LoRA, W' = W + alpha / rank BA.
 
-    B is 0 (the output does not change) and A is N(0, 1/rank^2), PEFT's "gaussian", drawn per layer from (seed, layer
-    name), so neither global random state nor the order of layers matters. Adapter weights are float32 for any dtype
-    of the base. Other adapters stay active or inactive, frozen. Returns the number of trainable parameters.
-    Raises `ParameterError` for a rank below 1 or a name in use.
+    alpha: None for the rank, so that W' = W + BA. targets: linear layers by the ends of their names; None for the family's joint
+    attention layers alone, as in the paper. B is 0 (the output does not change) and A is N(0, 1/rank^2), PEFT's "gaussian", drawn
+    per layer from (seed, layer name), so neither global random state nor the order of layers matters. Adapter weights are float32
+    for any dtype of the base. Other adapters stay active or inactive, frozen. Returns the number of trainable parameters.
+    Raises `ParameterError` for a rank below 1, an alpha not above 0, a target without a linear layer, or a name in use.
     """
     from peft import LoraConfig
 
     if rank < 1:
         raise ParameterError(f"LoRA rank = {rank}: must be at least 1")
+    if alpha is not None and not 0 < alpha < float("inf"):
+        raise ParameterError(f"LoRA alpha = {alpha}: must be above 0")
     transformer = transformer_of(transformer)
     _require_room(transformer, adapter_name)
     family = family_of(transformer)
     if not hasattr(transformer, "add_adapter"):
         raise ParameterError(f"{family.transformer} takes no LoRA: diffusers gives it no adapters")
+    if targets is not None:
+        require_targets(transformer, targets)
     others = _active_adapters(transformer)
     transformer.requires_grad_(False)
     # PEFT initialises from the global generator; what it draws is replaced below, and the generator left as it was.
@@ -61,7 +76,10 @@ def add_lora(transformer: Any, rank: int, seed: int, adapter_name: str = "taca")
         torch.manual_seed(stream_seed(seed, "lora"))
         transformer.add_adapter(
             LoraConfig(
-                r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=family.lora_layers(transformer)
+                r=rank,
+                lora_alpha=rank if alpha is None else alpha,  # PEFT takes fractions too
+                init_lora_weights="gaussian",
+                target_modules=family.lora_layers(transformer) if targets is None else list(targets),
             ),
             adapter_name=adapter_name,
         )
@@ -75,6 +93,7 @@ def add_lora(transformer: Any, rank: int, seed: int, adapter_name: str = "taca")
         with torch.no_grad():
             down.weight.copy_(noise / rank)
     refuse_fusing(transformer)
+    refuse_merging(transformer)
     return sum(parameter.numel() for parameter in transformer.parameters() if parameter.requires_grad)
 
 
@@ -179,6 +198,7 @@ def load_lora(pipe_or_transformer: Any, path: Path, adapter_name: str = "taca", 
         if pipe is None:
             reapply_group_offloading(transformer)
     refuse_fusing(transformer)
+    refuse_merging(transformer)
     if settings.get("gamma", 1) != 1 and taca_handle(transformer) is None:
         warnings.warn(
             f"{path}: this LoRA was trained under TACA (gamma {settings['gamma']:g}) and repairs its side effects; "

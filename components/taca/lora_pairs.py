@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.errors import DataError
+from components.errors import DataError, ParameterError
 
 Pair = dict[str, Tensor]
 """A "A" (r, in), "B" (out, r), and where the file has them "bias" (out,), "magnitude" (out,) of a DoRA, and "alpha" ()."""
@@ -89,6 +89,18 @@ def require_fit(pairs: Mapping[str, Pair], layers: Mapping[str, Any], file: Path
     if plain and len(plain) < len(pairs):
         raise DataError(
             f"{file}: a DoRA without the lora_magnitude_vector of {len(plain)} layers ({some(plain)}); the file is cut"
+        )
+
+
+def require_targets(transformer: nn.Module, targets: Sequence[str]) -> None:
+    """Raise ParameterError unless every target is the end of a linear layer's name."""
+    names = linear_layers(transformer)
+    missing = [end for end in targets if not any(name == end or name.endswith(f".{end}") for name in names)]
+    if missing or not targets:
+        ends = sorted({name.rsplit(".", 1)[-1] for name in names if not name[-1].isdigit()})
+        raise ParameterError(
+            f"LoRA targets: {', '.join(map(str, missing)) or 'none given'}: no such linear layer in {type(transformer).__name__}; "
+            f"its layers end in {', '.join(ends)}"
         )
 
 

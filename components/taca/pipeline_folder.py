@@ -9,6 +9,7 @@
 Finds the files that loading will read, and checks that all are there, without loading them.
 """
 
+import inspect
 import json
 import re
 from collections.abc import Iterable
@@ -17,21 +18,31 @@ from typing import Any
 
 from components.errors import DataError
 from components.taca.families import Conventions
-from components.taca.registry import CONVENTIONS
+from components.taca.registry import CONVENTIONS, FAMILIES
 
 INDEX = "model_index.json"
 
 
 class PipelineFolder:
-    """Reads the index. Raises `DataError` if there is none, or its pipeline class is not supported."""
+    """Reads the index. Raises `DataError` if there is none, or its pipeline class is not supported.
+
+    pipeline: its class, as the index names it: one with conventions of its own (`FluxPipeline`), or another over the same
+    transformer (`FluxFillPipeline`, `FluxImg2ImgPipeline`), which has the conventions of that transformer's family.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.index = self._json(INDEX)
-        name = str(self.index.get("_class_name"))
-        if name not in CONVENTIONS:
-            raise DataError(f"{path}/{INDEX}: a {name}; supported are {', '.join(CONVENTIONS)}")
-        self.conventions: Conventions = CONVENTIONS[name]
+        self.pipeline = str(self.index.get("_class_name"))
+        found = CONVENTIONS.get(self.pipeline) or self._conventions_of_transformer()
+        if found is None:
+            raise DataError(f"{path}/{INDEX}: a {self.pipeline}; supported are {', '.join(CONVENTIONS)}")
+        self.conventions: Conventions = found
+
+    @property
+    def transformer(self) -> str:
+        """The class of the transformer."""
+        return str((self.index.get("transformer") or [None, None])[1])
 
     @property
     def named(self) -> set[str]:
@@ -42,11 +53,15 @@ class PipelineFolder:
     @property
     def parts(self) -> set[str]:
         """The supported parts that are present; [null, null] in the index marks one that is not."""
-        return {part for part in self.conventions.parts if (self.index.get(part) or [None])[0] is not None}
+        own = self.conventions.parts if self.pipeline == self.conventions.pipeline else self.named
+        return {part for part in own if (self.index.get(part) or [None])[0] is not None}
 
     def parts_for(self, wanted: Iterable[str]) -> set[str]:
-        """Return the parts to load for `wanted`: those present, and the fallback of a missing encoder."""
+        """Return the parts to load for `wanted`: those present, and the fallback of a missing encoder. Parts that only this class
+        has (a processor of pictures) come with the transformer."""
         chosen, conventions = set(wanted) & self.parts, self.conventions
+        if "transformer" in chosen:
+            chosen |= self.parts - set(conventions.parts)
         if conventions.encoder_fallback and chosen & set(conventions.text_parts):
             encoder, fallback = conventions.encoder_fallback
             if encoder not in self.parts:
@@ -82,6 +97,16 @@ class PipelineFolder:
         ]
         self._check_whole(read, parts)
         return read, chosen
+
+    def _conventions_of_transformer(self) -> Conventions | None:
+        """Return the conventions of the transformer's family, if diffusers has the pipeline class for this transformer."""
+        import diffusers
+
+        family, kind = FAMILIES.get(self.transformer), getattr(diffusers, self.pipeline, None)
+        if family is None or not isinstance(kind, type):
+            return None
+        taken = inspect.signature(kind).parameters.get("transformer")
+        return family.conventions if taken and self.transformer in str(taken.annotation) else None
 
     def _check_whole(self, names: list[str], parts: set[str]) -> None:
         """Raise `DataError` for a part without any file among `names`, or a shard that an index names and they do not."""

@@ -16,14 +16,16 @@ import torch
 
 from components.errors import DataError, ParameterError
 from components.files import file_digest
+from components.taca.memory_options import Quantization
 from components.taca.pipeline_folder import INDEX, PipelineFolder
+from components.taca.quantization import quantization_of, read_gguf, require_quantizable
 from components.taca.registry import CONVENTIONS
 
 # Parts of pipelines by purpose, over all supported classes; those that a pipeline does not have are ignored.
 COMPONENTS = tuple(dict.fromkeys(part for conventions in CONVENTIONS.values() for part in conventions.parts))
 TEXT = tuple(dict.fromkeys(part for conventions in CONVENTIONS.values() for part in conventions.text_parts))
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by their names in params.yaml
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by their names in params.yaml
 
 
 def write_reference(location: str | Path, path: Path, *, revision: str | None = None) -> dict[str, Any]:
@@ -56,15 +58,25 @@ def write_reference(location: str | Path, path: Path, *, revision: str | None = 
 
 
 def load_base(
-    reference_path: Path, *, components: Iterable[str] = COMPONENTS, dtype: torch.dtype = torch.float32
+    reference_path: Path,
+    *,
+    components: Iterable[str] = COMPONENTS,
+    dtype: torch.dtype = torch.float32,
+    quantize: Quantization = "none",
+    gguf: Path | None = None,
 ) -> Any:
     """Load the pipeline of a reference after checking the digests of the files that are read; in eval mode, on the CPU.
 
-    Its class is the one that `model_index.json` names, out of `components.taca.registry`; its weights are in `dtype`. `components`
-    names the parts to load (`TEXT` to encode captions); the others are None and their files are neither read nor checked. An
-    encoder that the folder leaves out (SD3.5's T5) is None too; its fallback is loaded with the text. Weights may be sharded, and
-    in a variant ("fp16") where there are no others. Raises `ParameterError` for an unknown part, `DataError` for a missing,
-    changed or unreadable file.
+    Its class is the one that `model_index.json` names, of a transformer in `components.taca.registry`; its weights are in `dtype`.
+    `components` names the parts to load (`TEXT` to encode captions); the others are None and their files are neither read nor
+    checked. An encoder that the folder leaves out (SD3.5's T5) is None too; its fallback is loaded with the text. Weights may be
+    sharded, and in a variant ("fp16") where there are no others.
+
+    quantize: quantises the linear layers of the transformer and of large text encoders while they are read. gguf: a GGUF file to
+    read the transformer from; of the folder's transformer only the config is read, then.
+
+    Raises `ParameterError` for an unknown part and a quantisation that is not possible, `DataError` for a missing, changed or
+    unreadable file.
     """
     import diffusers
     import transformers
@@ -72,24 +84,31 @@ def load_base(
 
     if unknown := set(components) - set(COMPONENTS):
         raise ParameterError(f"load_base: unknown components {sorted(unknown)}; there are {', '.join(COMPONENTS)}")
+    require_quantizable(quantize, dtype)
     reference = read_reference(reference_path)
     location, files = _folder_of(reference, reference_path), reference["files"]
     verify_files(location, {INDEX: files[INDEX]})
     folder = PipelineFolder(location)
     parts = folder.parts_for(components)
-    read, variant = folder.files_read(files, parts)
+    replaced = {"transformer"} & parts if gguf else set()
+    read, variant = folder.files_read(files, parts - replaced)
+    read += [config for part in replaced if (config := f"{part}/config.json") in files]
     verify_files(location, {name: files[name] for name in read})
     if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-    left_out: dict[str, Any] = dict.fromkeys(folder.named - parts)
+    given: dict[str, Any] = dict.fromkeys(folder.named - parts)
+    if gguf and replaced:
+        given["transformer"] = read_gguf(gguf, location, folder.transformer, dtype)
+    if config := quantization_of(quantize, folder, parts - replaced):
+        given["quantization_config"] = config
     try:
-        pipe = getattr(diffusers, folder.conventions.pipeline).from_pretrained(
-            location, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True, **left_out
+        pipe = getattr(diffusers, folder.pipeline).from_pretrained(
+            location, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True, **given
         )
     except (OSError, ValueError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{location}: cannot be read as a {folder.conventions.pipeline} ({reason})") from error
+        raise DataError(f"{location}: cannot be read as a {folder.pipeline} ({reason})") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

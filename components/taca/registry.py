@@ -104,8 +104,12 @@ def family_of(transformer: nn.Module) -> Family:
 
 
 def conventions_of(pipe: Any) -> Conventions:
-    """The conventions of a pipeline, by its class or a base class. `ParameterError` for any other."""
+    """The conventions of a pipeline, by its class or a base class, else those of its transformer's family (FLUX.1 Fill, and classes
+    that start from a picture). `ParameterError` for any other."""
     for cls in type(pipe).__mro__:
         if cls.__name__ in CONVENTIONS:
             return CONVENTIONS[cls.__name__]
+    for cls in type(getattr(pipe, "transformer", None)).__mro__:
+        if cls.__name__ in FAMILIES and (found := FAMILIES[cls.__name__].conventions):
+            return found
     raise ParameterError(f"{type(pipe).__name__}: not supported; supported are {', '.join(CONVENTIONS)}")

@@ -23,7 +23,8 @@ TEXT_WIDTH = 24  # of T5, and of the transformers' text
 
 
 def small_flux_pipeline(folder: Path, seed: int = 0, **transformer: Any) -> Any:
-    """A `FluxPipeline` read from `folder`, where it was written. Keywords go to the transformer's config."""
+    """A `FluxPipeline` read from `folder`, where it was written. Keywords go to the transformer's config; the VAE has a quarter
+    of its `in_channels`."""
     from diffusers import FluxPipeline
     from transformers import CLIPTextModel
 
@@ -31,7 +32,7 @@ def small_flux_pipeline(folder: Path, seed: int = 0, **transformer: Any) -> Any:
         seed,
         lambda: FluxPipeline(
             scheduler=_scheduler(),
-            vae=small_vae(),
+            vae=small_vae(transformer.get("in_channels", 12) // 4),
             text_encoder=CLIPTextModel(_clip(20, 20)),
             tokenizer=_tokenizer(CLIP_TOKENS, framed=True),
             text_encoder_2=_t5(),
