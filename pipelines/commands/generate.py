@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from components.taca.memory_options import Offload, Quantization
 from pipelines.commands.command import Command, typed
 from pipelines.workspace import Workspace
 
@@ -27,7 +28,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH[:WEIGHT]",
-        help="a LoRA, of taca_train or from elsewhere; can be given again",
+        help="a LoRA, of taca_train or from elsewhere; can be given again, and all are on together",
+    )
+    add(
+        "--each-adapter",
+        type=_adapter,
+        action="append",
+        default=[],
+        metavar="PATH[:WEIGHT]",
+        help="a LoRA that has its turn: all prompts are drawn with each of these, from the same noise; the model is read once",
     )
     add(
         "--adapter-threshold",
@@ -45,7 +54,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=positive)
     add("--guidance", type=_number(float, 1), default=1.0, help="true guidance; 1 is off (default)")
     add("--embedded-guidance", type=_number(float, 0), help="the guidance input of a guidance-distilled model")
-    add("--dtype", choices=("fp32", "bf16"), help="of the model; noise is drawn in fp32")
+    add(
+        "--negative-prompt",
+        metavar="TEXT",
+        help="what guidance leads away from; a manifest may have one for each prompt",
+    )
+    add(
+        "--strength",
+        type=_number(float, 0, 1),
+        help="how far from the manifest's `image` a picture is drawn, above 0 (default: the pipeline's own)",
+    )
+    add("--dtype", choices=("fp32", "bf16", "fp16"), help="of the model; noise is drawn in fp32")
+    add("--quantize", choices=get_args(Quantization), help="of the transformer and large text encoders; with bf16")
+    add(
+        "--gguf",
+        type=Path,
+        metavar="FILE",
+        help="reads the transformer from a GGUF file in place of the model's folder",
+    )
     add("--seed", type=count)
     add("--images-per-prompt", type=positive, default=1, metavar="N")
     add = parser.add_argument_group(
@@ -61,6 +87,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--threads", type=positive, metavar="N", help="of each worker")
     add("--device", choices=("auto", "cpu", "cuda"))
+    add(
+        "--offload",
+        choices=get_args(Offload),
+        help="weights that are not in use: none stay on the GPU; model, group: wait in the host's memory but for a part, a layer",
+    )
     add("--max-failures", type=count, metavar="N", help="workers that may die and be replaced")
     add("--max-characters", type=positive, metavar="N", help="a longer prompt is skipped (default: any)")
     add("--naming", choices=("compbench",), help="also write samples/<prompt>_<number>.png")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from components.taca.memory_options import Offload
 from components.training.checkpoint import CheckpointStore
 from components.training.context import Context, Strategy
 from pipelines.locks.waiting import retry_while_away, storage_timeout
@@ -23,6 +24,7 @@ class StageContext(Context):
 
     `phase(name)` returns a context with its own checkpoints and steps, for a stage that trains two models in turn or keeps many
     small checkpoints; a `quiet` one prints nothing when it resumes. `figures` is a folder for pictures that MLflow should show.
+    `offload` says where weights of a pipeline that draws wait, on a GPU.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class StageContext(Context):
         phase: str = "main",
         quiet: bool = False,
         strategy: Strategy = "ddp",
+        offload: Offload = "none",
         on_save: Callable[[Mapping[str, float]], None] = lambda metrics: None,
     ) -> None:
         self.scratch = scratch
@@ -46,6 +49,7 @@ class StageContext(Context):
         self.rank = rank
         self.world_size = world_size
         self.strategy = strategy
+        self.offload = offload
         self._phase = phase
         self._quiet = quiet
         self._on_save = on_save
@@ -72,6 +76,7 @@ class StageContext(Context):
             phase=name,
             quiet=quiet,
             strategy=self.strategy,
+            offload=self.offload,
             on_save=self._on_save,
         )
 

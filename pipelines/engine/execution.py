@@ -109,6 +109,7 @@ def execute(
                 rank=rank,
                 world_size=world_size,
                 strategy=compute.strategy,
+                offload=compute.offload,
                 on_save=saved,
             )
             discarded = Path(tempfile.mkdtemp(prefix="rank-")) if rank else None

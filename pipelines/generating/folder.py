@@ -2,7 +2,7 @@
 
 settings.json     the settings that determine the pictures; written first
 skipped.json      the prompts that are not drawn: line, reason
-shards/<n>.parquet   image_id, prompt_id, prompt, seed, index, image (PNG)
+shards/<n>.parquet   image_id, prompt_id, prompt, seed, index, image (PNG); with --each-adapter also adapter
 finished.jsonl    the digest of each finished shard, while others are missing
 manifest.json     every shard's digest, and the settings; written last, so that a folder with one is complete
 samples/, samples.json   with `--naming compbench`
@@ -91,7 +91,11 @@ class OutputFolder:
     def write_manifest(self, shards: Sequence[Shard], digests: Mapping[int, str], settings: Mapping[str, Any]) -> None:
         """Write the manifest of all shards, which must be finished: no worker writes any more."""
         remove_temporaries(self.shards)  # of workers that died
-        rows = [{"file": one.name, "pictures": len(one.pictures), "sha256": digests[one.number]} for one in shards]
+        rows: list[dict[str, Any]] = [
+            {"file": one.name, "pictures": len(one.pictures), "sha256": digests[one.number]}
+            | ({"adapter": one.adapter} if one.adapter else {})
+            for one in shards
+        ]
         pictures = sum(len(shard.pictures) for shard in shards)
         self._write(PICTURES_MANIFEST, {"pictures": pictures, "settings": settings, "shards": rows})
         (self.path / FINISHED).unlink(missing_ok=True)
@@ -137,8 +141,8 @@ def _line(shard: Shard, digest: str) -> str:
 def _difference(known: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """Describe the first setting that differs; only by name if its value is a digest."""
     for key, value in settings.items():
-        if key in ("model", "adapters", "code", "packages", "prompts") and known.get(key) != value:
-            return f"was made with other {key}"
+        if key in ("model", "gguf", "adapters", "each", "code", "packages", "prompts") and known.get(key) != value:
+            return f"was made with other {'LoRAs' if key == 'each' else key}"
         if known.get(key) != value:
             return f"was made with {key} {json.dumps(known.get(key))}, now it is {json.dumps(value)}"
     return f"was made with {next(key for key in known if key not in settings)}, which this version does not know"

@@ -1,7 +1,8 @@
 """Read prompts from a file. A bad prompt is skipped with its line and a reason.
 
-`.txt` (or no suffix) holds one prompt per line, as T2I-CompBench's `<category>_val.txt`. `.csv`, `.parquet` and `.jsonl` hold rows
-with the column `prompt` and optionally `prompt_id` and `seed`; other columns are ignored.
+`.txt` (or no suffix) holds one prompt per line, as T2I-CompBench's `<category>_val.txt`. `.csv`, `.parquet` and `.jsonl` hold
+rows with the column `prompt` and optionally `prompt_id`, `seed`, `negative_prompt`, and to draw from pictures `image` and
+`mask`, files relative to the manifest's folder; other columns are ignored.
 """
 
 import csv
@@ -14,18 +15,36 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import DataError
+from components.files import file_digest
+from components.persons.pixels import decode_rgb
 
 SEEDS = 2**63
+COLUMNS = ("prompt", "prompt_id", "seed", "negative_prompt", "image", "mask")
 EXCERPT = 80
 
 
 @dataclass(frozen=True)
+class SourceFile:
+    """A file that a picture is drawn from, and its SHA-256."""
+
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True)
 class Prompt:
-    """A prompt. `prompt_id` defaults to the line number; with `seed` None the plan derives seeds."""
+    """A prompt. `prompt_id` defaults to the line number; with `seed` None the plan derives seeds.
+
+    negative: None for that of the command. image, mask: what to start from, and where to paint it over; either all prompts have
+    one, or none.
+    """
 
     prompt_id: str
     text: str
     seed: int | None = None
+    negative: str | None = None
+    image: SourceFile | None = None
+    mask: SourceFile | None = None
 
 
 @dataclass(frozen=True)
@@ -45,14 +64,15 @@ def read_prompts(path: Path, max_characters: int | None = None) -> tuple[list[Pr
     """Read all prompts of a file, in order, and the skipped ones.
 
     Skipped are: empty, not text, not UTF-8, a control character, more than `max_characters`, a `prompt_id` that an earlier line
-    has, a `seed` that is not a whole number from 0 to 2^63 - 1, a line that is not JSON.
+    has, a `seed` that is not a whole number from 0 to 2^63 - 1, a line that is not JSON; an `image` or `mask` that is missing or no
+    picture, and where other lines have one, a line without.
     Raises DataError when the file cannot be read, has no column `prompt`, or holds no usable prompt.
     """
     good: dict[str, tuple[int, Prompt]] = {}
     skipped = []
     for line, row in _rows(path):
         try:
-            prompt = _prompt(line, row, max_characters)
+            prompt = _prompt(line, row, max_characters, path.parent)
             if prompt.prompt_id in good:
                 raise _BadPromptError(f"prompt_id {prompt.prompt_id!r} is that of line {good[prompt.prompt_id][0]}")
             good[prompt.prompt_id] = line, prompt
@@ -60,13 +80,20 @@ def read_prompts(path: Path, max_characters: int | None = None) -> tuple[list[Pr
             text = row.get("prompt") if isinstance(row, Mapping) else row
             begins = "" if text is None else str(text)[:EXCERPT].encode("utf-8", "backslashreplace").decode()
             skipped.append(Skipped(line, str(error), begins))
+    for field in ("image", "mask"):
+        lacking = {key: line for key, (line, prompt) in good.items() if getattr(prompt, field) is None}
+        if len(lacking) < len(good):  # some have one
+            skipped += [
+                Skipped(line, f"{field} is missing", good.pop(key)[1].text[:EXCERPT]) for key, line in lacking.items()
+            ]
+    skipped.sort(key=lambda one: one.line)
     if not good:
         first = f": line {skipped[0].line}: {skipped[0].reason}" if skipped else ""
         raise DataError(f"{path}: holds no prompt that can be drawn{first}")
     return [prompt for _, prompt in good.values()], skipped
 
 
-def _prompt(line: int, row: Mapping[str, Any] | str, max_characters: int | None) -> Prompt:
+def _prompt(line: int, row: Mapping[str, Any] | str, max_characters: int | None, folder: Path) -> Prompt:
     if isinstance(row, str):
         raise _BadPromptError("is not a JSON object")
     text = _checked(row.get("prompt"), "prompt")
@@ -76,7 +103,33 @@ def _prompt(line: int, row: Mapping[str, Any] | str, max_characters: int | None)
     if isinstance(given, int) and not isinstance(given, bool):
         given = str(given)
     prompt_id = str(line) if given is None else _checked(given, "prompt_id")
-    return Prompt(prompt_id, text, _seed(row.get("seed")))
+    negative = row.get("negative_prompt")
+    return Prompt(
+        prompt_id,
+        text,
+        _seed(row.get("seed")),
+        None if _is_empty(negative) else _checked(negative, "negative_prompt"),
+        _source(row.get("image"), "image", folder),
+        _source(row.get("mask"), "mask", folder),
+    )
+
+
+def _source(value: Any, name: str, folder: Path) -> SourceFile | None:
+    """Return a picture's file, checked to be one that can be decoded; None where the row has none."""
+    if _is_empty(value):
+        return None
+    path = (folder / _checked(value, name)).resolve()
+    try:
+        decode_rgb(path.read_bytes())
+    except OSError as error:
+        raise _BadPromptError(f"{name} {value}: cannot be read ({error.strerror or error})") from None
+    except DataError as error:
+        raise _BadPromptError(f"{name} {value}: {error}") from None
+    return SourceFile(path, file_digest(path))
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value == "" or value != value  # NaN is how pandas writes a missing text
 
 
 def _checked(value: Any, name: str) -> str:
@@ -99,7 +152,7 @@ def _checked(value: Any, name: str) -> str:
 
 
 def _seed(value: Any) -> int | None:
-    if value is None or value == "" or value != value:  # NaN is how pandas writes a missing number
+    if _is_empty(value):
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -169,7 +222,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
         file = pq.ParquetFile(path)
         _require_prompt(path, file.schema_arrow.names)
-        columns = [name for name in ("prompt", "prompt_id", "seed") if name in file.schema_arrow.names]
+        columns = [name for name in COLUMNS if name in file.schema_arrow.names]
         number = 0
         for batch in file.iter_batches(columns=columns):
             for row in range(batch.num_rows):

@@ -1,7 +1,8 @@
 """Export pictures as single files under the names that T2I-CompBench's scripts use.
 
 `samples/<prompt>_<number>.png` with a running number of six digits over all pictures (GORS_finetune/inference_eval.py). Its
-evaluation sorts by the number and takes the text before the first underscore for the prompt (BLIPvqa_eval/BLIP_vqa.py).
+evaluation sorts by the number and takes the text before the first underscore for the prompt (BLIPvqa_eval/BLIP_vqa.py). Pictures of
+LoRAs that are drawn in turn are in a folder for each, `samples/<label>/`, so that each is evaluated by itself.
 """
 
 import json
@@ -41,9 +42,12 @@ def export_samples(folder: Path, shards: Sequence[Shard]) -> tuple[int, list[dic
     for shard in shards:
         images = pq.read_table(folder / "shards" / shard.name, columns=["image"])["image"]
         for picture, image in zip(shard.pictures, images, strict=True):
-            name = file_name(picture)
+            name = (
+                f"{picture.adapter.replace('/', '_')}/{file_name(picture)}" if picture.adapter else file_name(picture)
+            )
+            (samples / name).parent.mkdir(exist_ok=True)
             written += _write(samples / name, image.as_py())
-            if reason := _why_renamed(picture, name):
+            if reason := _why_renamed(picture, file_name(picture)):
                 renamed.append({"file": name, "prompt": picture.prompt, "reason": reason})
     write_atomically(folder / RENAMED, json.dumps(renamed, indent=1, ensure_ascii=False) + "\n")
     return written, renamed

@@ -115,7 +115,7 @@ def _request(
 ) -> JobRequest:
     """Freeze the checkout below the scratch root, where it stays for a submission by hand; upload raw data and local weights."""
     environment = {"MLFLOW_TRACKING_URI": tracking_for_job(), "PIPELINES_HOME": storage.path("home")}
-    names = {"workers", "threads", "device", "strategy", "max_failures", "min_workers"}
+    names = {"workers", "threads", "device", "strategy", "offload", "max_failures", "min_workers"}
     on_cluster = {**compute.model_dump(include=names), "backend": "local"}
     environment |= {"RAY_JOB_STOP_WAIT_TIME_S": "30", **as_environment(on_cluster)}
     if experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME"):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from components.settings import Count, Positive
+from components.taca.memory_options import Offload
 from pipelines.schema.section import Section
 
 
@@ -31,6 +32,7 @@ class Compute(Section):
     threads: Positive = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     strategy: Literal["ddp", "fsdp"] = "ddp"
+    offload: Offload = "none"
     max_failures: Count = 2
     min_workers: Positive | None = None
     backend: Literal["local", "job"] = "local"

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from components.errors import ParameterError
-from components.settings import Fraction, Positive
+from components.settings import AboveZero, Fraction, Positive
+from components.taca.memory_options import Quantization
 from components.taca.toy.config import TinyShape
 from components.training.config import TrainingConfig
 from pipelines.schema.section import Section
@@ -43,9 +44,14 @@ class TacaCache(Section):
 
 
 class TacaTrain(Section):
-    """Training of the LoRA that repairs what the temperature shifts. The base is frozen; the LoRA itself is always float32."""
+    """Training of the LoRA that repairs what the temperature shifts. The base is frozen; the LoRA itself is always float32.
+
+    alpha: null for the rank. targets: the ends of the names of linear layers; null for the joint attention layers.
+    """
 
     rank: Positive
+    alpha: AboveZero | None = None
+    targets: Annotated[list[str], Field(min_length=1)] | None = None
     caption_dropout: Fraction
     embedded_guidance: Annotated[float, Field(ge=0)]
     base_dtype: Literal["fp32", "bf16"]
@@ -54,7 +60,10 @@ class TacaTrain(Section):
 
 
 class TacaGenerate(Section):
-    """Sampling: evaluation prompts for every arm, and a corpus for retrieval pre-training from the arm `curate` reads."""
+    """Sampling: evaluation prompts for every arm, and a corpus for retrieval pre-training from the arm `curate` reads.
+
+    quantize: of the base, whose base_dtype is bf16 then. negative_prompt: for guidance above 1.
+    """
 
     prompts: Positive
     guidance: Annotated[list[Annotated[float, Field(ge=1)]], Field(min_length=1)]
@@ -63,7 +72,9 @@ class TacaGenerate(Section):
     embedded_guidance: Annotated[float, Field(ge=0)]
     steps: Positive
     batch: Positive
-    base_dtype: Literal["fp32", "bf16"]
+    base_dtype: Literal["fp32", "bf16", "fp16"]
+    quantize: Quantization = "none"
+    negative_prompt: str = ""
 
 
 class TacaEvaluate(Section):

@@ -16,6 +16,7 @@ from components.persons.prompts import dataset_prompts
 from components.persons.shards import PersonDataset
 from components.taca.diagnostics import TextMass, measure_text_mass
 from components.taca.generation import Arm, apply_arm, schedule_for_pictures
+from components.taca.offloading import place
 from components.taca.reference import DTYPES, load_base
 from components.training.randomness import stream_seed
 from pipelines.engine.context import StageContext
@@ -31,7 +32,8 @@ def run(
     asked = evaluation[:: max(1, len(evaluation) // params.taca_attention.prompts)][: params.taca_attention.prompts]
 
     size: dict[str, Any] = {"height": params.pictures.height, "width": params.pictures.width}
-    pipe = load_base(inputs["base"], dtype=DTYPES[settings.base_dtype]).to(context.device)
+    pipe = load_base(inputs["base"], dtype=DTYPES[settings.base_dtype], quantize=settings.quantize)
+    place(pipe, context.device, context.offload)
     schedule = schedule_for_pictures(pipe, params.taca, steps=settings.steps, **size)
     measured = {}
     for name, arm in (("base", Arm()), ("taca", Arm(schedule=schedule))):

@@ -15,6 +15,8 @@ from components.persons.pixels import encode_png
 from components.persons.prompts import DatasetPrompt, dataset_prompts
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.taca.generation import Adapter, Arm, active_steps, apply_arm, generate, schedule_for_pictures
+from components.taca.offloading import place, require_offloading
+from components.taca.quantization import require_quantizable
 from components.taca.reference import DTYPES, load_base
 from components.training.randomness import stream_seed
 from pipelines.engine.context import StageContext
@@ -30,7 +32,9 @@ def run(
 ) -> dict[str, Any]:
     settings, people = params.taca_generate, PersonDataset(inputs["people"])
     size: dict[str, Any] = {"height": params.pictures.height, "width": params.pictures.width}
-    pipe = load_base(inputs["base"], dtype=DTYPES[settings.base_dtype]).to(context.device)
+    require_offloading(context.offload, context.device)
+    require_quantizable(settings.quantize, DTYPES[settings.base_dtype], context.offload)
+    pipe = load_base(inputs["base"], dtype=DTYPES[settings.base_dtype], quantize=settings.quantize)
     schedule = schedule_for_pictures(pipe, params.taca, steps=settings.steps, **size)
     adapter = Adapter(inputs["adapter"], threshold=schedule.active_from) if "adapter" in inputs else None
     arm = Arm(adapter, schedule if context.arm in ("taca", "taca_lora") else None)
@@ -40,6 +44,7 @@ def run(
         wanted.append(("train", "corpus", settings.corpus_guidance, dataset_prompts(people, "train", settings.corpus)))
 
     with apply_arm(pipe, arm), DatasetWriter(outputs["generated"]) as writer:
+        place(pipe, context.device, context.offload)
         for split, source, scale, asked in wanted:
             shown: list[torch.Tensor] = []
             for part, pictures in _drawn(pipe, asked, scale, source, params, context):
@@ -83,6 +88,7 @@ def _drawn(
                 steps=settings.steps,
                 guidance=guidance,
                 embedded_guidance=settings.embedded_guidance,
+                negative_prompts=[settings.negative_prompt] * len(part) if guidance > 1 else None,
                 batch_size=settings.batch,
             )
             here.save({"pictures": pictures}, len(part))

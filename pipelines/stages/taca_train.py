@@ -29,7 +29,7 @@ def run(
     taca = resolve_schedule(params.taca, pipe, tokens=cache.tokens)
     schedule = taca if context.arm == "taca" else TemperatureSchedule(gamma=1.0, threshold=taca.active_from)
     transformer = pipe.transformer
-    trainable = add_lora(transformer, settings.rank, params.seed)
+    trainable = add_lora(transformer, settings.rank, params.seed, alpha=settings.alpha, targets=settings.targets)
     if settings.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     null_caption: dict[str, Any] = cache.null_caption()

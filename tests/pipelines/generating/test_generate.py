@@ -16,17 +16,18 @@ from PIL import Image
 from processes import clean_environment, wait_until
 from workspaces import COMMAND_LINE, forked, output_of_new
 
-from components.taca.generation import Arm, apply_arm, generate
+from components.taca.generation import Adapter, Arm, apply_arm, generate
 from components.taca.lora import add_lora, save_lora
 from components.taca.reference import load_base, write_reference
 from components.taca.schedule import TemperatureSchedule
+from components.taca.source_pictures import SourcePicture, from_pictures
 from components.taca.toy.config import TinyConfig
 from components.taca.toy.pipeline import build_tiny_pipeline
 from components.training.randomness import stream_seed
 from pipelines import presets
 from pipelines.__main__ import main
 from pipelines.engine.forked import WARM, ForkedProcess
-from pipelines.generating import generation
+from pipelines.generating import generation, painter
 from pipelines.identity.closure import ROOT
 from pipelines.scratch.folder import Scratch
 
@@ -259,6 +260,130 @@ def test_adapters_are_given_again_and_again_with_weights_and_thresholds(make_stu
     assert main([*settings.arguments(), f"--adapter={style}:0.5"]) == 0
     assert [a["weight"] for a in settings.manifest()["settings"]["adapters"]] == [0.5]
     assert str(model.parent) not in json.dumps(settings.manifest())
+
+
+def write_lora(model: Path, name: str, seed: int) -> Path:
+    """A LoRA of random weights over one layer."""
+    from safetensors.torch import save_file
+
+    source = torch.Generator().manual_seed(seed)
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    pair = {f"{layer}.lora_A.weight": (2, 32), f"{layer}.lora_B.weight": (32, 2)}
+    save_file({key: torch.randn(shape, generator=source) for key, shape in pair.items()}, model.parent / name)
+    return model.parent / name
+
+
+def test_loras_take_turns_over_a_model_that_is_read_once(make_studio, model, monkeypatch, capsys):
+    loras = [write_lora(model, f"style-{number}.safetensors", number) for number in range(2)]
+    turns = [str(loras[0]), f"{loras[1]}:0.5", f"{loras[0]}:0.5"]
+    loaded = []
+    monkeypatch.setattr(painter, "load_base", lambda *args, **kw: loaded.append(args) or load_base(*args, **kw))
+    studio = make_studio("turns")
+    flags = [f"--each-adapter={turn}" for turn in turns]
+    assert main([*studio.arguments(naming="compbench"), *flags]) == 0
+    assert len(loaded) == 1
+    rows, labels = studio.rows(), ["style-0.safetensors", "style-1.safetensors:0.5", "style-0.safetensors:0.5"]
+    assert [row["adapter"] for row in rows] == [label for label in labels for _ in PROMPTS]
+    assert [row["image_id"] for row in rows] == list(range(15))
+    assert [row["seed"] for row in rows] == [row["seed"] for row in rows[:5]] * 3  # the same noise
+    printed = capsys.readouterr().out
+    for number, (turn, label) in enumerate(zip(turns, labels, strict=True)):
+        alone = make_studio(f"alone-{number}")
+        assert main([*alone.arguments(), f"--adapter={turn}"]) == 0
+        mine = [row["image"] for row in rows if row["adapter"] == label]
+        assert [row["image"] for row in alone.rows()] == mine
+        assert f"{label} is on at 3 of 3 steps" in printed
+        names = sorted((studio.output / "samples" / label).iterdir(), key=lambda path: path.name.split("_")[-1])
+        assert [path.read_bytes() for path in names] == mine
+    assert len({row["image"] for row in rows}) == 15
+    assert [row["adapter"] for row in studio.manifest()["shards"]][::3] == labels
+    # One shard is drawn again after its LoRA alone is put in place.
+    files, victim = studio.files(), studio.shards()[4]
+    victim.unlink()
+    assert main([*studio.arguments(naming="compbench"), *flags]) == 0
+    assert studio.files() == files
+    assert main([*make_studio("twice").arguments(), flags[0], flags[0]]) == 2
+    assert "is given twice" in one_line(capsys)
+
+
+def test_loras_with_one_file_name_are_told_apart_by_their_folders():
+    paths = [Path("/runs/a/10/w.safetensors"), Path("/runs/a/20/w.safetensors"), Path("/runs/b/20/w.safetensors")]
+    assert generation.labels([Adapter(path) for path in paths[:2]]) == ["10/w.safetensors", "20/w.safetensors"]
+    assert generation.labels([Adapter(path) for path in paths])[2] == "b/20/w.safetensors"
+    assert generation.labels([]) == []
+
+
+def test_prompts_are_drawn_from_the_pictures_of_a_manifest(make_studio, model, capsys):
+    studio = make_studio()
+    (studio.root / "art").mkdir()
+    for name, colour in (("a", "red"), ("b", "blue")):
+        Image.new("RGB", (20, 30), colour).save(studio.root / "art" / f"{name}.png")
+    rows = [
+        {"prompt": "red hat", "image": "art/a.png", "negative_prompt": "blue"},
+        {"prompt": "blue hat", "image": "art/b.png"},
+        {"prompt": "red", "image": "art/gone.png"},
+        {"prompt": "blue"},
+    ]
+    studio.prompts = studio.root / "prompts.jsonl"
+    studio.prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"strength": 0.5, "guidance": 2, "steps": 4, "negative_prompt": "hat"}
+    assert studio.run(**options, gamma=2, threshold=0.8) == 0
+    out, err = capsys.readouterr()
+    assert "TACA is on at 0 of 2 steps: raise --strength" in out  # at shift 3 the last two of four are at .75 and .5
+    assert "2 bad prompts skipped" in err
+    skipped = json.loads((studio.output / "skipped.json").read_text())
+    assert [(one["line"], one["reason"]) for one in skipped] == [
+        (3, "image art/gone.png: cannot be read (No such file or directory)"),
+        (4, "image is missing"),
+    ]
+    pipe = from_pictures(load_base(model), masks=False)
+    drawn = generate(
+        pipe,
+        ["red hat", "blue hat"],
+        [row["seed"] for row in studio.rows()],
+        height=16,
+        width=8,
+        steps=4,
+        guidance=2.0,
+        negative_prompts=["blue", "hat"],
+        sources=[SourcePicture(Image.open(studio.root / "art" / f"{name}.png")) for name in "ab"],
+        strength=0.5,
+    )
+    assert all(torch.equal(pixels(row["image"]), picture) for row, picture in zip(studio.rows(), drawn, strict=True))
+    Image.new("RGB", (20, 30), "green").save(studio.root / "art" / "a.png")
+    assert studio.run(**options, gamma=2, threshold=0.8) == 2
+    assert "was made with other prompts" in one_line(capsys)  # of the pictures the contents count
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ({"offload": "group"}, 2, "offload group: nothing to move weights from"),
+        ({"quantize": "int8"}, 2, "quantize int8: computes in bfloat16 only, not in float32; set dtype bf16"),
+        ({"quantize": "nf4", "dtype": "bf16"}, 2, "needs the package bitsandbytes"),
+        ({"gguf": "nowhere.gguf"}, 3, "nowhere.gguf: cannot be read (No such file or directory)"),
+        ({"negative_prompt": "hat"}, 2, "a negative prompt has no effect at guidance 1"),
+        ({"strength": 0.5}, 2, "give a manifest with the column `image`"),
+        ({"each_adapter": "nowhere"}, 3, "nowhere: no adapter there"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line_and_makes_no_folder(studio, capsys, options, code, message):
+    assert studio.run(**options) == code
+    assert message in one_line(capsys)
+    assert not studio.output.exists()
+
+
+def test_the_weights_may_be_quantised_and_from_a_gguf_file(make_studio, model, capsys):
+    plain, packed = make_studio("plain"), make_studio("packed")
+    assert plain.run(dtype="bf16") == 0
+    assert packed.run(dtype="bf16", quantize="int8") == 0
+    assert packed.manifest()["settings"]["quantize"] == "int8"
+    pairs = zip(plain.rows(), packed.rows(), strict=True)
+    near = [(pixels(a["image"]).int() - pixels(b["image"]).int()).abs().float().mean() for a, b in pairs]
+    assert 0 < sum(near) / 5 < 25
+    capsys.readouterr()
+    assert packed.run(dtype="bf16") == 2
+    assert 'was made with quantize "int8", now it is "none"' in one_line(capsys)
 
 
 def test_the_rest_of_the_schedule_is_that_of_params_yaml(studio, capsys):

@@ -9,6 +9,7 @@ import small_pipelines
 import torch
 from torchvision.io import encode_png
 
+from components.errors import ParameterError
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from components.taca.cache import LatentCache
 from components.taca.lora_files import read_lora_settings
@@ -60,7 +61,7 @@ def workspace(model, tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(root, address, **changed):
+def run(root, address, offload="none", **changed):
     """A stage in `root`, as a worker calls it; returns its metrics."""
     if changed:
         presets.edit(root / "params.yaml", changed)
@@ -71,7 +72,7 @@ def run(root, address, **changed):
         path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Scratch(root / "scratch" / address)
     scratch.figures.mkdir(parents=True)
-    context = StageContext(scratch, seed=0, arm=stage.arm, device=torch.device("cpu"))
+    context = StageContext(scratch, seed=0, arm=stage.arm, device=torch.device("cpu"), offload=offload)
     return STAGES[stage.stage.name].run(params, inputs, outputs, context)
 
 
@@ -117,3 +118,25 @@ def test_generation_that_was_stopped_after_its_last_picture_reports_the_same(wor
     shutil.rmtree(workspace / "scratch/taca_generate@taca/figures")
     assert run(workspace, "taca_generate@taca") == first
     assert all(torch.equal(pictures[name], again) for name, again in drawn(workspace, "taca").items())
+
+
+@pytest.mark.parametrize("model", ["flux"], indirect=True)
+def test_a_small_card_draws_from_quantised_weights_away_from_a_negative_prompt(workspace):
+    run(workspace, "base_model")
+    with pytest.raises(ParameterError, match="offload group: nothing to move weights from"):
+        run(workspace, "taca_generate@taca", offload="group")
+    shutil.rmtree(workspace / "scratch/taca_generate@taca")
+    with pytest.raises(ParameterError, match="quantize int8: computes in bfloat16 only"):
+        run(workspace, "taca_generate@taca", taca_generate={"quantize": "int8"})
+    shutil.rmtree(workspace / "scratch/taca_generate@taca")
+    pictures = []
+    for quantize, negative in (("none", ""), ("int8", ""), ("int8", "coat")):
+        generate = {"base_dtype": "bf16", "quantize": quantize, "negative_prompt": negative}
+        run(workspace, "taca_generate@taca", taca_generate=generate)
+        pictures.append(drawn(workspace, "taca"))
+        shutil.rmtree(workspace / "scratch/taca_generate@taca")
+        shutil.rmtree(workspace / "data/generated/taca")
+    plain, packed, away = pictures
+    assert all(not torch.equal(packed[source], plain[source]) for source in plain)
+    assert torch.equal(away["guidance 1"], packed["guidance 1"])
+    assert not torch.equal(away["guidance 2"], packed["guidance 2"])
