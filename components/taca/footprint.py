@@ -160,10 +160,15 @@ def count_activations(
     return record.result()
 
 
+def counts_activations(transformer: nn.Module) -> bool:
+    """Whether `count_activations` can derive a training batch of this transformer's family: of FLUX.1 and SD3."""
+    return family_of(transformer).conventions is not None and "pooled_projections" in forward_parameters(transformer)
+
+
 def _sample(transformer: Any, batch: int, latent: tuple[int, int], text_tokens: int) -> dict[str, Tensor]:
     """Return a micro-batch for `VelocityTask`, of tensors without memory."""
     family, config, (rows, columns) = family_of(transformer), transformer.config, latent
-    if family.conventions is None or "pooled_projections" not in forward_parameters(transformer):
+    if family.conventions is None or not counts_activations(transformer):
         raise ParameterError(f"activations of {family.name} cannot be computed yet: only of flux and sd3")
     sample = {
         "prompt_embeds": torch.empty(batch, text_tokens, config.joint_attention_dim, device="cuda"),

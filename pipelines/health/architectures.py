@@ -11,15 +11,11 @@ import torch
 from components.errors import DataError, ParameterError
 from components.taca.conventions import image_tokens, latent_shape, text_length
 from components.taca.footprint import skeleton
-from components.taca.models.flux import FLUX
-from components.taca.models.sd3 import SD3
+from components.taca.registry import FAMILIES
 from pipelines.params import Parameters
 from pipelines.schema.reading import read_yaml
 
 FOLDER = "presets/architectures"
-
-# Those whose activations footprint.py can count.
-_FAMILIES = {family.transformer: family for family in (FLUX, SD3)}
 
 
 @dataclass(frozen=True)
@@ -66,12 +62,12 @@ def read(file: Path) -> Architecture:
 
     config = _json(file)
     name = str(config.get("_class_name"))
-    if name not in _FAMILIES:
-        raise ParameterError(f"{file}: _class_name {name!r}; a dry run supports {', '.join(_FAMILIES)}")
+    known = {cls: family.conventions for cls, family in FAMILIES.items() if family.conventions}
+    if name not in known:
+        raise ParameterError(f"{file}: _class_name {name!r}; a dry run supports {', '.join(known)}")
     beside = file.with_name(f"{file.stem}-scheduler.json")
     scheduler_config = _json(beside if beside.is_file() else file.parent.parent / "scheduler" / "scheduler_config.json")
-    conventions = _FAMILIES[name].conventions
-    assert conventions is not None
+    conventions = known[name]
     parts: dict[str, Any] = dict.fromkeys(conventions.parts)
     parts["transformer"] = skeleton(config, torch.float32)
     sampler = getattr(diffusers, str(scheduler_config.get("_class_name", "FlowMatchEulerDiscreteScheduler")), None)

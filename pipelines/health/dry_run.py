@@ -1,8 +1,8 @@
 """`python -m pipelines dry-run`: what a run with these parameters would do and need, without weights, data or a GPU.
 
 The parameters are validated, the transformer is built without memory from its configuration, TACA and the LoRA are installed in it,
-and a plan is printed: patched modules, trainable parameters, active sampler steps, memory per GPU, what retrieval would train, and
-what is missing. Nothing is written or downloaded.
+and a plan is printed: patched modules, trainable parameters, active sampler steps, memory of drawing and of training, what
+retrieval would train, and what is missing. Nothing is written or downloaded.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from torch import nn
 
 from components.errors import DataError
 from components.taca.conventions import latent_shape, sampler_sigmas
-from components.taca.footprint import TrainingMemory, count_activations, training_memory
+from components.taca.footprint import TrainingMemory, count_activations, counts_activations, training_memory
 from components.taca.generation import active_steps
 from components.taca.install import enable_taca
 from components.taca.lora import add_lora
@@ -27,6 +27,7 @@ from components.training.context import Strategy
 from pipelines import presets
 from pipelines.health import architectures
 from pipelines.health.architectures import Architecture
+from pipelines.health.drawing_plan import DrawingPlan, drawing_note, drawing_plan, drawing_table
 from pipelines.health.encoder_plan import encoder_table
 from pipelines.health.weights import check_weights
 from pipelines.params import Parameters
@@ -53,7 +54,8 @@ class TrainingLayout:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The facts that the dry run prints."""
+    """The facts that the dry run prints. memory: of training; none where activations of the family cannot be counted, and then
+    `without_activations` are its bytes on one GPU without them. drawing: None where the pipeline's other parts are not known."""
 
     architecture: Architecture
     schedule: TemperatureSchedule
@@ -66,6 +68,8 @@ class RunPlan:
     active_steps: int
     memory: tuple[TrainingLayout, ...]
     activations_without_checkpointing: int
+    without_activations: int
+    drawing: DrawingPlan | None
     missing: tuple[str, ...]
 
 
@@ -81,10 +85,12 @@ def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = N
     model = architectures.find(chosen, workspace.root, architecture)
     tokens = model.image_tokens(size.height, size.width)
     schedule = resolve_schedule(chosen.taca, model.pipe, tokens=tokens, steps=chosen.taca_generate.steps)
+    drawing = drawing_plan(model, workspace.root, size.height, size.width)
     transformer = nn.Module.to(model.pipe.transformer, DTYPES[chosen.taca_train.base_dtype])
     handle = enable_taca(model.pipe, schedule)
     parameters = sum(parameter.numel() for parameter in transformer.parameters())
-    trainable = add_lora(transformer, chosen.taca_train.rank, chosen.seed)
+    lora = chosen.taca_train
+    trainable = add_lora(transformer, lora.rank, chosen.seed, alpha=lora.alpha, targets=lora.targets)
     sigmas = sampler_sigmas(model.pipe, chosen.taca_generate.steps, size.height, size.width)
     dtype = DTYPES[chosen.taca_generate.base_dtype]
     memory, without = _memory(chosen, model)
@@ -102,6 +108,8 @@ def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = N
         ),
         memory=memory,
         activations_without_checkpointing=without,
+        without_activations=training_memory(transformer, 0, average=lora.training.ema_decay > 0).total,
+        drawing=drawing,
         missing=tuple(missing(chosen, workspace)),
     )
 
@@ -126,7 +134,10 @@ def _missing_data(chosen: Parameters, workspace: Workspace) -> list[str]:
 
 
 def _memory(chosen: Parameters, model: Architecture) -> tuple[tuple[TrainingLayout, ...], int]:
-    """Compute memory for each strategy and number of GPUs, and the activations of the first without checkpointing."""
+    """Compute memory for each strategy and number of GPUs, and the activations of the first without checkpointing; nothing and 0
+    where activations of the family cannot be counted."""
+    if not counts_activations(model.pipe.transformer):
+        return (), 0
     settings, size = chosen.taca_train, chosen.pictures
     _, *latent = latent_shape(model.pipe, size.height, size.width)
     batches = {gpus: max(1, settings.training.batch // (gpus * settings.training.accumulate)) for gpus in GPUS}
@@ -165,20 +176,32 @@ def _memory(chosen: Parameters, model: Architecture) -> tuple[tuple[TrainingLayo
 def show(found: RunPlan, chosen: Parameters, console: Console) -> None:
     """Print a plan."""
     console.print(_model_table(found, chosen))
-    console.print(_memory_table(found.memory))
-    console.print(
-        "Computed, not measured: what autograd keeps for one micro-batch, not the CUDA context (about 1 GB), gradients of "
-        "activations or fragmentation; the last row reserves 15 % for them. A batch must divide by the GPUs; where this one "
-        "does not, that of a GPU is rounded down, to at least one. Without gradient checkpointing, activations are "
-        f"{_gb(found.activations_without_checkpointing)} GB on one GPU.\n",
-        style="dim",
-        highlight=False,
-    )
+    if found.drawing:
+        console.print(drawing_table(found.drawing))
+        console.print(drawing_note(found.drawing), style="dim", highlight=False)
+    if found.memory:
+        console.print(_memory_table(found.memory))
+    console.print(_memory_note(found), style="dim", highlight=False)
     console.print(encoder_table(chosen))
     if not found.missing:
         console.print("Nothing is missing.")
     for line in found.missing:
         console.print(f"missing: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _memory_note(found: RunPlan) -> str:
+    if not found.memory:
+        name = found.architecture.config["_class_name"]
+        return (
+            f"Memory of LoRA training: activations of {name} are not computed; without them, one GPU needs "
+            f"{_gb(found.without_activations)} GB.\n"
+        )
+    return (
+        "Computed, not measured: what autograd keeps for one micro-batch, not the CUDA context (about 1 GB), gradients of "
+        "activations or fragmentation; the last row reserves 15 % for them. A batch must divide by the GPUs; where this one "
+        "does not, that of a GPU is rounded down, to at least one. Without gradient checkpointing, activations are "
+        f"{_gb(found.activations_without_checkpointing)} GB on one GPU.\n"
+    )
 
 
 def _model_table(found: RunPlan, chosen: Parameters) -> Table:

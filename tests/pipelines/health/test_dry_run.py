@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -18,7 +19,7 @@ from components.taca.conventions import sampler_sigmas
 from components.taca.footprint import Activations, count_activations
 from pipelines import presets
 from pipelines.__main__ import main
-from pipelines.health import architectures
+from pipelines.health import architectures, drawing_plan
 from pipelines.health import dry_run as dryrun
 from pipelines.identity.closure import ROOT
 from pipelines.workspace import Workspace
@@ -276,6 +277,40 @@ def test_a_narrow_terminal_and_a_pipe_cut_no_number(plan_of: Callable[[str], dry
         assert rows["weights"] == [f"{row.bytes.weights / 1e9:.1f}" for row in found.memory]
         assert rows["average"][-1] == f"{found.memory[-1].bytes.average / 1e9:.3f}"
         assert rows["fits"][::2] == [row.smallest_gpu.split()[0] for row in found.memory]
+
+
+def test_a_preset_says_what_draws_on_which_card(plan_of: Callable[[str], dryrun.RunPlan]) -> None:
+    drawing = plan_of("flux-dev").drawing
+    assert drawing is not None
+    weights = 2 * (11_901_408_320 + 4_762_310_656 + 123_060_480 + 83_819_683)  # of the four parts
+    assert drawing.bytes("none", {}) == pytest.approx(weights + drawing.memory.decoding, rel=1e-4)
+    whole, packed = (drawing_plan.KINDS[name] for name in ("bf16", "int8 (or fp8)"))
+    assert [drawing.least(whole, card) for card in drawing_plan.CARDS] == ["group", "none", "none", "none"]
+    assert [drawing.least(packed, card) for card in drawing_plan.CARDS] == ["none"] * 4
+    printed = io.StringIO()
+    Console(file=printed, width=80).print(drawing_plan.drawing_table(drawing))
+    row = next(line.split() for line in printed.getvalue().splitlines() if line.strip().startswith("bf16"))
+    assert row == ["bf16", "35.4", "24.5", "2.1", "group", "none", "none", "none"]
+
+
+def test_qwen_image_is_patched_in_60_layers_and_what_is_not_computed_is_said(
+    plan_of: Callable[[str], dryrun.RunPlan],
+) -> None:
+    from diffusers import QwenImageTransformer2DModel
+
+    found = plan_of("qwen-image")
+    with torch.device("meta"):
+        defaults = QwenImageTransformer2DModel()
+    assert found.parameters == sum(parameter.numel() for parameter in defaults.parameters()) == 20_430_401_088
+    assert (found.patched_modules, found.joint_layers) == (60, 60)
+    assert found.trainable == 60 * 8 * 2 * 64 * 3072
+    assert (found.image_tokens, found.active_steps) == (4096, 3)
+    assert found.schedule.threshold == 0.97  # the rule, at as many tokens as it was chosen for
+    assert not found.memory
+    printed = io.StringIO()
+    dryrun.show(found, presets.resolve(ROOT, "qwen-image"), Console(file=printed, width=80))
+    assert "activations of QwenImageTransformer2DModel are not computed" in " ".join(printed.getvalue().split())
+    assert found.without_activations == 2 * found.parameters + 20 * found.trainable
 
 
 def test_the_command_prints_it_all_and_exits_with_0(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
