@@ -11,6 +11,7 @@ check that would begin after `--seconds` is left out and named. `--toy` runs eve
     fsdp          FSDP2 on one device against the same step unsharded
     training      both trainings in bfloat16: the LoRA of TACA, and GA-DMS
     generation    two workers on one device draw the same bytes as this process
+    card          FLUX.1-dev with each offloading: the same picture, memory beside what `dry-run` computes; quantised small bases
 """
 
 import argparse
@@ -33,10 +34,13 @@ from timing import save, take_turns
 from torch import Tensor
 
 from components.taca.attention import temperature_adjusted_attention
+from components.taca.drawing_memory import DrawingMemory, decoding_bytes, forward_bytes, part_size, skeleton_part
 from components.taca.footprint import MARGIN, count_activations, skeleton, training_memory
 from components.taca.install import enable_taca
 from components.taca.interception import running
 from components.taca.lora import add_lora
+from components.taca.memory_options import Quantization
+from components.taca.offloading import LEAST_FIRST, place
 from components.taca.schedule import TemperatureSchedule
 from components.taca.velocity import VelocityTask
 from components.training.config import LoopConfig
@@ -74,6 +78,7 @@ class Sizes:
     pairs: int
     workers: int
     pictures: int
+    vae: Mapping[str, Any]
 
 
 _SMALL_FLUX = {
@@ -99,6 +104,13 @@ _SMALL_SD3 = {
     "pos_embed_max_size": 8,
     "sample_size": 8,
 }
+_SMALL_VAE = {
+    "block_out_channels": (8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "latent_channels": 3,
+    "norm_num_groups": 4,
+}
 _SMALL_ENCODER = {
     "embed_dim": 16,
     "quick_gelu": True,
@@ -120,6 +132,7 @@ FULL = Sizes(
     pairs=64,
     workers=2,
     pictures=64,
+    vae={},
 )
 TOY = Sizes(
     text=6,
@@ -136,6 +149,7 @@ TOY = Sizes(
     pairs=4,
     workers=0,
     pictures=2,
+    vae=_SMALL_VAE,
 )
 
 
@@ -189,7 +203,12 @@ def _explicit(query: Tensor, key: Tensor, value: Tensor, text: slice) -> Tensor:
 def random_transformer(file: str, device: torch.device, changes: Mapping[str, Any] | None = None) -> Any:
     """A published architecture in bfloat16 with small random weights, made on the device: built without memory, then filled."""
     config = json.loads((ROOT / "presets/architectures" / file).read_text()) | dict(changes or {})
-    model = skeleton(config, BFLOAT16).to_empty(device=device)
+    return randomised(skeleton(config, BFLOAT16), device)
+
+
+def randomised(skeleton_on_meta: Any, device: torch.device) -> Any:
+    """Give a model without memory small random weights on the device."""
+    model = skeleton_on_meta.to_empty(device=device)
     source = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -441,6 +460,92 @@ def generation(device: torch.device, sizes: Sizes) -> list[Row]:
     return [row("shards with the bytes of one process", float(len(digests[1])), "", same, note)]
 
 
+def card(device: torch.device, sizes: Sizes) -> list[Row]:
+    """What a small card needs: offloading changes no picture and keeps to the memory computed; quantised bases draw nearly the
+    same."""
+    return [*_offloading(device, sizes), *_quantisation(device)]
+
+
+def _offloading(device: torch.device, sizes: Sizes) -> list[Row]:
+    """FLUX.1-dev and its VAE, TACA on at every step: two steps and the decoding."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+    host = torch.device("cpu")
+    model = random_transformer("flux-dev.json", device, sizes.config.get("FluxTransformer2DModel")).to(host)
+    parts = json.loads((ROOT / "presets/architectures/flux-dev-parts.json").read_text())
+    vae = randomised(skeleton_part(parts["vae"] | dict(sizes.vae)), host)
+    enable_taca(model, SCHEDULE)
+    sample = training_sample(model, 1, sizes)
+    tokens = sizes.text + (sizes.side // 2) ** 2
+    weights = {"transformer": part_size(model, quantised=False), "vae": part_size(vae, quantised=False)}
+    side = sizes.side * 2 ** (len(vae.config.block_out_channels) - 1)
+    meta = skeleton_part(parts["vae"] | dict(sizes.vae))
+    needs = DrawingMemory(weights, forward_bytes(model.config, tokens), decoding_bytes(meta, (sizes.side, sizes.side)))
+    rows: list[Row] = []
+    first: Tensor | None = None
+    for offload in LEAST_FIRST:
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        pipe: Any = FluxPipeline(scheduler, vae, None, None, None, None, model)
+        pipe.set_progress_bar_config(disable=True)
+        place(pipe, device, offload)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        begin = time.perf_counter()
+        drawn = pipe(
+            prompt_embeds=sample["prompt_embeds"].to(device, BFLOAT16),
+            pooled_prompt_embeds=sample["pooled"].to(device, BFLOAT16),
+            latents=sample["latents"].to(device, BFLOAT16),
+            height=side,
+            width=side,
+            num_inference_steps=2,
+            output_type="pt",
+        ).images.cpu()
+        seconds = time.perf_counter() - begin
+        first = drawn if first is None else first
+        same = torch.equal(drawn, first) and bool(drawn.isfinite().all())
+        rows.append(row(f"offload {offload}: seconds", seconds, "s", same, "the picture of offload none, bit for bit"))
+        peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+        computed = needs.bytes(offload, {}) / 1e9
+        fits = None if peak is None else (1 - MARGIN) * peak <= computed
+        rows.append(
+            row(f"offload {offload}: memory", peak, "GB", fits, f"computed {computed:.2f} GB, margin {MARGIN:.0%}")
+        )
+        pipe.remove_all_hooks()
+        if offload != "group":  # whose hooks stay; it is the last
+            pipe.to(host)
+        _free(device)
+    return rows
+
+
+def _quantisation(device: torch.device) -> list[Row]:
+    """A small pipeline read from its folder in fewer bits: its picture beside that in bfloat16, and beside another prompt's."""
+    from components.taca.generation import generate
+    from components.taca.reference import load_base, write_reference
+    from components.taca.toy.config import TinyConfig
+    from components.taca.toy.pipeline import build_tiny_pipeline
+
+    kinds: tuple[Quantization, ...] = ("none", "int8", "fp8")
+    drawn: dict[str, Tensor] = {}
+    with tempfile.TemporaryDirectory() as place_:
+        folder = Path(place_)
+        pipe = build_tiny_pipeline(TinyConfig(width=64, heads=2), ("a", "woman"), 0)
+        with torch.no_grad():  # FLUX starts with a silent output layer
+            for parameter in pipe.transformer.parameters():
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+                parameter.add_(0.1 * noise)
+        pipe.save_pretrained(folder / "base")
+        write_reference(folder / "base", folder / "base.json")
+        for kind in kinds:
+            read = place(load_base(folder / "base.json", dtype=BFLOAT16, quantize=kind), device)
+            drawn[kind] = generate(read, ["a woman", "a"], [0, 1], height=64, width=32, steps=2).float()
+    other = float((drawn["none"] - drawn["none"].flip(0)).abs().mean())
+    return [
+        row(f"{kind}: difference", error, "of 255", 0 < error < 0.5 * other, f"of two prompts {other:.1f}")
+        for kind in kinds[1:]
+        for error in [float((drawn[kind] - drawn["none"]).abs().mean())]
+    ]
+
+
 CHECKS: dict[str, Callable[[torch.device, Sizes], list[Row]]] = {
     "attention": attention,
     "transformer": transformer,
@@ -448,6 +553,7 @@ CHECKS: dict[str, Callable[[torch.device, Sizes], list[Row]]] = {
     "fsdp": fsdp,
     "training": training,
     "generation": generation,
+    "card": card,
 }
 
 

@@ -14,7 +14,7 @@ import torch
 from pipelines.generating.pool import gpu_share
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks/gpu.py"
-NAMES = ("attention", "transformer", "memory", "fsdp", "training", "generation")
+NAMES = ("attention", "transformer", "memory", "fsdp", "training", "generation", "card")
 
 
 @pytest.fixture(scope="module")
