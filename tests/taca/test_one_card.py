@@ -364,10 +364,7 @@ def test_the_class_that_the_folder_names_is_the_one_that_draws(tmp_path: Path) -
             {"sources": sources(masks=True), "guidance": 2.0},
             "guidance 2: FluxFillPipeline has no classifier-free guidance",
         ),
-        (
-            {"sources": sources(masks=True), "strength": 0.1},
-            "strength 0.1: must be in .0, 1., and leave at least one of 3",
-        ),
+        ({"sources": sources(masks=True), "strength": 0.0}, "strength 0: must be above 0, which is the picture itself"),
         ({"sources": sources(masks=True)[:1]}, "2 prompts but 1 pictures"),
     ],
 )

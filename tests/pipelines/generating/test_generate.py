@@ -373,7 +373,8 @@ def test_what_does_not_go_together_is_one_line_and_makes_no_folder(studio, capsy
     assert not studio.output.exists()
 
 
-def test_the_weights_may_be_quantised_and_from_a_gguf_file(make_studio, model, capsys):
+@pytest.mark.heavy
+def test_the_weights_may_be_quantised(make_studio, model, capsys):
     plain, packed = make_studio("plain"), make_studio("packed")
     assert plain.run(dtype="bf16") == 0
     assert packed.run(dtype="bf16", quantize="int8") == 0

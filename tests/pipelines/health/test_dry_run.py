@@ -293,17 +293,20 @@ def test_a_preset_says_what_draws_on_which_card(plan_of: Callable[[str], dryrun.
     assert row == ["bf16", "35.4", "24.5", "2.1", "group", "none", "none", "none"]
 
 
-def test_qwen_image_is_patched_in_60_layers_and_what_is_not_computed_is_said(
-    plan_of: Callable[[str], dryrun.RunPlan],
-) -> None:
+@pytest.mark.parametrize("layers", [2, pytest.param(60, marks=pytest.mark.heavy)])
+def test_qwen_image_is_patched_in_every_layer_and_what_is_not_computed_is_said(tmp_path: Path, layers: int) -> None:
     from diffusers import QwenImageTransformer2DModel
 
-    found = plan_of("qwen-image")
+    published = ROOT / "presets/architectures/qwen-image.json"
+    shutil.copyfile(published.with_name("qwen-image-scheduler.json"), tmp_path / "qwen-image-scheduler.json")
+    file = tmp_path / "qwen-image.json"
+    file.write_text(json.dumps(json.loads(published.read_text()) | {"num_layers": layers}))
+    found = dryrun.plan(presets.resolve(ROOT, "qwen-image"), Workspace(ROOT, ROOT / ".runs"), file)
     with torch.device("meta"):
-        defaults = QwenImageTransformer2DModel()
-    assert found.parameters == sum(parameter.numel() for parameter in defaults.parameters()) == 20_430_401_088
-    assert (found.patched_modules, found.joint_layers) == (60, 60)
-    assert found.trainable == 60 * 8 * 2 * 64 * 3072
+        defaults = QwenImageTransformer2DModel(num_layers=layers)
+    assert found.parameters == sum(parameter.numel() for parameter in defaults.parameters())
+    assert (found.patched_modules, found.joint_layers) == (layers, layers)
+    assert found.trainable == layers * 8 * 2 * 64 * 3072
     assert (found.image_tokens, found.active_steps) == (4096, 3)
     assert found.schedule.threshold == 0.97  # the rule, at as many tokens as it was chosen for
     assert not found.memory

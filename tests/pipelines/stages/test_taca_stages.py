@@ -120,6 +120,7 @@ def test_generation_that_was_stopped_after_its_last_picture_reports_the_same(wor
     assert all(torch.equal(pictures[name], again) for name, again in drawn(workspace, "taca").items())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("model", ["flux"], indirect=True)
 def test_a_small_card_draws_from_quantised_weights_away_from_a_negative_prompt(workspace):
     run(workspace, "base_model")
