@@ -234,6 +234,7 @@ USED_BY_THEM = {
     "components.training.config": "types of parameters",
     "components.gadms.methods": "types of parameters",
     "components.taca.config": "types of parameters",
+    "components.taca.memory_options": "types of parameters",
     "components.taca.toy.config": "types of parameters",
     "components.persons.curation.limits": "types of parameters",
     "components.persons.drawn.config": "types of parameters",
