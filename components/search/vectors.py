@@ -6,8 +6,12 @@ threads nor on the kernel that multiplied, and equal vectors have equal scores, 
 """
 
 import os
+import threading
 import warnings
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -21,7 +25,8 @@ from components.errors import DataError, ParameterError
 BLOCK = 65536
 """Vectors whose scores are held at once."""
 CHUNK = 256
-"""Vectors converted from half precision at once: with 512 numbers each half a megabyte, which stays in a core's cache."""
+"""Vectors converted from half precision at once, of 512 numbers half a megabyte, which stays in a core's cache; four times as many
+where several queries share the work."""
 QUERIES = 64
 """Queries that read the vectors together; more are taken one group after the other."""
 _GATHER = 4096  # rows read at once where not all are
@@ -39,6 +44,15 @@ class Ranked(NamedTuple):
         return Ranked(self.rows[places], self.scores[places])
 
 
+@dataclass(eq=False)
+class _Asked:
+    """Queries of a thread, and what was found for them."""
+
+    queries: NDArray[np.float32]
+    k: int
+    found: list[Ranked] | None = None
+
+
 class Vectors:
     """Unit vectors (N, D), float32 or float16; they are not copied. Any thread may search."""
 
@@ -51,24 +65,45 @@ class Vectors:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
             self._tensor = torch.from_numpy(values)
+        self._waiting: deque[_Asked] = deque()
+        self._turn = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.values)
 
-    @torch.no_grad()
     def nearest(self, queries: NDArray[np.float32], k: int, among: NDArray[np.bool_] | None = None) -> list[Ranked]:
-        """Return the k best for each of the unit vectors (Q, D); fewer where fewer are `among` (N,) those allowed."""
+        """Return the k best for each of the unit vectors (Q, D); fewer where fewer are `among` (N,) those allowed.
+
+        Threads that ask while another one searches are answered together, by one reading of the vectors.
+        """
         if k < 1:
             raise ParameterError(f"k = {k}: must be at least 1")
         if queries.ndim != 2 or queries.shape[1] != self.values.shape[1]:
             raise ParameterError(
                 f"query vectors of shape {queries.shape}, the gallery's have {self.values.shape[1]} numbers: another model?"
             )
+        asked = _Asked(np.ascontiguousarray(queries, dtype=np.float32), k)
+        if among is not None:
+            return self._search(asked.queries, k, among)
+        self._waiting.append(asked)
+        with self._turn:
+            if asked.found is None:
+                waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+                self._answer([asked, *(other for other in waiting if other is not asked)])
+        return asked.found or []
+
+    def _answer(self, asked: Sequence["_Asked"]) -> None:
+        found = iter(self._search(np.concatenate([one.queries for one in asked]), max(one.k for one in asked), None))
+        for one in asked:
+            one.found = [next(found).of(slice(one.k)) for _ in one.queries]
+
+    @torch.no_grad()
+    def _search(self, queries: NDArray[np.float32], k: int, among: NDArray[np.bool_] | None) -> list[Ranked]:
         rows = None if among is None else np.flatnonzero(among)
         few = rows if rows is not None and len(rows) < _FEW * len(self) else None
         found: list[Ranked] = []
         for begin in range(0, len(queries), QUERIES):
-            group = np.ascontiguousarray(queries[begin : begin + QUERIES], dtype=np.float32)
+            group = queries[begin : begin + QUERIES]
             candidates = self._candidates(torch.from_numpy(group), k, few, None if few is not None else among)
             found += [self.rank(query, rows, k) for query, rows in zip(group, candidates, strict=True)]
         return found
@@ -127,9 +162,10 @@ class Vectors:
         if self.values.dtype == np.float32:
             return queries @ self._tensor[begin:end].T
         scores = torch.empty(end - begin, len(queries))
-        buffer = torch.empty(CHUNK, queries.shape[1])
-        for first in range(begin, end, CHUNK):
-            last = min(first + CHUNK, end)
+        size = CHUNK if len(queries) == 1 else 4 * CHUNK
+        buffer = torch.empty(size, queries.shape[1])
+        for first in range(begin, end, size):
+            last = min(first + size, end)
             converted = buffer[: last - first].copy_(self._tensor[first:last])
             if len(queries) == 1:
                 torch.mv(converted, queries[0], out=scores[first - begin : last - begin, 0])

@@ -1,3 +1,6 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +73,37 @@ def test_a_memory_mapped_file_is_searched_as_the_array_is(tmp_path):
     mapped = Vectors(np.load(tmp_path / "vectors.npy", mmap_mode="r"))
     query = values[7:8].astype(np.float32)
     np.testing.assert_array_equal(mapped.nearest(query, 5)[0].rows, Vectors(values).nearest(query, 5)[0].rows)
+
+
+def test_threads_that_wait_are_answered_by_one_reading(monkeypatch):
+    random = np.random.default_rng(4)
+    values, queries = unit(random.standard_normal((300, 16))), unit(random.standard_normal((9, 16)))
+    alone = [Vectors(values).nearest(query[None], number + 1)[0] for number, query in enumerate(queries)]
+    together, readings = Vectors(values), []
+    search = together._search
+    monkeypatch.setattr(together, "_search", lambda *asked: readings.append(len(asked[0])) or search(*asked))
+    with ThreadPoolExecutor(9) as pool, together._turn:  # as if another thread were searching
+        answers = [pool.submit(together.nearest, query[None], number + 1) for number, query in enumerate(queries)]
+        while len(together._waiting) < 9:
+            time.sleep(0.001)
+        together._turn.release()
+        found = [answer.result()[0] for answer in answers]
+        together._turn.acquire()
+    assert readings == [9]
+    for one, expected in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(one.rows, expected.rows)
+        np.testing.assert_array_equal(one.scores, expected.scores)
+
+
+def test_a_search_that_fails_leaves_nobody_waiting(monkeypatch):
+    values = Vectors(np.eye(4, dtype=np.float32))
+    waiting = module._Asked(np.eye(4, dtype=np.float32)[:1], 1)
+    values._waiting.append(waiting)
+    with monkeypatch.context() as patch:
+        patch.setattr(values, "_search", lambda *asked: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            values.nearest(np.eye(4, dtype=np.float32)[:1], 1)
+    assert values.nearest(np.eye(4, dtype=np.float32)[1:2], 1)[0].rows.tolist() == [1]
 
 
 def test_nothing_and_wrong_input():
