@@ -51,11 +51,12 @@ def require_gallery_or_room(gallery: Path) -> None:
 
 def last_request(gallery: Path) -> dict[str, Any]:
     """Return what the last update was asked for: source, model, settings; empty for a new gallery."""
+    file = gallery / layout.SOURCE
     try:
-        return dict(json.loads((gallery / layout.SOURCE).read_text(encoding="utf-8")))
+        found = dict(json.loads(file.read_text(encoding="utf-8")))
+        str(found["source"]["kind"] + found["source"]["location"] + found["source"]["base"] + found["model"])
+        return found
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"{gallery / layout.SOURCE}: cannot be read ({error}): remove it, and give SOURCE again"
-        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{file}: cannot be read ({error!r}): remove it, and give SOURCE again") from error

@@ -55,8 +55,9 @@ def update_gallery(options: GalleryOptions, workspace: Workspace) -> str:
     known = last_request(gallery)
     if options.source is None and not known:
         raise ParameterError(f"{gallery}: is a new gallery: give the SOURCE of its pictures")
+    update = _Update(options, workspace, known)  # a source that is none leaves no folder
     with held(gallery):
-        return _Update(options, workspace, known).run()
+        return update.run()
 
 
 @dataclass(frozen=True)

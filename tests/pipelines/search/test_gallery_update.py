@@ -196,6 +196,13 @@ def test_folders_that_are_no_galleries_are_not_written_to(place, tmp_path):
     with pytest.raises(DataError, match="does not exist: give a folder"):
         place.update(tmp_path / "nothing")
     assert place.update() == 0  # a source that is none was not remembered
+    with pytest.raises(DataError, match="does not exist: give a folder"):
+        update_gallery(options(tmp_path / "new", tmp_path / "nothing"), workspace(tmp_path))
+    assert not (tmp_path / "new").exists()
+    for text in ("{", "[1]", '{"model": "x"}', '{"model": "x", "source": {"kind": 1}}'):
+        (place.path / layout.SOURCE).write_text(text)
+        with pytest.raises(DataError, match=r"source.json: cannot be read .* give SOURCE again"):
+            place.update()
 
 
 def test_a_gallery_within_its_source_does_not_list_itself(place):
