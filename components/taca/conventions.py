@@ -24,6 +24,7 @@ def text_length(pipe: Any) -> int:
     conventions = conventions_of(pipe)
     limit = conventions.max_text_tokens(_transformer_config(pipe))
     tokenizer = getattr(pipe, conventions.length_tokenizer, None)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor of text and pictures has one
     return limit if tokenizer is None else min(limit, tokenizer.model_max_length)
 
 
@@ -75,9 +76,19 @@ def signed_pixels(pixels: Tensor) -> Tensor:
 
 def as_transformer_input(pipe: Any, latents: Tensor) -> Tensor:
     """Pack latents (B, C, H, W) to (B, S, 4 C) if the pipeline's transformer takes them so; else return them as they are."""
-    batch, channels, rows, columns = latents.shape
-    packed = conventions_of(pipe).packed
-    return pipe._pack_latents(latents, batch, channels, rows, columns) if packed else latents
+    return _patches(latents).flatten(2).transpose(1, 2).contiguous() if conventions_of(pipe).packed else latents
+
+
+def as_call_input(pipe: Any, latents: Tensor) -> Tensor:
+    """Return latents (B, C, H, W) as the pipeline's call takes them: packed like the transformer's, or before it packs them."""
+    conventions = conventions_of(pipe)
+    return _patches(latents) if conventions.packed and conventions.call_packs else as_transformer_input(pipe, latents)
+
+
+def _patches(latents: Tensor) -> Tensor:
+    """Cut latents into patches, (B, C, H, W) -> (B, 4 C, H / 2, W / 2), channels of a patch ordered as (C, row, column)."""
+    cut = latents.unflatten(3, (-1, PATCH)).unflatten(2, (-1, PATCH))  # (B, C, H / 2, 2, W / 2, 2)
+    return cut.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
 def latent_shape(pipe: Any, height: int, width: int) -> tuple[int, int, int]:

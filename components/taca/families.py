@@ -61,7 +61,10 @@ class Conventions:
     - `encode_pixels(vae, pixels)`: float32 pixels (B, 3, H, W) in [-1, 1] as scaled latents (B, C, H / f, W / f).
     - `forward_arguments(batch, dtype)`: the transformer's arguments for a training batch beside latents, timestep, guidance,
       prompt and pooled embeddings.
-    - `packed`: whether latents are tokens of 2x2 patches (B, S, 4 C), not (B, C, H, W).
+    - `velocity(transformer, noisy, timestep, batch)`: the predicted velocity, for a transformer that is not called with
+      `hidden_states` and `encoder_hidden_states`.
+    - `packed`: whether the transformer's latents are tokens of 2x2 patches (B, S, 4 C), not (B, C, H, W).
+    - `call_packs`: whether the pipeline's call takes patches (B, 4 C, H / 2, W / 2), and makes the tokens of them.
     - `encoder_fallback`: (encoder, part): where a folder lacks this encoder, its embedding is zeros as wide as this part says.
     - `sampler_arguments`: what its call passes to the scheduler beside the number of steps; one of the functions in `sampler.py`.
     - `rounds_timesteps`: whether its call rounds t to the latents' dtype before the transformer sees it.
@@ -76,7 +79,9 @@ class Conventions:
     guidance_arguments: Callable[[Any, float, float], dict[str, Any]] = plain_guidance
     encode_pixels: Callable[[Any, Tensor], Tensor] = shifted_latents
     forward_arguments: Callable[[Batch, torch.dtype], dict[str, Any]] = no_arguments
+    velocity: Callable[[Any, Tensor, Tensor, Batch], Tensor] | None = None
     packed: bool = True
+    call_packs: bool = False
     encoder_fallback: tuple[str, str] | None = None
     sampler_arguments: SamplerArguments = spaced_levels
     rounds_timesteps: bool = True

@@ -12,7 +12,7 @@ from torch import Tensor
 from components.errors import ParameterError
 from components.taca.adapter_gate import AdapterGate
 from components.taca.config import TacaConfig
-from components.taca.conventions import as_transformer_input, image_tokens, latent_shape, sampler_sigmas, text_length
+from components.taca.conventions import as_call_input, image_tokens, latent_shape, sampler_sigmas, text_length
 from components.taca.install import disable_taca, enable_taca, taca_handle, transformer_of
 from components.taca.lora import load_lora, unload_lora
 from components.taca.lora_files import read_lora_settings
@@ -97,13 +97,13 @@ def apply_arm(pipe: Any, arm: Arm) -> Iterator[Any]:
 
 
 def initial_noise(pipe: Any, seeds: Sequence[int], height: int, width: int) -> Tensor:
-    """Draw noise in float32 in the shape of the transformer's latents, packed (N, S, C) or (N, C, H, W).
+    """Draw noise in float32 in the shape of the latents that the pipeline's call takes: packed (N, S, C), or (N, C, H, W).
 
     Row i depends on seeds[i] alone, neither on the batch nor on the dtype of the model.
     """
     shape = latent_shape(pipe, height, width)
     noise = torch.stack([torch.randn(shape, generator=generator(s, "initial noise")) for s in seeds])
-    return as_transformer_input(pipe, noise)
+    return as_call_input(pipe, noise)
 
 
 def schedule_for_pictures(pipe: Any, config: TacaConfig, *, height: int, width: int, steps: int) -> TemperatureSchedule:

@@ -72,7 +72,7 @@ class VelocityTask(PerSampleTask):
             raise ParameterError(
                 f"{type(transformer).__name__}: cannot be trained here; TACA's LoRA is trained on {trained}"
             )
-        self._forward_arguments = self.family.conventions.forward_arguments
+        self._conventions = self.family.conventions
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.sigma_low, self.shift = sigma_low, shift
         self.caption_dropout, self.guidance = caption_dropout, guidance
@@ -105,6 +105,8 @@ class VelocityTask(PerSampleTask):
         compares the level that was drawn."""
         transformer: Any = self.transformer
         dtype, optional = transformer.dtype, {}
+        if self._conventions.velocity is not None:
+            return self._conventions.velocity(transformer, noisy.to(dtype), self.family.timestep(sigma), batch)
         if "pooled" in batch:
             optional["pooled_projections"] = batch["pooled"].to(dtype)
         if transformer.config.get("guidance_embeds"):
@@ -114,7 +116,7 @@ class VelocityTask(PerSampleTask):
             encoder_hidden_states=batch["prompt_embeds"].to(dtype),
             timestep=self.family.timestep(sigma),
             **optional,
-            **self._forward_arguments(batch, dtype),
+            **self._conventions.forward_arguments(batch, dtype),
             return_dict=False,
         )[0]
 
