@@ -99,7 +99,8 @@ class Injection:
         if family.placement is not None:
             if schedule.text_length is not None:
                 raise ParameterError(f"TACA: text_length is not supported for {family.transformer}; leave it None")
-            placement, length = family.placement(self._config, arguments, schedule.padding), None
+            placement = family.placement(self._config, arguments, schedule.padding)
+            length = placement.text_tokens
         else:
             tokens = family.text_tokens(arguments)
             length = min(tokens, schedule.text_length or tokens)

@@ -38,7 +38,12 @@ class Block:
 
 
 class Placement:
-    """Where the text of one forward is in the keys and queries of its joint attention."""
+    """Where the text of one forward is in the keys and queries of its joint attention.
+
+    text_tokens: the length of the text where it is one slice of the keys, so that its tokens may have temperatures of their own.
+    """
+
+    text_tokens: int | None = None
 
     def block(self, queries: Queries, rows: int, keys: int) -> Block | None:
         """Return the block that changes in an attention of `rows` queries over `keys` keys; None for a call to leave alone."""
@@ -54,6 +59,13 @@ class Contiguous(Placement):
 
     text: slice
     image: slice | None = None
+
+    @property
+    def text_tokens(self) -> int | None:  # type: ignore[override]
+        start, stop = self.text.start or 0, self.text.stop
+        if stop is None:
+            return -start if start < 0 else None
+        return stop - start
 
     def block(self, queries: Queries, rows: int, keys: int) -> Block | None:
         if rows != keys:

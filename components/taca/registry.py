@@ -75,7 +75,9 @@ _MODULES = (
 )
 _FAMILIES = [value for module in _MODULES for value in vars(module).values() if isinstance(value, Family)]
 FAMILIES: dict[str, Family] = {family.transformer: family for family in _FAMILIES}
-CONVENTIONS: dict[str, Conventions] = {kind.pipeline: kind for kind in (f.conventions for f in _FAMILIES) if kind}
+_NAMED = [value for module in _MODULES for value in vars(module).values() if isinstance(value, Conventions)]
+_CONVENTIONS = (*_NAMED, *(family.conventions for family in _FAMILIES if family.conventions))
+CONVENTIONS: dict[str, Conventions] = {conventions.pipeline: conventions for conventions in _CONVENTIONS}
 
 
 def register_family(family: Family) -> None:

@@ -15,6 +15,10 @@ class _BehindCachedKeys(Placement):
 
     text: int
 
+    @property
+    def text_tokens(self) -> int:  # type: ignore[override]
+        return self.text
+
     def block(self, queries: Queries, rows: int, keys: int) -> Block | None:
         start = keys - rows
         if queries == "text":
