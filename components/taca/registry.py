@@ -76,7 +76,7 @@ _MODULES = (
 _FAMILIES = [value for module in _MODULES for value in vars(module).values() if isinstance(value, Family)]
 FAMILIES: dict[str, Family] = {family.transformer: family for family in _FAMILIES}
 _NAMED = [value for module in _MODULES for value in vars(module).values() if isinstance(value, Conventions)]
-_CONVENTIONS = (*_NAMED, *(family.conventions for family in _FAMILIES if family.conventions))
+_CONVENTIONS = (*(family.conventions for family in _FAMILIES if family.conventions), *_NAMED)
 CONVENTIONS: dict[str, Conventions] = {conventions.pipeline: conventions for conventions in _CONVENTIONS}
 
 
