@@ -21,7 +21,10 @@ from components.taca.lora import unload_lora
 EVERYWHERE = TemperatureSchedule(1.5, form="constant")
 SPARED = TemperatureSchedule(1.5, form="constant", unconditional=False)
 EARLY = TemperatureSchedule(1.5, threshold=0.99)  # the first of two steps
-every_pipeline = pytest.mark.parametrize("name", PIPELINES)
+CHEAP = ("flux2-klein", "z-image")  # a pipeline of two passes, and one of one batch; the others are heavy together
+every_pipeline = pytest.mark.parametrize(
+    "name", [name if name in CHEAP else pytest.param(name, marks=pytest.mark.heavy) for name in PIPELINES]
+)
 
 Call = tuple[tuple[Any, ...], dict[str, Any], Tensor]
 

@@ -23,6 +23,7 @@ from components.taca.transformer_statuses import OTHERS
 GAMMA = 1.5  # exact in float32, as the schedule holds it
 SCHEDULE = TemperatureSchedule(GAMMA, 0.9)
 WHAT_TO_DO = "add a family in components/taca/models/, or give it a status in components/taca/transformer_statuses.py"
+CHEAP = ("flux2", "ideogram4", "lumina2", "mochi", "prx", "z-image")  # each way in which text can be placed
 every_transformer = pytest.mark.parametrize("name", TINY)
 
 
@@ -50,12 +51,18 @@ def test_a_whole_model_equals_the_stock_one_with_an_explicit_softmax(name: str) 
 
 
 # In diffusers 0.42.1 itself, checkpointing is wrong with FLUX.2's cached references (one dictionary for all blocks) and Chroma's
-# mask
-# (left out), and fails for HunyuanImage (arguments by name).
+# mask (left out), and fails for HunyuanImage (arguments by name).
 NOT_CHECKPOINTED = ("flux2-kv-extract", "flux2-kv-cached", "chroma", "hunyuan-image")
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if name not in NOT_CHECKPOINTED])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in CHEAP else pytest.param(name, marks=pytest.mark.heavy)
+        for name in TINY
+        if name not in NOT_CHECKPOINTED
+    ],
+)
 def test_checkpointing_copies_and_other_models_do_not_mix_up(name: str) -> None:
     """Of two forwards before a backward, the recomputation of the first sees its own gamma, and the copy keeps its schedule."""
     tiny = TINY[name]
@@ -79,6 +86,26 @@ def test_checkpointing_copies_and_other_models_do_not_mix_up(name: str) -> None:
     assert all(torch.equal(plain, recomputed) for plain, recomputed in zip(*gradients, strict=True))
     disable_taca(model)
     assert torch.equal(output(twin, tiny.inputs(list(tiny.levels))), expected)
+
+
+@pytest.mark.heavy
+@every_transformer
+def test_what_compiles_in_one_graph_does_so_with_taca_and_for_every_timestep(name: str) -> None:
+    tiny, size = TINY[name], len(TINY[name].levels)
+    model = tiny.build()
+    calls = [tiny.inputs([1.0, 0.5][:size]), tiny.inputs([0.95, 0.1][:size]), tiny.inputs([0.5, 0.2][:size])]
+    torch._dynamo.reset()
+    try:
+        output(torch.compile(model, fullgraph=True, backend="eager"), copy.deepcopy(calls[0]))
+    except torch._dynamo.exc.Unsupported as error:
+        pytest.skip(f"not in one graph without TACA either: {error.args[0][:80]}")
+    enable_taca(model, SCHEDULE)
+    expected = [output(model, copy.deepcopy(call)) for call in calls]
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        got = [output(compiled, copy.deepcopy(call)) for call in calls]
+    assert all((a - b).abs().max() < 1e-5 * b.abs().max() for a, b in zip(got, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", [name for name in TINY if not TINY[name].text_queries])
