@@ -316,6 +316,35 @@ def test_qwen_image_is_patched_in_every_layer_and_what_is_not_computed_is_said(t
     assert found.without_activations == 2 * found.parameters + 20 * found.trainable
 
 
+@pytest.mark.parametrize("name", ["flux2-dev", "qwen-image", "z-image"])
+def test_the_architecture_of_a_preset_that_nobody_measured_is_the_defaults_of_its_class(name: str) -> None:
+    import diffusers
+
+    config = json.loads((ROOT / f"presets/architectures/{name}.json").read_text())
+    with torch.device("meta"):
+        defaults = dict(getattr(diffusers, config.pop("_class_name"))().config)
+    assert json.loads(json.dumps({key: defaults[key] for key in config})) == config
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("name", "parameters", "layers", "trainable", "active"),
+    [
+        # 8 double-stream blocks with 8 linears; those of the single-stream ones hold their MLP too, and are left out.
+        ("flux2-dev", 32_223_281_152, 56, 8 * 8 * 2 * 64 * 6144, 10),
+        ("z-image", 6_154_908_736, 30, 30 * 4 * 2 * 64 * 3840, 5),
+    ],
+)
+def test_presets_carry_the_threshold_over_by_noise(
+    plan_of: Callable[[str], dryrun.RunPlan], name: str, parameters: int, layers: int, trainable: int, active: int
+) -> None:
+    found = plan_of(name)
+    assert (found.parameters, found.patched_modules, found.trainable) == (parameters, layers, trainable)
+    assert (found.image_tokens, found.schedule.threshold, found.active_steps) == (4096, 0.97, active)
+    assert found.drawing is not None
+    assert not found.memory
+
+
 def test_the_command_prints_it_all_and_exits_with_0(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     changes = {"pictures": {"height": 128, "width": 128}, "taca_train": {"rank": 2}}
     small = yaml.safe_load((workspace.root / "presets/sd35-medium.yaml").read_text()) | {
