@@ -8,7 +8,6 @@ threads nor on the kernel that multiplied, and equal vectors have equal scores, 
 import os
 import threading
 import warnings
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -65,8 +64,9 @@ class Vectors:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
             self._tensor = torch.from_numpy(values)
-        self._waiting: deque[_Asked] = deque()
-        self._turn = threading.Lock()
+        self._waiting: list[_Asked] = []
+        self._busy = False
+        self._turn = threading.Condition()
 
     def __len__(self) -> int:
         return len(self.values)
@@ -85,11 +85,19 @@ class Vectors:
         asked = _Asked(np.ascontiguousarray(queries, dtype=np.float32), k)
         if among is not None:
             return self._search(asked.queries, k, among)
-        self._waiting.append(asked)
         with self._turn:
-            if asked.found is None:
-                waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
-                self._answer([asked, *(other for other in waiting if other is not asked)])
+            self._waiting.append(asked)
+            self._turn.wait_for(lambda: asked.found is not None or not self._busy)
+            if asked.found is not None:
+                return asked.found
+            self._busy, waiting = True, list(self._waiting)
+            self._waiting.clear()
+        try:  # for all that wait, whoever came first
+            self._answer([asked, *(other for other in waiting if other is not asked)])
+        finally:
+            with self._turn:
+                self._busy = False
+                self._turn.notify_all()
         return asked.found or []
 
     def _answer(self, asked: Sequence["_Asked"]) -> None:

@@ -82,13 +82,15 @@ def test_threads_that_wait_are_answered_by_one_reading(monkeypatch):
     together, readings = Vectors(values), []
     search = together._search
     monkeypatch.setattr(together, "_search", lambda *asked: readings.append(len(asked[0])) or search(*asked))
-    with ThreadPoolExecutor(9) as pool, together._turn:  # as if another thread were searching
+    together._busy = True  # as if another thread were searching
+    with ThreadPoolExecutor(9) as pool:
         answers = [pool.submit(together.nearest, query[None], number + 1) for number, query in enumerate(queries)]
         while len(together._waiting) < 9:
             time.sleep(0.001)
-        together._turn.release()
-        found = [answer.result()[0] for answer in answers]
-        together._turn.acquire()
+        with together._turn:
+            together._busy = False
+            together._turn.notify_all()
+        found = [answer.result(timeout=60)[0] for answer in answers]
     assert readings == [9]
     for one, expected in zip(found, alone, strict=True):
         np.testing.assert_array_equal(one.rows, expected.rows)
@@ -96,14 +98,23 @@ def test_threads_that_wait_are_answered_by_one_reading(monkeypatch):
 
 
 def test_a_search_that_fails_leaves_nobody_waiting(monkeypatch):
-    values = Vectors(np.eye(4, dtype=np.float32))
-    waiting = module._Asked(np.eye(4, dtype=np.float32)[:1], 1)
-    values._waiting.append(waiting)
-    with monkeypatch.context() as patch:
-        patch.setattr(values, "_search", lambda *asked: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            values.nearest(np.eye(4, dtype=np.float32)[:1], 1)
-    assert values.nearest(np.eye(4, dtype=np.float32)[1:2], 1)[0].rows.tolist() == [1]
+    values, fails = Vectors(np.eye(4, dtype=np.float32)), [True]
+    search = values._search
+    monkeypatch.setattr(values, "_search", lambda *asked: 1 / 0 if fails.pop() else search(*asked))
+    fails[:] = [False, False, True]  # taken from the end
+    values._busy = True
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(values.nearest, np.eye(4, dtype=np.float32)[row : row + 1], 1) for row in range(2)]
+        while len(values._waiting) < 2:
+            time.sleep(0.001)
+        with values._turn:
+            values._busy = False
+            values._turn.notify_all()
+        errors = [answer.exception(timeout=60) for answer in answers]
+    assert sorted(error is None for error in errors) == [
+        False,
+        True,
+    ]  # who searched for both, and who then searched itself
 
 
 def test_nothing_and_wrong_input():
