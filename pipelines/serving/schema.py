@@ -139,6 +139,15 @@ class Column(BaseModel):
     range: tuple[float, float] | None = None
 
 
+class AskedAtMost(BaseModel):
+    """Limits that somebody who asks should know before."""
+
+    k: int = LIMITS.results
+    sentences: int = LIMITS.sentences
+    sentence: int = Field(default=LIMITS.sentence_characters, description="Characters.")
+    picture_bytes: int = LIMITS.picture_bytes
+
+
 class GalleryFacts(BaseModel):
     """What is served."""
 
@@ -147,6 +156,7 @@ class GalleryFacts(BaseModel):
     model: str
     columns: list[Column]
     examples: list[str] = Field(description="Sentences to try.")
+    limits: AskedAtMost = AskedAtMost()
 
 
 class Alive(BaseModel):

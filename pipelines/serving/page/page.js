@@ -8,10 +8,10 @@ import * as grid from "./grid.js";
 import * as messages from "./messages.js";
 import * as viewer from "./viewer.js";
 
-let gallery = { size: 0, columns: [], examples: [], limits: {} };
+let gallery = { size: 0, columns: [], examples: [] }; // once it is loaded, as /api/gallery says
 let query = address.NOTHING;
 let upload = null; // the visitor's own picture: in this page's memory, not in the address
-const uploads = []; // those of this visit, by their number in the history
+const uploads = new Map(); // those of this visit, by their key in the history
 let answered = null; // {asked, upload, answer}: the results that are shown
 let running = new AbortController();
 let stopWaiting = () => {};
@@ -23,16 +23,17 @@ const isQuery = () => query.sentences.length > 0 || Boolean(query.like || upload
 // Go to a changed query. `replace`: in the same entry of the history. `depth`: how many entries the viewer has added.
 function go(changes, { replace = false, depth = 0, file = upload } = {}) {
   upload = file;
-  if (file && !uploads.includes(file)) uploads.push(file);
+  const key = file && `${performance.timeOrigin} ${file.lastModified} ${file.size} ${file.name}`;
+  if (file) uploads.set(key, file);
   query = { ...query, ...changes };
-  const state = { depth, upload: file ? uploads.indexOf(file) : null };
+  const state = { depth, upload: key };
   history[replace ? "replaceState" : "pushState"](state, "", address.write(query));
   return render();
 }
 
 function readAddress() {
   query = address.read(location.hash);
-  upload = uploads[history.state?.upload] ?? null;
+  upload = uploads.get(history.state?.upload) ?? null;
 }
 
 function write(text) {
@@ -50,6 +51,7 @@ async function render() {
   document.title = query.sentences.length ? `${query.sentences[0]} \u2013 search` : "Find a person by a sentence";
   $("rerank").checked = query.rerank;
   showGiven();
+  $("lost").hidden = upload !== null || !history.state?.upload; // after the page was loaded again
   filters.show({ panel: $("filters"), controls: $("controls"), chips: $("chips") }, gallery.columns, query.where, (where) => again({ where }));
   if (!isQuery()) return showStart();
   $("start").hidden = true;
@@ -116,7 +118,7 @@ function showAnswer(answer) {
   $("unread").hidden = !answer.unread;
   $("unread").textContent = answer.unread ? `The model reads only so many words. Not read: \u201c${answer.unread}\u201d` : "";
   grid.show(list, matches, openMatch);
-  const limit = Math.min(gallery.limits?.k ?? 100, gallery.size || Infinity);
+  const limit = Math.min(gallery.limits.k, gallery.size);
   $("more").hidden = matches.length < query.k || query.k >= limit;
   $("more").disabled = false;
   if (!matches.length) {
@@ -202,7 +204,7 @@ function submit() {
 
 function useFile(file) {
   const limit = gallery.limits?.picture_bytes;
-  const megabytes = (bytes) => `${Math.ceil(bytes / 1e6)} MB`;
+  const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MB`;
   const choose = () => $("file").click();
   if (!file.type.startsWith("image/")) return messages.upload(message, `${file.name} is not a picture. JPEG, PNG and WebP are.`, choose);
   if (limit && file.size > limit) return messages.upload(message, `It has ${megabytes(file.size)}; the service takes ${megabytes(limit)}.`, choose);
@@ -222,11 +224,11 @@ function listen() {
   box.addEventListener("keydown", (event) => {
     const first = list.querySelector("button");
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) event.preventDefault(), submit();
-    if (event.key === "Escape") write("");
+    if (event.key === "Escape" && !event.isComposing) write("");
     if (event.key === "ArrowDown" && first && box.selectionEnd === box.value.length) event.preventDefault(), first.focus();
   });
   $("rerank").addEventListener("change", (event) => again({ rerank: event.target.checked }));
-  $("more").addEventListener("click", () => go({ k: Math.min(query.k + address.PAGE_SIZE, gallery.limits?.k ?? 100) }, { replace: true }));
+  $("more").addEventListener("click", () => go({ k: Math.min(query.k + address.PAGE_SIZE, gallery.limits.k) }, { replace: true }));
   $("given-remove").addEventListener("click", () => (again({ like: null }, { file: null }), box.focus()));
   $("file").addEventListener("change", (event) => event.target.files[0] && (useFile(event.target.files[0]), (event.target.value = "")));
   addEventListener("keydown", (event) => {
@@ -267,8 +269,8 @@ async function load() {
   stopWaiting();
   messages.hide(message);
   try {
-    gallery = { columns: [], examples: [], limits: {}, ...(await api.gallery()) };
-    if (gallery.limits?.sentence) box.maxLength = gallery.limits.sentence * (gallery.limits.sentences ?? 1);
+    gallery = await api.gallery();
+    box.maxLength = gallery.limits.sentence * gallery.limits.sentences;
     tokenRefused = false;
     answered = null;
     readAddress();

@@ -231,8 +231,14 @@ def test_a_picture_is_searched_by(opened, how):
     assert not page.is_visible("#given")
     page.go_forward()
     until(page, "document.querySelector('#grid img')?.alt.includes('in red')")
+    page.reload()
+    page.wait_for_selector("text=Your own picture was not kept")
+    page.set_input_files("#file", {"name": "seen.png", "mimeType": "image/png", "buffer": RED})
+    page.wait_for_selector("#grid .match")
+    assert not page.is_visible("#lost")
     page.click("#given-remove")
     page.wait_for_selector(".example")
+    assert not page.is_visible("#lost")
 
 
 def test_a_picture_and_a_sentence_are_searched_by_together(opened):
@@ -245,10 +251,13 @@ def test_a_picture_and_a_sentence_are_searched_by_together(opened):
     assert page.input_value("#sentence") == "blue"
 
 
-def test_what_is_no_picture_is_refused_before_it_is_sent_or_by_the_service(opened):
+def test_what_is_no_picture_is_refused_before_it_is_sent_or_by_the_service(opened, tmp_path):
     page = opened(expect_errors=True)
     page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"})
     assert "notes.txt is not a picture" in page.inner_text("#message")
+    (tmp_path / "huge.png").write_bytes(b"0" * 17_000_000)
+    page.set_input_files("#file", tmp_path / "huge.png")
+    assert "It has 16.2 MB; the service takes 16.0 MB." in page.inner_text("#message")
     page.set_input_files("#file", {"name": "broken.png", "mimeType": "image/png", "buffer": b"no picture"})
     page.wait_for_selector("text=This query was not accepted")
 
