@@ -6,6 +6,7 @@ unfinished/000001.parquet   the pictures of the rows; renamed into place after t
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.files import remove_temporaries, write_atomically, written_atomically
+from components.files import remove_temporaries, temporary_beside, write_atomically, written_atomically
 from components.search.gallery import layout
 from components.search.gallery.writing import write_vectors
 
@@ -125,9 +126,11 @@ class Unfinished:
         self.sizes = {digest: size for digest, size in self.sizes.items() if digest not in gone}
 
     def discard(self) -> None:
-        """Remove all of it."""
+        """Remove all of it; renamed first, so that a kill leaves all or nothing (`purge` removes the rest)."""
         if self.folder.is_dir():
-            shutil.rmtree(self.folder)
+            renamed = temporary_beside(self.folder)
+            os.replace(self.folder, renamed)
+            shutil.rmtree(renamed)
         self._places, self.sizes, self._last = {}, {}, 0
 
     def _learn(self, number: int, table: pa.Table) -> None:
