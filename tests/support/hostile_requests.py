@@ -131,7 +131,7 @@ def _paths(draw: random.Random, known: list[str]) -> Hostile:
             "a" * 3000,
             "current",
             draw.choice(known)
-            + draw.choice(("/..", "%00.png", "/thumbnail/..", "?file=/etc/passwd", ";a", "%0d%0aX: y", "/")),
+            + draw.choice(("/..", "%00.png", "/thumbnail/..", "?file=/etc/passwd", ";a", "%0d%0aX:%20y", "/")),
         )
     )
     place = draw.choice(("/api/pictures/", "/static/", "/", "/api/pictures/../", "/static/../page/"))
