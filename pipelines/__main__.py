@@ -23,6 +23,7 @@ from pipelines.commands import (
     leaderboard,
     lineage,
     preset,
+    pretrain,
     promote,
     register,
     report,
@@ -46,7 +47,7 @@ from pipelines.tracking.failures import explain, is_of_store
 from pipelines.workspace import Workspace, workspace_root
 
 # In the order of `--help`.
-PIPELINE = (run, repro, preset, report, generate, curate, compbench, dry_run, study, sweep, promote, submit)
+PIPELINE = (run, repro, preset, report, generate, curate, compbench, pretrain, dry_run, study, sweep, promote, submit)
 SEARCH = (search, serve, gallery, forget)
 RESULTS = (
     runs,

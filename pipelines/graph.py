@@ -26,7 +26,7 @@ class Stage:
     about: str
     """One sentence for the report."""
     reads: tuple[str, ...]
-    """Top-level keys of params.yaml that its result depends on."""
+    """Top-level keys of its parameter file that its result depends on."""
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     arms: tuple[str, ...] = ()
@@ -44,6 +44,8 @@ class Stage:
     """Other stages whose code it calls."""
     headlines: Mapping[str, str] = field(default_factory=dict)
     """Its numbers by which executions of the pipeline are compared: name -> path in its metrics, where `*` is any key."""
+    parameters: str = "params.yaml"
+    """The file of its parameters."""
 
     @property
     def heavy(self) -> bool:
@@ -246,6 +248,41 @@ STAGES: tuple[Stage, ...] = (
     ),
 )
 
+RECIPE = "pretraining/recipe.yaml"
+CHECKPOINTS = "pretraining/checkpoints"
+_PARTS = {part: f"pretraining/parts/{part}" for part in ("autoencoder", "generator", "encoder", "probe")}
+
+
+def _pretraining(part: str, about: str, *needed: str) -> Stage:
+    return Stage(
+        f"pretrain_{part}",
+        about,
+        ("seed", "pictures", f"pretrain_{part}"),
+        {name: _PARTS[name] for name in needed},
+        {part: _PARTS[part]},
+        curves=True,
+        trains=True,
+        parameters=RECIPE,
+    )
+
+
+PRETRAINING: tuple[Stage, ...] = (
+    _pretraining("autoencoder", "Trains the VAE of the small text-to-image model."),
+    _pretraining("generator", "Trains the small FLUX pipeline in the latents of that VAE.", "autoencoder"),
+    _pretraining("encoder", "Trains the dual encoder and its masked-token decoder, on pictures of another domain."),
+    _pretraining("probe", "Trains the attribute classifier."),
+    Stage(
+        "pretrain_publish",
+        "Evaluates them on people that no training has seen, and writes them with model cards.",
+        ("seed", "pictures", *(f"pretrain_{part}" for part in (*_PARTS, "publish"))),
+        _PARTS,
+        {"checkpoints": CHECKPOINTS},
+        parameters=RECIPE,
+    ),
+)
+"""A pipeline of its own, `python -m pipelines pretrain`: what it gives is published in the repository. No stage of the default
+pipeline reads an output of it, but as published weights that params.yaml names."""
+
 
 def _all_results() -> dict[str, str]:
     """Every metric, curve and result table: what the report reads, named by its path."""
@@ -312,7 +349,7 @@ def with_upstream(runs: Iterable[StageRun]) -> list[StageRun]:
 def find(address: str) -> StageRun:
     """The stage named `name` or `name@arm`. Raises ParameterError naming what there is."""
     name, _, arm = address.partition("@")
-    stages = {stage.name: stage for stage in all_stages()}
+    stages = {stage.name: stage for stage in (*all_stages(), *PRETRAINING)}
     if name not in stages:
         raise ParameterError(f"stage {name!r} does not exist: one of {', '.join(stages)}")
     stage = stages[name]

@@ -1,4 +1,4 @@
-"""`params.yaml`: read once, validated whole, frozen.
+"""`params.yaml`, and the recipe of pre-training: read once, validated whole, frozen.
 
 A mistake gives one line that names the key, the value and what is allowed. Sections are in `pipelines/schema`; `compute:` is the
 only one that results do not depend on; an environment variable PIPELINES_COMPUTE__<KEY> overrides a key of it.
@@ -7,15 +7,23 @@ only one that results do not depend on; an environment variable PIPELINES_COMPUT
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError, model_validator
 
 from components.errors import ParameterError
 from components.settings import Count, first_mistake
 from components.taca.config import TacaConfig
+from pipelines.graph import RECIPE, Stage
 from pipelines.schema.gadms import GadmsEvaluate, GadmsFinetune, GadmsPretrain, Index, Retrieval
 from pipelines.schema.people import Curate, Pictures, Prepare
+from pipelines.schema.pretraining import (
+    PretrainAutoencoder,
+    PretrainEncoder,
+    PretrainGenerator,
+    PretrainProbe,
+    PretrainPublish,
+)
 from pipelines.schema.reading import checked, parse_yaml, read_yaml
 from pipelines.schema.running import Compute, Report, TrainParity
 from pipelines.schema.section import Section
@@ -32,11 +40,45 @@ from pipelines.schema.taca import (
 PREFIX = "PIPELINES_COMPUTE__"
 
 
-class Parameters(Section):
-    """All of `params.yaml`."""
+class ParameterFile(Section):
+    """What the files of parameters have in common: a seed, the size of pictures, and the machine."""
 
     seed: Count
     pictures: Pictures
+    if TYPE_CHECKING:  # the last section of every file, so that its mistakes are said last
+        compute: Compute
+
+    def only(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The named top-level keys as plain JSON values: what a stage is fingerprinted by and given."""
+        return self.model_dump(mode="json", include=set(keys))
+
+    def weights(self, sections: Iterable[str]) -> list[str]:
+        """The paths of weights that these sections name, relative to the workspace; a tag of open_clip looks like one."""
+        return []
+
+    @classmethod
+    def partial(cls, values: Mapping[str, Any]) -> Self:
+        """Parameters that hold only `values` (from `only`). Reading any other key raises AttributeError: a stage cannot depend
+        on what it did not declare."""
+        types: dict[str, Any] = {key: cls.model_fields[key].annotation for key in values}
+        parsed = {key: TypeAdapter(types[key]).validate_python(value) for key, value in values.items()}
+        return cast(Self, cls.model_construct(**parsed))
+
+
+class PretrainingParameters(ParameterFile):
+    """All of `pretraining/recipe.yaml`; its `compute` may be left out."""
+
+    pretrain_autoencoder: PretrainAutoencoder
+    pretrain_generator: PretrainGenerator
+    pretrain_encoder: PretrainEncoder
+    pretrain_probe: PretrainProbe
+    pretrain_publish: PretrainPublish
+    compute: Compute = Compute()
+
+
+class Parameters(ParameterFile):
+    """All of `params.yaml`."""
+
     prepare: Prepare
     probe: Probe
     base_model: BaseModelSection
@@ -75,31 +117,31 @@ class Parameters(Section):
             )
         return self
 
-    def only(self, keys: Iterable[str]) -> dict[str, Any]:
-        """The named top-level keys as plain JSON values: what a stage is fingerprinted by and given."""
-        return self.model_dump(mode="json", include=set(keys))
-
     def weights(self, sections: Iterable[str]) -> list[str]:
         """The paths of weights that these sections name, relative to the workspace; a tag of open_clip looks like one."""
         found = [self.retrieval.pretrained] if "retrieval" in sections else []
+        found += [self.base_model.folder] if "base_model" in sections else []
+        found += [self.probe.source] if "probe" in sections else []
         found += [self.curate.detector.weights] if "curate" in sections and self.curate.detector else []
         return [path for path in found if path]
 
-    @classmethod
-    def partial(cls, values: Mapping[str, Any]) -> "Parameters":
-        """Parameters that hold only `values` (from `only`). Reading any other key raises AttributeError: a stage cannot depend
-        on what it did not declare."""
-        types: dict[str, Any] = {key: cls.model_fields[key].annotation for key in values}
-        parsed = {key: TypeAdapter(types[key]).validate_python(value) for key, value in values.items()}
-        return cls.model_construct(**parsed)
+
+Kind = TypeVar("Kind", bound=ParameterFile)
+
+
+def kind_of(stage: Stage) -> type[ParameterFile]:
+    """Return the class of the parameters that a stage reads."""
+    return PretrainingParameters if stage.parameters == RECIPE else Parameters
+
+
+def load_for(stage: Stage, root: Path) -> ParameterFile:
+    """Read and validate the file of a stage's parameters in the workspace `root`. Raises ParameterError with one line."""
+    return _load(root / stage.parameters, kind_of(stage), stage.parameters, None)
 
 
 def load(path: Path, *, for_dvc: bool | None = None) -> Parameters:
     """Read and validate a `params.yaml`, as `from_document` does. Raises ParameterError with one line."""
-    document = read_yaml(path)
-    if not isinstance(document, dict):
-        raise ParameterError(f"{path}: must hold a mapping of sections")
-    return from_document(document, path.name, for_dvc=for_dvc)
+    return _load(path, Parameters, path.name, for_dvc)
 
 
 def from_document(document: Mapping[str, Any], name: str, *, for_dvc: bool | None = None) -> Parameters:
@@ -108,10 +150,21 @@ def from_document(document: Mapping[str, Any], name: str, *, for_dvc: bool | Non
     `for_dvc` (None: in a stage that DVC runs): the environment must not choose the threads, as results depend on them, and DVC
     would not see it.
     """
+    return _validated(document, Parameters, name, for_dvc)
+
+
+def _load(path: Path, kind: type[Kind], name: str, for_dvc: bool | None) -> Kind:
+    document = read_yaml(path)
+    if not isinstance(document, dict):
+        raise ParameterError(f"{path}: must hold a mapping of sections")
+    return _validated(document, kind, name, for_dvc)
+
+
+def _validated(document: Mapping[str, Any], kind: type[Kind], name: str, for_dvc: bool | None) -> Kind:
     written = document.get("compute") or {}
     overrides = _from_environment()
     if not overrides or not isinstance(written, Mapping):
-        return checked({**document, "compute": written}, Parameters, name)
+        return checked({**document, "compute": written}, kind, name)
     for_dvc = "DVC_STAGE" in os.environ if for_dvc is None else for_dvc
     if for_dvc and overrides.get("threads", written.get("threads")) != written.get("threads"):
         raise ParameterError(
@@ -119,9 +172,9 @@ def from_document(document: Mapping[str, Any], name: str, *, for_dvc: bool | Non
             f"set compute.threads in {name}, or run `dvc exp run -S compute.threads={overrides['threads']}`"
         )
     try:
-        return checked({**document, "compute": {**written, **overrides}}, Parameters, name)
+        return checked({**document, "compute": {**written, **overrides}}, kind, name)
     except ParameterError as error:
-        checked({**document, "compute": written}, Parameters, name)  # raises the file's own mistake
+        checked({**document, "compute": written}, kind, name)  # raises the file's own mistake
         raise ParameterError(f"{PREFIX}* in the environment, over {error}") from error
 
 

@@ -5,8 +5,10 @@ folder on disk and a published model are used alike. A published model stays in 
 local location is relative to the reference file, so that both can move together.
 """
 
+import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -55,6 +57,34 @@ def write_reference(location: str | Path, path: Path, *, revision: str | None = 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(reference, indent=2, sort_keys=True) + "\n")
     return reference
+
+
+def require_folder(source: Path, sha256: str | None) -> None:
+    """Require that a pipeline folder is the one whose `folder_digest` is `sha256`.
+
+    Raises `ParameterError` where no digest is given, naming it, and `DataError` where the folder is missing, incomplete or another.
+    """
+    if not source.is_dir():
+        raise DataError(f"base_model.source = {source}: no such folder")
+    found = folder_digest(source)
+    if sha256 is None:
+        raise ParameterError(f"base_model.sha256 is null: set it to {found}, the digest of {source}")
+    if found != sha256:
+        raise DataError(f"{source}: its digest is {found}; expected is base_model.sha256 = {sha256}")
+
+
+def copy_folder(source: Path, target: Path, sha256: str | None) -> None:
+    """Copy the files of a pipeline folder to `target`, which must not be there. Raises as `require_folder` does."""
+    require_folder(source, sha256)
+    for name in PipelineFolder(source).files():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the SHA-256 over the names and digests of a pipeline folder's files, by which it is pinned."""
+    files = {name: file_digest(folder / name) for name in PipelineFolder(folder).files()}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def load_base(

@@ -23,7 +23,8 @@ class LoopConfig:
     """How long, how fast, how often. Steps are optimiser steps; rates are those after warm-up.
 
     optimizer: adamw decays weights apart from the gradient; adam adds the decay to the gradient (L2), as IRRA's recipe does, whose
-    epsilon of 1e-3 is large enough to be most of the denominator. warmup_start: see `learning_rate_factor`. clip_norm: 0 is off.
+    epsilon of 1e-3 is large enough to be most of the denominator; muon moves matrices by Muon and the rest by AdamW (muon.py), and
+    needs whole matrices, so the strategy ddp. warmup_start: see `learning_rate_factor`. clip_norm: 0 is off.
     accumulate: micro-batches that a worker computes one after the other for one step.
     changes: other rates from some step on; they scale those of all parameter groups alike.
     """
@@ -35,7 +36,7 @@ class LoopConfig:
     clip_norm: NotNegative = 1.0
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     epsilon: AboveZero = 1e-8
-    optimizer: Literal["adamw", "adam"] = "adamw"
+    optimizer: Literal["adamw", "adam", "muon"] = "adamw"
     warmup_start: Rate | None = None
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     report_every: Positive = 20

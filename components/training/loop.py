@@ -15,11 +15,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from components.errors import ParameterError
 from components.training.accumulation import as_part, require_splittable, virtual_ranks
 from components.training.averaging import WeightAverage
 from components.training.config import LoopConfig
 from components.training.context import Context
 from components.training.distribution import gathered, gradient_sync, replicate, shard, sharded_like
+from components.training.muon import MuonAdamW, matrices_of
 from components.training.randomness import stream_seed
 from components.training.schedules import Decay, learning_rate_factor, rates_at
 from components.training.task import TrainingTask
@@ -62,6 +64,8 @@ def fit(
     parts = [batches] if callable(batches) else list(batches)
     require_splittable(task, len(parts), config.accumulate)
     sharded = shard(task, blocks, context)
+    if sharded and config.optimizer == "muon":
+        raise ParameterError("optimizer = muon: needs whole matrices: set compute.strategy to ddp")
     task.to(context.device)
     optimizer = _optimizer(task, config)
     average = WeightAverage(_trainable(task).values(), config.ema_decay) if config.ema_decay else None
@@ -118,7 +122,7 @@ def _trainable(task: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _optimizer(task: TrainingTask, config: LoopConfig) -> torch.optim.Optimizer:
-    """Return Adam or AdamW over the task's parameter groups, or else with weight decay on matrices only."""
+    """Return the optimizer over the task's parameter groups, or else with weight decay on matrices only."""
     groups = task.parameter_groups(config.learning_rate)
     if groups is None:
         parameters = list(_trainable(task).values())
@@ -127,15 +131,18 @@ def _optimizer(task: TrainingTask, config: LoopConfig) -> torch.optim.Optimizer:
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
     groups = [group for group in groups if group["params"]]
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    optimizer = kind(
-        groups,
-        lr=config.learning_rate,
-        betas=(BETA1, config.beta2),
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        foreach=True,
-    )
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (BETA1, config.beta2),
+        "eps": config.epsilon,
+        "weight_decay": config.weight_decay,
+    }
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "muon":
+        optimizer = MuonAdamW(groups, matrices_of(task), **settings)
+    else:
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        optimizer = kind(groups, **settings, foreach=True)
     for group in optimizer.param_groups:
         group["base_lr"], group["base_decay"] = group["lr"], group["weight_decay"]
     return optimizer

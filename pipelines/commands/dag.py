@@ -6,9 +6,10 @@ from pipelines.commands.command import Command
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipelines.dvc_files import dvc_yaml
+    from pipelines.dvc_files import dvc_yaml, pretraining_yaml
 
-    print(f"wrote {dvc_yaml.write(options.workspace)}")
+    for written in (dvc_yaml, pretraining_yaml):
+        print(f"wrote {written.write(options.workspace)}")
 
 
-COMMAND = Command("dag", "write dvc.yaml from the graph", run)
+COMMAND = Command("dag", "write dvc.yaml and pretraining/dvc.yaml from the graph", run)

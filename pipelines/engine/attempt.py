@@ -10,7 +10,7 @@ from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import present_fingerprint, stage_inputs, tree_digests
 from pipelines.identity.known_digests import KnownDigests
-from pipelines.params import Parameters, load
+from pipelines.params import ParameterFile, load_for
 from pipelines.records.code_state import code_state
 from pipelines.records.manifests import find_by_content, parameters_behind
 from pipelines.records.stage_record import input_record, mlflow_parameters, mlflow_tags, stage_record
@@ -25,7 +25,7 @@ class Attempt:
     """A stage with its parameters, its inputs by name, and the scratch folder of its fingerprint."""
 
     run: StageRun
-    params: Parameters
+    params: ParameterFile
     inputs: dict[str, str]
     """By name, relative to the workspace."""
     fingerprint: str
@@ -36,7 +36,7 @@ class Attempt:
     def at(cls, address: str, workspace: Workspace) -> "Attempt":
         """Read parameters and inputs as they are now. Raises ParameterError, or DataError for a missing input."""
         run = graph.find(address)
-        params = load(workspace.path("params.yaml"))
+        params = load_for(run.stage, workspace.root)
         inputs = stage_inputs(run, params, workspace.root)
         if missing := [path for path in inputs.values() if not workspace.path(path).exists()]:
             raise DataError(f"{address}: {', '.join(missing)} not there: run `dvc repro {address}`, or `dvc pull` it")
@@ -55,7 +55,7 @@ class Attempt:
         DVC records what they are at the end of a stage, which must be what the stage read.
         """
         try:
-            params = load(self.workspace.path("params.yaml"))
+            params = load_for(self.run.stage, self.workspace.root)
             now = present_fingerprint(self.run, params, self.workspace.root, KnownDigests(self.workspace.home))
         except (ParameterError, OSError):
             now = ""

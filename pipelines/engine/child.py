@@ -13,7 +13,7 @@ from pipelines.engine.forked import ForkedProcess, fork_worker
 from pipelines.engine.worker import StageTask
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT
-from pipelines.params import Parameters
+from pipelines.params import ParameterFile
 from pipelines.schema.running import Compute
 from pipelines.scratch.folder import FolderLock, Scratch
 from pipelines.workspace import Workspace
@@ -27,7 +27,7 @@ Child: TypeAlias = "subprocess.Popen[str] | ForkedProcess"
 
 @contextmanager
 def stage_process(
-    run: StageRun, params: Parameters, scratch: Scratch, workspace: Workspace, lock: FolderLock
+    run: StageRun, params: ParameterFile, scratch: Scratch, workspace: Workspace, lock: FolderLock
 ) -> Iterator[Child]:
     """Start the process of a stage, which waits for `send_go`; it is ended on leaving the block, whatever happens.
 

@@ -37,7 +37,7 @@ from pipelines.engine.warm import silence_import_notices
 from pipelines.errors import TRY_AGAIN, InfrastructureError, exit_code, is_expected, one_line
 from pipelines.graph import StageRun
 from pipelines.locks.retrying import ProcessLostError, RetryBudget
-from pipelines.params import Parameters
+from pipelines.params import ParameterFile
 from pipelines.schema.running import Compute
 from pipelines.schema.section import Section
 from pipelines.scratch.folder import Scratch
@@ -57,7 +57,7 @@ class StageFunction(Protocol):
     """The function `run` in a stage's file: takes typed parameters and paths, writes outputs, returns metrics."""
 
     def __call__(
-        self, params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
+        self, params: ParameterFile, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
     ) -> Metrics: ...
 
 
@@ -84,7 +84,7 @@ def stage_function(run: StageRun) -> StageFunction:
 
 
 def execute(
-    run: StageRun, open_folders: FolderSource, params: Parameters, compute: Compute, storage: Path | str
+    run: StageRun, open_folders: FolderSource, params: ParameterFile, compute: Compute, storage: Path | str
 ) -> Metrics:
     """Call the stage function of `run` and return its metrics, under Ray Train if it trains.
 

@@ -22,7 +22,7 @@ from pipelines.engine.child import Child, StopSignal, catch_sigterm, send_go, st
 from pipelines.engine.cost import Meter, throughput
 from pipelines.engine.forked import ForkedProcess
 from pipelines.errors import INTERRUPTED, InfrastructureError, StageFailedError, exit_code, one_line
-from pipelines.graph import StageRun, all_runs
+from pipelines.graph import PRETRAINING, StageRun, all_runs
 from pipelines.locks.waiting import grace_period
 from pipelines.records.stage_record import CHEAP_BYTES, mlflow_tags, tracked_models
 from pipelines.scratch.claims import claim
@@ -34,6 +34,7 @@ from pipelines.tracking.addresses import tracking_uri
 from pipelines.tracking.delivery import TrackedRun
 from pipelines.tracking.models import TrackedModel
 from pipelines.tracking.pipeline_run import describe_pipeline, open_pipeline_run
+from pipelines.tracking.pretraining_run import open_pretraining_run
 from pipelines.tracking.run_state import STATE_FILE, RunState
 from pipelines.tracking.runs import FAILED, FINISHED, KILLED, flatten
 from pipelines.tracking.system_metrics import system_metrics
@@ -119,7 +120,8 @@ def _run(attempt: Attempt, lock: FolderLock, parent_run: str | None, until: tupl
     with catch_sigterm() as stop, stage_process(run, attempt.params, scratch, attempt.workspace, lock) as process:
         tracker = tracking.connect(attempt.workspace)
         facts, record = attempt.facts()
-        parent = parent_run or open_pipeline_run(tracker)
+        open_parent = open_pretraining_run if run.stage in PRETRAINING else open_pipeline_run
+        parent = parent_run or open_parent(tracker)
         tracked = tracker.open(scratch.folder, facts, parent, ends_parent=parent_run is None)
         try:
             send_go(process)

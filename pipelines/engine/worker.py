@@ -22,7 +22,7 @@ from pipelines import graph
 from pipelines.engine.parent import end_with_parent
 from pipelines.errors import INTERRUPTED, TRY_AGAIN, InfrastructureError, one_line, replace_unprintable, report_error
 from pipelines.locks.waiting import grace_period
-from pipelines.params import Parameters
+from pipelines.params import kind_of
 from pipelines.schema.running import Compute
 from pipelines.scratch.folder import Scratch
 from pipelines.threads.cores import warn_of_too_many_threads
@@ -61,7 +61,7 @@ def main() -> int:
             signal.signal(signal.SIGTERM, _stop_handler(scratch))
         end_with_parent()
         folders = RankFolders(Path(task.root), scratch)
-        parameters = Parameters.partial(task.parameters)
+        parameters = kind_of(run.stage).partial(task.parameters)
         metrics = execute(run, lambda rank: nullcontext(folders), parameters, compute, scratch.folder)
         write_atomically(scratch.result_file, json.dumps(metrics, sort_keys=True))
     except KeyboardInterrupt:

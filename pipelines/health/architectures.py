@@ -47,6 +47,8 @@ def find(params: Parameters, root: Path, file: Path | None = None) -> Architectu
         return read(file)
     if source == "tiny":
         return _tiny(params)
+    if params.base_model.folder is not None and (root / source / "transformer" / "config.json").is_file():
+        return read(root / source / "transformer" / "config.json")
     for preset in sorted((root / "presets").glob("*.yaml")):
         values = read_yaml(preset) or {}
         known = root / FOLDER / f"{preset.stem}.json"

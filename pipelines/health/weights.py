@@ -15,10 +15,10 @@ from pipelines.workspace import Workspace
 
 def check_weights(chosen: Parameters, workspace: Workspace) -> list[Finding]:
     """Check the base model that TACA adapts, and the weights that retrieval starts from."""
-    return [_base_model(chosen), _retrieval_weights(chosen, workspace)]
+    return [_base_model(chosen, workspace), _retrieval_weights(chosen, workspace)]
 
 
-def _base_model(chosen: Parameters) -> Finding:
+def _base_model(chosen: Parameters, workspace: Workspace) -> Finding:
     settings, subject = chosen.base_model, "base_model.source"
     if settings.source == "tiny":
         return Finding(subject, State.MADE, True, "trained by the stage base_model")
@@ -27,6 +27,8 @@ def _base_model(chosen: Parameters) -> Finding:
 
     from components.taca.pipeline_folder import PipelineFolder
 
+    if settings.folder is not None and (settings.sha256 is not None or workspace.path(settings.folder).is_dir()):
+        return _base_folder(workspace.path(settings.folder), settings.sha256, subject)
     command = f"`hf download {settings.source} --revision {settings.revision or '<commit>'}`"
     try:
         revision = settings.pinned_revision()
@@ -39,6 +41,19 @@ def _base_model(chosen: Parameters) -> Finding:
     except DataError as error:
         return Finding(subject, State.INCOMPLETE, True, settings.source, (str(error), command))
     return Finding(subject, State.WHOLE, True, f"{settings.source}: {len(files)} files in the Hugging Face cache")
+
+
+def _base_folder(folder: Path, sha256: str | None, subject: str) -> Finding:
+    """Check a pipeline folder of the workspace against its digest."""
+    from components.taca.reference import require_folder
+
+    try:
+        require_folder(folder, sha256)
+    except ParameterError as error:
+        return Finding(subject, State.MISSING, True, str(folder), (str(error),))
+    except DataError as error:
+        return Finding(subject, State.INCOMPLETE, True, str(folder), (str(error),))
+    return Finding(subject, State.WHOLE, True, f"{folder}: as its digest says")
 
 
 def _retrieval_weights(chosen: Parameters, workspace: Workspace) -> Finding:

@@ -17,7 +17,7 @@ from components.files import file_digest
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.known_digests import KnownDigests, settled_state
-from pipelines.params import Parameters
+from pipelines.params import ParameterFile
 
 LOCK = "requirements.lock"
 
@@ -53,14 +53,14 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def stage_inputs(run: StageRun, params: Parameters, root: Path) -> dict[str, str]:
+def stage_inputs(run: StageRun, params: ParameterFile, root: Path) -> dict[str, str]:
     """Return what a stage reads by name, as POSIX paths relative to the workspace `root`: its inputs, and local weights that its
     parameters name (they pin the digests, which is how DVC sees them)."""
     weights = [path for path in params.weights(run.stage.reads) if (root / path).exists()]
     return {**run.inputs, **{path: path for path in weights}}
 
 
-def present_fingerprint(run: StageRun, params: Parameters, root: Path, known: KnownDigests | None = None) -> str:
+def present_fingerprint(run: StageRun, params: ParameterFile, root: Path, known: KnownDigests | None = None) -> str:
     """Return the fingerprint of a stage of the workspace `root` with these parameters and the inputs as they are now."""
     inputs = {name: root / path for name, path in stage_inputs(run, params, root).items()}
     return fingerprint(run, params.only(run.stage.reads), inputs, params.compute.threads, known)

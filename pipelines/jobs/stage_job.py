@@ -13,7 +13,7 @@ from types import FrameType
 from pipelines import graph
 from pipelines.errors import report_error
 from pipelines.jobs.task import JobTask, read_manifest, run_folder, write_manifest
-from pipelines.params import Parameters
+from pipelines.params import kind_of
 from pipelines.schema.running import Compute
 from pipelines.scratch.folder import FolderLock, Scratch
 from pipelines.scratch.manifest import ExecutionSite, JobManifest, RemoteExecution
@@ -51,7 +51,7 @@ def _run(storage: Storage, task: JobTask, compute: Compute, lock: FolderLock | N
     folders = JobFolders(storage, task, lock.lease.token if lock else None)
     folders.begin()
     own, meter = storage.path(run_folder(task.key)), Meter(here=True)
-    metrics = execution.execute(run, folders.open, Parameters.partial(task.parameters), compute, own)
+    metrics = execution.execute(run, folders.open, kind_of(run.stage).partial(task.parameters), compute, own)
     if lock:
         lock.require()
     cost = meter.read(run, compute)

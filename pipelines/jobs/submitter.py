@@ -28,7 +28,7 @@ from pipelines.jobs.following import FollowedJob
 from pipelines.jobs.metrics import MetricsCopy
 from pipelines.jobs.snapshot import freeze
 from pipelines.jobs.task import METRICS, JobTask, output_folder, publish_inputs, read_manifest
-from pipelines.params import Parameters
+from pipelines.params import kind_of
 from pipelines.schema.running import Compute
 from pipelines.scratch.folder import Scratch
 from pipelines.scratch.storage import Storage
@@ -114,7 +114,7 @@ def _prepare(run: StageRun, task: StageTask, compute: Compute, storage: Storage,
 
 def _require_unchanged(run: StageRun, task: StageTask, compute: Compute, root: Path, copy: Path) -> None:
     """Raise InfrastructureError when code or inputs were edited after the runner fingerprinted them."""
-    params = Parameters.partial({**task.parameters, "compute": compute.model_dump(mode="json")})
+    params = kind_of(run.stage).partial({**task.parameters, "compute": compute.model_dump(mode="json")})
     now = present_fingerprint(run, params, root)
     sources = stage_sources(run.stage)
     same = all((copy / name).is_file() and file_digest(copy / name) == file_digest(ROOT / name) for name in sources)
@@ -124,7 +124,7 @@ def _require_unchanged(run: StageRun, task: StageTask, compute: Compute, root: P
 
 def _upload(run: StageRun, task: StageTask, compute: Compute, storage: Storage, key: str, root: Path) -> None:
     """Upload the inputs, each once per content, and the task."""
-    paths = stage_inputs(run, Parameters.partial(task.parameters), root).values()
+    paths = stage_inputs(run, kind_of(run.stage).partial(task.parameters), root).values()
     locations = publish_inputs(storage, root, paths)
     on_cluster = {**compute.model_dump(mode="json"), "backend": "local"}
     JobTask(key, run.address, task.parameters, on_cluster, locations).write(storage)

@@ -88,7 +88,7 @@ def _user(folder: Path, workspace: Workspace, ended_sweeps: bool) -> str | None:
 
 def scratch_folders(home: Path) -> list[Path]:
     """Return the folders of stage runs, named `<stage>-<arm>-<fingerprint>`; not those of studies, sweeps and clones."""
-    known = {folder_stem(run.address) for run in graph.all_runs()}
+    known = {folder_stem(run.address) for run in graph.all_runs()} | {stage.name for stage in graph.PRETRAINING}
     shape = re.compile(r"(.+)-[0-9a-f]{16}")
     found = [(path, shape.fullmatch(path.name)) for path in sorted(home.glob("*")) if path.is_dir()]
     return [path for path, match in found if match and match[1] in known]
@@ -96,9 +96,12 @@ def scratch_folders(home: Path) -> list[Path]:
 
 def _needed_folders(workspace: Workspace) -> set[str]:
     """Return the names of the scratch folders that the current parameters use, or the dvc.lock of a worktree."""
-    settings = params.load(workspace.path("params.yaml"))
+    stages = [*graph.all_stages()]
+    if workspace.path(graph.RECIPE).is_file():
+        stages += graph.PRETRAINING
     needed = set()
-    for stage in graph.all_stages():
+    for stage in stages:
+        settings = params.load_for(stage, workspace.root)
         for run in graph.runs_of(stage):
             if all(workspace.path(path).exists() for path in run.inputs.values()):
                 needed.add(folder_name(run.address, present_fingerprint(run, settings, workspace.root)))

@@ -22,7 +22,15 @@ CODE_STATE_FILE = "provenance.json"
 """In a copy of a checkout, which is no repository: the state of the checkout."""
 MAX_FILE = 256 * 1024
 MAX_PATCH = 1024 * 1024
-CODE = ("components", "pipelines", "params.yaml", "dvc.yaml", "requirements.lock", "data/raw")
+CODE = (
+    "components",
+    "pipelines",
+    "params.yaml",
+    "pretraining/recipe.yaml",
+    "dvc.yaml",
+    "requirements.lock",
+    "data/raw",
+)
 """Of data/raw, git holds a README and DVC's pointers to data; the rest is ignored."""
 _NEW = ("--others", "--exclude-standard")
 _SECRET_FILE = re.compile(r"(^|/)(\.env.*|\.netrc|.*credentials.*|.*\.(pem|key|p12|pfx)|id_(rsa|ed25519).*)$", re.I)

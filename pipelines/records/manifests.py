@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from components.errors import DataError
 from pipelines.dvc_files.dvc_lock import read_entries
 from pipelines.graph import StageRun, producers
-from pipelines.params import Parameters
+from pipelines.params import ParameterFile, Parameters
 from pipelines.records.stage_record import fingerprinted_now
 from pipelines.scratch.folder import folder_name, folder_stem
 from pipelines.scratch.manifest import MANIFEST_FILE, InputRecord, Manifest
@@ -24,7 +24,9 @@ def find_by_fingerprint(address: str, identity: str, home: Path) -> Manifest | N
     return Manifest.read(home / folder_name(address, identity) / MANIFEST_FILE)
 
 
-def find_by_content(path: str, digests: Mapping[str, str], workspace: Workspace, params: Parameters) -> Manifest | None:
+def find_by_content(
+    path: str, digests: Mapping[str, str], workspace: Workspace, params: ParameterFile
+) -> Manifest | None:
     """Return a manifest in the scratch root whose output `path` has these `tree_digests`; None for raw data, or when it is gone.
 
     Several runs may have made the same bytes, such as a trial with a number that params.yaml leaves to a default. The run of the

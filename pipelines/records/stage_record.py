@@ -16,7 +16,7 @@ from pipelines.dvc_files.dvc_lock import dvc_md5
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import LOCK, digest
-from pipelines.params import Parameters
+from pipelines.params import ParameterFile
 from pipelines.records.code_state import CodeState
 from pipelines.scratch.manifest import CodeRecord, InputRecord, Manifest, StageRecord
 from pipelines.threads.cores import usable_cores
@@ -31,7 +31,7 @@ CHEAP_BYTES = 64 * 2**20
 def stage_record(
     run: StageRun,
     own: Mapping[str, Any],
-    params: Parameters,
+    params: ParameterFile,
     code: CodeState,
     inputs: Mapping[str, InputRecord],
     behind: Iterable[tuple[str, Mapping[str, Any]]] = (),
@@ -125,7 +125,7 @@ def tracked_models(run: StageRun, done: Manifest) -> list[TrackedModel]:
             dataset=read,
         )
         for path, files in done.outputs.items()
-        if path.startswith("models/") and "" not in files
+        if path.startswith(("models/", "pretraining/")) and "" not in files
     ]
 
 
@@ -140,7 +140,7 @@ def sources_digest(run: StageRun) -> str:
     return digest({source: file_digest(ROOT / source) for source in stage_sources(run.stage)})
 
 
-def fingerprinted_now(run: StageRun, params: Parameters) -> dict[str, Any]:
+def fingerprinted_now(run: StageRun, params: ParameterFile) -> dict[str, Any]:
     """Return `StageRecord.fingerprinted` of a run of this stage with the present code and packages."""
     return {
         "code": sources_digest(run),

@@ -20,7 +20,10 @@ class Pictures(Section):
 
 
 class Prepare(Section):
-    """The source of the people: `drawn` draws them; the others are read from data/raw."""
+    """The source of the people: `drawn` draws them; the others are read from data/raw.
+
+    `reserve`: val and test people are combinations of attributes that pre-training never draws.
+    """
 
     source: str
     identities: dict[Literal["train", "val", "test"], Positive]
@@ -29,6 +32,7 @@ class Prepare(Section):
     caption_noise: Fraction
     neighbours: Fraction
     max_bad_fraction: Fraction
+    reserve: bool = False
 
     @field_validator("identities")
     @classmethod

@@ -1,11 +1,11 @@
 """Sections on generating people: the base model, TACA's LoRA, sampling, and evaluation."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components.errors import ParameterError
-from components.settings import AboveZero, Fraction, Positive
+from components.settings import AboveZero, Fraction, Positive, Sha256
 from components.taca.memory_options import Quantization
 from components.taca.toy.config import TinyShape
 from components.training.config import TrainingConfig
@@ -13,20 +13,40 @@ from pipelines.schema.section import Section
 
 
 class Probe(Section):
-    """The attribute classifier that judges generated people."""
+    """The attribute classifier that judges generated people: trained here, or one of the folder `source`, pinned by `sha256`."""
 
+    source: str | None = None
+    sha256: Sha256 | None = None
     training: TrainingConfig
 
 
 class BaseModelSection(Section):
-    """The text-to-image model that TACA adapts: `tiny` trains a small one here, anything else names a published one."""
+    """The text-to-image model that TACA adapts: `tiny` trains a small one here, anything else names a published one.
+
+    With a `revision` that is one of the Hugging Face hub, which stays in its cache; without, a pipeline folder below the workspace,
+    pinned by `sha256`, which is copied.
+    """
 
     source: str
     revision: str | None
+    sha256: Sha256 | None = None
     tiny: TinyShape
     caption_dropout: Fraction
     autoencoder: TrainingConfig
     training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _pinned_once(self) -> Self:
+        if self.sha256 is not None and (self.revision is not None or self.source == "tiny"):
+            raise ValueError(
+                "base_model.sha256: pins a folder: set it to null, or revision to null and source to a folder"
+            )
+        return self
+
+    @property
+    def folder(self) -> str | None:
+        """The path of a pipeline folder, relative to the workspace; None for `tiny` and for a model of the hub."""
+        return self.source if self.source != "tiny" and self.revision is None else None
 
     def pinned_revision(self) -> str:
         """Return the commit of a published model. Raises ParameterError without one: a branch can move."""

@@ -9,7 +9,7 @@ import torch
 
 from components.persons.shards import PersonDataset
 from components.taca.conventions import encode_pictures, image_positions, picture_multiple
-from components.taca.reference import write_reference
+from components.taca.reference import copy_folder, write_reference
 from components.taca.toy.autoencoder import AutoencoderTask, pixel_batches, psnr, reconstruct, set_latent_scale
 from components.taca.toy.config import TinyConfig
 from components.taca.toy.pipeline import build_tiny_pipeline, word_vocabulary
@@ -17,12 +17,19 @@ from components.taca.toy.training import TextToImageTask, base_batches
 from components.training.loop import fit
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
+from pipelines.stages.parts.unknown_words import print_unknown_words
 
 
 def run(
     params: Parameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
 ) -> dict[str, Any]:
     settings = params.base_model
+    root = inputs["people"].parents[1]  # the workspace
+    if settings.folder is not None and (settings.sha256 is not None or (root / settings.folder).is_dir()):
+        copy_folder(root / settings.folder, outputs["base_weights"], settings.sha256)
+        reference = write_reference(outputs["base_weights"], outputs["base"])
+        print_unknown_words(outputs["base_weights"], PersonDataset(inputs["people"]))
+        return {"files": len(reference["files"])}
     if settings.source != "tiny":
         revision = settings.pinned_revision()
         outputs["base_weights"].mkdir()

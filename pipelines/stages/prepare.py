@@ -36,6 +36,7 @@ def run(
                 preset=settings.preset,
                 noise_rate=settings.caption_noise,
                 near_duplicates=settings.neighbours,
+                reserve=settings.reserve,
             )
             write_drawn_dataset(root / "CUHK-PEDES", config, params.seed)
         validation = ValidatedRecords(find_dataset(name, root), max_bad_fraction=settings.max_bad_fraction)

@@ -15,7 +15,7 @@ from workspaces import forked, printed
 from components.errors import ParameterError
 from pipelines.dvc_files import dvc_yaml as dag
 from pipelines.engine.forked import WARM
-from pipelines.graph import Stage, all_runs, all_stages, find, runs_of
+from pipelines.graph import PRETRAINING, Stage, all_runs, all_stages, find, runs_of
 from pipelines.identity.closure import COUNTED, ROOT, sources_behind, stage_sources
 from pipelines.params import Parameters
 
@@ -32,7 +32,8 @@ def test_every_input_is_the_output_of_an_earlier_stage_or_raw_data():
 
 
 def test_no_two_stages_write_the_same_path_or_one_inside_another():
-    paths = [Path(path) for run in RUNS for path in run.all_outputs]
+    runs = [*RUNS, *(run for stage in PRETRAINING for run in runs_of(stage))]
+    paths = [Path(path) for run in runs for path in run.all_outputs]
     assert len(set(paths)) == len(paths)
     assert not [(a, b) for a in paths for b in paths if a in b.parents]
 
@@ -232,6 +233,7 @@ USED_BY_THEM = {
     "components.training.context": "seeds of random streams, by the stage's name for each",
     "components.training.loop": "the exception that says that training stopped on request",
     "components.training.config": "types of parameters",
+    "components.training.numbered": "types of parameters",
     "components.gadms.methods": "types of parameters",
     "components.taca.config": "types of parameters",
     "components.taca.memory_options": "types of parameters",
@@ -246,7 +248,7 @@ def module_of(path: str) -> str:
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-@pytest.mark.parametrize("stage", all_stages(), ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", [*all_stages(), *PRETRAINING], ids=lambda stage: stage.name)
 def test_every_module_that_a_result_passes_through_is_counted_or_excused(stage):
     ours = ("components", "pipelines")
     passed = set(sources_behind([*RUNNERS, f"pipelines.stages.{stage.name}"], counted=ours)) - {"pipelines/__init__.py"}

@@ -63,7 +63,7 @@ def test_every_preset_is_valid_and_takes_effect(file, name):
     [
         ("tacca", 1, "tacca: unknown key, did you mean taca?"),
         ("probe.training.stepz", 1, "probe.training.stepz: unknown key, did you mean steps?"),
-        ("probe.zzzzzz", 1, "probe.zzzzzz: unknown key, known: training"),
+        ("probe.zzzzzz", 1, "probe.zzzzzz: unknown key, known: source, sha256, training"),
         ("probe.training.steps", "many", "probe.training.steps = 'many': input should be a valid integer"),
         ("probe.training.steps", 3.5, "probe.training.steps = 3.5"),
         ("probe.training.steps", True, "probe.training.steps = True"),

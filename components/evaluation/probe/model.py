@@ -4,6 +4,7 @@ It is trained on real pictures only, and evaluated on held-out real ones (`accur
 one backbone and one head per attribute.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from components.errors import DataError, ParameterError
+from components.files import file_digest
 from components.training.evaluation_mode import evaluation_mode
 from components.training.randomness import stream_seed
 
@@ -125,6 +127,20 @@ class AttributeProbe(nn.Module):
         save_file(weights, folder / "probe.safetensors")
 
     @classmethod
+    def load_pinned(cls, folder: Path, sha256: str | None) -> "AttributeProbe":
+        """Read a published probe whose `folder_digest` is `sha256`.
+
+        Raises ParameterError where no digest is given, naming it, and DataError where there is no probe or another.
+        """
+        probe = cls.load(folder)
+        found = folder_digest(folder)
+        if sha256 is None:
+            raise ParameterError(f"probe.sha256 is null: set it to {found}, the digest of {folder}")
+        if sha256 != found:
+            raise DataError(f"{folder}: its digest is {found}; expected is probe.sha256 = {sha256}")
+        return probe
+
+    @classmethod
     def load(cls, folder: Path) -> "AttributeProbe":
         """Read a saved probe, in eval mode. Raises `DataError` when there is none."""
         from safetensors.torch import load_file
@@ -137,6 +153,12 @@ class AttributeProbe(nn.Module):
         probe = cls({name: tuple(values) for name, values in config.pop("attributes")}, **config)
         probe.load_state_dict(weights)
         return probe.eval()
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the SHA-256 over the digests of a probe's two files, by which it is pinned."""
+    parts = [file_digest(folder / name) for name in ("probe.json", "probe.safetensors")]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

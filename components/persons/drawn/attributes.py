@@ -5,7 +5,7 @@ an attribute probe classifies exactly these. `view` belongs to a picture, not to
 (the colour of an absent hat) are not in the dictionary, so two identities never differ in something that no picture can show.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -132,9 +132,14 @@ def neighbour(attributes: Mapping[str, str], rng: np.random.Generator) -> Attrib
 
 
 def sample_identities(
-    count: int, rng: np.random.Generator, *, near_duplicates: float = 0.0, taken: Sequence[Mapping[str, str]] = ()
+    count: int,
+    rng: np.random.Generator,
+    *,
+    near_duplicates: float = 0.0,
+    taken: Sequence[Mapping[str, str]] = (),
+    allowed: Callable[[Mapping[str, str]], bool] = lambda identity: True,
 ) -> list[Attributes]:
-    """Sample `count` different identities, none of them in `taken`.
+    """Sample `count` different identities, none of them in `taken` and all of them `allowed`.
 
     The first `near_duplicates` (a fraction) are in consecutive groups of two or three, whose members differ from the first member
     in exactly one attribute.
@@ -150,7 +155,7 @@ def sample_identities(
     identities: list[Attributes] = []
 
     def add(draw: Sequence[Attributes]) -> bool:
-        fresh = [identity for identity in draw if identity_key(identity) not in seen]
+        fresh = [identity for identity in draw if identity_key(identity) not in seen and allowed(identity)]
         if fresh:
             seen.add(identity_key(fresh[0]))
             identities.append(fresh[0])

@@ -43,6 +43,19 @@ HAIR_TONE: dict[str, Colour] = {
 
 
 @dataclass(frozen=True)
+class Palette:
+    """The colours of a domain of drawn people: of clothes, of the second colour of their patterns, of skin and of hair."""
+
+    cloth: Mapping[str, Colour]
+    pattern: Mapping[str, Colour]
+    skin: Mapping[str, Colour]
+    hair: Mapping[str, Colour]
+
+
+STREET = Palette(PALETTE, PATTERN_TONE, SKIN_TONE, HAIR_TONE)
+
+
+@dataclass(frozen=True)
 class Pose:
     """The pose of a figure: `view` as in ATTRIBUTES, `stride` -1 to 1, `swing` of the arms -1 to 1, `sway` sideways."""
 

@@ -107,10 +107,12 @@ def compose(shown: Mapping[str, str], seed: int) -> Caption:
         if len(words) >= LONG_WORDS[0]:
             return Caption(words)
         streams = {name: iter(table[i]) for i, name in enumerate(_STREAMS)}
-    return Caption((*words, *map(Word, _FILLER.split())))
+    return Caption((*words, *map(Word, FILLER.split())))
 
 
-_FILLER = "Nothing more can be made out in this picture."
+WITHOUT_CLOTHES = ("the picture shows {subject} with %", "the picture shows {subject} in the street")
+"""How a caption opens that mentions nothing worn, with hair and without."""
+FILLER = "Nothing more can be made out in this picture."
 _STREAMS = ("plan", "subject", "opening", *GROUPS)
 _WORN = ("upper", "lower", "shoes", "hat")
 Streams = Mapping[str, Iterator[float]]
@@ -148,7 +150,7 @@ def _opening(shown: Mapping[str, str], streams: Streams, worn: Sequence[str], wi
     templates = OPENINGS_WITH_HAIR if with_hair else OPENINGS
     template = templates[int(next(streams["opening"]) * len(templates))]
     if not worn:
-        template = "the picture shows {subject} with %" if with_hair else "the picture shows {subject} in the street"
+        template = WITHOUT_CLOTHES[0 if with_hair else 1]
     parts: dict[str, list[Word]] = {"{subject}": subject, "#": things, "%": hair}
     return [word for token in template.split() for word in parts.get(token, [Word(token)])]
 

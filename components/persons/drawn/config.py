@@ -50,6 +50,8 @@ class DrawnConfig:
         noise_rate: probability that an attribute stated in a training caption is false.
         eval_noise_rate: the same for val and test captions.
         near_duplicates: fraction of the test identities in groups that differ in exactly one attribute.
+        reserve: val and test identities are those reserved for evaluation (reserved.py), which pre-training has not seen, and the
+            train split has none of them.
     """
 
     train_identities: Positive = 400
@@ -62,6 +64,7 @@ class DrawnConfig:
     noise_rate: Fraction = 0.2
     eval_noise_rate: Fraction = 0.0
     near_duplicates: Fraction = 0.3
+    reserve: bool = False
 
     def __post_init__(self) -> None:
         check_size(self.height, self.width)

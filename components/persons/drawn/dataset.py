@@ -19,6 +19,7 @@ from components.persons.drawn.caption_noise import CaptionNoise
 from components.persons.drawn.captions import short_caption
 from components.persons.drawn.config import PRESETS, DrawnConfig
 from components.persons.drawn.drawing import draw_person
+from components.persons.drawn.reserved import is_reserved
 from components.persons.pixels import encode_png
 from components.training.randomness import numpy_generator
 
@@ -46,11 +47,17 @@ def write_drawn_dataset(folder: str | Path, config: DrawnConfig, seed: int) -> P
 
 def _people(config: DrawnConfig, seed: int) -> list[tuple[str, int, Attributes]]:
     """(split, identity number, attributes) of every person; numbers start at 1, as in CUHK-PEDES."""
+    evaluated: dict[str, Any] = {"allowed": is_reserved} if config.reserve else {}
+    trained: dict[str, Any] = {"allowed": lambda person: not is_reserved(person)} if config.reserve else {}
     test = sample_identities(
-        config.test_identities, numpy_generator(seed, "people", "test"), near_duplicates=config.near_duplicates
+        config.test_identities,
+        numpy_generator(seed, "people", "test"),
+        near_duplicates=config.near_duplicates,
+        **evaluated,
     )
-    train = sample_identities(config.train_identities, numpy_generator(seed, "people", "train"), taken=test)
-    val = sample_identities(config.val_identities, numpy_generator(seed, "people", "val"), taken=[*test, *train])
+    train = sample_identities(config.train_identities, numpy_generator(seed, "people", "train"), taken=test, **trained)
+    taken = [*test, *train]
+    val = sample_identities(config.val_identities, numpy_generator(seed, "people", "val"), taken=taken, **evaluated)
     people = [("train", person) for person in train] + [("val", person) for person in val]
     people += [("test", person) for person in test]
     return [(split, number, person) for number, (split, person) in enumerate(people, start=1)]

@@ -8,7 +8,7 @@ An attribute is shown when enough pixels of its part are left in the finished pi
 canvas. So "bag: none" means that no bag is visible; where only a strap is, the attribute is left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image
 
 from components.errors import ParameterError
 from components.persons.drawn.attributes import ATTRIBUTES, Attributes
-from components.persons.drawn.body import sample_pose
+from components.persons.drawn.body import STREET, Palette, Pose, sample_pose
 from components.persons.drawn.canvas import Canvas
 from components.persons.drawn.config import Degradation, check_size
 from components.persons.drawn.degradation import blur, light, sensor_noise
@@ -36,6 +36,19 @@ class DrawnPicture:
         return Image.fromarray(self.pixels)
 
 
+@dataclass(frozen=True)
+class Look:
+    """What the pictures of a domain look like, apart from the people: `background(size, clutter, rng)`, `pose(view, rng)`."""
+
+    palette: Palette
+    pose: Callable[[str, np.random.Generator], Pose]
+    background: Callable[[tuple[int, int], float, np.random.Generator], Image.Image]
+
+
+STREET_LOOK = Look(STREET, sample_pose, background)
+"""Of the drawn set."""
+
+
 def draw_person(
     identity: Mapping[str, str],
     rng: np.random.Generator,
@@ -44,6 +57,7 @@ def draw_person(
     width: int = 32,
     degradation: Degradation | None = None,
     view: str | None = None,
+    look: Look = STREET_LOOK,
 ) -> DrawnPicture:
     """Draw one picture of `identity` (see `sample_identities`); pose, framing and scene come from `rng`.
 
@@ -59,7 +73,7 @@ def draw_person(
         raise ParameterError(f"view {view!r}: must be one of {', '.join(views)}")
 
     canvas = Canvas(height, width)
-    canvas.put_background(background(canvas.colours.size, degradation.clutter, rng))
+    canvas.put_background(look.background(canvas.colours.size, degradation.clutter, rng))
     spread = degradation.framing
     size = 0.875 * (1.0 - spread * float(rng.uniform(0, 0.1)))
     slack = 1.0 - size
@@ -67,7 +81,7 @@ def draw_person(
     top = slack * 0.62 + spread * 0.25 * slack * float(rng.uniform(-1, 1))
     shadow(canvas, size, x, top + 0.985 * size)
     canvas.place(size, (x, top), mirrored=view == "left")
-    Figure(identity, sample_pose(view, rng), canvas).paint()
+    Figure(identity, look.pose(view, rng), canvas, look.palette).paint()
     canvas.place(1.0, (0.0, 0.0))
     whole = canvas.counts()
     if rng.random() < degradation.occlusion:

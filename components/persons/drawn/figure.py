@@ -6,7 +6,7 @@ them). Parts are painted from the farthest to the nearest.
 
 from collections.abc import Mapping
 
-from components.persons.drawn.body import PALETTE, PATTERN_TONE, SKIN_TONE, Pose, detail, proportions, shade
+from components.persons.drawn.body import STREET, Palette, Pose, detail, proportions, shade
 from components.persons.drawn.canvas import Canvas, Point
 from components.persons.drawn.head import Head
 
@@ -14,13 +14,13 @@ from components.persons.drawn.head import Head
 class Figure:
     """One person in one pose, painted on a canvas by `paint`."""
 
-    def __init__(self, attributes: Mapping[str, str], pose: Pose, canvas: Canvas) -> None:
-        self.a, self.pose, self.canvas = attributes, pose, canvas
+    def __init__(self, attributes: Mapping[str, str], pose: Pose, canvas: Canvas, palette: Palette = STREET) -> None:
+        self.a, self.pose, self.canvas, self.palette = attributes, pose, canvas, palette
         self.body = proportions(attributes, pose.sideways)
-        self.head = Head(attributes, pose.view, canvas)
-        self.skin = SKIN_TONE[attributes["skin"]]
-        self.upper = PALETTE[attributes["upper_colour"]]
-        self.lower = PALETTE[attributes["lower_colour"]]
+        self.head = Head(attributes, pose.view, canvas, palette)
+        self.skin = palette.skin[attributes["skin"]]
+        self.upper = palette.cloth[attributes["upper_colour"]]
+        self.lower = palette.cloth[attributes["lower_colour"]]
         self.hem = {"shirt": 0.505, "sweater": 0.52, "hoodie": 0.53, "jacket": 0.475, "coat": 0.66}[
             attributes["upper_kind"]
         ]
@@ -70,7 +70,7 @@ class Figure:
             kind = self.a[f"{garment}_pattern"]
             if kind != "plain":
                 size = {"striped": cell, "checked": cell * 1.02, "dotted": cell * 0.8}[kind]
-                self.canvas.pattern(garment, kind, PATTERN_TONE[self.a[f"{garment}_colour"]], size, shift)
+                self.canvas.pattern(garment, kind, self.palette.pattern[self.a[f"{garment}_colour"]], size, shift)
 
     def _legs(self) -> None:
         for foot in (-1, 1):
@@ -128,7 +128,7 @@ class Figure:
             self.canvas.limb([hip, half], [min(0.12 * limb, width + 0.012), width], cloth, "lower")
 
     def _shoe(self, ankle: Point, far: float, *, trousers: bool) -> None:
-        colour, kind, (x, y) = shade(PALETTE[self.a["shoe_colour"]], far), self.a["shoe_kind"], ankle
+        colour, kind, (x, y) = shade(self.palette.cloth[self.a["shoe_colour"]], far), self.a["shoe_kind"], ankle
         c, forward = self.canvas, self.pose.sideways
         cx, rx = (x + 0.026, 0.064) if forward else (x, 0.042)
         sole = y + 0.04
@@ -260,7 +260,7 @@ class Figure:
     # -- bags ------------------------------------------------------------------------------------------------------
 
     def _backpack(self) -> None:
-        c, b, view, colour = self.canvas, self.body, self.pose.view, PALETTE[self.a["bag_colour"]]
+        c, b, view, colour = self.canvas, self.body, self.pose.view, self.palette.cloth[self.a["bag_colour"]]
         tone = detail(colour)
         if view == "back":
             w = b.shoulder * 0.66
@@ -299,7 +299,7 @@ class Figure:
         c, b, view, bag = self.canvas, self.body, self.pose.view, self.a["bag"]
         if bag == "none":
             return
-        colour = shade(PALETTE[self.a["bag_colour"]], 0.94)
+        colour = shade(self.palette.cloth[self.a["bag_colour"]], 0.94)
         if bag == "backpack" and view == "front":
             for side in (-1, 1):
                 c.line([(side * b.shoulder * 0.6, 0.19), (side * b.shoulder * 0.66, 0.41)], 0.036, colour, "bag")
@@ -317,7 +317,7 @@ class Figure:
         bag, b, c = self.a["bag"], self.body, self.canvas
         if bag not in ("handbag", "satchel"):
             return
-        colour = PALETTE[self.a["bag_colour"]]
+        colour = self.palette.cloth[self.a["bag_colour"]]
         tone = detail(colour)
         if bag == "satchel":
             x, y = (

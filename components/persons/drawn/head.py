@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from components.persons.drawn.body import HAIR_TONE, PALETTE, SKIN_TONE, detail, shade
+from components.persons.drawn.body import STREET, Palette, detail, shade
 from components.persons.drawn.canvas import Canvas, Point
 
 _HEAD: Point = (0.0, 0.088)
@@ -12,13 +12,13 @@ _HEAD_X, _HEAD_Y = 0.058, 0.078
 class Head:
     """Painted in two steps, because hair is both behind and in front of the body."""
 
-    def __init__(self, attributes: Mapping[str, str], view: str, canvas: Canvas) -> None:
-        self.a, self.view, self.canvas = attributes, view, canvas
-        self.skin = SKIN_TONE[attributes["skin"]]
+    def __init__(self, attributes: Mapping[str, str], view: str, canvas: Canvas, palette: Palette = STREET) -> None:
+        self.a, self.view, self.canvas, self.palette = attributes, view, canvas, palette
+        self.skin = palette.skin[attributes["skin"]]
 
     def paint_behind(self) -> None:
         """Paint long and medium hair seen from the front, which hangs behind the neck. Call before painting the body."""
-        hair, length = HAIR_TONE[self.a["hair_colour"]], self.a["hair_length"]
+        hair, length = self.palette.hair[self.a["hair_colour"]], self.a["hair_length"]
         if length != "short":
             bottom, width = (0.3, 0.095) if length == "long" else (0.185, 0.088)
             self.canvas.polygon(
@@ -48,7 +48,7 @@ class Head:
         c.line([(-0.015, 0.132), (0.015, 0.132)], 0.01, lips, "face")
 
     def _hair(self) -> None:
-        c, hair, length, view = self.canvas, HAIR_TONE[self.a["hair_colour"]], self.a["hair_length"], self.view
+        c, hair, length, view = self.canvas, self.palette.hair[self.a["hair_colour"]], self.a["hair_length"], self.view
         if view == "front":
             c.chord((0.0, 0.088), 0.064, 0.088, 188, 352, hair, "hair")
             if length != "short":
@@ -87,14 +87,14 @@ class Head:
                 )
 
     def _hat(self) -> None:
-        c, kind, view, colour = self.canvas, self.a["hat"], self.view, PALETTE[self.a["hat_colour"]]
+        c, kind, view, colour = self.canvas, self.a["hat"], self.view, self.palette.cloth[self.a["hat_colour"]]
         tone = detail(colour)
         if kind == "cap":
             c.chord((0.0, 0.07), 0.07, 0.082, 180, 360, colour, "hat")
             if view == "front":
                 c.chord((0.0, 0.062), 0.076, 0.03, 0, 180, tone, "hat")
             elif view == "back":
-                c.chord((0.0, 0.07), 0.03, 0.03, 180, 360, HAIR_TONE[self.a["hair_colour"]], "hair")
+                c.chord((0.0, 0.07), 0.03, 0.03, 180, 360, self.palette.hair[self.a["hair_colour"]], "hair")
             else:
                 c.polygon([(0.04, 0.052), (0.142, 0.068), (0.142, 0.082), (0.03, 0.076)], tone, "hat")
         elif kind == "beanie":

@@ -1,0 +1,30 @@
+"""`python -m pipelines pretrain [PART ...]`."""
+
+import argparse
+
+from pipelines.commands.command import Command
+from pipelines.workspace import Workspace
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("parts", nargs="*", help="autoencoder, generator, encoder, probe, publish (default: all)")
+    add("--jobs", type=int, metavar="N", help="at most N parts at once (default: as many as there are cores for)")
+
+
+def run(options: argparse.Namespace) -> None:
+    from components.errors import ParameterError
+    from pipelines.scheduling.pretraining import pretrain
+
+    if options.jobs is not None and options.jobs < 1:
+        raise ParameterError(f"--jobs {options.jobs}: must be 1 or more")
+    pretrain(Workspace.at(options.workspace), options.parts, options.jobs)
+
+
+COMMAND = Command(
+    "pretrain",
+    "train the checkpoints that the repository publishes, by pretraining/recipe.yaml; resumes what a kill left unfinished",
+    run,
+    add_options,
+    interrupt_on_sigterm=True,
+)

@@ -1,0 +1,66 @@
+"""Sections of pretraining/recipe.yaml: the training of the checkpoints that the repository publishes."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from components.persons.drawn.config import Preset
+from components.settings import Fraction, FromList, NotNegative, Positive
+from components.training.numbered import OncePerSample
+from pipelines.schema.section import Section
+
+Presets = Annotated[dict[Preset, NotNegative], Field(min_length=1)]
+"""How often a picture is degraded by each preset, as weights."""
+
+
+class PretrainAutoencoder(Section):
+    """The VAE of the generator; `channels` of each stage, between two of which pictures are halved."""
+
+    presets: Presets
+    latent_channels: Positive
+    channels: Annotated[tuple[Positive, ...], FromList, Field(min_length=1)]
+    training: OncePerSample
+
+
+class PretrainGenerator(Section):
+    """The small FLUX model, which learns from latents of that VAE."""
+
+    presets: Presets
+    width: Positive
+    heads: Positive
+    double_blocks: Positive
+    single_blocks: Positive
+    caption_dropout: Fraction
+    training: OncePerSample
+
+
+class PretrainEncoder(Section):
+    """The dual encoder, which learns from pictures of a catalogue, and its masked-token decoder."""
+
+    presets: Presets
+    architecture: dict[str, Any]
+    mtp_weight: NotNegative
+    temperature: Annotated[float, Field(gt=0)]
+    decoder_depth: Positive
+    training: OncePerSample
+
+
+class PretrainProbe(Section):
+    """The attribute classifier."""
+
+    presets: Presets
+    training: OncePerSample
+
+
+class PretrainPublish(Section):
+    """The evaluation that the model cards report, on people reserved for it, and the limit of what is published.
+
+    people: of 4 pictures each, for retrieval. pictures: for the VAE and the probe. prompts, steps: of the generator. megabytes: of
+    all checkpoints together.
+    """
+
+    people: Positive
+    pictures: Positive
+    prompts: Positive
+    steps: Positive
+    megabytes: Positive

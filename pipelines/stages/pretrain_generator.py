@@ -1,0 +1,44 @@
+"""Train the small FLUX pipeline on people drawn afresh, in the latents of the pre-trained VAE."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.persons.drawn.captions import SHORT_VOCABULARY
+from components.persons.drawn.fresh import FreshPeople
+from components.taca.toy.config import TinyConfig
+from components.taca.toy.fresh_batches import fresh_latents
+from components.taca.toy.pipeline import build_tiny_pipeline
+from components.taca.toy.training import TextToImageTask
+from components.training.loop import fit
+from pipelines.engine.context import StageContext
+from pipelines.params import PretrainingParameters
+
+
+def run(
+    params: PretrainingParameters, inputs: Mapping[str, Path], outputs: Mapping[str, Path], context: StageContext
+) -> dict[str, Any]:
+    from diffusers import AutoencoderKL
+
+    settings, size = params.pretrain_generator, params.pictures
+    vae = AutoencoderKL.from_pretrained(inputs["autoencoder"], use_safetensors=True).eval()
+    config = TinyConfig(
+        width=settings.width,
+        heads=settings.heads,
+        double_blocks=settings.double_blocks,
+        single_blocks=settings.single_blocks,
+        latent_channels=vae.config.latent_channels,
+        vae_channels=tuple(vae.config.block_out_channels),
+    )
+    pipe = build_tiny_pipeline(config, SHORT_VOCABULARY, params.seed)
+    pipe.register_modules(vae=vae.to(context.device))
+    people = FreshPeople(params.seed, "pretrain_generator", settings.presets, height=size.height, width=size.width)
+    ranks = {"rank": context.rank, "world_size": context.world_size}
+    training = settings.training
+    task = TextToImageTask(
+        pipe, seed=params.seed, caption_dropout=settings.caption_dropout, shift=config.shift, **ranks
+    )
+    fit(task, fresh_latents(pipe, people, training, **ranks), training, context, prefix="flow")
+    if context.rank == 0:  # transformers writes nothing on another rank
+        pipe.save_pretrained(outputs["generator"], safe_serialization=True)
+    return {"pictures": training.samples, "parameters": sum(p.numel() for p in pipe.transformer.parameters())}
