@@ -44,6 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.heavy
 def test_what_is_published_is_read_by_the_libraries_themselves_and_has_cards(pretrained):
     import open_clip
     from diffusers import FluxPipeline
@@ -66,6 +67,7 @@ def test_what_is_published_is_read_by_the_libraries_themselves_and_has_cards(pre
     assert abs(whole - metrics["megabytes"]) < 0.01
 
 
+@pytest.mark.heavy
 def test_its_runs_in_mlflow_are_below_one_of_the_pretraining_and_finished(pretrained):
     runs = {run.data.tags["mlflow.runName"].split("/")[0].split(" ")[0]: run for run in pretrained.tracked()}
     assert set(runs) == {"pretraining", *(stage.name for stage in PRETRAINING)}
@@ -75,6 +77,7 @@ def test_its_runs_in_mlflow_are_below_one_of_the_pretraining_and_finished(pretra
     assert "flow/loss" in runs["pretrain_generator"].data.metrics
 
 
+@pytest.mark.heavy
 def test_the_default_takes_the_checkpoints_by_folder_and_digest(pretrained, with_people):
     place = with_people
     shutil.copytree(pretrained.root / CHECKPOINTS, place.root / CHECKPOINTS)
@@ -98,6 +101,7 @@ def test_the_default_takes_the_checkpoints_by_folder_and_digest(pretrained, with
     assert "expected is probe.sha256" in changed.stderr
 
 
+@pytest.mark.heavy
 def test_the_encoder_is_taken_with_its_decoder_by_the_code_of_published_weights(pretrained):
     from components.gadms.published import pretrained_encoder
 
@@ -110,6 +114,23 @@ def test_the_encoder_is_taken_with_its_decoder_by_the_code_of_published_weights(
     for caption in (long, short):  # one token a word, no spelling in bytes
         words = caption.lower().replace(".", "").split()
         assert len(encoder.tokenizer.encode(caption)) == len(words) + caption.count(".")
+
+
+def test_one_part_is_trained_below_a_run_of_its_own_and_the_default_takes_it_by_its_digest(with_people):
+    place = with_people
+    write_small_recipe(place.root)
+    assert place.call("pretrain", "probe").returncode == 0
+    runs = {run.data.tags["mlflow.runName"].split("/")[0].split(" ")[0]: run for run in place.tracked()}
+    assert set(runs) == {"pretraining", "pretrain_probe"}
+    assert runs["pretrain_probe"].data.tags["mlflow.parentRunId"] == runs["pretraining"].info.run_id
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert "found finished" in place.call("pretrain", "probe").stdout
+    probe = place.root / "pretraining" / "parts" / "probe"
+    place.edit({"probe": {"source": "pretraining/parts/probe"}})
+    assert f"probe.sha256 is null: set it to {probe_digest(probe)}" in place.run("probe").stderr
+    place.edit({"probe": {"sha256": probe_digest(probe)}})
+    assert place.run("probe").returncode == 0
+    assert contents(place.root / "models" / "probe") == contents(probe)
 
 
 def test_a_mistake_is_one_line_that_says_what_is_allowed(place):
