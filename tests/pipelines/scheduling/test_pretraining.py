@@ -116,6 +116,7 @@ def test_the_encoder_is_taken_with_its_decoder_by_the_code_of_published_weights(
         assert len(encoder.tokenizer.encode(caption)) == len(words) + caption.count(".")
 
 
+@pytest.mark.heavy
 def test_one_part_is_trained_below_a_run_of_its_own_and_the_default_takes_it_by_its_digest(with_people):
     place = with_people
     write_small_recipe(place.root)
