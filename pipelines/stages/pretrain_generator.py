@@ -21,7 +21,7 @@ def run(
     from diffusers import AutoencoderKL
 
     settings, size = params.pretrain_generator, params.pictures
-    vae = AutoencoderKL.from_pretrained(inputs["autoencoder"], use_safetensors=True).eval()
+    vae = AutoencoderKL.from_pretrained(inputs["autoencoder"], use_safetensors=True)
     config = TinyConfig(
         width=settings.width,
         heads=settings.heads,
@@ -31,7 +31,10 @@ def run(
         vae_channels=tuple(vae.config.block_out_channels),
     )
     pipe = build_tiny_pipeline(config, SHORT_VOCABULARY, params.seed)
-    pipe.register_modules(vae=vae.to(context.device))
+    # Into the new VAE: the one that was read would write the path that it was read from into its config.
+    pipe.vae.load_state_dict(vae.state_dict())
+    pipe.vae.register_to_config(shift_factor=vae.config.shift_factor, scaling_factor=vae.config.scaling_factor)
+    pipe.vae.to(context.device)
     people = FreshPeople(params.seed, "pretrain_generator", settings.presets, height=size.height, width=size.width)
     ranks = {"rank": context.rank, "world_size": context.world_size}
     training = settings.training

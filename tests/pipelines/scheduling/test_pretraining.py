@@ -63,6 +63,7 @@ def test_what_is_published_is_read_by_the_libraries_themselves_and_has_cards(pre
         assert "seed 0" in card
         assert "{" not in card
     assert f"| {metrics['generator']['vae_psnr']:.1f} |" in (folder / "generator" / "README.md").read_text()
+    assert not [name for name, content in contents(folder).items() if str(pretrained.root).encode() in content]
     whole = sum(len(content) for content in contents(folder).values()) / 2**20
     assert abs(whole - metrics["megabytes"]) < 0.01
 
