@@ -201,7 +201,7 @@ def test_the_base_model_stage_asks_for_the_revision_in_the_same_words(workspace:
     with pytest.raises(
         ParameterError, match=r"^base_model.revision is null: set it to the full commit of black-forest"
     ):
-        run(chosen, {}, outputs, None)  # type: ignore[arg-type]
+        run(chosen, {"people": tmp_path / "data/people"}, outputs, None)  # type: ignore[arg-type]
 
 
 def test_the_architecture_is_found_again_after_the_preset_was_written(workspace: Workspace) -> None:

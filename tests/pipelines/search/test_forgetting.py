@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from components.search.index import GalleryIndex
 from pipelines.errors import InfrastructureError
 from pipelines.search import gallery_update
 from pipelines.search.forgetting import ForgetOptions, forget
+from pipelines.tracking.addresses import tracking_uri
 from pipelines.tracking.runs import connect
 
 PEOPLE = {0: "anna-7", 1: "anna-7", 2: "berta-8", 3: "berta-8", 4: "berta-8"}
@@ -138,7 +140,9 @@ def logged_model(place: Place, name: str, folder: Path) -> str:
     tracker.client.log_model_artifacts(model.model_id, str(folder))
     tracker.client.finalize_logged_model(model.model_id, "READY")
     tracker.client.create_registered_model(name)
+    mlflow.set_tracking_uri(tracking_uri(tracker.workspace))  # the registry asks there; another test may have set it
     tracker.client.create_model_version(name, f"models:/{model.model_id}", model_id=model.model_id)
+    mlflow.set_tracking_uri(None)
     return str(model.model_id)
 
 
