@@ -6,6 +6,7 @@ rows with the column `prompt` and optionally `prompt_id`, `seed`, `negative_prom
 """
 
 import csv
+import hashlib
 import io
 import json
 import unicodedata
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import DataError
-from components.files import file_digest
 from components.persons.pixels import decode_rgb
 
 SEEDS = 2**63
@@ -120,12 +120,13 @@ def _source(value: Any, name: str, folder: Path) -> SourceFile | None:
         return None
     path = (folder / _checked(value, name)).resolve()
     try:
-        decode_rgb(path.read_bytes())
+        content = path.read_bytes()
+        decode_rgb(content)
     except OSError as error:
         raise _BadPromptError(f"{name} {value}: cannot be read ({error.strerror or error})") from None
     except DataError as error:
         raise _BadPromptError(f"{name} {value}: {error}") from None
-    return SourceFile(path, file_digest(path))
+    return SourceFile(path, hashlib.sha256(content).hexdigest())
 
 
 def _is_empty(value: Any) -> bool:

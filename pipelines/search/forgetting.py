@@ -55,10 +55,10 @@ def forget(options: ForgetOptions, workspace: Workspace) -> int:
     current_version(gallery)
     with held(gallery):
         digests = _digests(options)
-        wanted = _wanted(gallery, digests)
+        opened = Gallery.open(gallery)
+        wanted, files = _wanted(opened, digests), _files(opened, digests)
         copies = MlflowCopies(workspace)
         found = [] if options.skip_mlflow else copies.find(wanted)
-        files = _files(gallery, digests)
         if options.dry_run:
             print(f"{gallery}: {_pictures(len(digests))} would be forgotten")
             for copy in found:
@@ -74,7 +74,7 @@ def forget(options: ForgetOptions, workspace: Workspace) -> int:
                 print(
                     f"  deleted in MLflow: {copy}, which held {_pictures(copy.pictures)} of them; register the gallery again"
                 )
-        _say_what_stays(gallery, files, wanted, copies.unchecked, options, workspace)
+        _say_what_stays(opened.source["location"], files, wanted, copies.unchecked, options, workspace)
     return len(digests)
 
 
@@ -114,24 +114,21 @@ def _digests(options: ForgetOptions) -> set[str]:
     return found
 
 
-def _wanted(gallery: Path, digests: set[str]) -> Wanted:
-    opened = Gallery.open(gallery)
+def _wanted(opened: Gallery, digests: set[str]) -> Wanted:
     rows = [row for row, digest in enumerate(opened.table["sha256"].to_pylist()) if digest in digests]
     vectors = np.asarray(opened.vectors[rows], np.float32)
     return Wanted(frozenset(digests), vectors, str(opened.model["digest"]))
 
 
-def _files(gallery: Path, digests: set[str]) -> list[str]:
-    table = Gallery.open(gallery).table
-    columns = (table[name].to_pylist() for name in ("sha256", "files"))
+def _files(opened: Gallery, digests: set[str]) -> list[str]:
+    columns = (opened.table[name].to_pylist() for name in ("sha256", "files"))
     return [file for digest, files in zip(*columns, strict=True) if digest in digests for file in files]
 
 
 def _say_what_stays(
-    gallery: Path, files: list[str], wanted: Wanted, unchecked: list[str], options: ForgetOptions, workspace: Workspace
+    source: str, files: list[str], wanted: Wanted, unchecked: list[str], options: ForgetOptions, workspace: Workspace
 ) -> None:
     """Say which copies this command does not remove."""
-    source = Gallery.open(gallery).source["location"]
     if files:
         print(
             f"  the source keeps them, delete them there: {', '.join(files[:3])}{' ...' if len(files) > 3 else ''} of {source}"
@@ -141,5 +138,5 @@ def _say_what_stays(
     if unchecked:
         print(f"  in MLflow, not checked, as another model made their index: {', '.join(unchecked)}")
     index = workspace.path(INDEX)
-    if is_pipeline_index(index) and wanted.count_in_index(index):
-        print(f"  {INDEX} holds {wanted.count_in_index(index):,} of them, and {OF_THE_PIPELINE}")
+    if is_pipeline_index(index) and (count := wanted.count_in_index(index)):
+        print(f"  {INDEX} holds {count:,} of them, and {OF_THE_PIPELINE}")

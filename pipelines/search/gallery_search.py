@@ -45,7 +45,7 @@ def search(options: SearchOptions, workspace: Workspace) -> None:
     if options.json:
         print(json.dumps(_document(options, searcher, matches, unread), indent=1, ensure_ascii=False, default=str))
     else:
-        _print(options, searcher, matches, list(unread.values()))
+        _print(options, searcher, where, matches, list(unread.values()))
     if options.picture and matches:
         missing = draw(searcher.gallery, [match.row for match in matches], options.picture)
         if not options.json:
@@ -75,7 +75,7 @@ def _query(options: SearchOptions, searcher: Any) -> Any:
     return Query(options.sentences, picture=picture, weight=options.weight)
 
 
-def _print(options: SearchOptions, searcher: Any, matches: Sequence[Any], unread: Sequence[str]) -> None:
+def _print(options: SearchOptions, searcher: Any, where: Any, matches: Sequence[Any], unread: Sequence[str]) -> None:
     sought = [f"“{sentence}”" for sentence in options.sentences] + ([f"like {options.like}"] if options.like else [])
     size = searcher.gallery.size
     table = Table(
@@ -88,7 +88,7 @@ def _print(options: SearchOptions, searcher: Any, matches: Sequence[Any], unread
     )
     for heading in ("rank", "cosine", "identity", "picture"):
         table.add_column(heading, justify="right", no_wrap=True)
-    names = [name for name in _further(options, searcher) if any(match.metadata.get(name) for match in matches)]
+    names = [name for name in _further(where, searcher) if any(match.metadata.get(name) for match in matches)]
     for name in names:
         table.add_column(name, overflow="fold")
     for rank, match in enumerate(matches, 1):
@@ -102,11 +102,9 @@ def _print(options: SearchOptions, searcher: Any, matches: Sequence[Any], unread
         console.print(escape(f"No picture meets {' and '.join(options.where)}"))
 
 
-def _further(options: SearchOptions, searcher: Any) -> list[str]:
+def _further(where: Any, searcher: Any) -> list[str]:
     """Columns to show beside rank, cosine, identity and id: those filtered by, the file where it is not the id, the caption."""
-    from components.search.filters import Filter
-
-    filtered = [condition.column for condition in Filter.parse(*options.where).conditions]
+    filtered = [condition.column for condition in where.conditions] if where else []
     file = [] if searcher.gallery.source.get("kind") == "pipeline" else ["file"]
     return list(dict.fromkeys([*(name for name in filtered if name not in ("identity", "id")), *file, "caption"]))
 

@@ -6,24 +6,23 @@ as in `dvc repro`, opens the run with `open_pipeline_run`, and its end is the ru
 
 import datetime
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from components.files import file_digest
 from pipelines import params
 from pipelines.dvc_files.dvc_lock import LOCK_FILE
-from pipelines.errors import INTERRUPTED, exit_code, one_line
+from pipelines.errors import INTERRUPTED, exit_code
 from pipelines.graph import all_stages
 from pipelines.identity.closure import ROOT, sources_behind
 from pipelines.identity.fingerprint import LOCK, digest, tree_digests
 from pipelines.identity.known_digests import KnownDigests
 from pipelines.tracking.delivery import metric_name
-from pipelines.tracking.owners import owner
+from pipelines.tracking.parent_run import close_parent_run, open_parent_run, warn_of_failure
 from pipelines.tracking.pipeline_results import StageResult, headlines, results_in_place, total_cost
-from pipelines.tracking.runs import FAILED, FINISHED, KILLED, LEVEL, Tracker, connect, creation_lock, explained_failures
+from pipelines.tracking.runs import LEVEL, Tracker, connect
 from pipelines.tracking.stage_tags import stage_tag
 from pipelines.workspace import Workspace, git_output
 
@@ -63,14 +62,13 @@ class PipelineExecution:
     def end(self) -> None:
         """Describe the run and set its status. A store that does not answer causes a warning: the results are on disk."""
         if self._run is None and self.took_results:
-            _try("of the pipeline", "opened", lambda: self.id)
+            warn_of_failure("of the pipeline", "opened", lambda: self.id)
         if self._run is None:
             return
         tracker, run_id = self._run
-        status = {0: FINISHED, INTERRUPTED: KILLED}.get(self.exit_code, FAILED)
-        if status != KILLED:  # who interrupts does not want to wait; the next execution describes it
-            _try(run_id, "described", lambda: describe(tracker, run_id))
-        _try(run_id, f"closed as {status}", lambda: tracker.client.set_terminated(run_id, status))
+        if self.exit_code != INTERRUPTED:  # who interrupts does not want to wait; the next execution describes it
+            warn_of_failure(run_id, "described", lambda: describe(tracker, run_id))
+        close_parent_run(tracker, run_id, self.exit_code)
 
 
 @contextmanager
@@ -91,16 +89,8 @@ def open_pipeline_run(tracker: Tracker) -> str:
 
     Raises as `connect` does when the store stops answering.
     """
-    workspace = tracker.workspace
-    identity = pipeline_identity(workspace)
-    with explained_failures(workspace):
-        with creation_lock(workspace):
-            found = find_pipeline_run(tracker, identity)
-            run_id = str(found.info.run_id) if found else _create(tracker, identity)
-        # When this process is killed, `end_orphans` finds this run too.
-        tracker.set_tags(run_id, {**owner(), **_experiment_name()})
-        tracker.client.update_run(run_id, status="RUNNING")
-    return run_id
+    identity = pipeline_identity(tracker.workspace)
+    return open_parent_run(tracker, PIPELINE, identity, lambda: _create(tracker, identity), _experiment_name())
 
 
 def describe_pipeline(workspace: Workspace) -> None:
@@ -111,7 +101,7 @@ def describe_pipeline(workspace: Workspace) -> None:
         if found := find_pipeline_run(tracker, pipeline_identity(workspace)):
             describe(tracker, found.info.run_id)
 
-    _try("of the pipeline", "described", write)
+    warn_of_failure("of the pipeline", "described", write)
 
 
 def describe(tracker: Tracker, run_id: str) -> dict[str, StageResult]:
@@ -186,13 +176,6 @@ def _identifying(workspace: Workspace) -> dict[str, str]:
         CODE: digest({path: file_digest(ROOT / path) for path in code}),
         RAW_DATA: digest(tree_digests(workspace.path("data/raw"), KnownDigests(workspace.home))),
     }
-
-
-def _try(run_id: str, what: str, write: Callable[[], object]) -> None:
-    try:
-        write()
-    except Exception as error:  # clients raise many types, and the results are on disk
-        print(f"warning: run {run_id} could not be {what} ({one_line(error)})", file=sys.stderr, flush=True)
 
 
 def _create(tracker: Tracker, identity: str) -> str:

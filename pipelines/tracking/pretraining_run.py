@@ -1,18 +1,17 @@
 """The run of a pre-training, the parent of the runs of its stages: known by its recipe and its code."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from components.files import file_digest
-from pipelines.errors import INTERRUPTED, exit_code, one_line
+from pipelines.errors import exit_code
 from pipelines.graph import PRETRAINING
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import LOCK, digest
 from pipelines.params import load_for
-from pipelines.tracking.owners import owner
+from pipelines.tracking.parent_run import close_parent_run, open_parent_run
 from pipelines.tracking.pipeline_run import CODE, REVISION
-from pipelines.tracking.runs import FAILED, FINISHED, KILLED, LEVEL, Tracker, connect, creation_lock, explained_failures
+from pipelines.tracking.runs import LEVEL, Tracker, connect
 from pipelines.workspace import Workspace, git_output
 
 PRETRAINED = "pipelines.pretraining"
@@ -29,24 +28,20 @@ def open_pretraining_run(tracker: Tracker) -> str:
     files = sorted({LOCK, *(path for stage in PRETRAINING for path in stage_sources(stage))})
     code = digest({path: file_digest(ROOT / path) for path in files})
     identity = digest([values, recipe.compute.threads, code])
-    with explained_failures(tracker.workspace):
-        with creation_lock(tracker.workspace):
-            found = tracker.find(f"tags.`{PRETRAINED}` = '{identity}'", "ASC")
-            if found is None:
-                tags = {
-                    PRETRAINED: identity,
-                    LEVEL: "pretraining",
-                    CODE: code,
-                    REVISION: git_output(ROOT, "rev-parse", "HEAD").strip(),
-                    "mlflow.runName": f"pretraining {identity[:8]}",
-                }
-                run_id = str(tracker.client.create_run(tracker.experiment, tags=tags).info.run_id)
-                tracker.log_params(run_id, values)
-            else:
-                run_id = str(found.info.run_id)
-        tracker.set_tags(run_id, owner())  # when this process is killed, `end_orphans` finds this run too
-        tracker.client.update_run(run_id, status="RUNNING")
-    return run_id
+
+    def create() -> str:
+        tags = {
+            PRETRAINED: identity,
+            LEVEL: "pretraining",
+            CODE: code,
+            REVISION: git_output(ROOT, "rev-parse", "HEAD").strip(),
+            "mlflow.runName": f"pretraining {identity[:8]}",
+        }
+        run_id = str(tracker.client.create_run(tracker.experiment, tags=tags).info.run_id)
+        tracker.log_params(run_id, values)
+        return run_id
+
+    return open_parent_run(tracker, PRETRAINED, identity, create)
 
 
 @contextmanager
@@ -54,18 +49,11 @@ def pretraining_execution(workspace: Workspace) -> Iterator[str]:
     """Own the run while the block runs stages, and set its status at the end. Yields its id."""
     tracker = connect(workspace)
     run_id = open_pretraining_run(tracker)
-    status = FINISHED
+    code = 0
     try:
         yield run_id
     except BaseException as error:
-        status = KILLED if exit_code(error) == INTERRUPTED else FAILED
+        code = exit_code(error)
         raise
     finally:
-        try:
-            tracker.client.set_terminated(run_id, status)
-        except Exception as error:  # clients raise many types, and the results are on disk
-            print(
-                f"warning: run {run_id} could not be closed as {status} ({one_line(error)})",
-                file=sys.stderr,
-                flush=True,
-            )
+        close_parent_run(tracker, run_id, code)
