@@ -3,6 +3,7 @@
 import argparse
 
 from pipelines.commands.command import Command
+from pipelines.errors import StageFailedError
 from pipelines.workspace import Workspace
 
 
@@ -13,12 +14,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from components.errors import ParameterError
     from pipelines.scheduling.pretraining import pretrain
 
-    if options.jobs is not None and options.jobs < 1:
-        raise ParameterError(f"--jobs {options.jobs}: must be 1 or more")
-    pretrain(Workspace.at(options.workspace), options.parts, options.jobs)
+    if code := pretrain(Workspace.at(options.workspace), options.parts, options.jobs):
+        raise StageFailedError("not everything is pre-trained", code)  # which has been said
 
 
 COMMAND = Command(
@@ -26,5 +25,4 @@ COMMAND = Command(
     "train the checkpoints that the repository publishes, by pretraining/recipe.yaml; resumes what a kill left unfinished",
     run,
     add_options,
-    interrupt_on_sigterm=True,
 )

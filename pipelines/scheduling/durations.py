@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.graph import StageRun, runs_of
-from pipelines.params import Parameters
+from pipelines.params import ParameterFile
 from pipelines.scratch.folder import folder_stem
 from pipelines.scratch.manifest import MANIFEST_FILE
 
@@ -21,7 +21,7 @@ LOOKED_AT = 5
 class Durations:
     """Expected seconds of stage runs, from the manifests below the scratch root `home`."""
 
-    def __init__(self, home: Path, params: Parameters) -> None:
+    def __init__(self, home: Path, params: ParameterFile) -> None:
         self.home = home
         self.params = params
         self._known: dict[str, float | None] = {}

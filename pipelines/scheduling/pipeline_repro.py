@@ -17,15 +17,12 @@ from pipelines.scheduling.parts import State
 from pipelines.scheduling.places import Places
 from pipelines.scheduling.plan import Plan, chosen_runs
 from pipelines.scheduling.progress import StageProgress
-from pipelines.scheduling.runners import Runners
+from pipelines.scheduling.runners import SAVING_SECONDS, Runners
 from pipelines.scheduling.scheduler import run_plan
 from pipelines.scheduling.stop_signals import StopSignals
 from pipelines.threads.cores import warn_of_too_many_threads
 from pipelines.tracking.pipeline_run import pipeline_execution
 from pipelines.workspace import Workspace
-
-SAVING_SECONDS = 10.0
-"""What a runner may take longer than its stage's grace period, to write down how the stage has ended."""
 
 
 @dataclass(frozen=True)

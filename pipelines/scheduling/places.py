@@ -8,7 +8,7 @@ from typing import Protocol
 from components.errors import ParameterError
 from pipelines.engine.ray_cluster import is_joined
 from pipelines.graph import StageRun
-from pipelines.params import Parameters
+from pipelines.params import ParameterFile
 from pipelines.records.stage_record import ray_ids
 from pipelines.scheduling.gpus import usable_gpus
 from pipelines.threads.cores import usable_cores
@@ -27,7 +27,7 @@ class Places(Protocol):
         """Return variables for the environment of `run`, which starts now beside `running`."""
 
 
-def ray_workers(run: StageRun, params: Parameters) -> int:
+def ray_workers(run: StageRun, params: ParameterFile) -> int:
     """Return how many Ray workers `run` starts; 0 if it computes in its own process."""
     if run.stage.starts_workers:
         return int(getattr(params, run.stage.name).workers)
@@ -47,7 +47,7 @@ class LocalPlaces:
     A Ray job (a submitted pipeline) has reserved the cores of one stage, and not this machine.
     """
 
-    def __init__(self, params: Parameters, jobs: int | None = None) -> None:
+    def __init__(self, params: ParameterFile, jobs: int | None = None) -> None:
         if jobs is not None and jobs < 1:
             raise ParameterError(f"--jobs {jobs}: must be at least 1")
         self.params = params

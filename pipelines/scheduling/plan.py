@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from components.errors import ParameterError
-from pipelines.graph import StageRun, all_runs, all_stages, find, producers, runs_of, with_upstream
+from pipelines.graph import StageRun, all_runs, all_stages, find, runs_of, with_upstream
 
 Fits = Callable[[StageRun, Sequence[StageRun]], bool]
 """(a stage run, those that are running) -> whether it can start beside them."""
@@ -52,12 +52,11 @@ class Plan:
 
     @cached_property
     def _upstream(self) -> Mapping[str, list[StageRun]]:
-        here = {run.address for run in self.runs}
-        made_by = producers()
+        made_by = {path: run for run in self.runs for path in run.all_outputs}
         found = {}
         for run in self.runs:
             sources = {made_by[path].address: made_by[path] for path in run.inputs.values() if path in made_by}
-            found[run.address] = [source for address, source in sources.items() if address in here]
+            found[run.address] = list(sources.values())
         return found
 
     @cached_property

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.graph import StageRun
 from pipelines.locks.lease import read_lease
-from pipelines.params import Parameters
+from pipelines.params import ParameterFile
 from pipelines.scratch.folder import LEASE_FILE, Scratch, folder_stem
 from pipelines.scratch.metric_log import MetricFollower
 
@@ -33,7 +33,7 @@ class Steps:
 class StageProgress:
     """Follows the metrics of a stage run, whose runner is the process `pid` of this machine."""
 
-    def __init__(self, run: StageRun, pid: int, home: Path, params: Parameters) -> None:
+    def __init__(self, run: StageRun, pid: int, home: Path, params: ParameterFile) -> None:
         self.run, self.pid, self.home = run, pid, home
         self._totals = step_totals(params.only([run.stage.name]).get(run.stage.name, {})) if run.stage.curves else []
         self._follower: MetricFollower | None = None

@@ -30,6 +30,8 @@ LOGS = "logs"
 """Folder in the scratch root: one folder per `repro`, in it one log per stage run."""
 KEPT_LOGS = 20
 """Folders of logs that are kept, the newest ones."""
+SAVING_SECONDS = 10.0
+"""What a runner may take longer than its stage's grace period, to write down how the stage has ended."""
 
 
 class RunnerProcess:

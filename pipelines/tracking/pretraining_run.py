@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from components.files import file_digest
 from pipelines.errors import exit_code
@@ -44,16 +45,23 @@ def open_pretraining_run(tracker: Tracker) -> str:
     return open_parent_run(tracker, PRETRAINED, identity, create)
 
 
+@dataclass
+class PretrainingExecution:
+    """An execution under way: the id of its run, and the exit code of the command, which decides the run's status."""
+
+    id: str
+    exit_code: int = 0
+
+
 @contextmanager
-def pretraining_execution(workspace: Workspace) -> Iterator[str]:
-    """Own the run while the block runs stages, and set its status at the end. Yields its id."""
+def pretraining_execution(workspace: Workspace) -> Iterator[PretrainingExecution]:
+    """Own the run while the block runs stages, and set its status at the end, from `exit_code` or the block's error."""
     tracker = connect(workspace)
-    run_id = open_pretraining_run(tracker)
-    code = 0
+    execution = PretrainingExecution(open_pretraining_run(tracker))
     try:
-        yield run_id
+        yield execution
     except BaseException as error:
-        code = exit_code(error)
+        execution.exit_code = exit_code(error)
         raise
     finally:
-        close_parent_run(tracker, run_id, code)
+        close_parent_run(tracker, execution.id, execution.exit_code)
