@@ -4,15 +4,17 @@
 |-------------|---------------|------------------|----------------------------------|------------------|------|
 | gadms       | SDM           | noise copy       | tokens the score takes for noise | MTP 0.4          | GA-DMS, arXiv 2509.09118 |
 | random      | SDM           | noise copy       | anything, 15 %                   | MTP 0.4          | the control of gadms |
+| unmasked    | SDM           | the caption      | nothing; MTP masks 15 % at random | MTP 0.4         | the other control |
 | nam         | SDM           | noise copy       | tokens unlike any patch, 15 %    |                  | NAM, CVPR 2024 |
 | sdm         | SDM           | the caption      | nothing                          |                  | no masking at all |
 | irra        | SDM           | the caption      | nothing; MTP masks 15 % at random | MTP 1, ID 1     | IRRA, CVPR 2023 |
 | contrastive | InfoNCE       | the caption      | nothing                          |                  | CLIP |
 | tal         | TAL           | the caption      | nothing                          |                  | RDE, CVPR 2024 |
 
-The weights are the published ones; weights of the configuration replace them in every method that masks. Without masking there is
-nothing to predict: `sdm`, `contrastive` and `tal` have one loss. Methods differ in what their line says and in nothing else: all
-temperatures are SDM's, but for TAL, in which it smooths a maximum.
+The weights are the published ones; those of the configuration replace them in every method that masks, and `matching` replaces
+the matching loss of any method. Without masking there is nothing to predict: `sdm`, `contrastive` and `tal` have one loss. Methods
+differ in what their line says and in nothing else, `gadms`, `random` and `unmasked` in masks alone; all temperatures are SDM's, but
+for TAL, in which it smooths a maximum.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +24,7 @@ from components.gadms.config import MaskingConfig, Rule, ScoreName, ScoringConfi
 from components.persons.augmentation import AugmentationConfig
 from components.settings import AboveZero, Count, NotNegative, Positive, Rate, settings
 
-Method = Literal["gadms", "random", "nam", "sdm", "irra", "contrastive", "tal"]
+Method = Literal["gadms", "random", "unmasked", "nam", "sdm", "irra", "contrastive", "tal"]
 Matching = Literal["sdm", "contrastive", "tal"]
 Masking = Literal["scores", "random", "none"]
 DecoderStart = Literal["pretrained", "new"]
@@ -36,7 +38,6 @@ class Recipe:
         matching: the loss between pictures and captions.
         masking: how masked tokens are chosen.
         match_noise_copy: whether the matching loss reads the noise copy, or else the caption.
-        temperature: of the matching loss.
         mtp_weight, id_weight: of masked-token prediction and of identity classification, as published.
         score, rule: the token score and the masking rule of the method; None takes those of the configuration.
         bert: whether the method replaces predicted tokens as BERT does (80 % mask, 10 % another token, 10 % unchanged).
@@ -44,7 +45,6 @@ class Recipe:
 
     matching: Matching
     masking: Masking = "none"
-    temperature: float = 0.02
     match_noise_copy: bool = False
     mtp_weight: float = 0.0
     id_weight: float = 0.0
@@ -53,14 +53,18 @@ class Recipe:
     bert: bool = False
 
 
+TEMPERATURES: dict[Matching, float] = {"sdm": 0.02, "contrastive": 0.02, "tal": 0.015}
+"""By matching loss, where the configuration states none."""
+
 METHODS: dict[Method, Recipe] = {
     "gadms": Recipe("sdm", "scores", match_noise_copy=True, mtp_weight=0.4),
     "random": Recipe("sdm", "random", match_noise_copy=True, mtp_weight=0.4),
+    "unmasked": Recipe("sdm", "random", mtp_weight=0.4),
     "nam": Recipe("sdm", "scores", match_noise_copy=True, score="max-patch", rule="nam"),
     "sdm": Recipe("sdm"),
     "irra": Recipe("sdm", "random", mtp_weight=1.0, id_weight=1.0, bert=True),
     "contrastive": Recipe("contrastive"),
-    "tal": Recipe("tal", temperature=0.015),
+    "tal": Recipe("tal"),
 }
 
 
@@ -71,7 +75,9 @@ class RetrievalConfig:
     Attributes:
         name: the method; None is gadms, or in a comparison that of the arm.
         warmup_steps, warmup_temperature: InfoNCE steps before the method's own, as SDM does not start from random weights.
-        temperature: of the matching loss after them; None is 0.02 for every method but `tal` (0.015).
+        matching: the loss between pictures and captions after them; None is the method's.
+        temperature: of the matching loss; None is 0.02, and 0.015 for `tal`.
+        sdm_weight: of the matching loss, whichever it is, where there are others.
         mtp_weight, id_weight: of masked-token prediction and identity classification; None is the method's published weight.
         caption_aliasing: the matching and identity losses see the caption whose tokens are masked for prediction, as in the
             released IRRA, where the masking wrote into the batch by mistake. One text pass less.
@@ -87,6 +93,7 @@ class RetrievalConfig:
 
     name: Method | None = None
     warmup_steps: Count = 0
+    matching: Matching | None = None
     sdm_weight: NotNegative = 1.0
     mtp_weight: NotNegative | None = None
     id_weight: NotNegative | None = None
@@ -112,10 +119,9 @@ class RetrievalConfig:
 
     @property
     def recipe(self) -> Recipe:
-        """The method's recipe, with the temperature and weights of this configuration."""
+        """The method's recipe, with the matching loss and weights of this configuration."""
         recipe = METHODS[self.name or "gadms"]
-        if self.temperature is not None:
-            recipe = replace(recipe, temperature=self.temperature)
+        recipe = replace(recipe, matching=self.matching or recipe.matching)
         if recipe.masking == "none":
             return recipe
         return replace(
@@ -123,3 +129,8 @@ class RetrievalConfig:
             mtp_weight=recipe.mtp_weight if self.mtp_weight is None else self.mtp_weight,
             id_weight=recipe.id_weight if self.id_weight is None else self.id_weight,
         )
+
+    @property
+    def matching_temperature(self) -> float:
+        """The temperature of the matching loss."""
+        return TEMPERATURES[self.recipe.matching] if self.temperature is None else self.temperature

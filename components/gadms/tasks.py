@@ -1,7 +1,7 @@
 """GA-DMS's training task: the model, the losses, and the form of a batch.
 
     L = sdm_weight * SDM(image, noise copy) + mtp_weight * MTP(prediction copy, image) + id_weight * ID
-    (equation 11)
+    (equation 11; another matching loss may take the place of SDM)
 
 One task serves every method of the table in methods.py, in pre-training (SDM + 0.4 MTP) and in fine-tuning (SDM + MTP +
 ID, IRRA's recipe), so that the arms of a comparison differ in what is compared and in nothing else.
@@ -114,7 +114,7 @@ class RetrievalTask(TrainingTask):
                 self.scorer.remember(self.encoder, batch, image, image_tokens, step)
             return self._caption_step(batch, image, "contrastive", self.config.warmup_temperature)
         if self.recipe.masking == "none":
-            return self._caption_step(batch, image, self.recipe.matching, self.recipe.temperature)
+            return self._caption_step(batch, image, self.recipe.matching, self.config.matching_temperature)
         return self._masked_step(batch, step, image, image_tokens)
 
     def _caption_step(
@@ -142,8 +142,9 @@ class RetrievalTask(TrainingTask):
         if config.caption_aliasing or not recipe.match_noise_copy:  # the noise copy is not used
             scalars = {name: value for name, value in scalars.items() if name not in _NOISE_COPY_SCALARS}
         text, prediction_tokens = self._encode_copies(batch["ids"], copies)
-        scalars["sdm"] = self._matching_loss("sdm", image, text, batch["identities"], recipe.temperature)
-        loss = config.sdm_weight * scalars["sdm"]
+        name, temperature = recipe.matching, config.matching_temperature
+        scalars[name] = self._matching_loss(name, image, text, batch["identities"], temperature)
+        loss = config.sdm_weight * scalars[name]
         if self.decoder is not None:
             length = prediction_tokens.shape[1]
             chosen = copies.prediction_chosen[:, :length]

@@ -36,7 +36,7 @@ def read(encoder, batch, config, monkeypatch):
 def test_the_matching_loss_sees_the_caption_or_its_noise_copy_as_the_table_says(encoder, batch, method, monkeypatch):
     rows, scalars, _ = read(encoder, batch, RetrievalConfig(name=method, decoder_depth=1, masking=ALL), monkeypatch)
     untouched = torch.equal(rows[:4], batch["ids"])
-    assert untouched == (method in ("sdm", "irra", "contrastive", "tal"))
+    assert untouched == (method in ("unmasked", "sdm", "irra", "contrastive", "tal"))
     recipe = METHODS[method]
     assert recipe.matching in scalars
     assert ("mtp" in scalars, "id" in scalars) == (recipe.mtp_weight > 0, recipe.id_weight > 0)
@@ -48,7 +48,7 @@ def test_the_matching_loss_sees_the_caption_or_its_noise_copy_as_the_table_says(
 
 def test_published_weights_are_the_papers_and_those_that_are_set_win():
     published = {name: (recipe.mtp_weight, recipe.id_weight) for name, recipe in METHODS.items() if recipe.mtp_weight}
-    assert published == {"gadms": (0.4, 0), "random": (0.4, 0), "irra": (1, 1)}
+    assert published == {"gadms": (0.4, 0), "random": (0.4, 0), "unmasked": (0.4, 0), "irra": (1, 1)}
     recipe = RetrievalConfig(name="irra", mtp_weight=0.25).recipe
     assert (recipe.mtp_weight, recipe.id_weight) == (0.25, 1)
     assert RetrievalConfig(name="tal", mtp_weight=0.25).recipe.mtp_weight == 0  # nothing is masked
@@ -79,17 +79,39 @@ def test_every_method_warms_up_alike_and_matches_at_the_temperature_of_the_other
             torch.testing.assert_close(
                 task(batch, 0)["contrastive"].double(), info_nce(image, text, 0.07), atol=1e-4, rtol=0
             )
-            assert task.recipe.temperature == (0.015 if method == "tal" and own is None else wanted)
+            assert task.config.matching_temperature == (0.015 if method == "tal" and own is None else wanted)
             if method == "contrastive":
                 found, expected = task(batch, 1)["contrastive"].double(), info_nce(image, text, wanted)
                 torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
-            if method in ("sdm", "irra"):  # of the unmasked caption
+            if method in ("unmasked", "sdm", "irra"):  # of the unmasked caption
                 found = task(batch, 1)["sdm"].double()
                 expected = sum(
                     (logits.softmax(1) * (logits.log_softmax(1) - (torch.eye(4) + 1e-8).double().log())).sum(1).mean()
                     for logits in (image @ text.T / wanted, text @ image.T / wanted)
                 )
                 torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["gadms", "random", "unmasked", "sdm", "contrastive"])
+@pytest.mark.parametrize(("matching", "temperature"), [("sdm", 0.02), ("contrastive", 0.02), ("tal", 0.015)])
+def test_any_method_takes_any_matching_loss_and_keeps_its_masks(
+    encoder, batch, monkeypatch, method, matching, temperature
+):
+    config = RetrievalConfig(name=method, matching=matching, decoder_depth=1, masking=ALL, sdm_weight=2.0)
+    rows, scalars, _ = read(encoder, batch, config, monkeypatch)
+    monkeypatch.undo()
+    assert config.matching_temperature == temperature
+    assert {"sdm", "contrastive", "tal"} & set(scalars) == {matching}
+    task = RetrievalTask(encoder, config, captions=4, identities=4)
+    with torch.no_grad():
+        image, text = encoder.encode_image(batch["pixels"])[0], encoder.encode_text(rows[:4])[0]
+        expected = task._matching_loss(matching, image, text, batch["identities"], temperature)
+    torch.testing.assert_close(scalars[matching], expected)
+    assert torch.equal(rows[:4], batch["ids"]) == (method not in ("gadms", "random"))
+    masks = method in ("gadms", "random", "unmasked")
+    assert ("mtp" in scalars) == masks
+    if masks:
+        torch.testing.assert_close(scalars["loss"], 2 * scalars[matching] + 0.4 * scalars["mtp"])
 
 
 def test_aliasing_shows_the_masked_caption_to_every_loss_and_saves_a_pass(encoder, batch, monkeypatch):
@@ -111,6 +133,6 @@ def test_nam_masks_by_its_own_rule_and_score_whatever_is_configured(encoder, bat
 
 def test_an_unknown_method_names_those_there_are():
     with pytest.raises(
-        ParameterError, match="name = 'simclr': input should be 'gadms', 'random', 'nam', 'sdm', 'irra'"
+        ParameterError, match="name = 'simclr': input should be 'gadms', 'random', 'unmasked', 'nam', 'sdm', 'irra'"
     ):
         RetrievalConfig(name="simclr")

@@ -134,7 +134,7 @@ def test_heads_and_biases_get_their_own_rates_and_nothing_is_left_out(encoder):
 
 
 def test_contradictory_settings_are_refused(encoder):
-    with pytest.raises(ParameterError, match="name = 'simclr': input should be 'gadms', 'random', 'nam'"):
+    with pytest.raises(ParameterError, match="name = 'simclr': input should be 'gadms', 'random', 'unmasked', 'nam'"):
         RetrievalConfig(name="simclr")  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match="number of identities"):
         RetrievalTask(encoder, RetrievalConfig(id_weight=1.0), captions=4)
