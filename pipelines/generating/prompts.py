@@ -2,7 +2,7 @@
 
 `.txt` (or no suffix) holds one prompt per line, as T2I-CompBench's `<category>_val.txt`. `.csv`, `.parquet` and `.jsonl` hold
 rows with the column `prompt` and optionally `prompt_id`, `seed`, `negative_prompt`, and to draw from pictures `image` and
-`mask`, files relative to the manifest's folder; other columns are ignored.
+`mask`, files in the manifest's folder, relative to it; other columns are ignored.
 """
 
 import csv
@@ -17,6 +17,7 @@ from typing import Any
 
 from components.errors import DataError
 from components.persons.pixels import decode_rgb
+from components.persons.published.locations import PictureFolder, UnusablePathError
 
 SEEDS = 2**63
 COLUMNS = ("prompt", "prompt_id", "seed", "negative_prompt", "image", "mask")
@@ -64,15 +65,16 @@ def read_prompts(path: Path, max_characters: int | None = None) -> tuple[list[Pr
     """Read all prompts of a file, in order, and the skipped ones.
 
     Skipped are: empty, not text, not UTF-8, a control character, more than `max_characters`, a `prompt_id` that an earlier line
-    has, a `seed` that is not a whole number from 0 to 2^63 - 1, a line that is not JSON; an `image` or `mask` that is missing or no
-    picture, and where other lines have one, a line without.
+    has, a `seed` that is not a whole number from 0 to 2^63 - 1, a line that is not JSON; an `image` or `mask` that is missing,
+    outside of the folder, or no picture, and where other lines have one, a line without.
     Raises DataError when the file cannot be read, has no column `prompt`, or holds no usable prompt.
     """
     good: dict[str, tuple[int, Prompt]] = {}
     skipped = []
+    folder = PictureFolder(path.parent)
     for line, row in _rows(path):
         try:
-            prompt = _prompt(line, row, max_characters, path.parent)
+            prompt = _prompt(line, row, max_characters, folder)
             if prompt.prompt_id in good:
                 raise _BadPromptError(f"prompt_id {prompt.prompt_id!r} is that of line {good[prompt.prompt_id][0]}")
             good[prompt.prompt_id] = line, prompt
@@ -93,7 +95,7 @@ def read_prompts(path: Path, max_characters: int | None = None) -> tuple[list[Pr
     return [prompt for _, prompt in good.values()], skipped
 
 
-def _prompt(line: int, row: Mapping[str, Any] | str, max_characters: int | None, folder: Path) -> Prompt:
+def _prompt(line: int, row: Mapping[str, Any] | str, max_characters: int | None, folder: PictureFolder) -> Prompt:
     if isinstance(row, str):
         raise _BadPromptError("is not a JSON object")
     text = _checked(row.get("prompt"), "prompt")
@@ -114,16 +116,18 @@ def _prompt(line: int, row: Mapping[str, Any] | str, max_characters: int | None,
     )
 
 
-def _source(value: Any, name: str, folder: Path) -> SourceFile | None:
+def _source(value: Any, name: str, folder: PictureFolder) -> SourceFile | None:
     """Return a picture's file, checked to be one that can be decoded; None where the row has none."""
     if _is_empty(value):
         return None
-    path = (folder / _checked(value, name)).resolve()
     try:
+        path = Path(folder.address(_checked(value, name)))
         content = path.read_bytes()
         decode_rgb(content)
     except OSError as error:
         raise _BadPromptError(f"{name} {value}: cannot be read ({error.strerror or error})") from None
+    except UnusablePathError as error:
+        raise _BadPromptError(f"{name} {value}: {error.reason} ({error})") from None
     except DataError as error:
         raise _BadPromptError(f"{name} {value}: {error}") from None
     return SourceFile(path, hashlib.sha256(content).hexdigest())

@@ -74,7 +74,7 @@ class PictureFolder:
         known = next(folder for folder in file.parents if folder.is_dir())
         if not path.isascii() and (name := next(filter(_is_undecodable, os.listdir(known)), None)):
             return f"no such file; names in {known.name} are not UTF-8, such as {os.fsencode(name)!r}: convert them (convmv)"
-        return "no such file in the dataset's folder"
+        return "no such file in the folder"
 
 
 def _require_inside(name: str) -> None:

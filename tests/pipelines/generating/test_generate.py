@@ -333,7 +333,7 @@ def test_prompts_are_drawn_from_the_pictures_of_a_manifest(make_studio, model, c
     assert "2 bad prompts skipped" in err
     skipped = json.loads((studio.output / "skipped.json").read_text())
     assert [(one["line"], one["reason"]) for one in skipped] == [
-        (3, "image art/gone.png: cannot be read (No such file or directory)"),
+        (3, "image art/gone.png: missing file (no such file in the folder)"),
         (4, "image is missing"),
     ]
     pipe = from_pictures(load_base(model), masks=False)

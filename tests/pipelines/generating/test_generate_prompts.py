@@ -7,6 +7,7 @@ import math
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from components.errors import DataError
 from components.training.randomness import stream_seed
@@ -78,6 +79,21 @@ def test_a_bad_row_is_told_and_the_others_stay(tmp_path, row, reason):
     assert prompts == [Prompt("a", "first"), Prompt("3", "third")]
     assert [(one.line, one.reason) for one in skipped] == [(2, reason)]
     json.dumps([one.begins for one in skipped], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("column", ["image", "mask"])
+def test_a_manifest_reaches_no_file_outside_of_its_folder(tmp_path, column):
+    inside, outside = tmp_path / "set" / "in.png", tmp_path / "out.png"
+    inside.parent.mkdir()
+    for file in (inside, outside):
+        Image.new("RGB", (4, 4)).save(file)
+    others = {"image": "in.png"} if column == "mask" else {}
+    given = ["in.png", "../out.png", str(outside), "..\\out.png"]
+    rows = [{"prompt": "a hat", **others, column: name} for name in given]
+    good, skipped = read(inside.parent, "p.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    assert [getattr(prompt, column).path for prompt in good] == [inside.resolve()]
+    assert [one.line for one in skipped] == [2, 3, 4]
+    assert all("path leaves the folder" in one.reason for one in skipped)
 
 
 def test_a_line_that_is_not_json_is_told_with_its_beginning(tmp_path):
