@@ -55,12 +55,13 @@ class PretrainProbe(Section):
 class PretrainPublish(Section):
     """The evaluation that the model cards report, on people reserved for it, and the limit of what is published.
 
-    people: of 4 pictures each, for retrieval. pictures: for the VAE and the probe. prompts, steps: of the generator. megabytes: of
-    all checkpoints together.
+    people: of 4 pictures each, for retrieval. pictures: for the VAE and the probe. prompts, steps: of the generator, which draws
+    every prompt `sampling_seeds` times. megabytes: of all checkpoints together.
     """
 
     people: Positive
     pictures: Positive
     prompts: Positive
+    sampling_seeds: Positive
     steps: Positive
     megabytes: Positive

@@ -26,7 +26,14 @@ def small_recipe(steps: int = STEPS) -> dict[str, Any]:
     recipe["pretrain_autoencoder"] |= {"latent_channels": 2, "channels": [8, 8]}
     recipe["pretrain_generator"] |= {"width": 32, "heads": 2, "single_blocks": 1}
     recipe["pretrain_generator"]["training"] |= {"grow_at": steps // 2, "grow_by": 2}
-    recipe["pretrain_publish"] = {"people": 3, "pictures": 16, "prompts": 8, "steps": 2, "megabytes": 16}
+    recipe["pretrain_publish"] = {
+        "people": 3,
+        "pictures": 16,
+        "prompts": 8,
+        "sampling_seeds": 2,
+        "steps": 2,
+        "megabytes": 16,
+    }
     return recipe
 
 

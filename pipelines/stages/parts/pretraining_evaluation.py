@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from components.evaluation.alignment import score_alignment
+from components.evaluation.detection import detection_accuracy
 from components.evaluation.figures import contact_sheet, save_png
 from components.evaluation.probe.accuracy import evaluate_probe
 from components.evaluation.probe.model import AttributeProbe
@@ -62,7 +63,7 @@ def _generator(
     accuracy: Mapping[str, float],
     context: StageContext,
 ) -> dict[str, Any]:
-    """The VAE's PSNR, and how often the attributes of a prompt are drawn, without guidance.
+    """The VAE's PSNR; without guidance, how often what a prompt says is drawn, and pictures are told from drawn ones.
 
     `corrected`: what the probe finds is right in q of all pictures, with its accuracy a on real ones and 1 / values by chance
     elsewhere: q = (found - chance) / (a - chance), within 0 and 100 %.
@@ -73,7 +74,8 @@ def _generator(
     pipe = FluxPipeline.from_pretrained(folder, use_safetensors=True).to(context.device)
     pipe.set_progress_bar_config(disable=True)
     quality = float(psnr(pixels, reconstruct(pipe.vae, pixels)).mean())
-    asked = people.people(range(settings.prompts))
+    # Pictures of one prompt lie beside each other: in one half of those that the classifier below is shown.
+    asked = [person for person in people.people(range(settings.prompts)) for _ in range(settings.sampling_seeds)]
     pictures = generate(
         pipe,
         [person.caption for person in asked],
@@ -85,8 +87,10 @@ def _generator(
         embedded_guidance=3.5,
         batch_size=BATCH,
     )
-    sheet = [list(pictures[i : i + IN_A_ROW]) for i in range(0, min(SHOWN, len(pictures)), IN_A_ROW)]
+    shown = pictures[:: settings.sampling_seeds]
+    sheet = [list(shown[i : i + IN_A_ROW]) for i in range(0, min(SHOWN, len(shown)), IN_A_ROW)]
     save_png(contact_sheet(sheet), context.figures / "generator.png")
+    drawn = stacked(people.people(range(len(pictures))))
     found = score_alignment(probe, pictures, [person.shown for person in asked]).per_attribute()
     corrected = {}
     for name, share in found.items():
@@ -97,6 +101,7 @@ def _generator(
         "attributes": _mean(found.values()),
         "attributes_corrected": _mean(corrected.values()),
         "worst_attribute_corrected": min(corrected.values()),
+        "told_from_drawn": detection_accuracy(drawn, pictures, seed=params.seed),
         "attribute": found,
     }
 
