@@ -3,9 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from pydantic import AfterValidator, Field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipelines.params import Parameters
 from pipelines.schema.section import Section
@@ -16,14 +14,9 @@ if TYPE_CHECKING:
     from pipelines.engine.context import StageContext
 
 
-def _distinct(values: list[Any]) -> list[Any]:
-    if len(set(values)) < len(values):
-        raise ValueError("a value is listed twice")
-    return values
-
-
-Distinct = (Field(min_length=1), AfterValidator(_distinct))
-"""For `Annotated`: a list of distinct values, at least one."""
+Phase = Literal["screen", "confirm", "curve"]
+"""What a cell is measured for: to look for differences, to confirm the contrasts named beforehand on fresh seeds, or to show what
+more training gives."""
 Result = Mapping[str, Any]
 """JSON values. Numbers and strings at the top level are committed; lists and mappings stay in scratch, for the summary."""
 Made = TypeVar("Made")
@@ -45,6 +38,7 @@ class Cell:
     """Files and folders that it reads, by name; POSIX paths relative to the workspace."""
     needs: tuple[str, ...] = ()
     """Keys of the cells whose files it reads."""
+    phase: Phase = "screen"
 
 
 @dataclass(frozen=True)
@@ -61,6 +55,8 @@ class Study:
     """The module with the functions that cells name: `(cell, context) -> Result`. Results depend on what it imports."""
     threads: int | None = None
     """Threads of the process that measures a cell; None takes compute.threads. Small models are fastest with one."""
+    require: Callable[[Any, Parameters, Path], None] | None = None
+    """(plan, parameters, root of the workspace): raises ParameterError or DataError where nothing may be measured as it is."""
 
 
 @dataclass(frozen=True)

@@ -1,47 +1,49 @@
 """Running a study.
 
-    studies/<name>.yaml -> cells -> measure those without a kept result -> studies/results/<name>.json
+    studies/<name>.yaml -> cells -> measure those without a kept result -> studies/results/<name>.json (results.py)
 
-Cells are measured one after another, or several at once in processes of their own (`workers.py`), with the same bytes. A kill costs
-at most the cells that were being measured; the same command continues with the rest. A cell that fails is reported, the others are
-measured, and the command ends with exit code 1. The results file is written at the end, also after an interrupt, from all results;
-it holds neither times nor machines, so the same results give the same bytes.
+A cell belongs to a phase: `screen` looks for differences with few seeds, `confirm` measures the contrasts named beforehand on fresh
+ones, `curve` trains longer. Cells are measured one after another, or several at once in processes of their own (`workers.py`), with
+the same bytes. A kill costs at most the cells that were being measured; the same command continues with the rest. A cell that fails
+is reported, the others are measured, and the command ends with exit code 1. The results file is written at the end, also after an
+interrupt, from all results.
 """
 
 import importlib
-import json
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from components.errors import DataError, ParameterError
-from components.files import write_atomically
 from pipelines import params
 from pipelines.errors import OTHER, StageFailedError
 from pipelines.params import Parameters
-from pipelines.schema.reading import read
+from pipelines.schema.reading import checked, read_yaml
 from pipelines.schema.section import Section
-from pipelines.studies.cells import Cell, Result, Study
-from pipelines.studies.identity import fingerprints, input_digests, provenance
+from pipelines.studies.cells import Cell, Phase, Result, Study
+from pipelines.studies.identity import fingerprints
 from pipelines.studies.measuring import CellTask, Outcome, measure
+from pipelines.studies.plans import StudyPlan, kind_of
 from pipelines.studies.progress import StudyProgress
+from pipelines.studies.results import write_results
 from pipelines.studies.store import ResultStore
 from pipelines.studies.workers import measure_together
 from pipelines.threads.cores import warn_of_too_many_threads
 from pipelines.threads.settings import thread_settings
 from pipelines.workspace import Workspace
 
-FOLDER, RESULTS = "studies", "studies/results"
-BESIDE = "results/studies"
-"""For results that do not replace those in RESULTS, which git has; git ignores this folder."""
+FOLDER = "studies"
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A study in one workspace. `cells` has every cell after those it needs; `identities` are the fingerprints by key."""
+    """A study in one workspace. `cells` has every cell after those it needs; `identities` are the fingerprints by key.
+
+    Where it was opened without its inputs, there are no identities and so no results: `missing` says in one line what is not there.
+    """
 
     name: str
     study: Study
@@ -51,6 +53,11 @@ class Opened:
     cells: Sequence[Cell]
     identities: Mapping[str, str]
     store: ResultStore
+    missing: str | None = None
+
+    @property
+    def plan_file(self) -> Path:
+        return self.workspace.path(f"{FOLDER}/{self.name}.yaml")
 
     @property
     def threads(self) -> int:
@@ -59,12 +66,19 @@ class Opened:
 
     def done(self) -> dict[str, Result]:
         """Return the kept results by key, in the order of the cells."""
-        kept = {cell.key: self.store.read(self.identities[cell.key]) for cell in self.cells}
+        kept = {cell.key: self.store.read(self.identities[cell.key]) for cell in self.cells if self.identities}
         return {key: result for key, result in kept.items() if result is not None}
 
-    def chosen(self, pattern: str | None) -> list[Cell]:
-        """Return the cells whose key matches a shell pattern, and those they need. Raises ParameterError when none matches."""
-        wanted = {cell.key for cell in self.cells if pattern is None or fnmatchcase(cell.key, pattern)}
+    def chosen(self, pattern: str | None, phases: Collection[Phase] = ()) -> list[Cell]:
+        """Return the cells of these phases (none: of all) whose key matches a shell pattern, and those they need.
+
+        Raises ParameterError when there is none.
+        """
+        of_phase = [cell for cell in self.cells if not phases or cell.phase in phases]
+        if not of_phase:
+            has = ", ".join(dict.fromkeys(cell.phase for cell in self.cells))
+            raise ParameterError(f"study {self.name}: it has no {' or '.join(phases)}, only: {has}")
+        wanted = {cell.key for cell in of_phase if pattern is None or fnmatchcase(cell.key, pattern)}
         if not wanted:
             raise ParameterError(f"study {self.name}: no cell matches {pattern!r}; `--list` shows them")
         for cell in reversed(self.cells):
@@ -72,31 +86,78 @@ class Opened:
                 wanted.update(cell.needs)
         return [cell for cell in self.cells if cell.key in wanted]
 
+    def cost(self) -> dict[str, Any]:
+        """Return the processor seconds that the kept results took, and by function those of one cell.
 
-def open_study(name: str, workspace: Workspace, study: Study | None = None) -> Opened:
+        Cells that share a result count once, and a cell that was interrupted from its last start.
+        """
+        seconds: dict[str, list[float]] = {}
+        for identity, cell in {self.identities[cell.key]: cell for cell in self.cells if self.identities}.items():
+            if (spent := self.store.seconds(identity)) is not None:
+                seconds.setdefault(cell.function, []).append(spent)
+        return {
+            "processor_seconds": round(sum(map(sum, seconds.values())), 1),
+            "by_function": {
+                name: {"cells": len(each), "processor_seconds_each": round(sum(each) / len(each), 1)}
+                for name, each in sorted(seconds.items())
+            },
+        }
+
+    def estimate(self, cells: Sequence[Cell]) -> float | None:
+        """Return the processor seconds that measuring `cells` will take by the plan's `cost`; None where it does not say."""
+        costs = self.plan.cost if isinstance(self.plan, StudyPlan) else {}
+        ways = {self.identities.get(cell.key, cell.key): cell.function for cell in cells}
+        if not set(ways.values()) <= set(costs):
+            return None
+        return sum(costs[function] for function in ways.values())
+
+
+def open_study(name: str, workspace: Workspace, study: Study | None = None, *, without_inputs: bool = False) -> Opened:
     """Read the study's plan and the parameters, and fingerprint every cell.
 
-    `study` defaults to `STUDY` of the module `pipelines.studies.<name>`. Raises ParameterError for an unknown study or a
-    mistake in its plan, DataError for an input that is not there.
+    `study` defaults to `STUDY` of the module of `pipelines.studies` that the plan names as its kind, by default that of its own
+    name. Raises ParameterError for an unknown study or a mistake in its plan, DataError for an input that is not there;
+    `without_inputs` opens the study all the same, to list what it would measure.
     """
     file = workspace.path(f"{FOLDER}/{name}.yaml")
     if not file.is_file():
         known = sorted(path.stem for path in workspace.path(FOLDER).glob("*.yaml"))
         raise ParameterError(f"study {name!r} does not exist: one of {', '.join(known) or 'none'}")
     settings = params.load(workspace.path("params.yaml"))
-    found = study or importlib.import_module(f"pipelines.studies.{name}").STUDY
+    document = read_yaml(file)
+    where = f"{FOLDER}/{file.name}"
+    found = study or _study_of(kind_of(document, file), where)
     threads = found.threads or settings.compute.threads
     os.environ.update(thread_settings(threads))  # before any library is imported
-    plan = read(file, found.plan, f"{FOLDER}/{file.name}")
+    plan = checked(document, found.plan, where)
     cells = list(found.cells(plan, settings))
     _require_order(cells)
-    _require_inputs(name, cells, workspace)
-    identities = fingerprints(cells, found.code, settings, workspace, threads)
+    missing = None
+    try:
+        if found.require:
+            found.require(plan, settings, workspace.root)
+        _require_inputs(workspace, cells)
+    except (ParameterError, DataError) as error:
+        missing = f"study {name}: {error}"
+        if not without_inputs:
+            raise type(error)(missing) from error
+    identities = {} if missing else fingerprints(cells, found.code, settings, workspace, threads)
     store = ResultStore(workspace.home / FOLDER / name)
-    return Opened(name, found, plan, settings, workspace, cells, identities, store)
+    return Opened(name, found, plan, settings, workspace, cells, identities, store, missing)
 
 
-def run_study(opened: Opened, only: str | None = None, workers: int = 1) -> Path:
+def _study_of(kind: str, where: str) -> Study:
+    """Return the definition of a kind of study. Raises ParameterError where there is none."""
+    kinds = sorted(
+        file.stem for file in Path(__file__).parent.glob("*.py") if file.with_name(f"{file.stem}_cells.py").is_file()
+    )
+    if kind not in kinds:
+        raise ParameterError(f"{where}: kind = {kind!r}: one of {', '.join(kinds)}")
+    study: Study = importlib.import_module(f"pipelines.studies.{kind}").STUDY
+    return study
+
+
+def run_study(opened: Opened, only: str | None = None, workers: int = 1, phases: Collection[Phase] = ()) -> Path:
     """Measure the chosen cells without a result, `workers` at once, then write the results file, which replaces no fuller one.
 
     Raises ParameterError for no workers, StageFailedError (exit code 1) when a cell failed, having measured the others,
@@ -104,7 +165,7 @@ def run_study(opened: Opened, only: str | None = None, workers: int = 1) -> Path
     """
     if workers < 1:
         raise ParameterError(f"study {opened.name}: --workers {workers}: give 1 or more")
-    chosen = opened.chosen(only)
+    chosen = opened.chosen(only, phases)
     with opened.store.lock():
         try:
             failed = _measure(opened, chosen, workers)
@@ -115,65 +176,17 @@ def run_study(opened: Opened, only: str | None = None, workers: int = 1) -> Path
     return path
 
 
-def list_cells(opened: Opened, only: str | None = None) -> None:
-    """Print one line per chosen cell: whether it is done, and its key."""
+def list_cells(opened: Opened, only: str | None = None, phases: Collection[Phase] = ()) -> None:
+    """Print one line per chosen cell: whether it is done, and its key; then what the others will cost."""
     done = opened.done()
-    chosen = opened.chosen(only)
+    chosen = opened.chosen(only, phases)
     for cell in chosen:
         print(f"{'done ' if cell.key in done else 'to do'}  {cell.key}")
-    print(f"{sum(cell.key in done for cell in chosen)} of {len(chosen)} done")
-
-
-def write_results(opened: Opened, *, replace: bool = True) -> Path:
-    """Write `studies/results/<name>.json` from the results so far, without measuring. Returns the path.
-
-    Without `replace`, a file there that has cells which these results lack, or is of another plan or other parameters, stays as it
-    is, and these results are written to `results/studies/<name>.json`.
-    """
-    done = opened.done()
-    reads = sorted({key for cell in opened.cells for key in cell.reads})
-    document = {
-        "study": opened.name,
-        **provenance(opened.study.code, opened.workspace.path(f"{FOLDER}/{opened.name}.yaml")),
-        "done": len(done),
-        "of": len(opened.cells),
-        "plan": opened.plan.model_dump(mode="json"),
-        "parameters": opened.params.only(reads),
-        "inputs": input_digests(opened.cells, opened.workspace),
-        "cells": [
-            {
-                "key": cell.key,
-                "fingerprint": opened.identities[cell.key][:16],
-                "settings": dict(cell.settings),
-                "result": {k: v for k, v in done[cell.key].items() if isinstance(v, str | int | float)},
-            }
-            for cell in sorted(opened.cells, key=lambda cell: cell.key)
-            if cell.key in done
-        ],
-        "summary": opened.study.summarise(opened.plan, opened.params, done),
-    }
-    document = _rounded(document)
-    path = opened.workspace.path(f"{RESULTS}/{opened.name}.json")
-    reason = None if replace else _why_kept(path, document)
-    if reason:
-        print(f"{path}: stays, as it {reason}; `study {opened.name} --summary` replaces it", flush=True)
-        path = opened.workspace.path(f"{BESIDE}/{opened.name}.json")
-    write_atomically(path, json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    print(f"wrote {path}: {len(done)} of {len(opened.cells)} cells", flush=True)
-    return path
-
-
-def _why_kept(path: Path, document: Mapping[str, Any]) -> str | None:
-    """Return why the results at `path` are not replaced by `document`; None when nothing is lost by it."""
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        missing = {cell["key"] for cell in there["cells"]} - {cell["key"] for cell in document["cells"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if missing:
-        return f"has {len(missing)} cells that these results lack"
-    changed = [name for name in ("plan", "parameters") if there.get(name) != document[name]]
-    return f"is of other {' and '.join(changed)}" if changed else None
+    left = opened.estimate([cell for cell in chosen if cell.key not in done])
+    cost = f"; about {left / 60:.0f} minutes of processor time to do" if left else ""
+    print(f"{sum(cell.key in done for cell in chosen)} of {len(chosen)} done{cost}")
+    if opened.missing:
+        print(f"cannot be measured yet: {opened.missing}")
 
 
 def _measure(opened: Opened, chosen: Sequence[Cell], workers: int) -> list[str]:
@@ -230,17 +243,8 @@ def _require_order(cells: Sequence[Cell]) -> None:
         seen.add(cell.key)
 
 
-def _require_inputs(name: str, cells: Sequence[Cell], workspace: Workspace) -> None:
+def _require_inputs(workspace: Workspace, cells: Sequence[Cell]) -> None:
     paths = sorted({path for cell in cells for path in cell.inputs.values()})
     missing = [path for path in paths if not workspace.path(path).exists()]
     if missing:
-        raise DataError(f"study {name}: {', '.join(missing)} not there: run `dvc repro`, or `dvc pull`")
-
-
-def _rounded(value: Any) -> Any:
-    """Round floats to 6 significant digits, which is enough for a reader and keeps diffs short."""
-    if isinstance(value, Mapping):
-        return {str(key): _rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+        raise DataError(f"{', '.join(missing)} not there: run `dvc repro`, or `dvc pull`")

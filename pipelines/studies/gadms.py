@@ -1,7 +1,7 @@
 """The GA-DMS study: does masking by a score help when captions are wrong, and which score finds the wrong words?
 
-*Arms*: methods that resume from one common start per seed, which was trained contrastively on true captions of other people, and
-are evaluated with true captions of unseen people.
+*Arms*: methods that begin from one common start, a published encoder or one per seed that was trained contrastively on true
+captions of other people, and are evaluated with true captions of unseen people.
 *Scores*: every token score on trained encoders, compared with the words that noise made wrong.
 
 Noise changes only the captions; pictures, people and the plan of each sentence are the same at every level. A seed is that of the
@@ -11,39 +11,27 @@ noise, the start, the order of the data and the masks, so that arms of one seed 
 from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from components.evaluation.intervals import bootstrap_crossed
 from components.gadms.config import ScoringConfig
 from components.gadms.methods import RetrievalConfig
-from components.settings import Count, Fraction, Positive, Rate
+from components.settings import Count, Fraction, Positive
 from pipelines.graph import PEOPLE
 from pipelines.params import Parameters
 from pipelines.schema.reading import checked
 from pipelines.schema.section import Section
-from pipelines.studies.cells import Cell, Distinct, Result, Study
+from pipelines.studies.cells import Cell, Result, Study
+from pipelines.studies.plans import Distinct, StudyPlan
+from pipelines.studies.retrieval import means, person_hits, training_names
+from pipelines.studies.starts import EncoderStart, PublishedModel, Schedule, require_encoder
 
 READS = ("pictures", "retrieval", "gadms_finetune")
 METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
-
-
-class Schedule(Section):
-    """The length and rates of one phase of training; everything else is gadms_finetune.training."""
-
-    steps: Positive
-    warmup_steps: Count
-    learning_rate: Rate
-
-
-class Start(Schedule):
-    """Contrastive training from random weights on the first `people` of the training split, at its own `noise`."""
-
-    noise: Fraction
-    people: Positive
 
 
 class Scores(Section):
@@ -55,13 +43,13 @@ class Scores(Section):
     unseen_noise: Annotated[Fraction, Field(gt=0)]
 
 
-class GadmsPlan(Section):
+class GadmsPlan(StudyPlan):
     """`studies/gadms.yaml`."""
 
     noise: Annotated[list[Fraction], *Distinct]
     seeds: Annotated[list[Count], *Distinct]
     people: Positive
-    start: Start
+    start: EncoderStart
     training: Schedule
     arms: dict[Annotated[str, Field(pattern=r"^\w+$")], dict[str, Any]]
     baselines: Annotated[list[str], *Distinct]
@@ -80,18 +68,23 @@ class GadmsPlan(Section):
 
 def cells(plan: GadmsPlan, params: Parameters) -> list[Cell]:
     """Return every cell: a start per seed; for each noise level the arms that resume from it, and scores on their encoders."""
-    found = []
-    for seed in plan.seeds:
-        settings = {"seed": seed, "skip": 0, **plan.start.model_dump()}
-        found.append(Cell(start_key(seed), "start", settings, READS, PEOPLE))
+    found, skip, inputs = [], 0, PEOPLE
+    if isinstance(plan.start, PublishedModel):
+        inputs = {**PEOPLE, "start": plan.start.pretrained}
+    else:
+        skip = plan.start.people
+        for seed in plan.seeds:
+            settings = {"seed": seed, "skip": 0, **plan.start.model_dump()}
+            found.append(Cell(start_key(seed), "start", settings, READS, PEOPLE))
     for noise, seed in product(plan.noise, plan.seeds):
-        data = {"noise": noise, "seed": seed, "skip": plan.start.people, "people": plan.people}
+        data = {"noise": noise, "seed": seed, "skip": skip, "people": plan.people}
+        needs = (start_key(seed),) if skip else ()
         for arm, changes in plan.arms.items():
             method = _checked_method(arm, changes, params)
             if noise == 0 and method.scoring.name == "truth":
                 continue  # there are no wrong words
             settings = {**data, **plan.training.model_dump(), **changes}
-            found.append(Cell(key(f"arms/{arm}", noise, seed), "train", settings, READS, PEOPLE, (start_key(seed),)))
+            found.append(Cell(key(f"arms/{arm}", noise, seed), "train", settings, READS, inputs, needs))
         for arm in plan.scores.encoders:
             settings = {**data, **plan.scores.model_dump(mode="json", exclude={"encoders"})}
             trained = (key(f"arms/{arm}", noise, seed),)
@@ -129,22 +122,22 @@ def _arm(
     own = _of_seeds(plan, results, f"arms/{arm}", noise)
     if not own:
         return None
-    hits = np.stack([_hits(result) for result in own.values()])  # (S, people)
+    hits = np.stack([person_hits(result) for result in own.values()])  # (S, people)
     row: dict[str, Any] = {
         "method": plan.arms[arm],
         "seeds": list(own),
         "queries": next(iter(own.values()))["queries"],
         "interval": bootstrap_crossed(hits, **bootstrap).as_dict(),
         "by_seed": hits.mean(axis=1).tolist(),
-        **{metric: float(np.mean([result[metric] for result in own.values()])) for metric in METRICS},
-        **_means(own, "training/"),
+        **means(own.values(), METRICS),
+        **means(own.values(), training_names(own.values())),
         "minus": {},
     }
     for baseline in plan.baselines:
         other = _of_seeds(plan, results, f"arms/{baseline}", noise)
         both = [seed for seed in own if seed in other]
         if both and baseline != arm:
-            difference = np.stack([_hits(own[seed]) - _hits(other[seed]) for seed in both])
+            difference = np.stack([person_hits(own[seed]) - person_hits(other[seed]) for seed in both])
             interval = bootstrap_crossed(difference, **bootstrap).as_dict()
             row["minus"][baseline] = {**interval, "by_seed": difference.mean(axis=1).tolist(), "seeds": both}
     return row
@@ -169,19 +162,6 @@ def _of_seeds(plan: GadmsPlan, results: Mapping[str, Result], line: str, noise: 
     return {seed: result for seed, result in found.items() if result is not None}
 
 
-def _hits(result: Result) -> NDArray[np.float64]:
-    """Return R@1 of each person's captions in percent, (people,), ordered by identity."""
-    hits, people = np.array(result["hits"], dtype=np.float64), np.array(result["identity"])
-    return np.array([hits[people == person].mean() for person in np.unique(people)])
-
-
-def _means(own: Mapping[int, Result], prefix: str) -> dict[str, float]:
-    """Return the means over seeds of the results with this prefix."""
-    names = sorted({name for result in own.values() for name in result if name.startswith(prefix)})
-    values = {name: [result[name] for result in own.values() if name in result] for name in names}
-    return {name.removeprefix(prefix): float(np.mean(values[name])) for name in names}
-
-
 def key(line: str, noise: float, seed: int) -> str:
     """Return the key of a line's cell (an arm, or scores on an arm's encoder) at one noise level and seed."""
     return f"{line}/noise-{noise:g}/seed-{seed}"
@@ -192,4 +172,11 @@ def start_key(seed: int) -> str:
     return f"start/seed-{seed}"
 
 
-STUDY = Study(plan=GadmsPlan, cells=cells, summarise=summarise, code="pipelines.studies.gadms_cells", threads=1)
+def require(plan: GadmsPlan, params: Parameters, root: Path) -> None:
+    """Require the start. Raises ParameterError or DataError."""
+    require_encoder(plan.start, params, root, "start")
+
+
+STUDY = Study(
+    plan=GadmsPlan, cells=cells, summarise=summarise, code="pipelines.studies.gadms_cells", threads=1, require=require
+)

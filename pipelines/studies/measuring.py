@@ -2,6 +2,7 @@
 
 import importlib
 import shutil
+import time
 import traceback
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -55,9 +56,10 @@ def measure(task: CellTask, cache: dict[Hashable, Any]) -> Outcome:
         cache=cache,
     )
     shutil.rmtree(context.files, ignore_errors=True)  # left by a process that was killed
+    began = time.process_time()
     try:
         result = getattr(importlib.import_module(task.code), task.cell.function)(task.cell, context)
-        task.store.write(task.cell, task.identity, result)
+        task.store.write(task.cell, task.identity, result, time.process_time() - began)
     except Exception as error:  # whatever it is, it is reported
         if not is_expected(error):
             traceback.print_exc()

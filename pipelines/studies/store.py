@@ -2,7 +2,7 @@
 
 <home>/studies/<name>/
     lock                 held by the process that measures
-    <fingerprint>.json   the result, and the digests of the files kept with it; written last
+    <fingerprint>.json   the result, its cost, and the digests of the files kept with it; written last
     <fingerprint>/       files/ (kept), and checkpoints while it is being measured
 """
 
@@ -46,13 +46,22 @@ class ResultStore:
         except (OSError, ValueError, KeyError):
             return None
 
-    def write(self, cell: Cell, identity: str, result: Result) -> None:
-        """Keep a result. Raises ValueError for one that has no JSON form (NaN, infinity)."""
+    def seconds(self, identity: str) -> float | None:
+        """Return the processor seconds that a result took; None without a result that says."""
+        try:
+            found = json.loads(self._record(identity).read_text(encoding="utf-8"))["processor_seconds"]
+            return None if found is None else float(found)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, cell: Cell, identity: str, result: Result, seconds: float | None = None) -> None:
+        """Keep a result and the processor seconds that it took. Raises ValueError for one without a JSON form (NaN, infinity)."""
         record: dict[str, Any] = {
             "key": cell.key,
             "settings": dict(cell.settings),
             "fingerprint": identity,
             "result": dict(result),
+            "processor_seconds": None if seconds is None else round(seconds, 2),
             "files": tree_digests(self.files(identity)),
         }
         write_atomically(self._record(identity), json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")

@@ -23,7 +23,8 @@ from pipelines.graph import ADAPTERS, BASE, PEOPLE, TACA_ARMS
 from pipelines.params import Parameters
 from pipelines.schema.reading import checked
 from pipelines.schema.section import Section
-from pipelines.studies.cells import Cell, Distinct, Result, Study
+from pipelines.studies.cells import Cell, Result, Study
+from pipelines.studies.plans import Distinct
 
 REFERENCE, TEMPERATURE = "base", "taca"
 TRAINED = {"lora": "lora", "taca_lora": "taca"}

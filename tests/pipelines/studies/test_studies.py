@@ -21,8 +21,9 @@ from pipelines.params import load
 from pipelines.schema.section import Section
 from pipelines.studies import identity
 from pipelines.studies.cells import Cell, Study
-from pipelines.studies.engine import list_cells, open_study, run_study, write_results
+from pipelines.studies.engine import list_cells, open_study, run_study
 from pipelines.studies.progress import StudyProgress
+from pipelines.studies.results import write_results
 from pipelines.workspace import Workspace
 
 INPUTS = {"numbers": "data/numbers.txt"}
@@ -129,7 +130,8 @@ def test_the_results_name_what_they_come_from_and_leave_out_the_long_lists(toy, 
     assert set(found["parameters"]) == {"seed", "index"}
     assert set(found["inputs"]) == {"data/numbers.txt"}
     assert set(found) == {
-        *("study", "revision", "dirty", "done", "of", "plan", "parameters", "inputs", "cells", "summary")
+        *("study", "revision", "dirty", "done", "of", "phases", "planned", "cost"),
+        *("plan", "parameters", "inputs", "cells", "summary"),
     }
 
 
