@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -48,6 +49,43 @@ def interval_bar(
         f'<line class="rail" x1="4" x2="{width - 4}" y1="9" y2="9"/>{zero}'
         f'<line class="span" x1="{x(interval["low"])}" x2="{x(interval["high"])}" y1="9" y2="9"/>'
         f'<circle class="dot" cx="{x(interval["mean"])}" cy="9" r="4"/>{dots}</svg>'
+    )
+
+
+def contrast_chart(row: Mapping[str, Any], limits: Limits, width: int = 340) -> Markup:
+    """A difference with 0 in the middle: fresh seeds thick, with a dot each, the screen thin above, and the margin that is claimed.
+
+    `row` has "screen" and "confirm" (intervals with "by_seed", or None), "expect", "margin" and "title". Only what is measured
+    is drawn.
+    """
+    start, end = limits
+
+    def x(value: float) -> float:
+        return round(6 + (width - 12) * (min(max(value, start), end) - start) / (end - start), 1)
+
+    parts = [f'<line class="rail" x1="6" x2="{width - 6}" y1="15" y2="15"/>']
+    if row["expect"] == "level":
+        reach = x(row["margin"]) - x(-row["margin"])
+        parts.append(f'<rect class="margin" x="{x(-row["margin"])}" y="3" width="{reach:.1f}" height="24"/>')
+    elif row["expect"] and row["margin"]:
+        place = x(row["margin"] if row["expect"] == "more" else -row["margin"])
+        parts.append(f'<line class="asked" x1="{place}" x2="{place}" y1="3" y2="27"/>')
+    parts.append(f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="2" y2="28"/>')
+    told = []
+    for phase, y in (("screen", 8 if row["confirm"] else 15), ("confirm", 17)):
+        if found := row[phase]:
+            parts.append(
+                f'<line class="span {phase}" x1="{x(found["low"])}" x2="{x(found["high"])}" y1="{y}" y2="{y}"/>'
+            )
+            parts += [f'<circle class="seed" cx="{x(value)}" cy="{y + 8}" r="1.9"/>' for value in found["by_seed"]]
+            parts.append(
+                f'<circle class="dot {phase}" cx="{x(found["mean"])}" cy="{y}" r="{4 if phase == "confirm" else 3}"/>'
+            )
+            numbers = f"{found['mean']:+.1f}, 95 % interval {found['low']:+.1f} to {found['high']:+.1f}"
+            told.append(f"{phase}: {numbers}, {len(found['by_seed'])} seeds")
+    title = escape(f"{row['title']}: {'; '.join(told) or 'planned'}")
+    return Markup(
+        f'<svg class="contrast" viewBox="0 0 {width} 30" role="img"><title>{title}</title>' + "".join(parts) + "</svg>"
     )
 
 

@@ -1,11 +1,13 @@
 """Jinja's environment for the pages, and how they write numbers, differences and pictures."""
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from pipelines.reporting import charts
 
@@ -42,6 +44,7 @@ def environment(figures: Path) -> Environment:
         "picture": lambda name: data_uri((figures / name).read_bytes()),
         "shades": shades,
         "certain": certain,
+        "code": code,
     }
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     made.globals |= {"interval_bar": charts.interval_bar, "style": style}
@@ -76,6 +79,11 @@ def duration(seconds: float | None) -> str:
 def certain(interval: Mapping[str, float]) -> str:
     """The CSS class of a difference: better or worse where its interval excludes 0."""
     return "better" if interval["low"] > 0 else "worse" if interval["high"] < 0 else "even"
+
+
+def code(text: str) -> Markup:
+    """A text with the words between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def shades(words: Sequence[Mapping[str, Any]], scores: Sequence[float | None]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""`reports/index.html`: one file that holds everything, made from `reports/report.json`, its pictures, and MLflow's runs.
+"""`reports/index.html`, made from `reports/report.json`, its pictures, and MLflow's runs, and a page for each study beside it.
 
-It computes no results. Pictures are data URIs and drawings inline SVG, so that the file can be mailed.
+It computes no results. Pictures are data URIs and drawings inline SVG, so that each file can be mailed.
 """
 
 import datetime
@@ -19,7 +19,7 @@ from pipelines.reporting.charts import axis, centred, ends
 from pipelines.reporting.formats import ARM_NAMES, duration, environment
 from pipelines.reporting.retrieval import leaderboards, noise_panels
 from pipelines.reporting.runs import FoundRuns, attach, look_up
-from pipelines.reporting.studies import study_views
+from pipelines.reporting.study_pages import PAGES, study_pages, write_study_pages
 from pipelines.reporting.sweep_costs import sweep_costs
 from pipelines.tracking.runs import flatten
 from pipelines.workspace import Workspace
@@ -40,6 +40,8 @@ def render(workspace: Workspace) -> Path:
     settings = params.load(workspace.path("params.yaml"))
     found = look_up(workspace, settings)
     page = environment(workspace.path(FIGURES)).get_template("page.html")
+    studies = study_pages(workspace)
+    rendered = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     text = page.render(
         report=report,
         found=found,
@@ -49,19 +51,20 @@ def render(workspace: Workspace) -> Path:
         graph=diagram.draw(all_stages(), {stage.name: stage_label(stage, found) for stage in all_stages()}),
         **result_axes(report),
         masses=mass_panels(report["attention"]),
-        studies=study_views(workspace),
+        studies=studies,
         sweeps=sweep_costs(workspace),
         curves=curve_panels(report["curves"]),
         noise_panels=noise_panels(report["curves"]),
         boards=leaderboards(report["retrieval"], ARM_NAMES),
         parity=parity_panels(report["parity"]),
         total=sum(run.seconds or 0 for run in found.runs.values()),
-        rendered=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        rendered=rendered,
     )
     target = workspace.path(PAGE)
     write_atomically(target, text)
+    write_study_pages(workspace, studies, rendered)
     if found.problem is None:
-        attach(workspace, target)
+        attach(workspace, target, workspace.path(PAGES))
     return target
 
 

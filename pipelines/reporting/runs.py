@@ -72,12 +72,17 @@ def look_up(workspace: Workspace, params: Parameters) -> FoundRuns:
     return FoundRuns(shown, fingerprints, runs, None)
 
 
-def attach(workspace: Workspace, page: Path) -> None:
-    """Store the page as an artifact of the pipeline's run, where there is one. A store that does not answer causes a warning."""
+def attach(workspace: Workspace, page: Path, folder: Path) -> None:
+    """Store the page, and the folder of pages that it links to, as artifacts of the pipeline's run, where there is one.
+
+    A store that does not answer causes a warning.
+    """
     try:
         tracker = connect(workspace)
         if found := find_pipeline_run(tracker, pipeline_identity(workspace)):
             tracker.client.log_artifact(found.info.run_id, str(page), REPORT_ARTIFACTS)
+            if folder.is_dir():
+                tracker.client.log_artifacts(found.info.run_id, str(folder), f"{REPORT_ARTIFACTS}/{folder.name}")
     except Exception as error:  # the page is written, whatever went wrong
         print(f"warning: the page is not in MLflow: {one_line(error)}", file=sys.stderr)
 

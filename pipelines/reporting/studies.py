@@ -20,6 +20,7 @@ VARIANTS = {
     "linear": "linear: γ falls to 1",
     "cosine": "cosine: γ falls to 1",
 }
+CARRIED = ("base", "same", "rule")
 PUBLISHED = ("gadms", "random", "contrastive", "nam", "irra")
 """The arms that have a colour in style.css."""
 DIFFERENCE = ("difference", "difference_by_seed")
@@ -66,6 +67,8 @@ def taca_view(results: Mapping[str, Any]) -> dict[str, Any]:
         "guidances": guidances,
         "arms": arms,
         "variants": variants,
+        "carried": {name: _ordered(summary.get("carried", {}).get(name, {}), CARRIED) for name in guidances},
+        "size": results.get("plan", {}).get("carried"),
         "variant_names": VARIANTS,
         "maps": {name: gamma_map(summary["map"][name], default, largest) for name in guidances},
         "largest": largest,

@@ -1,8 +1,8 @@
 """Contrasts named beforehand: screened with a few seeds, decided on fresh ones alone.
 
-The status of a contrast is `planned` (nothing measured), `screened` (whatever the screen says, it decides nothing), or, once every
-fresh seed is measured, `holds`, `contradicted` (the interval lies on the other side), or `open` (the interval allows both). What
-has not been measured has no numbers.
+The status of a contrast is `planned` (nothing measured), `screened` (whatever the screen says, it decides nothing), `part` (some
+fresh seeds are measured), or, once all are, `holds`, `contradicted` (the interval lies on the other side), or `open` (the interval
+allows both). What has not been measured has no numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -63,9 +63,11 @@ def interval(by_seed: Mapping[int, NDArray[np.float64]], bootstrap: Mapping[str,
 
 def status_of(row: Mapping[str, Any]) -> Status:
     """Return the status of a contrast's row. One that claims nothing is at most `screened` or, when confirmed, `open`."""
-    confirmed = row["confirm"] if not row["planned"]["confirm"] else None
+    confirmed = row["confirm"]
     if confirmed is None:
-        return "screened" if row["screen"] or row["confirm"] else "planned"
+        return "screened" if row["screen"] else "planned"
+    if row["planned"]["confirm"]:
+        return "part"
     low, high, margin = confirmed["low"], confirmed["high"], row["margin"]
     if row["expect"] == "less":
         low, high = -high, -low
@@ -84,7 +86,7 @@ def status_of_claim(rows: Sequence[Mapping[str, Any]]) -> Status:
         return "planned"
     if "contradicted" in found:
         return "contradicted"
-    if not set(found) & set(DECIDED):
+    if not set(found) & {*DECIDED, "part"}:
         return "screened"
     if set(found) - set(DECIDED):
         return "part"

@@ -29,6 +29,7 @@ class StudyPlan(Section):
         kind: the module of `pipelines/studies` that defines the cells; None is the one of the study's name.
         question, claim, controls, scope: for the reader: a question, one sentence that is claimed beforehand, what the comparison
             is protected by, and what the result holds for.
+        labels: arm or condition -> its words on the page.
         cost: processor seconds of one cell, by the function that measures it; an estimate from a measured one.
     """
 
@@ -37,6 +38,7 @@ class StudyPlan(Section):
     claim: str | None = None
     controls: tuple[str, ...] = Field((), strict=False)
     scope: str | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
     cost: dict[str, AboveZero] = Field(default_factory=dict)
 
 

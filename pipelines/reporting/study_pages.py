@@ -1,0 +1,275 @@
+"""A page for each study, `reports/studies/<name>.html`, and its claim on the front page.
+
+Question, claim, controls and contrasts are those of the results, or, for a study without any, of `studies/<name>.yaml`: what has
+not been measured is shown as planned, without numbers.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from components.errors import DataError, ParameterError
+from components.files import write_atomically
+from pipelines.reporting.charts import Limits, axis, centred, contrast_chart, line_chart
+from pipelines.reporting.formats import environment
+from pipelines.reporting.studies import FOLDER, study_views
+from pipelines.schema.reading import read_yaml
+from pipelines.workspace import Workspace
+
+PLANS, PAGES = "studies", "reports/studies"
+ORDER = ("factorial", "confusion", "chain", "taca", "protocol", "gadms")
+"""The order of the studies on the front page; others follow by name."""
+STATUS = {
+    "planned": ("planned", "open"),
+    "screened": ("screened, not confirmed", "open"),
+    "part": ("being confirmed", "open"),
+    "holds": ("confirmed", "yes"),
+    "open": ("not confirmed", "no"),
+    "contradicted": ("refuted", "no"),
+}
+"""Status of a claim or a contrast -> its words, and the class of its pill."""
+EXPECTED = {"more": "above", "less": "below", "level": "within ±"}
+LABELLED = ("arm", "minus", "condition")
+SHOWN_IN_FRONT = 4
+"""Contrasts on the front page."""
+
+
+def study_pages(workspace: Workspace) -> list[dict[str, Any]]:
+    """The view of every study that has a plan or results, in ORDER. Raises DataError for results that cannot be read."""
+    details = study_views(workspace)
+    names = {
+        file.stem
+        for folder, ending in ((PLANS, "yaml"), (FOLDER, "json"))
+        for file in _files(workspace, folder, ending)
+    }
+    ordered = sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    return [_page(workspace, name, details.get(name)) for name in ordered]
+
+
+def write_study_pages(workspace: Workspace, pages: Sequence[Mapping[str, Any]], rendered: str) -> list[Path]:
+    """Write a page for each view and return their paths; a page of a study that is no more is removed."""
+    template = environment(workspace.path(PAGES)).get_template("study.html")
+    written = []
+    for page in pages:
+        path = workspace.path(f"{PAGES}/{page['name']}.html")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, template.render(page=page, pages=pages, rendered=rendered))
+        written.append(path)
+    for file in _files(workspace, PAGES, "html"):
+        if file not in written:
+            file.unlink()
+    return written
+
+
+def _files(workspace: Workspace, folder: str, ending: str) -> list[Path]:
+    return sorted(workspace.path(folder).glob(f"*.{ending}"))
+
+
+def _page(workspace: Workspace, name: str, detail: Mapping[str, Any] | None) -> dict[str, Any]:
+    results = _results(workspace, name)
+    plan = _plan(workspace, name)
+    measured = results.get("plan", {})
+    head = {
+        key: measured.get(key) or plan.get(key) for key in ("question", "claim", "scope", "controls", "labels", "cost")
+    }
+    summary = results.get("summary", {})
+    try:
+        rows = summary["contrasts"] if "contrasts" in summary else planned_contrasts(plan)
+        if name == "gadms":
+            rows = gadms_contrasts(summary)
+        labels = head["labels"] or {}
+        rows = [{**row, **{key: labels.get(row[key], row[key].replace("-", " ")) for key in LABELLED}} for row in rows]
+        done = results.get("done", 0)
+        status = summary.get("claim") or ("screened" if any(row["screen"] for row in rows) else "planned")
+        return {
+            "name": name,
+            **head,
+            "controls": list(head["controls"] or ()),
+            "status": status,
+            "words": STATUS[status],
+            "contrasts": contrast_groups([row for row in rows if row["expect"]]),
+            "asked": contrast_groups([row for row in rows if not row["expect"]]),
+            "front": contrast_groups(_front(rows)),
+            "outcome": outcome(rows),
+            "unit": summary.get("unit", "points"),
+            "done": done,
+            "of": results.get("of"),
+            "phases": results.get("phases", {}),
+            "spent": {"processor_seconds": None, "by_function": {}, **results.get("cost", {})},
+            "revision": results.get("revision"),
+            "dirty": results.get("dirty"),
+            "earlier": bool(done and rows and not any(row["screen"] or row["confirm"] for row in rows)),
+            "maps": arm_maps(summary.get("arms", {}), labels) if detail is None else [],
+            "start": summary.get("start"),
+            "curves": curves(summary.get("curve") or {}, summary.get("start"), labels),
+            "detail": detail,
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{FOLDER}/{name}.json: cannot be shown ({reason}); run `python -m pipelines study {name} --summary`"
+        ) from error
+
+
+def _results(workspace: Workspace, name: str) -> dict[str, Any]:
+    file = workspace.path(f"{FOLDER}/{name}.json")
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"{FOLDER}/{name}.json: cannot be read ({error}); run `python -m pipelines study {name} --summary`"
+        ) from error
+    return found if isinstance(found, dict) else {}
+
+
+def _plan(workspace: Workspace, name: str) -> dict[str, Any]:
+    """The plan as it is written; nothing of one that is no YAML, which the study itself refuses."""
+    try:
+        found = read_yaml(workspace.path(f"{PLANS}/{name}.yaml"))
+    except ParameterError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def planned_contrasts(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a plan's contrasts before anything is measured."""
+    return [
+        {
+            "expect": None,
+            "margin": 0.0,
+            **contrast,
+            "condition": at,
+            "screen": None,
+            "confirm": None,
+            "status": "planned",
+        }
+        for contrast in plan.get("contrasts") or ()
+        for at in contrast["at"]
+    ]
+
+
+def gadms_contrasts(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The claim of the study `gadms`, which names no contrasts and confirms none: its method against random masks."""
+    found = [
+        (noise, rows["gadms"]["minus"]["random"])
+        for noise, rows in summary.get("arms", {}).items()
+        if "random" in rows.get("gadms", {}).get("minus", {})
+    ]
+    shared = {"title": "GA-DMS over random masks", "arm": "gadms", "minus": "random", "expect": "more", "margin": 0.0}
+    return [
+        {**shared, "condition": noise, "screen": difference, "confirm": None, "status": "screened"}
+        for noise, difference in found
+    ]
+
+
+def contrast_groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Contrasts of one title together, each with its drawing on the axis that all share, and what was claimed."""
+    limits = contrast_axis(rows)
+    groups = []
+    for title, own in groupby(rows, key=lambda row: row["title"]):
+        of_title = list(own)
+        first = of_title[0]
+        claimed = f"{EXPECTED[first['expect']]} {first['margin']:g}".replace("± ", "±") if first["expect"] else None
+        drawn = [
+            {**row, "words": _words(row), "numbers": numbers(row), "svg": contrast_chart(row, limits)}
+            for row in of_title
+        ]
+        pair = f"{first['arm']} − {first['minus']}"
+        groups.append({"title": title, "pair": pair, "claimed": claimed, "rows": drawn, "axis": limits})
+    return groups
+
+
+def contrast_axis(rows: Sequence[Mapping[str, Any]]) -> Limits:
+    """An axis with 0 in its middle that encloses every interval, every seed and every margin."""
+    found = [row[phase] for row in rows for phase in ("screen", "confirm") if row[phase]]
+    values = [end for each in found for end in (each["low"], each["high"], *each["by_seed"])]
+    return centred(axis([*values, *(row["margin"] for row in rows), 2.0], 2))
+
+
+def numbers(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The interval that counts, of the fresh seeds if there are any, and its phase; None for a planned one."""
+    for phase in ("confirm", "screen"):
+        if row[phase]:
+            return {**row[phase], "phase": phase, "number": len(row[phase]["seeds"])}
+    return None
+
+
+def _words(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Of a contrast without a claim, whether it was measured; of another, its status."""
+    if row["expect"] or row["status"] in ("planned", "screened"):
+        return STATUS[row["status"]]
+    return "measured", "open"
+
+
+def _front(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["expect"]][:SHOWN_IN_FRONT]
+
+
+def outcome(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """When the claim holds: for each status of the contrasts that claim something, which those are, and where."""
+    found = []
+    for status in ("holds", "open", "contradicted", "screened", "planned"):
+        own = [row for row in rows if row["expect"] and row["status"] == status]
+        places = [
+            f"{title} ({', '.join(row['condition'] for row in of_title)})"
+            for title, of_title in groupby(own, key=lambda row: row["title"])
+        ]
+        if places:
+            found.append({"words": STATUS[status], "places": places})
+    return found
+
+
+def arm_maps(arms: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """For each condition a map of the arms' values: the last factor across, the others down. All arms have the screened seeds."""
+    values = [_shown(row)["mean"] for rows in arms.values() for row in rows.values()]
+    if not values:
+        return []
+    low, high = min(values), max(values)
+    maps = []
+    for condition, rows in arms.items():
+        columns = list(dict.fromkeys(arm.rpartition("/")[2] for arm in rows))
+        lines = list(dict.fromkeys(arm.rpartition("/")[0] for arm in rows))
+        cells = {
+            arm: {**_shown(row), "shade": (_shown(row)["mean"] - low) / ((high - low) or 1)}
+            for arm, row in rows.items()
+        }
+        maps.append(
+            {
+                "condition": labels.get(condition, condition.replace("-", " ")),
+                "columns": columns,
+                "rows": [
+                    {"name": line, "cells": [cells.get(f"{line}/{column}" if line else column) for column in columns]}
+                    for line in lines
+                ],
+            }
+        )
+    return maps
+
+
+def _shown(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = row.get("screen") or row["confirm"]
+    return found
+
+
+def curves(
+    curve: Mapping[str, Mapping[str, Any]], start: Mapping[str, Any] | None, labels: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """For each condition a chart of R@1 by steps of training, from the start on, one curve per arm."""
+    charts = []
+    for condition, arms in curve.items():
+        first = [(0, start["mean"])] if start else []
+        keys = {arm: f"s{place % 6}" for place, arm in enumerate(arms)}
+        series = {}
+        for arm, points in arms.items():
+            reached = first + [(point["steps"], point["mean"]) for point in points]
+            series[keys[arm]] = ([step for step, _ in reached], [value for _, value in reached])
+        where = labels.get(condition, condition.replace("-", " "))
+        svg = line_chart(series, f"R@1 by steps of training, {where}", last="steps")
+        charts.append(
+            {"condition": where, "svg": svg, "keys": {key: labels.get(arm, arm) for arm, key in keys.items()}}
+        )
+    return charts
