@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from components.gadms.methods import Matching, RetrievalConfig
+from components.gadms.methods import RetrievalConfig
 from components.settings import Fraction, Positive, to_json
 from pipelines.graph import PEOPLE
 from pipelines.params import Parameters
@@ -24,7 +24,7 @@ from pipelines.schema.section import Section
 from pipelines.studies.cells import Cell, Phase, Result, Study
 from pipelines.studies.contrasts import interval, status_of_claim, summarise_contrasts
 from pipelines.studies.plans import Contrast, Distinct, PhaseSeeds, StudyPlan, require_known
-from pipelines.studies.retrieval import METRICS, means, person_hits
+from pipelines.studies.retrieval import METRICS, READS, means, person_hits
 from pipelines.studies.starts import PublishedModel, Schedule, require_encoder
 
 Source = Literal["base", "taca", "taca_lora", "drawn", "none", "longer"]
@@ -50,10 +50,9 @@ class Corpus(Section):
 
 
 class TrainingPhase(Schedule):
-    """A phase of training: its length, its method as changes to gadms_finetune.method, and its matching loss."""
+    """A phase of training: its length, and its method as changes to gadms_finetune.method."""
 
     method: dict[str, Any]
-    matching: Matching | None = None
 
 
 class ChainPlan(StudyPlan):
@@ -99,7 +98,6 @@ def _of_source(
 ) -> Iterator[Cell]:
     """Yield the cells of one arm and seed: its pictures, its pre-training, and its fine-tuning under each condition."""
     encoder = {**PEOPLE, "start": plan.start.encoder.pretrained}
-    reads = ("pictures", "gadms_finetune")
     needs: tuple[str, ...] = ()
     if source not in WITHOUT:
         adapter: tuple[str, ...] = ()
@@ -118,7 +116,7 @@ def _of_source(
         yield Cell(drawn, "corpus", settings, ("pictures", "taca_generate"), inputs, adapter, phase)
         needs = (f"pretrain/{source}/seed-{seed}",)
         trained = {"seed": seed, **plan.pretraining.model_dump()}
-        yield Cell(needs[0], "pretrain", trained, reads, encoder, (drawn,), phase)
+        yield Cell(needs[0], "pretrain", trained, READS, encoder, (drawn,), phase)
     for people in plan.people:
         if condition(people) not in conditions:
             continue
@@ -126,7 +124,7 @@ def _of_source(
         if source == "longer":
             settings["steps"] += plan.pretraining.steps
         key = f"arms/{source}/{condition(people)}/seed-{seed}"
-        yield Cell(key, "finetune", settings, reads, PEOPLE if needs else encoder, needs, phase)
+        yield Cell(key, "finetune", settings, READS, PEOPLE if needs else encoder, needs, phase)
 
 
 def summarise(plan: ChainPlan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def pretrain(cell: Cell, context: CellContext) -> dict[str, Any]:
     people = PersonDataset(folder / "corpus")
     params = context.params(seed=cell.settings["seed"])
     encoder = DualEncoder.load(context.inputs["start"])
-    train_encoder(encoder, people, cell.settings["method"], cell.settings["matching"], cell, context, params)
+    train_encoder(encoder, people, cell.settings["method"], cell, context, params)
     return search(encoder, PersonDataset(context.inputs["people"]))
 
 
@@ -81,6 +81,5 @@ def finetune(cell: Cell, context: CellContext) -> dict[str, Any]:
     encoder = begun(context)
     people = captioned(cell.settings, context)
     params = context.params(seed=cell.settings["seed"])
-    settings = cell.settings
-    train_encoder(encoder, people, settings["method"], settings["matching"], cell, context, params, keep=False)
+    train_encoder(encoder, people, cell.settings["method"], cell, context, params, keep=False)
     return search(encoder, people)

@@ -27,10 +27,9 @@ from pipelines.schema.reading import checked
 from pipelines.schema.section import Section
 from pipelines.studies.cells import Cell, Result, Study
 from pipelines.studies.plans import Distinct, StudyPlan
-from pipelines.studies.retrieval import means, person_hits, training_names
+from pipelines.studies.retrieval import READS, means, person_hits, training_names
 from pipelines.studies.starts import EncoderStart, PublishedModel, Schedule, require_encoder
 
-READS = ("pictures", "retrieval", "gadms_finetune")
 METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
 
 

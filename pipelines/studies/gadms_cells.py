@@ -26,7 +26,7 @@ def train(cell: Cell, context: CellContext) -> dict[str, Any]:
     people = captioned(cell.settings, context)
     own = {name: value for name, value in cell.settings.items() if name not in (*DATA, *SCHEDULE)}
     params = context.params(seed=cell.settings["seed"])
-    training = train_encoder(encoder, people, own, None, cell, context, params)
+    training = train_encoder(encoder, people, own, cell, context, params)
     return {**search(encoder, people), **watched(training)}
 
 

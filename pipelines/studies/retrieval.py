@@ -1,9 +1,8 @@
 """Studies of person retrieval: arms that are the product of factors, under conditions of the captions.
 
-An arm is one level of every factor: changes to gadms_finetune.method, and `matching`, the loss. All arms begin from one encoder,
-and are evaluated with true captions of people that no training has seen. A seed is that of the noise, the order of the data and the
-masks, so arms of one seed differ in their levels alone. Under `finetune` that training comes first, and one fine-tuning, the same
-for every arm, after it.
+An arm is one level of every factor: changes to gadms_finetune.method. All arms begin from one encoder, and are evaluated with true
+captions of people that no training has seen. A seed is that of the noise, the order of the data and the masks, so arms of one seed
+differ in their levels alone. Under `finetune` that training comes first, and one fine-tuning, the same for every arm, after it.
 
 Cells are ordered by what they are worth: those of the contrasts first, in their order.
 """
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from components.gadms.methods import Matching, RetrievalConfig
+from components.gadms.methods import RetrievalConfig
 from components.persons.drawn.confusion import Confusion
 from components.settings import AboveZero, Count, Fraction, Positive
 from pipelines.graph import PEOPLE
@@ -32,6 +31,7 @@ from pipelines.studies.starts import EncoderStart, PublishedModel, Schedule, Tra
 
 START = "start"
 """The start itself, without training: an arm of contrasts."""
+READS = ("pictures", "retrieval", "gadms_finetune")
 METRICS = ("R@1", "R@5", "R@10", "mAP")
 
 
@@ -53,7 +53,6 @@ class Finetune(Schedule):
 
     people: Positive
     method: dict[str, Any]
-    matching: Matching | None = None
 
 
 class Curve(Section):
@@ -115,14 +114,12 @@ class _Expansion:
         base = asdict(params.gadms_finetune.method)
         self.changes = plan.arms()
         self.methods = {
-            arm: checked({**base, **_method(changes)}, RetrievalConfig, f"factors: {arm}")
+            arm: checked({**base, **changes}, RetrievalConfig, f"factors: {arm}")
             for arm, changes in self.changes.items()
         }
         if plan.finetune:
             checked({**base, **plan.finetune.method}, RetrievalConfig, "finetune.method")
-        published = isinstance(plan.start, PublishedModel)
         self.inputs = {**PEOPLE, "start": plan.start.pretrained} if isinstance(plan.start, PublishedModel) else PEOPLE
-        self.reads = ("pictures", "gadms_finetune") if published else ("pictures", "retrieval", "gadms_finetune")
 
     def starts(self) -> list[Cell]:
         plan = self.plan
@@ -130,7 +127,7 @@ class _Expansion:
             return [Cell(START, "evaluate", {}, ("pictures",), self.inputs)]
         settings = {"skip": 0, "noise": plan.start.noise, **plan.start.model_dump(exclude={"noise"})}
         return [
-            Cell(start_key(plan, seed), "start", {"seed": seed, **settings}, self.reads, PEOPLE, phase=phase)
+            Cell(start_key(plan, seed), "start", {"seed": seed, **settings}, READS, PEOPLE, phase=phase)
             for phase, seed in self._seeds()
         ]
 
@@ -170,27 +167,22 @@ class _Expansion:
             "people": plan.people,
             **plan.training.model_dump(),
             "steps": max(1, round(budget * plan.training.steps)),
-            "matching": self.changes[arm].get("matching"),
-            "method": _method(self.changes[arm]),
+            "method": self.changes[arm],
         }
         needs = () if isinstance(plan.start, PublishedModel) else (start_key(plan, seed),)
         key = f"{line}/seed-{seed}"
         if plan.finetune is None:
-            yield Cell(key, "train", settings, self.reads, self.inputs, needs, phase)
+            yield Cell(key, "train", settings, READS, self.inputs, needs, phase)
             return
         first = f"pretrain/{key}"
-        yield Cell(first, "pretrain", settings, self.reads, self.inputs, needs, phase)
+        yield Cell(first, "pretrain", settings, READS, self.inputs, needs, phase)
         after = {**Condition().model_dump(mode="json"), "seed": seed, "skip": plan.skip + plan.people}
         after |= plan.finetune.model_dump(mode="json")
-        yield Cell(key, "finetune", after, ("pictures", "gadms_finetune"), PEOPLE, (first,), phase)
+        yield Cell(key, "finetune", after, READS, PEOPLE, (first,), phase)
 
     def _seeds(self) -> Iterator[tuple[Phase, int]]:
         yield from (("screen", seed) for seed in self.plan.seeds.screen)
         yield from (("confirm", seed) for seed in self.plan.seeds.confirm)
-
-
-def _method(changes: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in changes.items() if name != "matching"}
 
 
 def summarise(plan: RetrievalPlan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Batches, model and optimiser are those of the stage `gadms_finetune`; validation is not, as nothing is selected.
 """
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,18 +12,15 @@ import torch
 
 from components.evaluation.retrieval import retrieval_results
 from components.gadms.embedding import embed_captions, embed_images
-from components.gadms.matching_task import MatchingTask
-from components.gadms.methods import Matching
 from components.gadms.model import DualEncoder
 from components.persons.drawn.confusion import Confusion
 from components.persons.drawn.recaptioning import recaptioned
 from components.persons.shards import PersonDataset
-from components.training.loop import fit
 from components.training.randomness import stream_seed
 from pipelines.engine.context import StageContext
 from pipelines.params import Parameters
 from pipelines.scratch.metric_log import MetricLog
-from pipelines.stages.parts.retrieval_training import caption_batches, new_encoder
+from pipelines.stages.parts.retrieval_training import new_encoder, train_arm
 from pipelines.studies.cells import Cell, CellContext
 
 DATA = ("noise", "confusion", "joined", "seed", "skip", "people")
@@ -49,7 +47,7 @@ def start(cell: Cell, context: CellContext) -> dict[str, Any]:
     every = PersonDataset(context.inputs["people"]).rows(split="train", form="long")
     encoder = new_encoder(params, every.column("caption"))
     method = {"name": "contrastive", "warmup_steps": cell.settings["steps"]}
-    train_encoder(encoder, people, method, None, cell, context, params)
+    train_encoder(encoder, people, method, cell, context, params)
     return search(encoder, people)
 
 
@@ -76,8 +74,7 @@ def _trained(cell: Cell, context: CellContext, *, keep: bool) -> dict[str, Any]:
     encoder = begun(context)
     people = captioned(cell.settings, context)
     params = context.params(seed=cell.settings["seed"])
-    method, matching = cell.settings["method"], cell.settings["matching"]
-    training = train_encoder(encoder, people, method, matching, cell, context, params, keep=keep)
+    training = train_encoder(encoder, people, cell.settings["method"], cell, context, params, keep=keep)
     return {**search(encoder, people), **watched(training)}
 
 
@@ -110,33 +107,23 @@ def train_encoder(
     encoder: DualEncoder,
     people: PersonDataset,
     method: Mapping[str, Any],
-    matching: Matching | None,
     cell: Cell,
     context: CellContext,
     params: Parameters,
     *,
     keep: bool = True,
 ) -> StageContext:
-    """Train in place on the training split of `people`. `method` holds changes to gadms_finetune.method."""
+    """Train in place on the training split of `people`. `method` holds changes to gadms_finetune.method.
+
+    The encoder is kept in the cell's files, or else is only that of this process.
+    """
     settings = params.gadms_finetune
     changed = replace(settings.method, **{"warmup_steps": 0, **method})
     training = replace(settings.training, **{name: cell.settings[name] for name in SCHEDULE}, validate_every=None)
     stage = context.training_context(params.seed, changed.name)
-    rows = people.needed_rows(split="train", form="long")
-    task = MatchingTask(
-        encoder,
-        changed,
-        matching=matching,
-        captions=len(rows),
-        identities=len(set(rows.column("identity"))),
-        seed=params.seed,
-    )
-    with caption_batches(
-        encoder, people, rows, training.batch, training.steps, params, stage, changed.augmentation
-    ) as batches:
-        fit(task, batches, training, stage)
-    if keep:
-        task.save(context.files / "encoder")
+    train_arm(encoder, people, changed, training, params, stage, context.files / "encoder")
+    if not keep:
+        shutil.rmtree(context.files)
     return stage
 
 

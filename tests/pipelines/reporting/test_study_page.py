@@ -12,8 +12,8 @@ from components.errors import DataError
 from pipelines.identity.closure import ROOT
 from pipelines.params import load
 from pipelines.reporting.charts import interval_bar
-from pipelines.reporting.formats import environment
 from pipelines.reporting.studies import study_views
+from pipelines.reporting.study_pages import study_pages, write_study_pages
 from pipelines.schema.reading import read
 from pipelines.studies import taca
 from pipelines.workspace import Workspace
@@ -48,6 +48,7 @@ def made_up_results(only: str = "") -> dict[str, Any]:
         "dirty": False,
         "done": len(done),
         "of": len(cells),
+        "plan": plan.model_dump(mode="json"),
         "summary": taca.summarise(plan, params, done),
     }
 
@@ -56,7 +57,8 @@ def rendered(root: Path, results: Any) -> str:
     file = root / "studies/results/taca.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(results if isinstance(results, str) else json.dumps(results))
-    return environment(root).get_template("studies.html").render(studies=study_views(Workspace(root, root)))
+    (page,) = write_study_pages(Workspace(root, root), study_pages(Workspace(root, root)), "now")
+    return page.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +88,14 @@ def test_every_place_of_the_map_shows_its_number_and_colour(whole, tmp_path):
 
 def test_arms_and_variants_show_a_dot_for_each_seed(whole, tmp_path):
     html = rendered(tmp_path, whole)
-    before, _, after = html.partition("γ and threshold")
+    before, _, after = html.partition('id="details"')[2].partition("γ and threshold")
     arms = len(re.findall('class="seed"', before))
-    assert arms == 2 * (4 + 3) * 5  # two guidances; four means and three differences; five seeds
-    assert len(re.findall('class="seed"', after)) == 2 * 6 * 3  # the default schedule and five variants, three seeds
+    assert arms == 2 * (4 + 3) * 2  # two guidances; four means and three differences; two seeds
+    assert len(re.findall('class="seed"', after)) == 2 * 6 * 2  # the default schedule and five variants, two seeds
+    for name in ("as it was chosen", "carried by the rule"):
+        assert after.count(f"<th>{name}</th>") == 2
     assert "0123456789" in html
-    assert "measurements" not in html
+    assert "So far" not in html
     assert all(name in html for name in ("bias: logits + log γ", "text queries × image keys", "TACA + LoRA"))
 
 
@@ -100,7 +104,7 @@ def test_an_unfinished_study_is_shown_as_far_as_it_is(tmp_path):
     html = rendered(tmp_path, results)
     assert f"So far {results['done']} of {results['of']} measurements." in html
     assert "1 seeds" in html
-    assert "guidance 2.5" not in html
+    assert "guidance 2.5" not in html.partition('id="details"')[2]
     nothing = rendered(tmp_path, {**made_up_results(only="no such cell"), "revision": None, "dirty": None})
     assert "So far 0 of" in nothing
     assert "revision" not in nothing

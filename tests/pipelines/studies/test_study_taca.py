@@ -198,14 +198,19 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_bytes(prepared, finished,
     again = prepared.call("study", "taca", PIPELINES_HOME=str(tmp_path))
     assert again.returncode == 0, again.stderr
     assert 5 <= int(again.stdout.split(" cells, ")[1].split()[0]) < len(opened.cells)
-    assert results.read_bytes() == undisturbed
+    measured, before = json.loads(results.read_text()), json.loads(undisturbed)
+    assert {**measured, "cost": None} == {**before, "cost": None}
 
 
 def test_the_studys_own_plan_is_valid_and_what_it_promises():
     plan = read(ROOT / "studies/taca.yaml", taca.TacaPlan, "studies/taca.yaml")
     every = taca.cells(plan, load(ROOT / "params.yaml"))
     assert len({cell.key for cell in every}) == len(every)
-    assert len(plan.arms.seeds) >= 3
+    assert len(plan.arms.seeds) >= 2
+    assert len(plan.confirm) >= 5
+    fresh = [cell for cell in every if cell.phase == "confirm"]
+    assert {cell.settings["seed"] for cell in fresh} == set(plan.confirm)
+    assert {cell.function for cell in fresh} == {"train", "draw"}
     assert 1.0 in plan.guidance
     assert max(plan.guidance) > 1
 
