@@ -7,21 +7,19 @@ so it alone differs where the same cells are measured again.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from components.files import write_atomically
 from pipelines.studies.cells import Phase
 from pipelines.studies.identity import input_digests, provenance
-
-if TYPE_CHECKING:
-    from pipelines.studies.engine import Opened
+from pipelines.studies.opened import Opened
 
 RESULTS = "studies/results"
 BESIDE = "results/studies"
 """For results that do not replace those in RESULTS, which git has; git ignores this folder."""
 
 
-def write_results(opened: "Opened", *, replace: bool = True) -> Path:
+def write_results(opened: Opened, *, replace: bool = True) -> Path:
     """Write `studies/results/<name>.json` from the results so far, without measuring. Returns the path.
 
     Without `replace`, a file there that has cells which these results lack, or is of another plan or other parameters, stays as it
@@ -38,7 +36,7 @@ def write_results(opened: "Opened", *, replace: bool = True) -> Path:
     return path
 
 
-def document_of(opened: "Opened") -> dict[str, Any]:
+def document_of(opened: Opened) -> dict[str, Any]:
     """Return the results so far as JSON values.
 
     "phases" has for each phase how many of its cells are done; "planned" the keys of the cells without a result; "cost" the

@@ -191,7 +191,13 @@ def test_the_studys_own_plan_is_valid_and_what_it_promises():
     for arm, changes in plan.arms.items():
         method = RetrievalConfig(**{**asdict(params.gadms_finetune.method), **changes})
         recipe = method.recipe
-        losses[arm] = (recipe.matching, recipe.temperature, method.sdm_weight, recipe.mtp_weight, recipe.id_weight)
+        losses[arm] = (
+            recipe.matching,
+            method.matching_temperature,
+            method.sdm_weight,
+            recipe.mtp_weight,
+            recipe.id_weight,
+        )
     own = {"contrastive", "sdm", "irra"}  # arms about the losses; all temperatures are one
     assert {losses[arm] for arm in losses if arm not in own} == {losses["gadms"]}
     assert {loss[1] for loss in losses.values()} == {0.02}
