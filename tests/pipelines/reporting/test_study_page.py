@@ -15,6 +15,7 @@ from pipelines.reporting.charts import interval_bar
 from pipelines.reporting.studies import study_views
 from pipelines.reporting.study_pages import study_pages, write_study_pages
 from pipelines.schema.reading import read
+from pipelines.schema.taca import TacaEvaluate
 from pipelines.studies import taca
 from pipelines.workspace import Workspace
 
@@ -22,6 +23,7 @@ from pipelines.workspace import Workspace
 def made_up_results(only: str = "") -> dict[str, Any]:
     """Results in the form that the engine writes, of cells whose key holds `only`; better with gamma up to 1.4, worse beyond."""
     plan, params = read(ROOT / "studies/taca.yaml", taca.TacaPlan, "studies/taca.yaml"), load(ROOT / "params.yaml")
+    params = params.model_copy(update={"taca_evaluate": TacaEvaluate(resamples=200)})
     cells = [cell for cell in taca.cells(plan, params) if cell.function == "draw"]
     results = {}
     for cell in cells:
