@@ -94,7 +94,7 @@ def test_sigterm_interrupts_the_verbs_that_finish_up(verb, monkeypatch):
         assert program.main([verb]) == 0
     finally:
         signal.signal(signal.SIGTERM, before)
-    interrupts = verb in ("gallery", "pretrain", "serve", "study", "sweep", "submit")
+    interrupts = verb in ("gallery", "serve", "study", "sweep", "submit")
     assert handlers == [signal.default_int_handler if interrupts else signal.SIG_DFL]
 
 
