@@ -80,7 +80,7 @@ def _page(workspace: Workspace, name: str, detail: Mapping[str, Any] | None) -> 
         if name == "gadms":
             rows = gadms_contrasts(summary)
         labels = head["labels"] or {}
-        rows = [{**row, **{key: labels.get(row[key], row[key].replace("-", " ")) for key in LABELLED}} for row in rows]
+        rows = [{**row, **{key: _label(row[key], labels) for key in LABELLED}} for row in rows]
         done = results.get("done", 0)
         status = summary.get("claim") or ("screened" if any(row["screen"] for row in rows) else "planned")
         return {
@@ -239,7 +239,7 @@ def arm_maps(arms: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -
         }
         maps.append(
             {
-                "condition": labels.get(condition, condition.replace("-", " ")),
+                "condition": _label(condition, labels),
                 "columns": columns,
                 "rows": [
                     {"name": line, "cells": [cells.get(f"{line}/{column}" if line else column) for column in columns]}
@@ -248,6 +248,11 @@ def arm_maps(arms: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -
             }
         )
     return maps
+
+
+def _label(name: str, labels: Mapping[str, str]) -> str:
+    """The words of an arm or a condition on the page."""
+    return labels.get(name, name.replace("-", " "))
 
 
 def _shown(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -267,7 +272,7 @@ def curves(
         for arm, points in arms.items():
             reached = first + [(point["steps"], point["mean"]) for point in points]
             series[keys[arm]] = ([step for step, _ in reached], [value for _, value in reached])
-        where = labels.get(condition, condition.replace("-", " "))
+        where = _label(condition, labels)
         svg = line_chart(series, f"R@1 by steps of training, {where}", last="steps")
         charts.append(
             {"condition": where, "svg": svg, "keys": {key: labels.get(arm, arm) for arm, key in keys.items()}}

@@ -6,7 +6,6 @@ prompts, captions and number, pictures of the generator from the same noise. Con
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,16 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from components.gadms.methods import RetrievalConfig
 from components.settings import Fraction, Positive, to_json
 from pipelines.graph import PEOPLE
 from pipelines.params import Parameters
-from pipelines.schema.reading import checked
 from pipelines.schema.section import Section
 from pipelines.studies.cells import Cell, Phase, Result, Study
 from pipelines.studies.contrasts import interval, status_of_claim, summarise_contrasts
 from pipelines.studies.plans import Contrast, Distinct, PhaseSeeds, StudyPlan, require_known
-from pipelines.studies.retrieval import METRICS, READS, means, person_hits
+from pipelines.studies.retrieval import METRICS, READS, checked_method, means, person_hits
 from pipelines.studies.starts import PublishedModel, Schedule, require_encoder
 
 Source = Literal["base", "taca", "taca_lora", "drawn", "none", "longer"]
@@ -76,8 +73,7 @@ class ChainPlan(StudyPlan):
 def cells(plan: ChainPlan, params: Parameters) -> list[Cell]:
     """Return every cell: the start, then for each seed the corpora, pre-training, and the arms; contrasts on fresh seeds last."""
     for name, phase in (("pretraining", plan.pretraining), ("finetuning", plan.finetuning)):
-        base = asdict(params.gadms_finetune.method)
-        checked({**base, **phase.method}, RetrievalConfig, f"{name}.method")
+        checked_method(phase.method, params, f"{name}.method")
     found = [Cell(START, "evaluate", {}, ("pictures",), {**PEOPLE, "start": plan.start.encoder.pretrained})]
     if "taca_lora" in plan.sources:
         inputs = {**PEOPLE, "base_weights": plan.start.generator.pretrained}

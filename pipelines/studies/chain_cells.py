@@ -3,7 +3,6 @@
 from typing import Any
 
 from components.gadms.model import DualEncoder
-from components.persons.drawn.recaptioning import recaptioned
 from components.persons.pixels import encode_png
 from components.persons.prompts import DatasetPrompt, dataset_prompts
 from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
@@ -22,13 +21,7 @@ __all__ = ["adapter", "cache", "corpus", "evaluate", "finetune", "pretrain"]
 def corpus(cell: Cell, context: CellContext) -> dict[str, Any]:
     """Write the pictures of one source, with the long captions of the prompts; each picture is a person of its own."""
     settings = cell.settings
-    people = recaptioned(
-        PersonDataset(context.inputs["people"]),
-        settings["noise"],
-        settings["seed"],
-        people=settings["people"],
-        skip=settings["skip"],
-    )
+    people = captioned(settings, context)
     prompts = dataset_prompts(people, "train", len(people.rows(split="train")))
     with DatasetWriter(context.files / "corpus") as writer:
         for prompt, picture in zip(prompts, _pictures(prompts, people, cell, context), strict=True):

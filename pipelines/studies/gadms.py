@@ -9,7 +9,6 @@ noise, the start, the order of the data and the masks, so that arms of one seed 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -19,15 +18,14 @@ from pydantic import Field, model_validator
 
 from components.evaluation.intervals import bootstrap_crossed
 from components.gadms.config import ScoringConfig
-from components.gadms.methods import RetrievalConfig
-from components.settings import Count, Fraction, Positive
+from components.settings import Fraction, Positive
 from pipelines.graph import PEOPLE
 from pipelines.params import Parameters
-from pipelines.schema.reading import checked
 from pipelines.schema.section import Section
 from pipelines.studies.cells import Cell, Result, Study
-from pipelines.studies.plans import Distinct, StudyPlan
-from pipelines.studies.retrieval import READS, means, person_hits, training_names
+from pipelines.studies.contrasts import interval
+from pipelines.studies.plans import Distinct, Seeds, StudyPlan
+from pipelines.studies.retrieval import READS, checked_method, means, person_hits, training_names
 from pipelines.studies.starts import EncoderStart, PublishedModel, Schedule, require_encoder
 
 METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
@@ -46,7 +44,7 @@ class GadmsPlan(StudyPlan):
     """`studies/gadms.yaml`."""
 
     noise: Annotated[list[Fraction], *Distinct]
-    seeds: Annotated[list[Count], *Distinct]
+    seeds: Seeds
     people: Positive
     start: EncoderStart
     training: Schedule
@@ -79,7 +77,7 @@ def cells(plan: GadmsPlan, params: Parameters) -> list[Cell]:
         data = {"noise": noise, "seed": seed, "skip": skip, "people": plan.people}
         needs = (start_key(seed),) if skip else ()
         for arm, changes in plan.arms.items():
-            method = _checked_method(arm, changes, params)
+            method = checked_method(changes, params, f"studies/gadms.yaml: arms.{arm}")
             if noise == 0 and method.scoring.name == "truth":
                 continue  # there are no wrong words
             settings = {**data, **plan.training.model_dump(), **changes}
@@ -89,12 +87,6 @@ def cells(plan: GadmsPlan, params: Parameters) -> list[Cell]:
             trained = (key(f"arms/{arm}", noise, seed),)
             found.append(Cell(key(f"scores/{arm}", noise, seed), "score", settings, ("pictures",), PEOPLE, trained))
     return found
-
-
-def _checked_method(arm: str, changes: Mapping[str, Any], params: Parameters) -> RetrievalConfig:
-    """Return the arm's method. Raises ParameterError for invalid changes."""
-    own = asdict(params.gadms_finetune.method)
-    return checked({**own, **changes}, RetrievalConfig, f"studies/gadms.yaml: arms.{arm}")
 
 
 def summarise(plan: GadmsPlan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:
@@ -134,11 +126,9 @@ def _arm(
     }
     for baseline in plan.baselines:
         other = _of_seeds(plan, results, f"arms/{baseline}", noise)
-        both = [seed for seed in own if seed in other]
+        both = {seed: person_hits(own[seed]) - person_hits(other[seed]) for seed in own if seed in other}
         if both and baseline != arm:
-            difference = np.stack([person_hits(own[seed]) - person_hits(other[seed]) for seed in both])
-            interval = bootstrap_crossed(difference, **bootstrap).as_dict()
-            row["minus"][baseline] = {**interval, "by_seed": difference.mean(axis=1).tolist(), "seeds": both}
+            row["minus"][baseline] = interval(both, bootstrap)
     return row
 
 

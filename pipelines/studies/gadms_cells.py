@@ -11,7 +11,7 @@ from components.gadms.noise_detection import word_auc, word_scores
 from components.persons.drawn.lexicon import SYNONYMS, states_fact
 from components.persons.drawn.recaptioning import recaptioned
 from pipelines.studies.cells import Cell, CellContext
-from pipelines.studies.retrieval_cells import DATA, SCHEDULE, begun, captioned, search, start, train_encoder, watched
+from pipelines.studies.retrieval_cells import DATA, SCHEDULE, captioned, start, trained
 
 __all__ = ["score", "start", "train"]
 
@@ -22,12 +22,8 @@ COLOURS = frozenset(
 
 def train(cell: Cell, context: CellContext) -> dict[str, Any]:
     """Train the start with a method, keep the encoder, and evaluate it; see `retrieval_cells.train` for the results."""
-    encoder = begun(context)
-    people = captioned(cell.settings, context)
     own = {name: value for name, value in cell.settings.items() if name not in (*DATA, *SCHEDULE)}
-    params = context.params(seed=cell.settings["seed"])
-    training = train_encoder(encoder, people, own, cell, context, params)
-    return {**search(encoder, people), **watched(training)}
+    return trained(cell, context, own, keep=True)
 
 
 def score(cell: Cell, context: CellContext) -> dict[str, Any]:
@@ -37,8 +33,8 @@ def score(cell: Cell, context: CellContext) -> dict[str, Any]:
     words that state a fact; "_colour": only colour words, whose wrong and right ones have the same frequency and position.
     """
     settings = cell.settings
-    (trained,) = context.needs.values()
-    encoder = DualEncoder.load(trained / "encoder").to(context.device)
+    (folder,) = context.needs.values()
+    encoder = DualEncoder.load(folder / "encoder").to(context.device)
     seen = captioned(settings, context)
     unseen = recaptioned(seen, settings["unseen_noise"], settings["seed"], split="test")
     found: dict[str, Any] = {}

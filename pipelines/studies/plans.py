@@ -1,5 +1,6 @@
 """What the YAML files of all studies have in common: what is asked, what is claimed beforehand, and what a cell costs."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -50,13 +51,18 @@ class PhaseSeeds(Section):
 
     @model_validator(mode="after")
     def _fresh(self) -> Self:
-        if known := sorted(set(self.screen) & set(self.confirm)):
-            raise ValueError(f"confirm: seed {known[0]} has screened already: contrasts are confirmed on fresh seeds")
+        require_fresh(self.screen, self.confirm)
         return self
 
     def by_phase(self) -> dict[Literal["screen", "confirm"], list[int]]:
         """Return the seeds of each phase that contrasts are measured in."""
         return {"screen": self.screen, "confirm": self.confirm}
+
+
+def require_fresh(screen: Collection[int], confirm: Collection[int]) -> None:
+    """Raise ValueError for a seed of `confirm` that has screened."""
+    if known := sorted(set(screen) & set(confirm)):
+        raise ValueError(f"confirm: seed {known[0]} has screened already: contrasts are confirmed on fresh seeds")
 
 
 class Contrast(Section):

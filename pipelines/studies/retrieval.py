@@ -111,14 +111,12 @@ class _Expansion:
 
     def __init__(self, plan: RetrievalPlan, params: Parameters) -> None:
         self.plan = plan
-        base = asdict(params.gadms_finetune.method)
         self.changes = plan.arms()
         self.methods = {
-            arm: checked({**base, **changes}, RetrievalConfig, f"factors: {arm}")
-            for arm, changes in self.changes.items()
+            arm: checked_method(changes, params, f"factors: {arm}") for arm, changes in self.changes.items()
         }
         if plan.finetune:
-            checked({**base, **plan.finetune.method}, RetrievalConfig, "finetune.method")
+            checked_method(plan.finetune.method, params, "finetune.method")
         self.inputs = {**PEOPLE, "start": plan.start.pretrained} if isinstance(plan.start, PublishedModel) else PEOPLE
 
     def starts(self) -> list[Cell]:
@@ -128,7 +126,8 @@ class _Expansion:
         settings = {"skip": 0, "noise": plan.start.noise, **plan.start.model_dump(exclude={"noise"})}
         return [
             Cell(start_key(plan, seed), "start", {"seed": seed, **settings}, READS, PEOPLE, phase=phase)
-            for phase, seed in self._seeds()
+            for phase, seeds in plan.seeds.by_phase().items()
+            for seed in seeds
         ]
 
     def arms(self) -> list[Cell]:
@@ -180,9 +179,10 @@ class _Expansion:
         after |= plan.finetune.model_dump(mode="json")
         yield Cell(key, "finetune", after, READS, PEOPLE, (first,), phase)
 
-    def _seeds(self) -> Iterator[tuple[Phase, int]]:
-        yield from (("screen", seed) for seed in self.plan.seeds.screen)
-        yield from (("confirm", seed) for seed in self.plan.seeds.confirm)
+
+def checked_method(changes: Mapping[str, Any], params: Parameters, where: str) -> RetrievalConfig:
+    """Return gadms_finetune.method with `changes`. Raises ParameterError for invalid ones; `where` names them."""
+    return checked({**asdict(params.gadms_finetune.method), **changes}, RetrievalConfig, where)
 
 
 def summarise(plan: RetrievalPlan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:

@@ -57,24 +57,25 @@ def train(cell: Cell, context: CellContext) -> dict[str, Any]:
     "hits" (whether found first, in percent) and "identity" are lists over the test captions; retrieval metrics in percent.
     "training/..." are the metrics of scores and masks, as means over the second half of the reports.
     """
-    return _trained(cell, context, keep=False)
+    return trained(cell, context, cell.settings["method"], keep=False)
 
 
 def pretrain(cell: Cell, context: CellContext) -> dict[str, Any]:
     """Train as `train` and keep the encoder, for `finetune`."""
-    return _trained(cell, context, keep=True)
+    return trained(cell, context, cell.settings["method"], keep=True)
 
 
 def finetune(cell: Cell, context: CellContext) -> dict[str, Any]:
     """Train the encoder that the needed cell kept, and evaluate it."""
-    return _trained(cell, context, keep=False)
+    return trained(cell, context, cell.settings["method"], keep=False)
 
 
-def _trained(cell: Cell, context: CellContext, *, keep: bool) -> dict[str, Any]:
+def trained(cell: Cell, context: CellContext, method: Mapping[str, Any], *, keep: bool) -> dict[str, Any]:
+    """Train what the cell begins from on the captions of its settings, with `method` as `train_encoder` takes it; evaluate it."""
     encoder = begun(context)
     people = captioned(cell.settings, context)
     params = context.params(seed=cell.settings["seed"])
-    training = train_encoder(encoder, people, cell.settings["method"], cell, context, params, keep=keep)
+    training = train_encoder(encoder, people, method, cell, context, params, keep=keep)
     return {**search(encoder, people), **watched(training)}
 
 

@@ -28,7 +28,7 @@ from pipelines.schema.reading import checked
 from pipelines.schema.section import Section
 from pipelines.studies.cells import Cell, Phase, Result, Study
 from pipelines.studies.contrasts import status_of_claim, summarise_contrasts
-from pipelines.studies.plans import Contrast, Distinct, Seeds, StudyPlan, require_known
+from pipelines.studies.plans import Contrast, Distinct, Seeds, StudyPlan, require_fresh, require_known
 from pipelines.studies.starts import PublishedModel, require_reserved
 
 REFERENCE, TEMPERATURE = "base", "taca"
@@ -110,8 +110,7 @@ class TacaPlan(StudyPlan):
     def _confirmed_on_fresh_seeds(self) -> Self:
         if self.contrasts and not self.confirm:
             raise ValueError("confirm: missing: contrasts are confirmed on fresh seeds")
-        if known := sorted(set(self.confirm or ()) & set(self.arms.seeds)):
-            raise ValueError(f"confirm: seed {known[0]} has screened already: contrasts are confirmed on fresh seeds")
+        require_fresh(self.arms.seeds, self.confirm or ())
         lines = [*TACA_ARMS, *(map_line(*point) for point in product(self.map.gammas, self.map.thresholds))]
         lines += [f"variants/{name}" for name in self.variants.schedules]
         lines += [f"carried/{name}" for name in CARRIED if self.carried]

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from small_studies import ARCHITECTURE, publish_encoder
 
 from components.errors import ParameterError
 from components.evaluation.probe.model import AttributeProbe
 from components.evaluation.probe.model import folder_digest as probe_digest
-from components.gadms.model import DualEncoder
 from components.gadms.published import weights_digest
-from components.gadms.tokenizer import CaptionTokenizer
 from components.persons.drawn.attributes import ATTRIBUTES
 from components.persons.shards import PersonDataset
 from components.taca.reference import folder_digest
@@ -27,12 +26,6 @@ from pipelines.studies import chain
 from pipelines.studies.engine import open_study, run_study
 from pipelines.workspace import Workspace
 
-ARCHITECTURE = {
-    "embed_dim": 16,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": [64, 32], "layers": 1, "width": 24, "head_width": 12, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 1},
-}
 PARAMS = {
     "prepare": {"reserve": True},
     "retrieval": {"architecture": ARCHITECTURE},
@@ -61,8 +54,7 @@ def published(place_at: Callable[[Path], Any], tmp_path_factory: pytest.TempPath
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=random))
     pipe.save_pretrained(place.root / "shelf/generator")
     AttributeProbe(ATTRIBUTES, height=64, width=32, seed=0).save(place.root / "shelf/probe")
-    tokenizer = CaptionTokenizer.from_corpus(people.rows(split="train", form="long").column("caption"))
-    DualEncoder.create(ARCHITECTURE, image_size=(64, 32), tokenizer=tokenizer).save(place.root / "shelf/encoder")
+    publish_encoder(place.root / "shelf/encoder", people)
     (place.root / "studies").mkdir()
     return place
 

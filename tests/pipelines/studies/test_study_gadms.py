@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from small_studies import ARCHITECTURE
 
 from components.errors import ParameterError
 from components.evaluation.intervals import bootstrap_crossed
@@ -30,14 +31,7 @@ pytestmark = pytest.mark.slow
 
 KINDS = [f"{split}{part}" for split in ("seen", "unseen") for part in ("", "_fact", "_colour")]
 PARAMS = {
-    "retrieval": {
-        "architecture": {
-            "embed_dim": 16,
-            "quick_gelu": True,
-            "vision_cfg": {"image_size": [64, 32], "layers": 1, "width": 24, "head_width": 12, "patch_size": 16},
-            "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 1},
-        }
-    },
+    "retrieval": {"architecture": ARCHITECTURE},
     "gadms_finetune": {"training": {"batch": 8, "report_every": 1, "checkpoint_every": 10, "validate_every": None}},
     "gadms_evaluate": {"resamples": 200},
 }

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from small_studies import ARCHITECTURE, publish_encoder
 
 from components.errors import DataError, ParameterError
 from components.evaluation.intervals import bootstrap_crossed
-from components.gadms.model import DualEncoder
 from components.gadms.published import weights_digest
-from components.gadms.tokenizer import CaptionTokenizer
 from components.persons.shards import PersonDataset
 from pipelines.identity.closure import ROOT
 from pipelines.params import load
@@ -23,12 +22,6 @@ from pipelines.studies import chain, retrieval
 from pipelines.studies.engine import list_cells, open_study, run_study
 from pipelines.workspace import Workspace
 
-ARCHITECTURE = {
-    "embed_dim": 16,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": [64, 32], "layers": 1, "width": 24, "head_width": 12, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 1},
-}
 PARAMS = {
     "prepare": {"reserve": True},
     "retrieval": {"architecture": ARCHITECTURE},
@@ -67,10 +60,8 @@ def prepared(place_at: Callable[[Path], Any], tmp_path_factory: pytest.TempPathF
     place = place_at(tmp_path_factory.mktemp("retrieval study") / "workspace")
     place.edit(PARAMS)
     (place.root / "data/people").symlink_to(drawn_people.root / "data/people")
-    words = PersonDataset(place.root / "data/people").rows(split="train", form="long").column("caption")
-    tokenizer = CaptionTokenizer.from_corpus(words)
     folder = place.root / "data/encoder"
-    DualEncoder.create(ARCHITECTURE, image_size=(64, 32), tokenizer=tokenizer, seed=3).save(folder)
+    publish_encoder(folder, PersonDataset(place.root / "data/people"), seed=3)
     (place.root / "studies").mkdir()
     write(place.root, {"start": {"pretrained": "data/encoder", "sha256": weights_digest(folder)}})
     return place
