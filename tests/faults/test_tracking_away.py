@@ -188,9 +188,10 @@ def test_many_processes_that_touch_a_new_database_first_make_one_that_is_whole(p
     (place.root / "mlflow.db").unlink()
     code = (
         "import sys; from pathlib import Path; from pipelines.tracking.runs import connect, RunFacts;"
+        "from pipelines.tracking.pipeline_run import open_pipeline_run;"
         "from pipelines.workspace import Workspace; root = Path(sys.argv[1]); folder = root / '.home' / sys.argv[2];"
-        "folder.mkdir(parents=True);"
-        "run = connect(Workspace(root, root / '.home')).open(folder, RunFacts(sys.argv[2], {'pipelines.stage': 'x'}, {}, {}));"
+        "folder.mkdir(parents=True); tracker = connect(Workspace(root, root / '.home')); open_pipeline_run(tracker);"
+        "run = tracker.open(folder, RunFacts(sys.argv[2], {'pipelines.stage': 'x'}, {}, {}));"
         "run.end('FINISHED', {'number': 1.0}); run.close()"
     )
 
