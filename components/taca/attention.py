@@ -18,7 +18,7 @@ from torch import Tensor
 
 from components.errors import ParameterError
 from components.taca.config import Effect, Queries
-from components.taca.placement import Block, Columns, Contiguous, Segment
+from components.taca.placement import Block, Columns, Contiguous, Segment, has_tokens
 
 Attend = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Attention of query (B, R, H, D) over keys (B, S, H, D) and their values, with a mask: (B, R, H, D)."""
@@ -143,10 +143,16 @@ def _scaled(key: Tensor, gamma: float | Tensor, columns: Columns) -> Tensor:
     # The product is rounded once: a float32 gamma promotes bfloat16 keys, and 1.2 is never rounded to bfloat16 itself.
     if isinstance(columns, Tensor):
         return torch.where(columns[:, :, None, None], key * gamma, key).to(key.dtype)
-    start, stop = columns.start, columns.stop
-    scaled = (key[:, start:stop] * gamma).to(key.dtype)
-    parts = [key[:, :start], scaled, key[:, stop:]]
-    return torch.cat([part for part in parts if part.shape[1]], dim=1)
+    length = key.shape[1]
+    start, stop = _ends(columns, length)
+    scaled = (key.narrow(1, start, stop - start) * gamma).to(key.dtype)
+    before = [key[:, :start]] if start else []
+    after = [key[:, stop:]] if has_tokens(stop, length) else []
+    return torch.cat([*before, scaled, *after], dim=1)
+
+
+def _ends(columns: slice, length: int) -> tuple[int, int]:
+    return columns.start, length if columns.stop is None else columns.stop
 
 
 def _with_bias(mask: Tensor | None, gamma: float | Tensor, query: Tensor, length: int, columns: Columns) -> Tensor:
@@ -159,9 +165,11 @@ def _with_bias(mask: Tensor | None, gamma: float | Tensor, query: Tensor, length
         bias = torch.where(columns[:, :, None, None], bias, torch.zeros_like(bias)).expand(batch, -1, -1, 1)
         row = bias.permute(0, 2, 3, 1).to(query.dtype)
     else:
-        bias = bias.expand(batch, columns.stop - columns.start, -1, 1)
-        before, after = columns.start, length - columns.stop
-        row = torch.nn.functional.pad(bias.permute(0, 2, 3, 1), (before, after)).to(query.dtype)  # (B, H or 1, 1, S)
+        start, stop = _ends(columns, length)
+        bias = bias.expand(batch, stop - start, -1, 1)
+        row = torch.nn.functional.pad(bias.permute(0, 2, 3, 1), (start, length - stop)).to(
+            query.dtype
+        )  # (B, H or 1, 1, S)
     if mask is None:
         return row
     if mask.ndim == 2 and mask.shape == (batch, length):

@@ -175,8 +175,8 @@ def measure_text_mass(
 class _Recorder:
     """Collects noise levels and text mass while a transformer draws pictures."""
 
-    def __init__(self, family: Family, schedule: TemperatureSchedule | None, chunk: int) -> None:
-        self.family, self.schedule, self.chunk = family, schedule, chunk
+    def __init__(self, family: Family, config: Any, schedule: TemperatureSchedule | None, chunk: int) -> None:
+        self.family, self.config, self.schedule, self.chunk = family, config, schedule, chunk
         self.sigma: list[Tensor] = []  # of each call
         self.records: list[tuple[str, Tensor, Tensor]] = []  # by call, then layer: name, mass (B,), active ()
         self.tokens = (0, 0)
@@ -205,7 +205,7 @@ class _Recorder:
             chunk=self.chunk,
         )
         active = torch.zeros((), dtype=torch.bool) if gamma is None else (gamma != 1).any()
-        self.records.append((_short_name(name, self.family), mass.mean(1), active))
+        self.records.append((_short_name(name, self.family, self.config), mass.mean(1), active))
         count = len(range(*text.indices(key.shape[1])))
         self.tokens = (count, key.shape[1] - count)
 
@@ -231,7 +231,7 @@ class _Recorder:
 def _recorded(transformer: Any, chunk: int) -> Iterator[_Recorder]:
     """Record the calls of `transformer` until the block ends."""
     handle, family, parameters = taca_handle(transformer), family_of(transformer), forward_parameters(transformer)
-    recorder = _Recorder(family, handle.schedule if handle else None, chunk)
+    recorder = _Recorder(family, transformer.config, handle.schedule if handle else None, chunk)
 
     def begin(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         timestep = named_arguments(parameters, args, kwargs)[family.timestep_argument]
@@ -245,7 +245,7 @@ def _recorded(transformer: Any, chunk: int) -> Iterator[_Recorder]:
         hook.remove()
 
 
-def _short_name(module: str, family: Family) -> str:
+def _short_name(module: str, family: Family, config: Any) -> str:
     """Return the short name of a joint attention module: "transformer_blocks.0.attn" is "double 0"."""
     numbers = [part for part in module.split(".") if part.isdigit()]
-    return f"{family.stream(module)} {numbers[0]}" if numbers else module
+    return f"{family.stream(module, config)} {numbers[0]}" if numbers else module

@@ -97,8 +97,10 @@ class Family:
     """A transformer class and what TACA needs to know about it. Its functions are module-level ones, as those of `Conventions`.
 
     - `stock_processors`: class names of the attention processors of its joint attention layers.
-    - `double`, `single`: where its joint attention is: the name of a list of double-, or single-stream, blocks -> how many of them
-      are joint, a key of the transformer's config (or a function of it, where only the first ones are).
+    - `double`, `single`: where its joint attention is: the name of a list of blocks -> how many of them are joint, a key of the
+      transformer's config (or a function of it, where only the first ones are). In `double` ones, text and image have keys by
+      weights of their own; in `single` ones, by the same weights. `double_until`: a key of the config, the number of the block
+      from which on those of `double` are single after all (EasyAnimate).
     - `attention`: the joint attention module in such a block ("attn"; SD3's "attn2" is over the image alone).
     - `timestep_argument`: forward's argument for the timestep; `timesteps` are its values at no noise and at pure noise.
     - `text`: forward's arguments that carry text tokens (B, T, ...), in the order of the sequence. Text is at its beginning, or at
@@ -122,6 +124,7 @@ class Family:
     stock_processors: tuple[str, ...]
     double: Mapping[str, Count] = field(default_factory=dict)
     single: Mapping[str, Count] = field(default_factory=dict)
+    double_until: str | None = None
     attention: str = "attn"
     timestep_argument: str = "timestep"
     timesteps: tuple[float, float] = (0.0, 1.0)
@@ -158,9 +161,12 @@ class Family:
         counts = {**self.double, **self.single}
         return [(name, count(config) if callable(count) else getattr(config, count)) for name, count in counts.items()]
 
-    def stream(self, module_name: str) -> Stream:
-        """Whether a joint attention module sits in a double- or a single-stream block."""
-        return "single" if module_name.split(".", 1)[0] in self.single else "double"
+    def stream(self, module_name: str, config: Any) -> Stream:
+        """Whether a joint attention module of a transformer with this config sits in a double- or a single-stream block."""
+        blocks, number, *_ = module_name.split(".")
+        shared_from = getattr(config, self.double_until) if self.double_until else None
+        shared = blocks in self.single or (shared_from is not None and int(number) >= shared_from)
+        return "single" if shared else "double"
 
     def lora_layers(self, transformer: nn.Module) -> list[str]:
         """Return PEFT's `target_modules` for an attention-only LoRA: suffixes of names, or names."""

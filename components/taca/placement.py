@@ -10,7 +10,7 @@ from components.errors import ParameterError
 from components.taca.config import Queries
 
 Columns = slice | Tensor
-"""Keys: a slice with both ends, or bool (B or 1, S)."""
+"""Keys: a slice, in a compiled graph perhaps without an end, which is that of the keys then; or bool (B or 1, S)."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Block:
     @property
     def is_empty(self) -> bool:
         """Whether no logit changes."""
-        no_column = isinstance(self.columns, slice) and self.columns.start >= self.columns.stop
+        ends = self.columns
+        no_column = isinstance(ends, slice) and ends.stop is not None and not has_tokens(ends.start, ends.stop)
         return no_column or not any(segment.adjusted or segment.samples is not None for segment in self.segments)
 
 
@@ -78,6 +79,8 @@ class Contiguous(Placement):
             columns = image or (slice(text.stop, keys) if text.start == 0 else slice(0, text.start))
             return Block(columns, segments([text], rows))
         adjusted = [slice(0, text.start), slice(text.stop, rows)] if image is None else [image]
+        if self.text.stop is None and torch.compiler.is_compiling():  # whose objects hold no slice of unknown length
+            return Block(slice(text.start, None), segments(adjusted, rows))
         return Block(text, segments(adjusted, rows))
 
 
@@ -132,7 +135,7 @@ class Masked(Placement):
         adjusted = self.text if queries == "text" else ~self.text
         parts = (Segment(0, mixed, False, adjusted[:, :mixed]), Segment(mixed, rows, queries == "image"))
         columns = ~self.text if queries == "text" else self.text
-        return Block(columns, tuple(part for part in parts if part.start < part.stop))
+        return Block(columns, tuple(part for part in parts if has_tokens(part.start, part.stop)))
 
 
 def segments(adjusted: list[slice], rows: int) -> tuple[Segment, ...]:
@@ -142,9 +145,24 @@ def segments(adjusted: list[slice], rows: int) -> tuple[Segment, ...]:
         parts += [Segment(done, part.start, False), Segment(part.start, part.stop, True)]
         done = part.stop
     parts.append(Segment(done, rows, False))
-    return tuple(part for part in parts if part.start < part.stop)
+    return tuple(part for part in parts if has_tokens(part.start, part.stop))
+
+
+def has_tokens(start: int, stop: int) -> bool:
+    """Whether there are tokens in [start, stop).
+
+    A compiled graph may not know (Mochi cuts each text to its length); then yes, as an attention of no queries is harmless.
+    """
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import guard_or_true
+
+        return guard_or_true(start < stop)
+    return start < stop
 
 
 def _ends(part: slice, length: int) -> slice:
+    first = part.start or 0
+    if part.stop is None and first >= 0:  # `slice.indices` takes no length that a compiled graph does not know
+        return slice(first, length)
     start, stop, _ = part.indices(length)
     return slice(start, max(start, stop))

@@ -1,6 +1,5 @@
 """The attention processor that applies the temperature: the stock one, with its attention intercepted."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -125,6 +124,7 @@ def _subclass(stock: type[Any]) -> type[TemperatureProcessor]:
     def call(self: Any, attn: Any, *args: Any, **kwargs: Any) -> Any:
         return TemperatureProcessor._call(self, attn, *args, **kwargs)
 
-    call.__signature__ = inspect.signature(stock_call)  # type: ignore[attr-defined]
+    # Not `__signature__`: torch.compile does not read one that exists, if the caller gave a dictionary of arguments for attention.
+    call.__wrapped__ = stock_call  # type: ignore[attr-defined]
     members = {"__call__": call, "stock_call": staticmethod(intercepted(stock_call)), "__doc__": None}
     return type(f"Temperature{name}", (TemperatureProcessor,), members)

@@ -25,7 +25,7 @@ class ReplacedProcessors:
                     f"TACA: {name} of {family.transformer} uses {found}, which TACA does not know (IP-Adapter and fused "
                     f"processors are not supported); restore {' or '.join(family.stock_processors)} first"
                 )
-        selected = _selected(schedule, family, list(modules))
+        selected = _selected(schedule, family, transformer.config, list(modules))
         self.joint = [wrapped(module.processor, name, selected=name in selected) for name, module in modules.items()]
         self._installed: list[tuple[Any, TemperatureProcessor]] = list(zip(modules.values(), self.joint, strict=True))
         for module, processor in self._installed:
@@ -81,7 +81,7 @@ def _submodule(blocks: Any, name: str) -> Any:
     return blocks if hasattr(blocks, "processor") else None
 
 
-def _selected(schedule: TemperatureSchedule, family: Family, layers: list[str]) -> set[str]:
+def _selected(schedule: TemperatureSchedule, family: Family, config: Any, layers: list[str]) -> set[str]:
     """Return the joint attention layers that the schedule acts on, by module name."""
     wanted = range(len(layers)) if schedule.layers is None else schedule.layers
     if max(wanted) >= len(layers):
@@ -89,10 +89,12 @@ def _selected(schedule: TemperatureSchedule, family: Family, layers: list[str]) 
             f"TemperatureSchedule layers: {max(wanted)} does not exist, {family.transformer} has {len(layers)} (0 to "
             f"{len(layers) - 1})"
         )
-    chosen = {layers[index] for index in wanted if family.stream(layers[index]) in schedule.streams}
+    streams = [family.stream(layer, config) for layer in layers]
+    chosen = {layers[index] for index in wanted if streams[index] in schedule.streams}
     if not chosen:
+        present = " and ".join(f"{streams.count(stream)} {stream}" for stream in dict.fromkeys(streams))
         raise ParameterError(
             f"TemperatureSchedule streams = {list(schedule.streams)}, layers = {schedule.layers}: no layer of "
-            f"{family.transformer} is in both"
+            f"{family.transformer} is in both; its layers, in order, are {present}"
         )
     return chosen

@@ -34,8 +34,9 @@ class TemperatureSchedule(TacaConfig):
 
     Where in the transformer:
 
-    - `streams`: "double" (text and image with their own weights) and "single" (shared) blocks. `layers`: indices of
-      joint attention layers in the order of the forward pass, None for all. A layer must be in both.
+    - `streams`: "double" (text and image have keys by weights of their own) and "single" (by the same weights) blocks; many
+      families have one of the two only. `layers`: indices of joint attention layers in the order of the forward pass, None for
+      all. A layer must be in both.
 
     Which tokens:
 

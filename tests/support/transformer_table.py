@@ -42,7 +42,9 @@ def _table(measured: dict[str, float]) -> str:
 
 
 def _layers(family: Family) -> str:
-    return ", ".join(f"`{blocks}.*.{family.attention}`" for blocks in (*family.double, *family.single))
+    double = "double" if family.double_until is None else f"double, single from `{family.double_until}` on"
+    parts = [f"`{blocks}.*.{family.attention}` ({double})" for blocks in family.double]
+    return ", ".join([*parts, *(f"`{blocks}.*.{family.attention}` (single)" for blocks in family.single)])
 
 
 def _text(family: Family) -> str:

@@ -7,11 +7,12 @@ import pkgutil
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import transformer_table
-from explicit_softmax import explicit_attention, float64_throughout, output
+from explicit_softmax import Tiny, explicit_attention, float64_throughout, output
 from tiny_transformers import TINY
 
 from components.errors import ParameterError
@@ -48,6 +49,58 @@ def test_a_whole_model_equals_the_stock_one_with_an_explicit_softmax(name: str) 
             assert (expected[0] - stock[0]).abs().max() > 1e-3  # so that the agreement means something
             assert (expected[1:] - stock[1:]).abs().sum() < 1e-7
         assert torch.equal(output(model, call.arguments), stock)
+
+
+def weights_by_layer(tiny: Tiny) -> dict[str, str]:
+    """Whether the keys of text and image are computed by the same linear layer, by joint module, as the real class computes them.
+
+    A layer that computes all of a module's keys from one sequence is fed as many tokens as its attention has keys.
+    """
+    found: dict[str, str] = {}
+    fed: list[int] = []
+    keys: list[int] = []
+    stock = torch.nn.functional.scaled_dot_product_attention
+
+    def attend(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        keys.append(key.shape[-2])
+        return stock(query, key, *args, **kwargs)
+
+    def decide(name: str) -> None:
+        found[name] = "single" if max(keys) == max(fed) else "double"
+        fed.clear()
+
+    model = tiny.build()
+    for name, module in model.named_modules():
+        if re.fullmatch(tiny.joint, name):
+            module.register_forward_pre_hook(lambda *_: keys.clear())
+            for linear, layer in module.named_modules():
+                if isinstance(layer, torch.nn.Linear) and re.search("k_proj|to_k|qkv", linear):
+                    layer.register_forward_hook(lambda _, args, output: fed.append(args[0].shape[-2]))
+            module.register_forward_hook(lambda *_, name=name: decide(name))
+    with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", attend):
+        output(model, tiny.inputs(list(tiny.levels)))
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in TINY if name != "flux2-kv-cached"]
+)  # has keys that no layer computes
+def test_a_stream_is_single_where_text_and_image_share_the_weights_of_their_keys(name: str) -> None:
+    tiny = TINY[name]
+    weights = weights_by_layer(tiny)
+    assert len(weights) == tiny.layers
+    family = FAMILIES[tiny.transformer]
+    model = tiny.build()
+    assert {layer: family.stream(layer, model.config) for layer in weights} == weights
+    for stream in ("double", "single"):
+        schedule = TemperatureSchedule(GAMMA, 0.9, streams=(stream,))
+        if stream in weights.values():
+            with enable_taca(model, schedule) as handle:
+                assert handle.patched_modules == list(weights.values()).count(stream)
+        else:
+            other = {"double": "single", "single": "double"}[stream]
+            with pytest.raises(ParameterError, match=f"its layers, in order, are {tiny.layers} {other}$"):
+                enable_taca(model, schedule)
 
 
 # In diffusers 0.42.1 itself, checkpointing is wrong with FLUX.2's cached references (one dictionary for all blocks) and Chroma's
@@ -97,7 +150,7 @@ def test_what_compiles_in_one_graph_does_so_with_taca_and_for_every_timestep(nam
     torch._dynamo.reset()
     try:
         output(torch.compile(model, fullgraph=True, backend="eager"), copy.deepcopy(calls[0]))
-    except torch._dynamo.exc.Unsupported as error:
+    except (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError) as error:
         pytest.skip(f"not in one graph without TACA either: {error.args[0][:80]}")
     enable_taca(model, SCHEDULE)
     expected = [output(model, copy.deepcopy(call)) for call in calls]

@@ -6,7 +6,7 @@ COGVIEW3_PLUS = Family(
     name="cogview3-plus",
     transformer="CogView3PlusTransformer2DModel",
     stock_processors=("CogVideoXAttnProcessor2_0",),
-    double={"transformer_blocks": "num_layers"},
+    single={"transformer_blocks": "num_layers"},
     attention="attn1",
     timesteps=(0.0, 1000.0),
 )

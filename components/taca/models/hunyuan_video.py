@@ -15,9 +15,21 @@ _LORA_TARGETS = (
 
 
 def _framepack(config: Any, arguments: Arguments, padding: bool) -> Placement:
-    """The text of a single sample is cut to its length."""
-    mask = arguments["encoder_attention_mask"]
-    return Contiguous(slice(-(int(mask.sum()) if len(mask) == 1 else mask.shape[1]), None))
+    """Behind the latents, their history and a picture's embeddings; the text of a single sample is cut to its length."""
+    patches = {
+        "hidden_states": (config.patch_size_t, config.patch_size, config.patch_size),
+        "latents_clean": (1, 2, 2),
+        "latents_history_2x": (2, 4, 4),  # each side is filled up to a multiple of the patch
+        "latents_history_4x": (4, 8, 8),
+    }
+    image = arguments["image_embeds"].shape[1]
+    for name, patch in patches.items():
+        if arguments.get(name) is not None:
+            frames, rows, columns = (
+                -(-side // length) for side, length in zip(arguments[name].shape[2:], patch, strict=True)
+            )
+            image += frames * rows * columns
+    return Contiguous(slice(image, None))
 
 
 def _hunyuan_video15(config: Any, arguments: Arguments, padding: bool) -> Placement:
