@@ -22,6 +22,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a further name by which browsers reach the service, behind a proxy, say",
     )
     add("--searches-per-minute", type=int, default=300, metavar="N", help="of one client (default 300)")
+    add("--access-log", type=Path, metavar="FILE", help="append a line of JSON per request, without what was asked")
+    add("--log-queries", action="store_true", help="write into that log what was asked, too: sentences, filters, ids")
 
 
 def run(options: argparse.Namespace) -> None:

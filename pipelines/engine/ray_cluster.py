@@ -71,16 +71,28 @@ def start_ray(compute: Compute) -> None:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InfrastructureError(f"RAY_ADDRESS = {address}: cannot be joined: {one_line(error)}") from error
         return
+    _stay_on_loopback()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only; token mode would write to the home directory
     cpus = max(usable_cores(), compute.workers * compute.threads)
     try:  # "local": without it, Ray joins any other that was started on this machine
-        ray.init("local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+        ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     except Exception as error:  # of just that type: its processes did not answer within 30 s
         if type(error) is not Exception and not isinstance(error, RuntimeError | OSError):
             raise
         raise InfrastructureError(
             f"Ray could not be started on this machine: {one_line(error)}; run again, when fewer processes compete for its CPUs"
         ) from error
+
+
+def _stay_on_loopback() -> None:
+    """Let Ray take 127.0.0.1 for the address of this machine, and listen on no other.
+
+    `ray.init` cannot be told so: of a loopback address that it is given, it makes one that others can reach.
+    """
+    from ray._private import ray_constants
+
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for Ray's processes
+    ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read the variable already
 
 
 @contextmanager

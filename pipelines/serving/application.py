@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from components.search.searcher import Query as SearchQuery
 from pipelines.serving import gallery_facts, page_files, schema, searches
 from pipelines.serving.access import COOKIE, Access
+from pipelines.serving.access_log import AccessLog
 from pipelines.serving.answers import Refused, error_answer
 from pipelines.serving.door import UPLOAD_PATH, Door
 from pipelines.serving.gate import Gate
@@ -44,6 +45,7 @@ class Service:
     metrics: Metrics
     access: Access = field(default_factory=Access)
     limits: Limits = LIMITS
+    access_log: AccessLog | None = None
     search_threads: int = 1
     on_start: Callable[[], None] = lambda: None
     """Called on the event loop that serves requests, before the first of them."""
@@ -61,7 +63,8 @@ class Service:
 def application(service: Service) -> ASGIApp:
     """Return the whole service: routes, the gate around them, and the door before that."""
     app = routes(service)
-    return Door(Gate(app, service.access, Rates(service.limits), service.metrics), service.limits)
+    gate = Gate(app, service.access, Rates(service.limits), service.metrics, service.access_log)
+    return Door(gate, service.limits)
 
 
 def routes(service: Service) -> FastAPI:
@@ -121,14 +124,15 @@ OfService = Annotated[Service, Depends(_service)]
 
 def _add_searches(app: FastAPI) -> None:
     @app.post("/api/search", response_model=schema.Matches, tags=["search"])
-    async def search(asked: schema.SearchRequest, service: OfService) -> schema.Matches:
+    async def search(asked: schema.SearchRequest, request: Request, service: OfService) -> schema.Matches:
         """Find pictures by sentences, by a picture of the gallery, or by both. Several sentences: the mean of their vectors."""
         query = SearchQuery(sentences=tuple(asked.sentences), like=asked.like, weight=asked.weight)
-        return await _search(service, query, asked.k, asked.where, rerank=asked.rerank)
+        return await _search(service, request, query, asked.k, asked.where, rerank=asked.rerank)
 
     @app.post(UPLOAD_PATH, response_model=schema.Matches, tags=["search"])
     async def search_by_picture(
         service: OfService,
+        request: Request,
         picture: Annotated[UploadFile, File(description="JPEG, PNG, WebP, GIF, BMP or TIFF.")],
         sentence: Annotated[schema.Sentences, Form()] = [],  # noqa: B006  # FastAPI copies it
         weight: Annotated[schema.Weight, Form()] = 0.5,
@@ -140,11 +144,13 @@ def _add_searches(app: FastAPI) -> None:
         content = await picture.read()
         image = await service.searching.run(partial(read_upload, content, service.limits))
         query = SearchQuery(sentences=tuple(sentence), picture=image, weight=weight)
-        return await _search(service, query, k, where, rerank=rerank)
+        return await _search(service, request, query, k, where, rerank=rerank)
 
     @app.post("/api/words", response_model=schema.Words, tags=["search"])
-    async def words(asked: schema.WordsRequest, service: OfService) -> schema.Words:
+    async def words(asked: schema.WordsRequest, request: Request, service: OfService) -> schema.Words:
         """Tell what each word of a sentence did for its match with a picture."""
+        if service.access_log is not None:
+            service.access_log.note_query(request.scope, {"sentences": [asked.sentence], "picture": asked.id})
         return await service.searching.run(partial(searches.words, service.opened, asked.sentence, asked.id))
 
     @app.get("/api/pictures/{id}/related", response_model=schema.Related, tags=["pictures"])
@@ -155,8 +161,13 @@ def _add_searches(app: FastAPI) -> None:
         return await service.searching.run(partial(searches.related, service.opened, id, k))
 
 
-async def _search(service: Service, query: SearchQuery, k: int, where: list[str], *, rerank: bool) -> schema.Matches:
+async def _search(
+    service: Service, request: Request, query: SearchQuery, k: int, where: list[str], *, rerank: bool
+) -> schema.Matches:
     begin = time.perf_counter()
+    if service.access_log is not None:
+        asked = {"sentences": query.sentences, "like": query.like, "upload": query.picture is not None}
+        service.access_log.note_query(request.scope, {**asked, "where": where, "k": k, "rerank": rerank})
     opened = service.opened
     with service.metrics.search_seconds.time():
         found, unread = await service.searching.run(partial(searches.search, opened, query, k, where, rerank=rerank))

@@ -15,7 +15,8 @@ from starlette.types import ASGIApp
 
 from components.errors import ParameterError
 from components.search.encoders import Encoder
-from pipelines.serving.access import Access
+from pipelines.serving.access import Access, is_loopback
+from pipelines.serving.access_log import AccessLog
 from pipelines.serving.application import Service, application
 from pipelines.serving.limits import LIMITS
 from pipelines.serving.metrics import Metrics
@@ -43,6 +44,7 @@ class SearchReplica:
     """One process that answers."""
 
     def __init__(self, settings: ReplicaSettings) -> None:
+        keep_port_on_loopback()
         for handler in logging.getLogger("ray.serve").handlers:  # the replica's log file
             logging.getLogger("pipelines.serving").addHandler(handler)
         self.metrics = Metrics()
@@ -52,11 +54,13 @@ class SearchReplica:
         self.settings = settings
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
+        log = self.settings.access_log
         service = Service(
             gallery=self.gallery,
             metrics=self.metrics,
             access=Access(self.settings.hosts, self.settings.token),
             limits=dataclasses.replace(LIMITS, searches_per_minute=self.settings.searches_per_minute),
+            access_log=AccessLog(Path(log), queries=self.settings.log_queries) if log else None,
             search_threads=usable_cores(),
             on_start=self.remember_loop,
         )
@@ -90,6 +94,19 @@ class SearchReplica:
         return found
 
 
+def keep_port_on_loopback() -> None:
+    """Where Ray is on loopback, open the replica's own port there, too: Serve opens it on every address, and takes pickles there.
+
+    For the constructor of a replica, after which Serve opens that port.
+    """
+    import ray
+    from ray.serve._private import replica
+
+    address, open_port = ray.util.get_node_ip_address(), replica.add_port_to_grpc_server
+    if is_loopback(address):
+        replica.add_port_to_grpc_server = lambda server, where: open_port(server, where.replace("[::]", address))
+
+
 def deployed(settings: ReplicaSettings) -> Any:
     """Return the application for `serve.run`."""
     replica: Any = SearchReplica  # a Deployment, which its decorator does not tell
@@ -107,6 +124,7 @@ def on_cluster(arguments: dict[str, Any]) -> Any:
     arguments = {"host": "0.0.0.0", **arguments}
     root = Path(arguments.pop("root", os.getcwd()))
     hosts = tuple(arguments.pop("allowed_host", ()))
+    arguments |= {name: Path(arguments[name]) for name in ("access_log", "token_file") if arguments.get(name)}
     gallery = Path(arguments.pop("gallery"))
     options = ServeOptions(gallery=gallery, allowed_host=hosts, **arguments)
     return deployed(replica_settings(options, gallery, root))

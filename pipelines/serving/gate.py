@@ -7,6 +7,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serving.access import Access
+from pipelines.serving.access_log import AccessLog
 from pipelines.serving.answers import Refused
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.rates import Rates
@@ -27,9 +28,11 @@ HEADERS = {
 class Gate:
     """An ASGI middleware around the application."""
 
-    def __init__(self, app: ASGIApp, access: Access, rates: Rates, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, access: Access, rates: Rates, metrics: Metrics, access_log: AccessLog | None = None
+    ) -> None:
         self.app = app
-        self.access, self.rates, self.metrics = access, rates, metrics
+        self.access, self.rates, self.metrics, self.access_log = access, rates, metrics, access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,7 +59,10 @@ class Gate:
                     raise
                 LOG.exception("a request to %s failed", _route(scope))  # and Starlette has answered
             finally:
-                self.metrics.answered(_route(scope), scope["method"], status, time.perf_counter() - begin)
+                seconds = time.perf_counter() - begin
+                self.metrics.answered(_route(scope), scope["method"], status, seconds)
+                if self.access_log is not None:
+                    self.access_log.write(scope, _route(scope), status, seconds)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

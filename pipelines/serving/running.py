@@ -24,8 +24,6 @@ from pipelines.workspace import Workspace
 
 NAME = "person-search"
 KEEP_ALIVE_SECONDS = 15
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Lets Ray keep all its own ports on loopback; otherwise, on Linux, it listens for nodes on every address, whatever it is told."""
 
 
 def serve(options: ServeOptions, workspace: Workspace) -> None:
@@ -83,7 +81,7 @@ def address(host: str, port: int) -> str:
 
 @contextlib.contextmanager
 def _running(settings: ReplicaSettings, host: str, port: int) -> Iterator[None]:
-    os.environ.update(ENVIRONMENT | LOOPBACK)
+    os.environ.update(ENVIRONMENT)
     set_ray_defaults()
     from ray import serve as ray_serve
 

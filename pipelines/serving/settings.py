@@ -6,6 +6,7 @@ from pathlib import Path
 
 from components.errors import DataError, ParameterError
 from pipelines.serving.access import LOOPBACK_NAMES, MIN_TOKEN, is_loopback, token_digest
+from pipelines.serving.access_log import require_writable
 
 TOKEN_VARIABLE = "PIPELINES_SERVE_TOKEN"
 
@@ -21,12 +22,16 @@ class ServeOptions:
     token_file: Path | None = None
     allowed_host: tuple[str, ...] = ()
     searches_per_minute: int = 300
+    access_log: Path | None = None
+    log_queries: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ParameterError(f"serve: --port {self.port}: from 1 to 65535, or 0 for any free one")
         if self.searches_per_minute < 1:
             raise ParameterError(f"serve: --searches-per-minute {self.searches_per_minute}: must be at least 1")
+        if self.log_queries and self.access_log is None:
+            raise ParameterError("serve: --log-queries: give the file too, --access-log FILE")
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,15 @@ class ReplicaSettings:
     hosts: tuple[str, ...]
     token: str | None
     searches_per_minute: int
+    access_log: str | None = None
+    log_queries: bool = False
 
 
 def replica_settings(options: ServeOptions, gallery: Path, root: Path) -> ReplicaSettings:
-    """Check the options against each other. Raises ParameterError, where others could reach the service without a token."""
+    """Check the options against each other.
+
+    Raises ParameterError where others could reach the service without a token, or the access log cannot be written.
+    """
     local = is_loopback(options.host)
     hosts = tuple(name.lower() for name in options.allowed_host)
     token = read_token(options.token_file)
@@ -54,6 +64,13 @@ def replica_settings(options: ServeOptions, gallery: Path, root: Path) -> Replic
         )
     if local or hosts:
         hosts = (*LOOPBACK_NAMES, *hosts)
+    if options.access_log is not None:
+        try:
+            require_writable(options.access_log)
+        except OSError as error:
+            raise ParameterError(
+                f"serve: --access-log {options.access_log}: cannot be written ({error.strerror})"
+            ) from None
     return ReplicaSettings(
         gallery=str(gallery.absolute()),
         root=str(root.absolute()),
@@ -61,6 +78,8 @@ def replica_settings(options: ServeOptions, gallery: Path, root: Path) -> Replic
         hosts=hosts,
         token=token_digest(token) if token else None,
         searches_per_minute=options.searches_per_minute,
+        access_log=None if options.access_log is None else str(options.access_log.absolute()),
+        log_queries=options.log_queries,
     )
 
 

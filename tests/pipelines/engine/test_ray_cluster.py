@@ -1,16 +1,42 @@
 """Which Ray is used: one of our own unless RAY_ADDRESS names a cluster, which must answer."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import ray
+from processes import clean_environment
+from ray._private import ray_constants
+from ray._private.services import get_node_ip_address
 from ray.runtime_env.runtime_env import _merge_runtime_env
 
 from pipelines.engine.ray_cluster import start_ray
 from pipelines.errors import InfrastructureError
 from pipelines.schema.running import Compute
 from pipelines.threads.settings import OPENMP_WAITING, waiting_settings
+
+VARIABLE = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+LISTENING = """
+import psutil, ray
+from pipelines.engine.ray_cluster import ray_session
+from pipelines.schema.running import Compute
+
+with ray_session(Compute()):
+    assert ray.get(ray.remote(lambda: 1).remote()) == 1
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    sockets = [each for process in family for each in process.net_connections("inet")]
+    print("LISTENING", *{each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN})
+"""
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch):
+    """What `start_ray` sets for this process."""
+    monkeypatch.setenv(VARIABLE, "1")
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
 
 
 @pytest.fixture
@@ -31,6 +57,34 @@ def test_without_the_address_of_a_cluster_ray_is_started_here(started, monkeypat
     ((arguments, options),) = started
     assert arguments == ("local",)  # and not the one of an address file
     assert options["num_cpus"] >= 6
+
+
+def test_a_ray_that_is_started_here_takes_loopback_for_its_address_and_one_that_is_joined_does_not(
+    started, monkeypatch
+):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    start_ray(Compute())
+    assert os.environ[VARIABLE] == "0"
+    assert get_node_ip_address() == "127.0.0.1"
+    monkeypatch.delenv(VARIABLE)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{head.getsockname()[1]}")
+        start_ray(Compute())
+    assert VARIABLE not in os.environ
+
+
+@pytest.mark.heavy
+@pytest.mark.ray
+def test_every_port_of_a_ray_that_is_started_here_is_on_loopback():
+    """In a process of its own, which has imported Ray before."""
+    environment = clean_environment()
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("LISTENING")]
+    assert line.split()[1:]
+    assert set(line.split()[1:]) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://localhost:{}"])

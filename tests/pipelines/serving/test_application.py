@@ -13,6 +13,7 @@ from served_galleries import COLOURS, TOKEN, ColourEncoder, client_of, encoded, 
 
 from components.search.gallery.reading import Gallery
 from pipelines.serving import gallery_facts
+from pipelines.serving.access_log import AccessLog
 from pipelines.serving.limits import LIMITS
 
 
@@ -422,6 +423,34 @@ def test_nothing_that_is_asked_is_logged_or_counted_by_its_words(client, caplog)
     assert 'person_search_requests_total{method="POST",route="/api/search",status="200"}' in counted
     assert "private" not in counted + caplog.text
     assert re.search(r"^person_search_gallery_pictures 12\.0$", counted, re.MULTILINE)
+
+
+def test_the_access_log_has_a_line_per_request_and_what_was_asked_only_where_chosen(folder, gallery, tmp_path):
+    first = gallery.table["id"][0].as_py()
+    lines = {}
+    for queries in (False, True):
+        file = tmp_path / f"{queries}.jsonl"
+        service = service_on(folder)
+        service.access_log = AccessLog(file, queries=queries)
+        with client_of(service) as client:
+            client.post("/api/search", json={"sentences": ["someone in red"], "k": 3, "where": ["camera=1"]})
+            client.get(f"/api/pictures/{first}")
+            client.post("/api/search", json={"like": "0" * 16})
+            client.post("/api/words", json={"sentence": "in red", "id": first})
+            file.rename(tmp_path / "moved")  # as logrotate does
+            client.get("/nothing")
+        texts = [(tmp_path / name).read_text() for name in ("moved", file.name)]
+        lines[queries] = [json.loads(line) for text in texts for line in text.splitlines()]
+        assert [(line["method"], line["route"], line["status"]) for line in lines[queries]] == [
+            ("POST", "/api/search", 200), ("GET", "/api/pictures/{id}", 200), ("POST", "/api/search", 404),
+            ("POST", "/api/words", 200), ("GET", "none", 404),
+        ]  # fmt: skip
+        assert all(line["client"] == "testclient" and 0 <= line["seconds"] < 60 for line in lines[queries])
+    assert not any("query" in line or first in str(line) for line in lines[False])
+    assert [line.get("query") for line in lines[True]] == [
+        {"sentences": ["someone in red"], "where": ["camera=1"], "k": 3}, None, {"like": "0" * 16, "k": 20},
+        {"sentences": ["in red"], "picture": first}, None,
+    ]  # fmt: skip
 
 
 def test_the_openapi_document_tells_every_route_and_every_refusal(client):

@@ -148,7 +148,6 @@ class TestService:
             for process in family
             for connection in process.net_connections("inet")
             if connection.status == psutil.CONN_LISTEN
-            if "ServeReplica" not in " ".join(process.cmdline())  # see docs/search.md: Serve listens there on all
         }
         assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
         assert listening

@@ -91,7 +91,7 @@ def test_mistakes_are_found_before_ray_is_started(tmp_path, monkeypatch):
         "token_file": None,
         "workspace": tmp_path,
     }
-    options |= {"allowed_host": [], "searches_per_minute": 300}
+    options |= {"allowed_host": [], "searches_per_minute": 300, "access_log": None, "log_queries": False}
     with pytest.raises(DataError, match="data/index does not exist"):
         COMMAND.run(Namespace(**options))
     with pytest.raises(DataError, match="nowhere: does not exist"):
@@ -100,6 +100,17 @@ def test_mistakes_are_found_before_ray_is_started(tmp_path, monkeypatch):
     write_gallery(tmp_path / "gallery")
     with pytest.raises(ParameterError, match=r"RAY_ADDRESS is 10.0.0.1:6379: unset it"):
         COMMAND.run(Namespace(**{**options, "gallery": tmp_path / "gallery"}))
+
+
+def test_an_access_log_that_cannot_be_written_and_queries_without_one_are_refused(tmp_path):
+    with pytest.raises(ParameterError, match=r"--log-queries: give the file too, --access-log FILE"):
+        ServeOptions(log_queries=True)
+    with pytest.raises(
+        ParameterError, match=r"--access-log .*nowhere/log: cannot be written \(No such file or directory\)"
+    ):
+        replica_settings(ServeOptions(access_log=tmp_path / "nowhere" / "log"), *PLACE)
+    settings = replica_settings(ServeOptions(access_log=tmp_path / "log", log_queries=True), *PLACE)
+    assert (settings.access_log, settings.log_queries) == (str(tmp_path / "log"), True)
 
 
 def test_the_reason_of_a_replica_that_did_not_start_is_found_in_serves_text():
