@@ -17,10 +17,14 @@ class PersonSearch(PythonModel):
     """Finds the best matches for each sentence in the column `query` of a table, or in {"query": [...]}, best first."""
 
     def load_context(self, context: PythonModelContext) -> None:
+        from components.search.encoders import open_encoder
+        from components.search.gallery.reading import Gallery
         from components.search.searcher import Searcher
 
-        encoder = Path(context.artifacts["encoder"]).resolve()
-        self.searcher = Searcher.open(context.artifacts["index"], encoder, str(encoder))
+        encoder = Path(context.artifacts.get("encoder", "")).resolve()
+        gallery = Gallery.open_copy(Path(context.artifacts["index"]).resolve())
+        model = str(context.model_config["model"]).replace("{encoder}", str(encoder))
+        self.searcher = Searcher(gallery, open_encoder({**gallery.model, "name": model}, encoder.parent))
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow would read hints as a schema
         from components.search.searcher import Query
@@ -28,16 +32,23 @@ class PersonSearch(PythonModel):
         queries = _sentences(model_input["query"])
         top = int((params or {}).get("top", 5))
         found = self.searcher.search([Query((query,)) for query in queries], top) if queries else []
+        of_pipeline = self.searcher.gallery.source["kind"] == "pipeline"
+        name = int if of_pipeline else str
+
+        def column(key: str, kind: type = str) -> list[list[Any]]:
+            return [[kind(match.metadata.get(key) or "") for match in matches] for matches in found]
+
         return pd.DataFrame(
             {
                 "query": queries,
-                "image_ids": [[int(match.id) for match in matches] for matches in found],
+                "image_ids": column("id", name),
                 "scores": [[match.score for match in matches] for matches in found],
-                "identities": [[int(match.metadata["identity"]) for match in matches] for matches in found],
-                "captions": [[str(match.metadata["caption"]) for match in matches] for matches in found],
+                "identities": column("identity", name),
+                "captions": column("caption"),
                 "unread": [
                     self.searcher.encoder.unread(query) for query in queries
                 ],  # the end of a sentence that is too long
+                **({} if of_pipeline else {"files": column("file")}),
             }
         )
 

@@ -115,6 +115,18 @@ def test_a_broken_version_is_one_line_and_no_gallery_says_how_to_make_one(tmp_pa
         Gallery.open(tmp_path / "g")
 
 
+def test_a_copy_of_a_version_opens_without_what_was_around_it(tmp_path):
+    source = write_pictures(tmp_path / "pictures", range(2))
+    write(tmp_path / "gallery", source, ["0.png", "1.png"], np.eye(2, dtype=np.float32))
+    opened = Gallery.open(tmp_path / "gallery")
+    copy = Gallery.open_copy(opened.folder.rename(tmp_path / "copy"))
+    assert copy.table.equals(opened.table)
+    assert copy.vectors.tolist() == np.eye(2).tolist()
+    (tmp_path / "copy" / layout.TABLE).unlink()
+    with pytest.raises(DataError, match=rf"copy: not a version of a gallery \(.*{layout.TABLE} missing\)"):
+        Gallery.open_copy(tmp_path / "copy")
+
+
 def test_the_pipelines_index_opens_as_a_gallery(tmp_path):
     with DatasetWriter(tmp_path / "people") as writer:
         for seed in range(3):

@@ -58,6 +58,16 @@ class Gallery:
                     break
         raise DataError(f"{path}: version {version} is incomplete; make the gallery again, or restore the folder")
 
+    @classmethod
+    def open_copy(cls, folder: Path) -> "Gallery":
+        """Open a copy of one version's folder, or of the pipeline's data/index, without what was around it. Raises DataError."""
+        if is_pipeline_index(folder):
+            return _PipelineGallery.open(folder)
+        try:
+            return cls(folder, folder.name, folder, *_read(folder))
+        except FileNotFoundError as error:
+            raise DataError(f"{folder}: not a version of a gallery ({error.filename} missing)") from error
+
     @property
     def size(self) -> int:
         return len(self.vectors)

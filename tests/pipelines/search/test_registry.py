@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from served_galleries import small_model, write_gallery
 
 from components.errors import DataError
 from components.files import file_digest
+from components.search.gallery.reading import Gallery
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import tree_digests
 from pipelines.search.registry import register
@@ -119,6 +122,39 @@ def test_a_registered_search_answers_in_a_fresh_process_as_the_search_does_here(
     logged = client.get_run(version.run_id)
     assert logged.data.tags["mlflow.parentRunId"] == logged.data.tags["upstream.index"] == run
     assert (logged.info.status, client.get_run(run).info.status) == ("FINISHED", "FINISHED")
+
+
+def test_any_gallery_is_registered_with_the_model_that_made_it(workspace, tmp_path):
+    """In this process; the model of the gallery is gone then, so the one that travels answers."""
+    import mlflow
+
+    encoder = small_model(tmp_path / "model")
+    write_gallery(tmp_path / "people", encoder=encoder)
+    gallery = Gallery.open(tmp_path / "people")
+    assert register("strangers", workspace, tmp_path / "people").startswith("registered strangers version 1: ")
+    (sentence,) = encoder.sentences(["a man in a red coat"])
+    scores = np.asarray(gallery.vectors, np.float64) @ sentence
+    best = [gallery.table.slice(int(row), 1).to_pylist()[0] for row in np.argsort(-scores, kind="stable")[:5]]
+    shutil.rmtree(tmp_path / "model")
+    shutil.rmtree(tmp_path / "people")
+    loaded = mlflow.pyfunc.load_model("models:/strangers/1")
+    (found,) = loaded.predict({"query": ["a man in a red coat"]}, params={"top": 5}).to_dict("records")
+    assert found["image_ids"] == [row["id"] for row in best]
+    assert found["identities"] == [row["identity"] or "" for row in best]
+    assert found["captions"] == [row["caption"] for row in best]
+    assert found["files"] == [row["file"] for row in best]
+    assert found["scores"] == pytest.approx(np.sort(scores)[::-1][:5], abs=1e-6)
+    version = tracking.connect(workspace).client.get_model_version("strangers", "1")
+    assert version.tags["pipelines.encoder"] == encoder.digest
+    assert version.tags["pipelines.gallery_version"] == gallery.version
+
+
+def test_a_gallery_that_is_none_or_of_another_checkout_is_one_line(workspace, tmp_path):
+    with pytest.raises(DataError, match="does not exist; make one: python -m pipelines gallery"):
+        register("people", workspace, tmp_path / "nowhere")
+    shutil.copytree(workspace.path("data/index"), tmp_path / "other")
+    with pytest.raises(DataError, match="is made by the pipeline of another checkout"):
+        register("people", workspace, tmp_path / "other")
 
 
 def test_an_index_that_no_known_run_made_is_one_line(workspace):
