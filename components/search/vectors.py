@@ -1,8 +1,9 @@
 """Exact search among unit vectors, in full or half precision, in memory or memory-mapped from a file of any size.
 
-The vectors are read in chunks that fit into a core's cache, converted to float32 there, and multiplied. What could be among the
-best is then ranked by products in float64, each computed alone in one order. So the ranking depends neither on chunks, batches and
-threads nor on the kernel that multiplied, and equal vectors have equal scores, in the order of the gallery.
+The vectors are multiplied in float32; of half precision, for one query as they are, for several in chunks that are converted in a
+core's cache. What could be among the best is then ranked by products in float64, each computed alone in one order. So the ranking
+does not depend on chunks, batches, threads and the kernel that multiplied, and equal vectors have equal scores, in the order of the
+gallery.
 """
 
 import os
@@ -23,9 +24,8 @@ from components.errors import DataError, ParameterError
 
 BLOCK = 65536
 """Vectors whose scores are held at once."""
-CHUNK = 256
-"""Vectors converted from half precision at once, of 512 numbers half a megabyte, which stays in a core's cache; four times as many
-where several queries share the work."""
+CHUNK = 1024
+"""Vectors converted from half precision at once, of 512 numbers two megabytes, which stay in a core's cache."""
 QUERIES = 64
 """Queries that read the vectors together; more are taken one group after the other."""
 _GATHER = 4096  # rows read at once where not all are
@@ -130,11 +130,9 @@ class Vectors:
     def _candidates(
         self, queries: Tensor, k: int, rows: NDArray[np.int64] | None, among: NDArray[np.bool_] | None
     ) -> list[NDArray[np.int64]]:
-        """Rows that may be among the k best of each query, by products in float32.
-
-        A product of unit vectors is wrong by at most D 2^-24, so none is missed that is within twice that of the k-th best.
-        """
-        tolerance = 2 * queries.shape[1] * 2.0**-24
+        """Rows that may be among the k best of each query: all that are within twice a product's error of the k-th best."""
+        halved = rows is None and self._multiplies_halves(queries)
+        tolerance = 2 * _error(queries, halved=halved)
         count = len(self) if rows is None else len(rows)
 
         @torch.no_grad()
@@ -157,6 +155,8 @@ class Vectors:
             lowest = scores.topk(k).values[-1] - tolerance if len(scores) > k else -torch.inf
             found.append(places[scores >= lowest].numpy())
         found = found or [np.empty(0, np.int64) for _ in queries]  # of an empty gallery
+        if halved and len(found[0]) > _GATHER:  # of pictures that are all alike
+            return self._candidates(queries, k, found[0], None)
         return found if rows is None else [rows[places] for places in found]
 
     @cached_property
@@ -169,19 +169,33 @@ class Vectors:
         """Products (Q, end - begin) with consecutive vectors."""
         if self.values.dtype == np.float32:
             return queries @ self._tensor[begin:end].T
+        if self._multiplies_halves(queries):
+            return torch.mv(self._tensor[begin:end], queries[0].half())[None].float()
         scores = torch.empty(end - begin, len(queries))
-        size = CHUNK if len(queries) == 1 else 4 * CHUNK
-        buffer = torch.empty(size, queries.shape[1])
-        for first in range(begin, end, size):
-            last = min(first + size, end)
+        buffer = torch.empty(CHUNK, queries.shape[1])
+        for first in range(begin, end, CHUNK):
+            last = min(first + CHUNK, end)
             converted = buffer[: last - first].copy_(self._tensor[first:last])
-            if len(queries) == 1:
-                torch.mv(converted, queries[0], out=scores[first - begin : last - begin, 0])
-            else:
-                torch.mm(converted, queries.T, out=scores[first - begin : last - begin])
+            torch.mm(converted, queries.T, out=scores[first - begin : last - begin])
         return scores.T.contiguous()
+
+    def _multiplies_halves(self, queries: Tensor) -> bool:
+        """Whether the query, too, is taken in half precision: for one, converting the vectors takes longer than the product."""
+        return self.values.dtype == np.float16 and len(queries) == 1
 
     def _scores_of(self, queries: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """Products (Q, len(rows)) with chosen vectors."""
         parts = [rows[begin : begin + _GATHER] for begin in range(0, len(rows), _GATHER)]
         return torch.cat([queries @ torch.from_numpy(self.values[part]).float().T for part in parts], dim=1)
+
+
+def _error(queries: Tensor, *, halved: bool) -> float:
+    """How much a product of unit vectors may be wrong.
+
+    Summed in float32, by D 2^-24. Of half precision torch sums in float32 as well, but the query's rounding changes the product by
+    as much as it moves the query, and the product's own by 2^-11.
+    """
+    summed = queries.shape[1] * 2.0**-24
+    if not halved:
+        return summed
+    return summed + 2.0**-11 + 1.001 * float((queries - queries.half().float()).norm(dim=1).max())

@@ -47,6 +47,33 @@ def test_the_best_are_those_of_brute_force(dtype, share):
             np.testing.assert_allclose(ranked.scores, scores, atol=1e-7)
 
 
+@pytest.mark.parametrize("spread", [1.0, 1e-3])
+def test_one_query_in_half_precision_finds_what_brute_force_finds(spread):
+    """Also among pictures that are all alike: of 357, all differ from the best by less than the products' error."""
+    random = np.random.default_rng(5)
+    values = unit(1 + spread * random.standard_normal((357, 512))).astype(np.float16)
+    for query in unit(1 + random.standard_normal((4, 512))):
+        (found,) = Vectors(values).nearest(query[None], 9)
+        rows, scores = brute_force(values, query, 9)
+        assert found.rows.tolist() == rows
+        np.testing.assert_allclose(found.scores, scores, atol=1e-7)
+
+
+def test_a_product_is_wrong_by_no_more_than_is_reckoned_with():
+    """For numbers of one sign and of falling size, which a sum in half precision would lose."""
+    random = np.random.default_rng(6)
+    for values in (np.abs(random.standard_normal((200, 512))), 2.0 ** -np.sort(12 * random.random((200, 512)))):
+        halves = unit(values).astype(np.float16)
+        queries = unit(values[::50] + 0.01)
+        for query in queries:
+            (scores,) = Vectors(halves)._scores(torch.from_numpy(query[None]), 0, 200).numpy()
+            truth = halves.astype(np.float64) @ query.astype(np.float64)
+            assert np.abs(scores - truth).max() <= module._error(torch.from_numpy(query[None]), halved=True)
+        several = Vectors(halves)._scores(torch.from_numpy(queries), 0, 200).numpy()
+        truth = queries.astype(np.float64) @ halves.T.astype(np.float64)
+        assert np.abs(several - truth).max() <= module._error(torch.from_numpy(queries), halved=False)
+
+
 def test_equal_vectors_are_in_the_order_of_the_gallery():
     corners = np.random.default_rng(1).integers(0, 2, (300, 4)).astype(np.float32) - 0.5  # 16 different ones
     queries = corners[:5]
