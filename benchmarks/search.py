@@ -10,10 +10,11 @@
     tower          encoding one sentence with the text tower of a ViT-B/16 (open_clip, random weights of that size), shown apart
 
 A client asks for the ten best of one sentence's vector and asks again when it is answered; eight and 32 clients are as many
-threads. Times are what a client waits. cpu is the processor time of an answer, which other programs on the machine affect less;
-ratios are of it. Cold: the file is dropped from the system's cache and opened anew before each query. Each row runs in a process of
-its own, so that its memory is its own: what it holds itself, and what it holds of mapped files, which the system may take back.
-`--libraries` compares FAISS's inverted lists with usearch's graph instead (benchmarks/search_indexes.py).
+threads. Times are what a client waits. cpu is the processor time of an answer by all its threads, which other programs on the
+machine affect less: the mean, and for one client p95 too; ratios are of the mean. Cold: the file is dropped from the system's cache
+and opened anew before each query. Each row runs in a process of its own, so that its memory is its own: what it holds itself, and
+what it holds of mapped files, which the system may take back.
+`--libraries` compares kinds of approximate indexes instead (benchmarks/search_indexes.py).
 
 The vectors are described in `benchmarks/clustered_vectors.py`.
 """
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from clustered_vectors import DIMENSION, queries_file, vectors_file, write_vectors
+from search_indexes import KINDS, measure_index
 
 from pipelines.threads.settings import thread_settings
 
@@ -41,8 +43,6 @@ SIZES, QUICK = (10_000, 100_000, 1_000_000), 10_000
 CLIENTS = (1, 8, 32)
 K = 10
 ROWS = ("float32", "float16", "approximate")
-KINDS = ("SQ8", "PQ128x4fs", "usearch")
-"""Of approximate indexes, for --libraries."""
 SECONDS = 20.0
 """Of asking, per row and number of clients, at most; at least two answers per client."""
 COLD = 5
@@ -161,14 +161,16 @@ def tower(threads: int, seconds: float) -> dict[str, Any]:
 def _asked(search: Callable[[Any], Any], queries: Any, clients: int, seconds: float) -> dict[str, float]:
     """Percentiles of the time to an answer, processor time of one, both in milliseconds, and answers per second."""
     times: list[float] = []
+    used_by_one: list[float] = []  # processor time, which is an answer's own only where there is one client
     began, used = time.perf_counter(), time.process_time()
 
     def client(number: int) -> None:
         done = 0
         while done < 2 or (time.perf_counter() - began < seconds and done < 200):
-            asked = time.perf_counter()
+            asked, used_before = time.perf_counter(), time.process_time()
             search(queries[(number + done * clients) % len(queries)])
             times.append(time.perf_counter() - asked)
+            used_by_one.append(time.process_time() - used_before)
             done += 1
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
@@ -177,7 +179,8 @@ def _asked(search: Callable[[Any], Any], queries: Any, clients: int, seconds: fl
     for thread in threads:
         thread.join()
     cpu = 1000 * (time.process_time() - used) / len(times)
-    return {**_percentiles(times), "cpu": cpu, "per_second": len(times) / (time.perf_counter() - began)}
+    alone = {"cpu_p95": _percentiles(used_by_one)["p95"]} if clients == 1 else {}
+    return {**_percentiles(times), "cpu": cpu, **alone, "per_second": len(times) / (time.perf_counter() - began)}
 
 
 def _timed(search: Callable[[Any], Any], query: Any, dropped: list[Path]) -> float:
@@ -226,11 +229,14 @@ def _in_new_process(row: str, size: int, options: argparse.Namespace) -> dict[st
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Lines for people; times in milliseconds."""
-    lines = [f"{'vectors':>10}  {'':22} {'clients':>7} {'p50':>8} {'p95':>8} {'p99':>8} {'cpu':>8} {'per s':>8}"]
+    lines = [
+        f"{'vectors':>10}  {'':22} {'clients':>7} {'p50':>8} {'p95':>8} {'p99':>8} {'cpu':>8} {'cpu p95':>8} {'per s':>8}"
+    ]
 
     def add(size: str, what: str, clients: str, one: dict[str, float]) -> None:
         times = " ".join(f"{one[name]:>8.1f}" for name in ("p50", "p95", "p99"))
-        rate = f"{one['cpu']:>8.1f} {one['per_second']:>8.1f}" if "per_second" in one else ""
+        alone = f"{one['cpu_p95']:>8.1f}" if "cpu_p95" in one else 8 * " "
+        rate = f"{one['cpu']:>8.1f} {alone} {one['per_second']:>8.1f}" if "per_second" in one else ""
         lines.append(f"{size:>10}  {what:22} {clients:>7} {times} {rate}".rstrip())
 
     def note(text: str) -> None:
@@ -289,8 +295,6 @@ def _row(options: argparse.Namespace) -> dict[str, Any]:
     if options.row == "tower":
         return tower(options.threads, options.seconds)
     if options.row in KINDS:
-        from search_indexes import measure_index
-
         return measure_index(options.row, options.sizes[0], options.threads, options.folder)
     return measure(options.row, options.sizes[0], options.threads, options.folder, options.seconds)
 

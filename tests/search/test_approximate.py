@@ -1,3 +1,4 @@
+import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -56,6 +57,81 @@ def test_the_recall_that_is_recorded_is_the_one_that_is_seen(vectors, sentences,
     assert seen > 0.95
 
 
+def test_a_picture_does_not_count_as_found_by_itself(vectors, built):
+    path, facts = built
+    chosen = np.sort(np.random.default_rng(0).choice(SIZE, 400, replace=False))[1::2]
+    queries = vectors[chosen].astype(np.float32)
+    truth = np.argsort(-(queries.astype(np.float64) @ vectors.T.astype(np.float64)), axis=1, kind="stable")
+    assert all(best[0] == row for best, row in zip(truth, chosen, strict=True))
+    index = faiss.read_index(str(path))
+    effort = approximate.Effort(facts["lists_read"], facts["candidates"])
+    seen = np.mean(
+        [
+            np.isin(best[1:11], rows)
+            for best, rows in zip(truth, approximate._search(index, queries, effort), strict=True)
+        ]
+    )
+    assert seen == pytest.approx(facts["recall@10"]["pictures"], abs=1e-4)
+
+
+def test_the_effort_is_the_least_that_surely_reaches_the_target(vectors, sentences, built):
+    """By brute force over all efforts: on the half of the queries that it is adjusted by, less two standard errors."""
+    path, facts = built
+    index = faiss.read_index(str(path))
+    samples = approximate._samples(vectors, sentences)
+
+    def reaches(lists, candidates):
+        for sample in samples:
+            found = approximate._search(index, sample.queries[::2], approximate.Effort(lists, 4000))[:, :candidates]
+            each = np.array([np.isin(a, b).mean() for a, b in zip(sample.truth[::2], found, strict=True)])
+            if each.mean() - 2 * each.std() / len(each) ** 0.5 < 0.98:
+                return False
+        return True
+
+    chosen = facts["lists_read"], facts["candidates"]
+    assert reaches(*chosen)
+    cost = SIZE * chosen[0] / facts["lists"] + 100 * chosen[1]
+    for count in approximate.CANDIDATES:  # lists are tried in a ratio of 1.2
+        lists = int((0.8 * cost - 100 * count) * facts["lists"] / SIZE)
+        assert lists < 1 or not reaches(min(lists, facts["lists"]), count)
+
+
+def test_an_index_of_the_former_kind_is_read_and_an_unknown_one_is_one_line(vectors, sentences, tmp_path):
+    former = faiss.index_factory(DIMENSION, "IVF64,SQ8", faiss.METRIC_INNER_PRODUCT)
+    former.train(vectors.astype(np.float32))
+    former.add(vectors.astype(np.float32))
+    path = tmp_path / "former.index"
+    faiss.write_index(former, str(path))
+    facts = {"kind": "faiss inverted lists", "faiss": "1.15.1", "lists": 64, "lists_read": 40, "recall@10": {}}
+    exact = Vectors(vectors)
+    found = ApproximateIndex.open(path, exact, facts).nearest(sentences, 10)
+    assert share_found(found, exact.nearest(sentences, 10)) > 0.98
+    with pytest.raises(
+        DataError, match=r"of the kind 'a graph', which this version does not know.*make the gallery again"
+    ):
+        ApproximateIndex.open(path, exact, {**facts, "kind": "a graph"})
+
+
+@pytest.mark.parametrize("dimension", [18, 7])
+def test_vectors_need_not_be_divisible_by_four(dimension, tmp_path, monkeypatch):
+    monkeypatch.setattr(approximate, "MIN_SIZE", 1000)
+    values = unit(np.random.default_rng(3).standard_normal((1500, dimension)) + 1)
+    exact = Vectors(values)
+    facts = build(tmp_path / "index", values)
+    found = ApproximateIndex.open(tmp_path / "index", exact, facts).nearest(values[:100], 10)
+    assert share_found(found, exact.nearest(values[:100], 10)) > 0.95
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_fewer_vectors_than_codes_are_learnt_from_and_no_product_is_changed(count, monkeypatch):
+    monkeypatch.setattr(approximate, "_PER_LIST", 3)
+    values = unit(np.random.default_rng(4).standard_normal((count, 48)))
+    index = approximate._trained(values)
+    rotated = index.chain.at(0).apply(values)
+    assert rotated.shape == values.shape
+    np.testing.assert_allclose(rotated @ rotated.T, values @ values.T, atol=1e-5)
+
+
 def test_scores_and_order_are_those_of_exact_search(vectors, sentences, built):
     path, facts = built
     exact = Vectors(vectors)
@@ -65,7 +141,7 @@ def test_scores_and_order_are_those_of_exact_search(vectors, sentences, built):
         again = exact.rank(query, one.rows, 10)
         np.testing.assert_array_equal(one.rows, again.rows)
         np.testing.assert_array_equal(one.scores, again.scores)
-    everything = ApproximateIndex.open(path, exact, {**facts, "lists_read": facts["lists"]})
+    everything = ApproximateIndex.open(path, exact, {**facts, "lists_read": facts["lists"], "candidates": SIZE})
     found = everything.nearest(sentences, 10)
     assert share_found(found, exact.nearest(sentences, 10)) == 1
 
