@@ -1,5 +1,6 @@
 """LoRA adapters as PEFT and diffusers hold them in a transformer: their layers, and what keeps them from acting."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +22,11 @@ def adapter_config(transformer: Any, adapter_name: str) -> Any:
     if adapter_name not in configs:
         raise ParameterError(f"no LoRA adapter {adapter_name!r}; loaded are: {', '.join(configs) or 'none'}")
     return configs[adapter_name]
+
+
+def active_adapters(model: Any) -> list[str]:
+    """Return the adapters of a transformer or a text encoder that act."""
+    return list(model.active_adapters()) if getattr(model, "peft_config", None) else []
 
 
 def adapter_layers(transformer: Any, adapter_name: str) -> Iterator[tuple[str, Any]]:
@@ -74,6 +80,27 @@ def _no_merging(name: str, *_: Any, **__: Any) -> None:
     )
 
 
+def require_room(transformer: Any, adapter_name: str) -> None:
+    """Raise ParameterError unless an adapter of this name would act."""
+    if adapter_name in getattr(transformer, "peft_config", {}):
+        raise ParameterError(
+            f"LoRA adapter {adapter_name!r} already exists; choose another name or unload_lora it first"
+        )
+    require_separate_projections(transformer)
+    if fused := {name for module in transformer.modules() for name in getattr(module, "merged_adapters", ())}:
+        raise ParameterError(
+            f"LoRA adapter {', '.join(sorted(fused))} is fused into its layers, where no other acts; call unfuse_lora(), or "
+            "unload_lora() to keep the fused weights"
+        )
+    disabled = [
+        name for name, module in transformer.named_modules() if getattr(module, "disable_adapters", False) is True
+    ]
+    if disabled:
+        raise ParameterError(
+            f"LoRA adapters of {type(transformer).__name__} are disabled, and so would be another; call enable_lora() first"
+        )
+
+
 def require_separate_projections(transformer: Any) -> None:
     """Raise ParameterError for fused attention projections: they are not the layers that an adapter is over."""
     if any(getattr(module, "fused_projections", False) for module in transformer.modules()):
@@ -101,6 +128,14 @@ def reapply_group_offloading(transformer: Any) -> None:
     from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 
     _maybe_remove_and_reapply_group_offloading(transformer)
+
+
+@contextmanager
+def several_adapters() -> Iterator[None]:
+    """Silence PEFT's warning about a second adapter, which is intended."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        yield
 
 
 @contextmanager

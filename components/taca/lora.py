@@ -7,8 +7,8 @@ diffusers' LoRA format and load in a plain pipeline.
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from components.errors import DataError, ParameterError
 from components.taca.adapters import (
     NORMS,
+    active_adapters,
     adapter_config,
     adapter_layers,
     beyond_layers,
@@ -25,7 +26,8 @@ from components.taca.adapters import (
     reapply_group_offloading,
     refuse_fusing,
     refuse_merging,
-    require_separate_projections,
+    require_room,
+    several_adapters,
     text_encoders,
     trainable_kept,
 )
@@ -63,16 +65,16 @@ def add_lora(
     if alpha is not None and not 0 < alpha < float("inf"):
         raise ParameterError(f"LoRA alpha = {alpha}: must be above 0")
     transformer = transformer_of(transformer)
-    _require_room(transformer, adapter_name)
+    require_room(transformer, adapter_name)
     family = family_of(transformer)
     if not hasattr(transformer, "add_adapter"):
         raise ParameterError(f"{family.transformer} takes no LoRA: diffusers gives it no adapters")
     if targets is not None:
         require_targets(transformer, targets)
-    others = _active_adapters(transformer)
+    others = active_adapters(transformer)
     transformer.requires_grad_(False)
     # PEFT initialises from the global generator; what it draws is replaced below, and the generator left as it was.
-    with torch.random.fork_rng(devices=[]), _several_adapters():
+    with torch.random.fork_rng(devices=[]), several_adapters():
         torch.manual_seed(stream_seed(seed, "lora"))
         transformer.add_adapter(
             LoraConfig(
@@ -145,7 +147,7 @@ def load_lora(pipe_or_transformer: Any, path: Path, adapter_name: str = "taca", 
     path = Path(path)
     settings = read_lora_settings(path)
     transformer, pipe = transformer_of(pipe_or_transformer), _pipeline(pipe_or_transformer)
-    _require_room(transformer, adapter_name)
+    require_room(transformer, adapter_name)
     if pipe is None and offloaded_by_layer(transformer):
         raise ParameterError(
             "LoRA over sequential offloading: give the pipeline, load_lora(pipe, ...), or load it before"
@@ -153,7 +155,7 @@ def load_lora(pipe_or_transformer: Any, path: Path, adapter_name: str = "taca", 
     lora = read_lora(path, transformer, pipe)
     models = {"transformer": transformer, **{part: getattr(pipe, part) for part in lora.text}}
     for model in models.values():
-        _require_room(model, adapter_name)
+        require_room(model, adapter_name)
     if lora.whole and any(
         getattr(model, "peft_config", None) for model in (transformer, *text_encoders(pipe).values())
     ):
@@ -165,9 +167,9 @@ def load_lora(pipe_or_transformer: Any, path: Path, adapter_name: str = "taca", 
             f"{lora.file}: a DoRA needs norms of the weights, which are stored in fp8 (enable_layerwise_casting); use a plain "
             "LoRA, or no layerwise casting"
         )
-    others = {part: _active_adapters(model) for part, model in models.items()}
+    others = {part: active_adapters(model) for part, model in models.items()}
     with ExitStack() as kept:
-        kept.enter_context(_several_adapters())
+        kept.enter_context(several_adapters())
         for model in models.values():
             kept.enter_context(trainable_kept(model))
         try:
@@ -263,7 +265,7 @@ def _remove(model: Any, adapter_name: str) -> None:
     configs = getattr(model, "peft_config", {})
     if adapter_name not in configs:
         return
-    others = [name for name in _active_adapters(model) if name != adapter_name]
+    others = [name for name in active_adapters(model) if name != adapter_name]
     if set(configs) != {adapter_name}:
         delete = model.delete_adapters if hasattr(model, "delete_adapters") else model.delete_adapter
         delete(adapter_name)
@@ -280,35 +282,6 @@ def _pipeline(pipe_or_transformer: Any) -> Any:
     return None if isinstance(pipe_or_transformer, torch.nn.Module) else pipe_or_transformer
 
 
-@contextmanager
-def _several_adapters() -> Iterator[None]:
-    """Silence PEFT's warning about a second adapter, which is intended."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        yield
-
-
-def _require_room(transformer: Any, adapter_name: str) -> None:
-    """Raise ParameterError unless an adapter of this name would act."""
-    if adapter_name in getattr(transformer, "peft_config", {}):
-        raise ParameterError(
-            f"LoRA adapter {adapter_name!r} already exists; choose another name or unload_lora it first"
-        )
-    require_separate_projections(transformer)
-    if fused := {name for module in transformer.modules() for name in getattr(module, "merged_adapters", ())}:
-        raise ParameterError(
-            f"LoRA adapter {', '.join(sorted(fused))} is fused into its layers, where no other acts; call unfuse_lora(), or "
-            "unload_lora() to keep the fused weights"
-        )
-    disabled = [
-        name for name, module in transformer.named_modules() if getattr(module, "disable_adapters", False) is True
-    ]
-    if disabled:
-        raise ParameterError(
-            f"LoRA adapters of {type(transformer).__name__} are disabled, and so would be another; call enable_lora() first"
-        )
-
-
 def _keep_precision(layer: Any, adapter_name: str, weights: Mapping[str, torch.Tensor], name: str) -> None:
     """Give an adapter over a base stored in fp8 the dtype that the base computes in: PEFT gives it the one of the storage."""
     dtype = compute_dtype(layer.base_layer)
@@ -318,7 +291,3 @@ def _keep_precision(layer: Any, adapter_name: str, weights: Mapping[str, torch.T
         for part, parameter in linear.named_parameters():
             exact = weights.get(f"transformer.{name}.lora_{half}.{part}")
             parameter.data = (parameter if exact is None else exact).to(parameter.device, dtype)
-
-
-def _active_adapters(transformer: Any) -> list[str]:
-    return list(transformer.active_adapters()) if getattr(transformer, "peft_config", None) else []
