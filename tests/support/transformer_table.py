@@ -7,6 +7,7 @@ several models and control arms; it is measured when the table is written, and n
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")] if __name__ == "__main__" else []
@@ -20,10 +21,35 @@ COMMAND = "python tests/support/transformer_table.py"
 _BEGIN, _END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 
 
-def with_table(page: str, measured: dict[str, float] | None = None) -> str:
-    """The page with the table of the code in it. measured: differences by class."""
+def with_table(page: str, places: dict[str, str], measured: dict[str, float] | None = None) -> str:
+    """The page with the table of the code in it. places: where text is, by class; measured: differences by class."""
     before, _, rest = page.partition(_BEGIN)
-    return before + _BEGIN + _table(measured or {}) + _END + rest.partition(_END)[2]
+    return before + _BEGIN + _table(places, measured or {}) + _END + rest.partition(_END)[2]
+
+
+def places_of_text() -> dict[str, str]:
+    """Where text is among the keys of each class's joint attention, as an observer of its tiny models sees it."""
+    from explicit_softmax import output
+    from tiny_transformers import TINY
+
+    from components.taca import observe_attention
+
+    found: dict[str, dict[str, None]] = {}
+    for tiny in TINY.values():
+        places = found.setdefault(tiny.transformer, {})
+
+        def observer(layer: str, query: Any, key: Any, text: Any, *_: Any, places: dict[str, None] = places) -> None:
+            if not isinstance(text, slice):
+                places["at places of its own in each sample"] = None
+            elif text.start == 0 or text.stop == key.shape[1]:
+                places["last" if text.start else "first"] = None
+            else:
+                places["inside"] = None
+
+        model = tiny.build()
+        with observe_attention(model, observer):
+            output(model, tiny.inputs(list(tiny.levels)))
+    return {name: " or ".join(places) for name, places in found.items()}
 
 
 def without_measurements(page: str) -> str:
@@ -31,11 +57,11 @@ def without_measurements(page: str) -> str:
     return re.sub(r"\| \S+ \|\n", "|\n", page)
 
 
-def _table(measured: dict[str, float]) -> str:
+def _table(places: dict[str, str], measured: dict[str, float]) -> str:
     lines = ["| class | text and image meet in | text | difference |", "|---|---|---|---|"]
     for name, family in sorted(FAMILIES.items()):
         figure = f"{measured[name]:.0e}" if name in measured else "-"
-        lines.append(f"| `{name}` | {_layers(family)} | {_text(family)} | {figure} |")
+        lines.append(f"| `{name}` | {_layers(family)} | {_status(family)}; {places[name]} | {figure} |")
     lines += ["", "| other class | TACA |", "|---|---|"]
     lines += [f"| `{name}` | {status}: {reason} |" for name, (status, reason) in sorted(OTHERS.items())]
     return "\n".join(lines) + "\n"
@@ -47,12 +73,8 @@ def _layers(family: Family) -> str:
     return ", ".join([*parts, *(f"`{blocks}.*.{family.attention}` (single)" for blocks in family.single)])
 
 
-def _text(family: Family) -> str:
-    if family.image_queries_only:
-        return "image queries only"
-    if family.placement is not None:
-        return "joint; by sample or mask"
-    return "joint; first" if family.text_first else "joint; last"
+def _status(family: Family) -> str:
+    return "image queries only" if family.image_queries_only else "joint"
 
 
 def _measure() -> dict[str, float]:
@@ -79,4 +101,4 @@ def _measure() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_table(PAGE.read_text(), _measure()))
+    PAGE.write_text(with_table(PAGE.read_text(), places_of_text(), _measure()))

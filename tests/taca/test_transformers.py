@@ -17,7 +17,7 @@ from tiny_transformers import TINY
 
 from components.errors import ParameterError
 from components.taca.install import disable_taca, enable_taca
-from components.taca.registry import FAMILIES, family_of
+from components.taca.registry import CONVENTIONS, FAMILIES, family_of
 from components.taca.schedule import TemperatureSchedule
 from components.taca.transformer_statuses import OTHERS
 
@@ -51,7 +51,7 @@ def test_a_whole_model_equals_the_stock_one_with_an_explicit_softmax(name: str) 
         assert torch.equal(output(model, call.arguments), stock)
 
 
-def weights_by_layer(tiny: Tiny) -> dict[str, str]:
+def weights_by_layer(tiny: Tiny, model: Any) -> dict[str, str]:
     """Whether the keys of text and image are computed by the same linear layer, by joint module, as the real class computes them.
 
     A layer that computes all of a module's keys from one sequence is fed as many tokens as its attention has keys.
@@ -69,7 +69,6 @@ def weights_by_layer(tiny: Tiny) -> dict[str, str]:
         found[name] = "single" if max(keys) == max(fed) else "double"
         fed.clear()
 
-    model = tiny.build()
     for name, module in model.named_modules():
         if re.fullmatch(tiny.joint, name):
             module.register_forward_pre_hook(lambda *_: keys.clear())
@@ -87,10 +86,10 @@ def weights_by_layer(tiny: Tiny) -> dict[str, str]:
 )  # has keys that no layer computes
 def test_a_stream_is_single_where_text_and_image_share_the_weights_of_their_keys(name: str) -> None:
     tiny = TINY[name]
-    weights = weights_by_layer(tiny)
+    model = tiny.build()
+    weights = weights_by_layer(tiny, model)
     assert len(weights) == tiny.layers
     family = FAMILIES[tiny.transformer]
-    model = tiny.build()
     assert {layer: family.stream(layer, model.config) for layer in weights} == weights
     for stream in ("double", "single"):
         schedule = TemperatureSchedule(GAMMA, 0.9, streams=(stream,))
@@ -236,8 +235,29 @@ def test_another_class_is_told_why(name: str, line: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_table_in_the_docs_is_that_of_the_code() -> None:
+@pytest.fixture(scope="module")
+def places() -> dict[str, str]:
+    return transformer_table.places_of_text()
+
+
+def test_the_table_in_the_docs_is_that_of_the_code(places: dict[str, str]) -> None:
     page = transformer_table.PAGE.read_text()
     assert transformer_table.without_measurements(page) == transformer_table.without_measurements(
-        transformer_table.with_table(page)
+        transformer_table.with_table(page, places)
     ), f"docs/transformers.md is out of date; run {transformer_table.COMMAND}"
+
+
+def test_the_models_in_the_guide_are_those_of_the_code(places: dict[str, str]) -> None:
+    """The rows of the families that can be trained and drawn with, and the pipelines whose folders are read."""
+    page = (transformer_table.ROOT / "docs/taca.md").read_text()
+    rows = re.findall(r"^\| ([\w-]+) \| `(\w+)` \| .+ \| (.+) \| (\d+) \|$", page, re.MULTILINE)
+    stated = {transformer: (name, text, float(noise)) for name, transformer, text, noise in rows}
+    trained = {name: family for name, family in FAMILIES.items() if family.conventions}
+    assert stated.keys() == trained.keys()
+    for transformer, (name, text, noise) in stated.items():
+        family = trained[transformer]
+        assert (name, noise) == (family.name, family.timesteps[1])
+        assert text.startswith(places[transformer])
+        assert ("mask" in text) == (family.text_mask is not None)
+    (folders,) = re.findall(r"and `generate` take folders of (.*?);", page, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", folders)) == CONVENTIONS.keys()
