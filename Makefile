@@ -10,7 +10,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SMOKE = .runs/smoke-clone
 
 # One file in one process, so that what its tests share is made once; files in the order of tests/conftest.py.
-PYTEST = OMP_NUM_THREADS=1 pytest --dist loadfile --no-loadscope-reorder
+# Bytecode is kept even where the environment says otherwise: every test process and all that it starts would compile anew.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 pytest --dist loadfile --no-loadscope-reorder
 CHAOS = --kills 50
 FAULTS =
 

@@ -1,5 +1,6 @@
 """A copy of this checkout, as somebody else would have it."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -27,6 +28,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first, so that two test processes end at the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """The libraries stay to the end: what they consist of is not searched for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _copy(folder: Path) -> Path:

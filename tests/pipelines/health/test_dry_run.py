@@ -58,6 +58,12 @@ def _few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dryrun, "count_activations", count_from_few_blocks)
 
 
+@pytest.fixture
+def _one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations are counted for the batch of one GPU, not for that of each number of GPUs."""
+    monkeypatch.setattr(dryrun, "GPUS", (1,))
+
+
 @pytest.mark.parametrize(
     ("name", "fewer"),
     [
@@ -96,6 +102,7 @@ def test_flux_dev_is_patched_in_57_layers_and_trains_104_6_million_parameters(
     assert [1000 * sigma for sigma in found.sigmas[:4]] == pytest.approx([1000, 989.2, 977.9, 966.0], abs=0.05)
 
 
+@pytest.mark.usefixtures("_one_gpu")
 def test_sd35_medium_is_patched_in_24_layers_and_trains_37_6_million_parameters(
     plan_of: Callable[[str], dryrun.RunPlan],
 ) -> None:
@@ -345,6 +352,7 @@ def test_presets_carry_the_threshold_over_by_noise(
     assert not found.memory
 
 
+@pytest.mark.usefixtures("_one_gpu")
 def test_the_command_prints_it_all_and_exits_with_0(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     changes = {"pictures": {"height": 128, "width": 128}, "taca_train": {"rank": 2}}
     small = yaml.safe_load((workspace.root / "presets/sd35-medium.yaml").read_text()) | {
@@ -375,6 +383,7 @@ def test_a_mistake_costs_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.usefixtures("_one_gpu")
 def test_a_threshold_written_as_a_rule_is_resolved_for_the_model(workspace: Workspace) -> None:
     text = (workspace.root / "params.yaml").read_text()
     values = yaml.safe_load(text)
