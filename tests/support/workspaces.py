@@ -29,6 +29,9 @@ TINY = {
     "compute": {"threads": 1, "device": "cpu"},
 }
 
+SHARED_WARM = pytest.StashKey[tuple[str, int]]()
+"""Of the process that starts test processes: a warm process's address, and the descriptor that keeps it alive."""
+
 COMMAND_LINE = "import sys; from pipelines.__main__ import main; sys.exit(main(sys.argv[1:]))"
 """`python -m pipelines` as code for `forked`."""
 
@@ -186,9 +189,22 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "empty-store", make) / "mlflow.db"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Of several test processes, the one that starts the others starts a warm process for all."""
+    stash = node.config.stash
+    if SHARED_WARM not in stash:
+        stash[SHARED_WARM] = start_warm_process("workers", 1)
+    node.workerinput["warm_address"] = stash[SHARED_WARM][0]
+
+
 @pytest.fixture(scope="session")
-def warm_address() -> Iterator[str]:
+def warm_address(request: pytest.FixtureRequest) -> Iterator[str]:
     """Address of a warm process, whose workers have one thread."""
+    shared = getattr(request.config, "workerinput", {}).get("warm_address")
+    if shared:
+        yield f"1:{shared}"
+        return
     address, held = start_warm_process("workers", 1)
     yield f"1:{address}"
     os.close(held)
