@@ -108,6 +108,8 @@ def _faiss(kind: str, values: Any, path: Path) -> tuple[Search, list[tuple[float
     for begin in range(0, len(values), _BLOCK):
         index.add(np.asarray(values[begin : begin + _BLOCK], np.float32))
     faiss.write_index(index, str(path))
+    if kind == "PQ4 by HNSW":  # where the graph finds fewer lists than are to be read, FAISS answers wrongly
+        faiss.downcast_index(inner.quantizer).hnsw.efSearch = lists
 
     def search(query: Any, effort: float, candidates: int) -> Any:
         inner.nprobe = round(effort * lists)
