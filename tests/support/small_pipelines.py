@@ -162,13 +162,13 @@ def _scheduler() -> Any:
     return FlowMatchEulerDiscreteScheduler(shift=3.0)
 
 
-def small_vae(channels: int = 3) -> Any:
+def small_vae(channels: int = 3, blocks: int = 2) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        block_out_channels=(8,) * blocks,
         layers_per_block=1,
         latent_channels=channels,
         norm_num_groups=4,

@@ -7,13 +7,15 @@ With those of `small_pipelines`, whose words they know.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import small_pipelines
 import torch
+from picture_pipelines import SIDE, picture, small_kontext_pipeline, small_qwen_edit_pipeline, small_references
 from small_pipelines import _read_back, _scheduler, _seeded, _t5, _tokenizer, small_vae
 from tiny_transformers import TINY, WIDTH
 
@@ -26,7 +28,8 @@ class TinyPipeline:
     """A pipeline class, its parts beside scheduler and transformer, and how it guides.
 
     - `guided`: for each call of the transformer in a step, which of its samples are conditional: "+" or unconditional: "-".
-    - `size`: of the picture. `unguided`: the scale of guidance at which it does not guide.
+    - `unguided_calls`: the same for drawing without guidance. `unguided`: the scale of guidance at which it does not guide.
+    - `size`: of the picture. `around`: what surrounds the drawing.
     - `transformer`: the name of its tiny transformer, and `config`: what differs from that one's.
     - `small`: the function of `small_pipelines` that makes it instead.
     """
@@ -39,6 +42,8 @@ class TinyPipeline:
     size: int = 16
     unguided: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
+    unguided_calls: tuple[str, ...] = ("+",)
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
     small: Callable[[Path], Any] | None = None
 
     def read_back(self, folder: Path) -> Any:
@@ -76,7 +81,8 @@ class TinyPipeline:
             "return_dict": False,
         }
         given |= self.options | options
-        return pipe(**{name: value for name, value in given.items() if name in taken})[0]
+        with self.around():
+            return pipe(**{name: value for name, value in given.items() if name in taken})[0]
 
 
 def _words(max_length: int = TOKENS, prefix: str = "") -> Any:
@@ -161,6 +167,26 @@ def _flux2_klein() -> dict[str, Any]:
     return {"vae": vae, "text_encoder": _language("Qwen3ForCausalLM", WIDTH // 3, layers=3), "tokenizer": _words()}
 
 
+def _ernie_image() -> dict[str, Any]:
+    return _flux2_klein() | {"text_encoder": _language("Qwen3Model")}
+
+
+def _omnigen() -> dict[str, Any]:
+    """Its prompts count a token of a picture for 16x16 pixels, so the VAE's scale is 8. Its tokenizer does not cut prompts."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, invert_sigmas=True)
+    return {"vae": small_vae(4, blocks=4), "tokenizer": _words(100), "scheduler": scheduler}
+
+
+@contextmanager
+def _seeded_globally() -> Iterator[None]:
+    """OmniGen samples the latents of a picture in the prompt from the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 def _ovis_image() -> dict[str, Any]:
     """Its instruction to the language model, which it cuts off, has 28 tokens: 19 words and, here, 9 more."""
     return {"vae": small_vae(2), "text_encoder": _language("Qwen3Model"), "tokenizer": _words(prefix="a " * 9)}
@@ -189,6 +215,19 @@ PIPELINES = {
     "flux": TinyPipeline("FluxPipeline", TWO_PASSES, small=small_pipelines.small_flux_pipeline),
     "chroma": TinyPipeline("ChromaPipeline", TWO_PASSES, small=small_pipelines.small_chroma_pipeline),
     "sd3": TinyPipeline("StableDiffusion3Pipeline", ONE_BATCH, small=small_pipelines.small_sd3_pipeline),
+    "flux-kontext": TinyPipeline(
+        "FluxKontextPipeline",
+        TWO_PASSES,
+        small=small_kontext_pipeline,
+        options={"image": picture(), "_auto_resize": False, "max_area": SIDE * SIDE},
+    ),
+    "qwen-image-edit": TinyPipeline(
+        "QwenImageEditPipeline",
+        TWO_PASSES,
+        small=small_qwen_edit_pipeline,
+        options={"image": picture()},
+        around=small_references,
+    ),
     "auraflow": TinyPipeline("AuraFlowPipeline", ONE_BATCH, small=small_pipelines.small_auraflow_pipeline),
     "qwen-image": TinyPipeline("QwenImagePipeline", TWO_PASSES, small=small_pipelines.small_qwen_pipeline),
     "bria": TinyPipeline("BriaPipeline", ONE_BATCH, _bria, "bria"),
@@ -196,6 +235,7 @@ PIPELINES = {
         "CogVideoXPipeline", ONE_BATCH, _cogvideox, "cogvideox", size=64, options={"num_frames": 5}
     ),
     "cogview4": TinyPipeline("CogView4Pipeline", TWO_PASSES, _cogview4, "cogview4"),
+    "ernie-image": TinyPipeline("ErnieImagePipeline", ONE_BATCH, _ernie_image, "ernie-image"),
     "flux2-klein": TinyPipeline(
         "Flux2KleinPipeline", TWO_PASSES, _flux2_klein, "flux2", options={"text_encoder_out_layers": (1, 2, 3)}
     ),
@@ -205,6 +245,19 @@ PIPELINES = {
     ),
     "mochi": TinyPipeline(
         "MochiPipeline", ONE_BATCH, _mochi, "mochi", {"in_channels": 12}, size=64, options={"num_frames": 1}
+    ),
+    "omnigen": TinyPipeline(  # which guides always
+        "OmniGenPipeline", ("+-",), _omnigen, "omnigen", size=64, unguided_calls=("+-",)
+    ),
+    "omnigen-picture": TinyPipeline(
+        "OmniGenPipeline",
+        ("+--",),
+        _omnigen,
+        "omnigen",
+        size=64,
+        around=_seeded_globally,
+        unguided_calls=("+--",),
+        options={"prompt": "red <img><|image_1|></img> hat", "input_images": [picture(64)]},
     ),
     "ovis-image": TinyPipeline("OvisImagePipeline", TWO_PASSES, _ovis_image, "ovis-image", {"out_channels": 8}),
     "z-image": TinyPipeline("ZImagePipeline", ("+-",), _z_image, "z-image", unguided=0.0),
