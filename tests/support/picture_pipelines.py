@@ -1,12 +1,14 @@
-"""Small pipelines that draw from a picture, as those of `small_pipelines`: FLUX.1 Kontext and Qwen-Image-Edit."""
+"""Small pipelines that edit pictures, as those of `small_pipelines`: FLUX.1 Kontext, Qwen-Image-Edit, JoyImage Edit Plus."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
 from PIL import Image
-from small_pipelines import _read_back, _seeded, small_flux_pipeline, small_qwen_pipeline
+from small_pipelines import _read_back, _scheduler, _seeded, small_flux_pipeline, small_qwen_pipeline
+from tiny_transformers import TINY, WIDTH
 
 SIDE = 16
 VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -43,6 +45,23 @@ def small_qwen_edit_pipeline(folder: Path) -> Any:
     pipe.latent_channels = -1  # the small VAE has three, so that a picture would be taken for latents
     pipe.prompt_template_encode_start_idx = len(tokenizer(before).input_ids)  # 64 tokens of its own tokenizer
     return pipe
+
+
+def small_joyimage_edit_plus_pipeline(folder: Path) -> Any:
+    """A `JoyImageEditPlusPipeline` without its language model: both prompts are 3 tokens, of random numbers."""
+    from diffusers import AutoencoderKLWan, JoyImageEditPlusPipeline
+
+    vae = AutoencoderKLWan(base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False])
+    parts = {"scheduler": _scheduler(), "vae": vae, "transformer": TINY["joyimage-edit-plus"].build()}
+    pipe = JoyImageEditPlusPipeline(**parts, text_encoder=None, tokenizer=None, processor=None)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.encode_prompt_multiple_images = _random_text
+    return pipe
+
+
+def _random_text(prompt: list[str], **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(int("blue" in prompt[0]))
+    return torch.randn(1, 3, WIDTH, generator=generator), torch.ones(1, 3)
 
 
 def small_references() -> AbstractContextManager[Any]:

@@ -15,7 +15,14 @@ from typing import Any
 
 import small_pipelines
 import torch
-from picture_pipelines import SIDE, picture, small_kontext_pipeline, small_qwen_edit_pipeline, small_references
+from picture_pipelines import (
+    SIDE,
+    picture,
+    small_joyimage_edit_plus_pipeline,
+    small_kontext_pipeline,
+    small_qwen_edit_pipeline,
+    small_references,
+)
 from small_pipelines import _read_back, _scheduler, _seeded, _t5, _tokenizer, small_vae
 from tiny_transformers import TINY, WIDTH
 
@@ -238,6 +245,9 @@ PIPELINES = {
     "ernie-image": TinyPipeline("ErnieImagePipeline", ONE_BATCH, _ernie_image, "ernie-image"),
     "flux2-klein": TinyPipeline(
         "Flux2KleinPipeline", TWO_PASSES, _flux2_klein, "flux2", options={"text_encoder_out_layers": (1, 2, 3)}
+    ),
+    "joyimage-edit-plus": TinyPipeline(
+        "JoyImageEditPlusPipeline", ONE_BATCH, small=small_joyimage_edit_plus_pipeline, size=64
     ),
     "hidream": TinyPipeline("HiDreamImagePipeline", ONE_BATCH, _hidream, "hidream"),
     "lumina2": TinyPipeline(
