@@ -1,13 +1,15 @@
 """The split attention against an explicit float64 softmax over the whole score matrix."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from components.errors import ParameterError
-from components.taca.attention import temperature_adjusted_attention
+from components.taca.attention import adjusted_attention, temperature_adjusted_attention
+from components.taca.placement import Contiguous
 
 BATCH, TEXT, IMAGE, HEADS, DIM = 2, 5, 14, 3, 8
 LENGTH = TEXT + IMAGE
@@ -256,3 +258,31 @@ def test_what_cannot_be_computed_exactly_is_refused(change: dict, message: str) 
     arguments = {"query": query, "key": key, "value": value, "gamma": 1.2, "text": FIRST} | change
     with pytest.raises(ParameterError, match=message):
         temperature_adjusted_attention(**arguments)
+
+
+@pytest.mark.parametrize(("effect", "queries"), [("temperature", "image"), ("bias", "image"), ("temperature", "text")])
+def test_a_text_whose_end_a_compiled_graph_does_not_know(effect: Any, queries: Any) -> None:
+    """Mochi and Framepack cut the text to its length inside of the graph; one graph serves every length, also none."""
+
+    def cut(tensor: Tensor, words: Tensor) -> Tensor:
+        return torch.cat([tensor[:, :IMAGE], tensor[:, IMAGE + words.nonzero().flatten()]], dim=1)
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, words: Tensor) -> Tensor:
+        query, key, value = (cut(tensor, words) for tensor in (query, key, value))
+
+        def attend(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+            q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, value))
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+        block = Contiguous(slice(IMAGE, None)).block(queries, query.shape[1], key.shape[1])
+        return adjusted_attention(attend, query, key, torch.tensor(1.5, dtype=query.dtype), block, effect=effect)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(attention, fullgraph=True, backend="eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for length in (3, TEXT, 0):
+            words = torch.arange(TEXT) < length
+            cut_to = [cut(tensor, words) for tensor in qkv()]
+            expected = explicit(*cut_to, 1.5, slice(IMAGE, IMAGE + length), effect=effect, queries=queries)
+            torch.testing.assert_close(compiled(*qkv(), words), expected, rtol=0, atol=1e-12)
+            assert torch.equal(compiled(*qkv(), words), attention(*qkv(), words))
