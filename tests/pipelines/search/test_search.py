@@ -157,7 +157,7 @@ def test_the_registered_model_ranks_as_the_search_does(workspace):
 
     model = PersonSearch()
     folders = {"encoder": str(workspace.path("models/retrieval/gadms")), "index": str(workspace.path("data/index"))}
-    model.load_context(SimpleNamespace(artifacts=folders))
+    model.load_context(SimpleNamespace(artifacts=folders, model_config={"model": "{encoder}"}))
     answer = model.predict(None, {"query": [QUERY, "a man"]}, {"top": 12})
     searcher = Searcher.open(workspace.path("data/index"), workspace.root)
     for row, sentence in enumerate([QUERY, "a man"]):
