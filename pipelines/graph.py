@@ -14,7 +14,7 @@ from components.errors import ParameterError
 
 TACA_ARMS = ("base", "lora", "taca", "taca_lora")
 ADAPTERS = ("lora", "taca")
-GADMS_ARMS = ("gadms", "random", "contrastive")
+GADMS_ARMS = ("gadms", "random", "unmasked")
 METHODS = ("taca", "gadms")
 
 

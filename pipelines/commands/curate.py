@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--templates", type=Path, metavar="FILE", help="templates for --captioner, one per line (default: eight)")
     add("--captions", type=int, default=2, metavar="N", help="per picture (default 2)")
     add("--words", type=int, default=60, metavar="N", help="maximum per caption, for --captioner (default 60)")
-    add("--matcher", type=Path, metavar="FOLDER", help="a dual encoder, such as models/retrieval/contrastive")
+    add("--matcher", type=Path, metavar="FOLDER", help="a dual encoder, such as models/retrieval/gadms")
     add("--least-match", type=float, metavar="COSINE", help="minimum between picture and captions, by --matcher")
     add("--keep-fraction", type=float, default=1.0, help="of the best matches, by --matcher (default 1)")
     add("--near-duplicates", type=int, metavar="BITS", help="drop pictures whose 64-bit hashes differ by at most BITS")

@@ -19,6 +19,7 @@ ARM_NAMES = {
     "taca_lora": "TACA + LoRA",
     "gadms": "GA-DMS",
     "random": "random masking",
+    "unmasked": "nothing masked",
     "contrastive": "contrastive",
     "sdm": "SDM",
     "nam": "NAM",

@@ -23,9 +23,16 @@ from pipelines.engine.forked import WARM, ForkedProcess, fork_worker
 from pipelines.engine.warm import start_warm_process
 from pipelines.identity.closure import ROOT
 
+FROM_NOTHING = {
+    "probe": {"source": None, "sha256": None},
+    "base_model": {"source": "tiny", "sha256": None},
+    "retrieval": {"pretrained": None, "pretrained_sha256": None},
+}
+"""No published checkpoint: a workspace of tests has none."""
 TINY = {
+    **FROM_NOTHING,
     "prepare": {"identities": {"train": 12, "val": 4, "test": 4}, "caption_noise": 0.0},
-    "probe": {"training": {"steps": 6, "batch": 8, "report_every": 2, "checkpoint_every": 2}},
+    "probe": {**FROM_NOTHING["probe"], "training": {"steps": 6, "batch": 8, "report_every": 2, "checkpoint_every": 2}},
     "compute": {"threads": 1, "device": "cpu"},
 }
 
