@@ -31,7 +31,7 @@ from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import DatasetInput, Run
 
 EXPERIMENT = "crossmodal-pipelines"
 """Where MLFLOW_EXPERIMENT_NAME, which MLflow itself reads, names no other."""
@@ -218,7 +218,19 @@ class Tracker:
             dataset = Dataset(path, used.sha256[:32], "dvc", content)
             inputs.append(DatasetInput(dataset, [InputTag(key, value) for key, value in tags.items()]))
         if inputs:
-            self.client.log_inputs(run_id, datasets=inputs)
+            self._log_inputs(run_id, inputs)
+
+    def _log_inputs(self, run_id: str, inputs: "list[DatasetInput]") -> None:
+        """Log the run's inputs. Of two runs that record the same new input at once MLflow refuses one, which then finds it there."""
+        from mlflow.exceptions import MlflowException
+
+        for _ in range(3):
+            try:
+                return self.client.log_inputs(run_id, datasets=inputs)
+            except MlflowException as error:
+                if not any(word in str(error).lower() for word in ("unique", "duplicate")):  # SQLite, PostgreSQL; MySQL
+                    raise
+        self.client.log_inputs(run_id, datasets=inputs)
 
     def log_params(self, run_id: str, parameters: Mapping[str, Any]) -> None:
         """Log parameters flat, in as few requests as the server allows."""

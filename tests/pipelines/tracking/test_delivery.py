@@ -93,6 +93,34 @@ def test_two_lines_of_one_step_arrive_even_with_a_delivery_between_them(tracker,
     assert points(tracked, "R_1") == [(5, 40.0)]
 
 
+def test_two_stages_that_record_the_same_new_input_at_once_both_begin(workspace, tracker, folder):
+    """The second looks for the data set, the first writes it, then the second does: MLflow refuses the second."""
+    from sqlalchemy import Engine, event
+
+    from pipelines.scratch.manifest import InputRecord
+    from pipelines.tracking.runs import RunFacts, connect
+
+    facts = RunFacts("x", {"pipelines.stage": "x"}, {}, {"data/curated": InputRecord(sha256="0" * 64, name="corpus")})
+    other = connect(workspace)
+    between = []
+
+    def first_comes_in_between(_connection, _cursor, statement, *_rest):
+        if statement.startswith("INSERT INTO datasets") and not between:
+            between.append(statement)
+            other.open(workspace.home / "first", facts)
+
+    (workspace.home / "first").mkdir()
+    event.listen(Engine, "before_cursor_execute", first_comes_in_between)
+    try:
+        tracked = tracker.open(folder, facts)
+    finally:
+        event.remove(Engine, "before_cursor_execute", first_comes_in_between)
+    assert between
+    runs = other.client.search_runs([other.experiment])
+    assert tracked.run_id in {run.info.run_id for run in runs}
+    assert [[one.dataset.name for one in run.inputs.dataset_inputs] for run in runs] == [["data/curated"]] * 2
+
+
 def test_a_batch_whose_answer_was_lost_is_not_sent_twice(tracker, folder, facts, log):
     tracked = tracker.open(folder, facts)
     log.append("main", 5, {"loss": 0.5})
