@@ -10,6 +10,7 @@ import torch
 
 from components.errors import DataError, ParameterError
 from components.taca.conventions import image_tokens, latent_shape, text_length
+from components.taca.families import Conventions
 from components.taca.footprint import skeleton
 from components.taca.registry import FAMILIES
 from pipelines.params import Parameters
@@ -59,7 +60,8 @@ def find(params: Parameters, root: Path, file: Path | None = None) -> Architectu
 
 def read(file: Path) -> Architecture:
     """Read a transformer's config.json, with the scheduler's beside it (`<name>-scheduler.json`) or in the pipeline's folder
-    (`../scheduler/scheduler_config.json`). The VAE is assumed to divide by 8, as in the published models."""
+    (`../scheduler/scheduler_config.json`), whose VAE and tokenizer count too. Without them the VAE divides by 8 and the text has
+    the family's length, as in the published models."""
     import diffusers
 
     config = _json(file)
@@ -76,8 +78,24 @@ def read(file: Path) -> Architecture:
     if sampler is None:
         raise DataError(f"{file}: diffusers has no scheduler {scheduler_config['_class_name']} (_class_name)")
     parts["scheduler"] = sampler.from_config(scheduler_config)
-    pipe = getattr(diffusers, conventions.pipeline)(**parts)
+    pipe = getattr(diffusers, conventions.pipeline)(**parts | _other_parts(file.parent.parent, conventions))
     return Architecture(file.name, config, pipe, conventions.prepended_text_tokens + text_length(pipe))
+
+
+def _other_parts(folder: Path, conventions: Conventions) -> dict[str, Any]:
+    """Return what decides the number of tokens, where a pipeline's folder has it: the VAE, without weights, and the tokenizer."""
+    import diffusers
+    from transformers import AutoTokenizer
+
+    found: dict[str, Any] = {}
+    if (folder / "vae" / "config.json").is_file():
+        config = _json(folder / "vae" / "config.json")
+        with torch.device("meta"):
+            found["vae"] = getattr(diffusers, str(config.get("_class_name"))).from_config(config)
+    tokenizer = folder / conventions.length_tokenizer
+    if (tokenizer / "tokenizer_config.json").is_file():
+        found[conventions.length_tokenizer] = AutoTokenizer.from_pretrained(tokenizer)
+    return found
 
 
 def _tiny(params: Parameters) -> Architecture:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from processes import clean_environment
+from workspaces import FROM_NOTHING
 
 from pipelines import presets
 
@@ -17,7 +18,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 OFTEN = {"batch": 8, "report_every": 5, "checkpoint_every": 5}
 SMALL = {
     "prepare": {"identities": {"train": 12, "val": 4, "test": 4}, "caption_noise": 0.0},
-    "probe": {"training": {"steps": 20, **OFTEN}},
+    "probe": {**FROM_NOTHING["probe"], "training": {"steps": 20, **OFTEN}},
     "compute": {"threads": 1, "device": "cpu"},
 }
 SPACE = {

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 from processes import wait_until
+from workspaces import FROM_NOTHING
 
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import tree_digests
@@ -24,8 +25,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 OFTEN = {"batch": 8, "report_every": 2, "checkpoint_every": 2}
 SMALL = {
     "prepare": {"identities": {"train": 12, "val": 4, "test": 4}, "caption_noise": 0.0},
-    "probe": {"training": {"steps": 30, **OFTEN}},
-    "base_model": {"autoencoder": {"steps": 2, **OFTEN}, "training": {"steps": 2, **OFTEN}},
+    "probe": {**FROM_NOTHING["probe"], "training": {"steps": 30, **OFTEN}},
+    "base_model": {**FROM_NOTHING["base_model"], "autoencoder": {"steps": 2, **OFTEN}, "training": {"steps": 2, **OFTEN}},
     "taca_cache": {"batch": 8},
     "compute": {"threads": 1, "device": "cpu"},
 }

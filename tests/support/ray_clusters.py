@@ -13,12 +13,14 @@ from pathlib import Path
 import psutil
 from processes import clean_environment, output_of
 from servers import free_port
+from workspaces import FROM_NOTHING
 
 from pipelines.scratch.metric_log import MetricLog
 
 # Without dropout, which each worker draws for itself; checkpoints at reports, as several workers keep no sums in between.
 LONG_BASE = {
     "base_model": {
+        **FROM_NOTHING["base_model"],
         "autoencoder": {"steps": 100, "batch": 8, "report_every": 10, "checkpoint_every": 10},
         "training": {"steps": 4, "batch": 8, "report_every": 2, "checkpoint_every": 2},
     }

@@ -20,7 +20,8 @@ def checks(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         found.append(_at_least(f"Garment colours right ({where})", worst, 70, "%", detail))
         average = scores["attribute_mean"]
         found.append(
-            _check(f"Headroom: mean over attributes ({where})", average, "50 to 85 %", "%", lambda v: 50 <= v <= 85)
+            # Differences of arms are known within a point: above 98 % they could not be shown.
+            _check(f"Mean over attributes, with room for gains ({where})", average, "50 to 98 %", "%", lambda v: 50 <= v <= 98)
         )
     probe = metrics["probe"]
     weakest = min(probe["attribute"], key=lambda name: probe["attribute"][name]["balanced_accuracy"])

@@ -139,15 +139,19 @@ def test_active_steps_follow_step_count_and_resolution_as_real_samplers_do(
     assert len(sigmas) == steps
 
 
-def test_the_sampler_of_the_small_model_is_that_of_its_pipeline() -> None:
+@pytest.mark.parametrize("source", ["tiny", "pretraining/checkpoints/generator"])
+def test_tokens_and_sampler_of_a_small_model_are_those_of_its_pipeline(workspace: Workspace, source: str) -> None:
     from components.taca.toy.config import TinyConfig
     from components.taca.toy.pipeline import build_tiny_pipeline
 
-    model = architectures.find(presets.resolve(ROOT, None), ROOT)
+    published = presets.resolve(ROOT, None).base_model.sha256
+    values = {"source": source, "sha256": None if source == "tiny" else published}
+    presets.edit(workspace.root / "params.yaml", {"base_model": values})
+    model = architectures.find(presets.resolve(workspace.root, None), ROOT)
     pipe: Any = build_tiny_pipeline(TinyConfig(), ("red",), 0)
     pipe("red", height=64, width=32, num_inference_steps=7, max_sequence_length=24, output_type="latent")
     assert sampler_sigmas(model.pipe, 7, 64, 32).tolist() == pytest.approx(pipe.scheduler.sigmas[:-1].tolist())
-    assert model.image_tokens(64, 32) == 128
+    assert (model.image_tokens(64, 32), model.text_tokens) == (128, 24)
 
 
 def test_a_preset_is_laid_over_the_parameters_and_nothing_is_written(workspace: Workspace) -> None:
@@ -388,6 +392,7 @@ def test_a_threshold_written_as_a_rule_is_resolved_for_the_model(workspace: Work
     text = (workspace.root / "params.yaml").read_text()
     values = yaml.safe_load(text)
     values["taca"]["threshold"] = {"fraction": 0.25}
+    values["base_model"] |= {"source": "tiny", "sha256": None}
     (workspace.root / "params.yaml").write_text(yaml.safe_dump(values))
     found = dryrun.plan(presets.resolve(workspace.root, None), workspace)
     shifted = [3 * u / (1 + 2 * u) for u in (13 / 16, 12 / 16)]  # levels 4 and 5 of 16: the small model's shift is 3

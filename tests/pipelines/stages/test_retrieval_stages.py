@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from workspaces import FROM_NOTHING
 
 from components.errors import ParameterError
 from components.gadms.model import DualEncoder
@@ -25,6 +26,7 @@ TRAINING = {"steps": 6, "batch": 4, "warmup_steps": 0, "report_every": 2, "check
 SMALL = {
     "pictures": {"height": 64, "width": 32},
     "retrieval": {
+        **FROM_NOTHING["retrieval"],
         "architecture": {"embed_dim": 16, "vision_cfg": {"layers": 1, "width": 24}, "text_cfg": {"width": 24}}
     },
     "gadms_pretrain": {"method": {"warmup_steps": 2}, "training": TRAINING},

@@ -27,7 +27,7 @@ STAGES = {module.__name__.rsplit(".", 1)[-1]: module for module in (base_model, 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 VALUES = {
     "pictures": {"height": 32, "width": 16},
-    "base_model": {"source": "someone/small", "revision": REVISION},
+    "base_model": {"source": "someone/small", "revision": REVISION, "sha256": None},
     "taca": {"gamma": 3.0, "threshold": 0.7},
     "taca_cache": {"captions": 4, "batch": 2},
     "taca_train": {"rank": 2, "training": {"steps": 4, "batch": 4, "report_every": 2, "checkpoint_every": 2}},
