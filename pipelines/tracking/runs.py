@@ -221,16 +221,15 @@ class Tracker:
             self._log_inputs(run_id, inputs)
 
     def _log_inputs(self, run_id: str, inputs: "list[DatasetInput]") -> None:
-        """Log the run's inputs. Of two runs that record the same new input at once MLflow refuses one, which then finds it there."""
+        """Log inputs of a run. Of two runs that log the same new input at once MLflow refuses one, which then finds it there."""
         from mlflow.exceptions import MlflowException
 
-        for _ in range(3):
-            try:
-                return self.client.log_inputs(run_id, datasets=inputs)
-            except MlflowException as error:
-                if not any(word in str(error).lower() for word in ("unique", "duplicate")):  # SQLite, PostgreSQL; MySQL
-                    raise
-        self.client.log_inputs(run_id, datasets=inputs)
+        try:
+            self.client.log_inputs(run_id, datasets=inputs)
+        except MlflowException as error:
+            if not any(word in str(error).lower() for word in ("unique", "duplicate")):  # SQLite, PostgreSQL; MySQL
+                raise
+            self.client.log_inputs(run_id, datasets=inputs)
 
     def log_params(self, run_id: str, parameters: Mapping[str, Any]) -> None:
         """Log parameters flat, in as few requests as the server allows."""

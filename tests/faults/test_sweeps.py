@@ -26,7 +26,11 @@ OFTEN = {"batch": 8, "report_every": 2, "checkpoint_every": 2}
 SMALL = {
     "prepare": {"identities": {"train": 12, "val": 4, "test": 4}, "caption_noise": 0.0},
     "probe": {**FROM_NOTHING["probe"], "training": {"steps": 30, **OFTEN}},
-    "base_model": {**FROM_NOTHING["base_model"], "autoencoder": {"steps": 2, **OFTEN}, "training": {"steps": 2, **OFTEN}},
+    "base_model": {
+        **FROM_NOTHING["base_model"],
+        "autoencoder": {"steps": 2, **OFTEN},
+        "training": {"steps": 2, **OFTEN},
+    },
     "taca_cache": {"batch": 8},
     "compute": {"threads": 1, "device": "cpu"},
 }

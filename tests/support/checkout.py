@@ -17,7 +17,11 @@ OFTEN = {"report_every": 2, "checkpoint_every": 2}
 LONGER = {
     **FROM_NOTHING,
     "probe": {**FROM_NOTHING["probe"], "training": {"steps": 60, **OFTEN}},
-    "base_model": {**FROM_NOTHING["base_model"], "autoencoder": {"steps": 30, **OFTEN}, "training": {"steps": 30, **OFTEN}},
+    "base_model": {
+        **FROM_NOTHING["base_model"],
+        "autoencoder": {"steps": 30, **OFTEN},
+        "training": {"steps": 30, **OFTEN},
+    },
     "taca_train": {"training": {"steps": 40, **OFTEN}},
     "taca_generate": {"prompts": 16, "corpus": 48, "batch": 4},
     "curate": {"matcher": {"steps": 60, **OFTEN}},

@@ -21,7 +21,13 @@ def checks(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         average = scores["attribute_mean"]
         found.append(
             # Differences of arms are known within a point: above 98 % they could not be shown.
-            _check(f"Mean over attributes, with room for gains ({where})", average, "50 to 98 %", "%", lambda v: 50 <= v <= 98)
+            _check(
+                f"Mean over attributes, with room for gains ({where})",
+                average,
+                "50 to 98 %",
+                "%",
+                lambda v: 50 <= v <= 98,
+            )
         )
     probe = metrics["probe"]
     weakest = min(probe["attribute"], key=lambda name: probe["attribute"][name]["balanced_accuracy"])
