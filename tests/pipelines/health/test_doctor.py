@@ -30,11 +30,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
-    """params.yaml and presets of this checkout, no data, and an empty Hugging Face cache."""
+    """params.yaml, presets and checkpoints of this checkout, no data, and an empty Hugging Face cache."""
     root = tmp_path / "checkout"
     (root / "data/raw").mkdir(parents=True)
     shutil.copyfile(ROOT / "params.yaml", root / "params.yaml")
     shutil.copytree(ROOT / "presets", root / "presets")
+    (root / "pretraining").symlink_to(ROOT / "pretraining")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("COLUMNS", "300")
     return Workspace(root, root / ".runs")
@@ -160,7 +161,7 @@ def snapshot(tmp_path, repository, revision, files):
 
 
 def test_a_published_base_model_is_looked_for_in_the_cache_whole(workspace, capsys, tmp_path):
-    asked = {"source": "org/model", "revision": None}
+    asked = {"source": "org/model", "revision": None, "sha256": None}
     code, out, _ = ask(workspace, capsys, "--weights", base_model=asked)
     assert code == 3
     assert "base_model.revision is null: set it to the full commit of org/model" in out
@@ -178,9 +179,11 @@ def test_a_published_base_model_is_looked_for_in_the_cache_whole(workspace, caps
 
 
 def test_retrieval_weights_are_a_tag_of_open_clip_or_a_file(workspace, capsys, tmp_path):
-    def retrieval(weights, architecture="ViT-B-16-quickgelu"):
+    def retrieval(weights, architecture="ViT-B-16-quickgelu", digest=None):
         presets.edit(workspace.root / "params.yaml", {"retrieval": {"architecture": architecture}})
-        presets.edit(workspace.root / "params.yaml", {"retrieval": {"pretrained": weights}})
+        presets.edit(
+            workspace.root / "params.yaml", {"retrieval": {"pretrained": weights, "pretrained_sha256": digest}}
+        )
         return of(check_weights(resolve(workspace.root, None), workspace), "retrieval.pretrained")
 
     found = retrieval("openai")
@@ -199,11 +202,12 @@ def test_retrieval_weights_are_a_tag_of_open_clip_or_a_file(workspace, capsys, t
     unpinned = retrieval("weights.pt")
     assert unpinned.state is State.INCOMPLETE
     assert f"pretrained_sha256 is null: set it to {digest}" in unpinned.remarks[0]
-    presets.edit(workspace.root / "params.yaml", {"retrieval": {"pretrained_sha256": digest}})
-    assert retrieval("weights.pt").remarks == (f"{workspace.root / 'weights.pt'}: is empty; get it again",)
+    assert retrieval("weights.pt", digest=digest).remarks == (
+        f"{workspace.root / 'weights.pt'}: is empty; get it again",
+    )
     (workspace.root / "mine").mkdir()
     (workspace.root / "mine/open_clip_model.safetensors").write_bytes(b"")
-    assert "open_clip_config.json missing" in retrieval("mine").remarks[0]
+    assert "open_clip_config.json missing" in retrieval("mine", digest=digest).remarks[0]
     assert "none: open_clip does not know the name" in retrieval("x", "ViT-Q-16").remarks[0]
 
 

@@ -29,9 +29,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """params.yaml and presets of this checkout, no data, and an empty Hugging Face cache."""
+    """params.yaml, presets and checkpoints of this checkout, no data, and an empty Hugging Face cache."""
     shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
     shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    (tmp_path / "pretraining").symlink_to(ROOT / "pretraining")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     return Workspace(tmp_path, tmp_path / ".runs")
 

@@ -29,7 +29,7 @@ SMALL = {
         **FROM_NOTHING["retrieval"],
         "architecture": {"embed_dim": 16, "vision_cfg": {"layers": 1, "width": 24}, "text_cfg": {"width": 24}},
     },
-    "gadms_pretrain": {"method": {"warmup_steps": 2}, "training": TRAINING},
+    "gadms_pretrain": {"method": {"warmup_steps": 2, "score_timing": "previous"}, "training": TRAINING},
     "gadms_finetune": {"method": {"warmup_steps": 2}, "training": {**TRAINING, "validate_every": 2}},
     "compute": {"threads": 1},
 }
