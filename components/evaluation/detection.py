@@ -2,39 +2,53 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from components.errors import DataError
-from components.evaluation.probe.model import AttributeProbe
-from components.evaluation.probe.training import ProbeTask, probe_batches
-from components.training.config import LoopConfig
-from components.training.context import LocalContext
-from components.training.loop import fit
 
-STEPS, BATCH = 400, 64
-ORIGINS = {"origin": ("real", "generated")}
+EDGES = (0, 1, 2, 4, 6, 9, 13, 20, 30, 50, 80, 120)
+"""Differences of two values, of 255, below or at which a feature counts; drawn areas are flat, and generated ones are not quite."""
+DECAY, ITERATIONS = 1e-3, 200
 
 
-def detection_accuracy(real: Tensor, generated: Tensor, *, seed: int = 0, steps: int = STEPS) -> float:
-    """Return the percent of held-out pictures whose origin a small CNN tells: 50 where nothing tells them apart, 100 at worst.
+def detection_accuracy(real: Tensor, generated: Tensor) -> float:
+    """Return the percent of held-out pictures whose origin a classifier tells: 50 where it tells nothing, 100 at worst.
 
-    real, generated: uint8 (N, 3, H, W), H and W multiples of 8. The first half of each trains the classifier (the network and the
-    training of the attribute probe) and the second is judged, so what belongs together, as pictures of one prompt, should lie in
-    one half. Raises `DataError` where the numbers differ or are below 4.
+    real, generated: uint8 (N, 3, H, W). The classifier is a logistic regression on `grain`, which a generator of latents misses
+    first; a small CNN, trained on a few hundred pictures, did not find it. What a picture shows plays no part. The first half of
+    each trains the classifier and the second is judged, so what belongs together, as pictures of one prompt, should lie in one
+    half. Raises `DataError` where the numbers differ or are below 4.
     """
     if len(real) != len(generated) or len(real) < 4:
         raise DataError(f"{len(real)} real and {len(generated)} generated pictures: give as many of each, at least 4")
-    half, (height, width) = len(real) // 2, real.shape[-2:]
-    classifier = AttributeProbe(ORIGINS, height=height, width=width, seed=seed)
+    half = len(real) // 2
+    features = torch.stack([grain(real), grain(generated)])  # (2, N, F)
+    origin = torch.tensor([0.0, 1.0])[:, None].expand(features.shape[:2])
+    known = features[:, :half].flatten(0, 1)
+    features = (features - known.mean(0)) / known.std(0).clamp_min(1e-6)
+    weights = torch.zeros(features.shape[-1] + 1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
-    def part(rows: slice) -> tuple[Tensor, Tensor]:
-        pixels = torch.cat([real[rows], generated[rows]])
-        return pixels, (torch.arange(len(pixels)) >= len(pixels) // 2).long()[:, None]
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits = features[:, :half] @ weights[:-1] + weights[-1]
+        total = functional.binary_cross_entropy_with_logits(logits, origin[:, :half])
+        total = total + DECAY * weights.square().sum()
+        total.backward()
+        return total
 
-    pixels, labels = part(slice(0, half))
-    config = LoopConfig(
-        steps=steps, learning_rate=0.004, warmup_steps=min(20, steps - 1), weight_decay=0.01, report_every=steps
-    )
-    batches = probe_batches(pixels, labels, batch_size=min(BATCH, len(pixels)), seed=seed)
-    fit(ProbeTask(classifier, seed=seed, noise=0.0), batches, config, LocalContext(seed))
-    pixels, labels = part(slice(half, None))
-    return 100 * float((classifier.predict(pixels) == labels).double().mean())
+    optimizer.step(loss)
+    with torch.no_grad():
+        told = (features[:, half:] @ weights[:-1] + weights[-1] > 0) == (origin[:, half:] > 0)
+    return 100 * float(told.double().mean())
+
+
+def grain(pixels: Tensor) -> Tensor:
+    """Return (N, F) float32 of uint8 (N, 3, H, W): the shares of first and second differences, down and across, up to `EDGES`."""
+    found = []
+    for axis in (2, 3):
+        first = pixels.float().diff(dim=axis)
+        for differences in (first, first.diff(dim=axis)):
+            size = differences.abs().flatten(1)
+            found += [(size <= edge).float().mean(1) for edge in EDGES]
+    return torch.stack(found, dim=1)

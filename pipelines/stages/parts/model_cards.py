@@ -36,7 +36,7 @@ def write_cards(folder: Path, params: PretrainingParameters, metrics: Mapping[st
                 "attributes drawn as asked, no guidance, as the probe sees them, %": generator["attributes"],
                 "the same, corrected for the probe's error, %": generator["attributes_corrected"],
                 "the worst attribute, corrected, %": generator["worst_attribute_corrected"],
-                "held-out pictures that a classifier tells from drawn ones, % (50: none)": generator["told_from_drawn"],
+                "held-out pictures told from drawn ones by their grain, % (50: none)": generator["told_from_drawn"],
             },
             "Its tokenizers know the words of short captions; any other word is `<unk>`.",
         ),

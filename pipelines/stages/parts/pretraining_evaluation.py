@@ -101,7 +101,7 @@ def _generator(
         "attributes": _mean(found.values()),
         "attributes_corrected": _mean(corrected.values()),
         "worst_attribute_corrected": min(corrected.values()),
-        "told_from_drawn": detection_accuracy(drawn, pictures, seed=params.seed),
+        "told_from_drawn": detection_accuracy(drawn, pictures),
         "attribute": found,
     }
 
