@@ -39,7 +39,11 @@ STEPS = 5
 SCHEDULER = "under the scheduler"
 TINY = {
     "prepare": {"identities": {"train": 24, "val": 8, "test": 8}},
-    "probe": {"training": {"steps": STEPS, "batch": 8, "report_every": 5, "checkpoint_every": 5}},
+    "probe": {
+        "source": None,
+        "sha256": None,
+        "training": {"steps": STEPS, "batch": 8, "report_every": 5, "checkpoint_every": 5},
+    },
     "compute": {"threads": 1, "device": "cpu"},
 }
 BARE = """

@@ -14,6 +14,7 @@ import yaml
 from processes import clean_environment
 from repositories import AUTHOR
 from servers import BUCKET, Store, s3_store
+from workspaces import FROM_NOTHING
 
 from pipelines import presets
 
@@ -21,7 +22,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 TINY = {
     "prepare": {"identities": {"train": 12, "val": 4, "test": 4}, "caption_noise": 0.0},
-    "probe": {"training": {"steps": 6, "batch": 8, "report_every": 2, "checkpoint_every": 2}},
+    **FROM_NOTHING,
+    "probe": {**FROM_NOTHING["probe"], "training": {"steps": 6, "batch": 8, "report_every": 2, "checkpoint_every": 2}},
     "compute": {"threads": 1, "device": "cpu"},
 }
 

@@ -10,6 +10,7 @@ import pytest
 from checkout import Checkout
 from processes import wait_until
 from slurm_sites import Job, SlurmSite, slurm_site
+from workspaces import FROM_NOTHING
 
 from pipelines import presets
 
@@ -17,7 +18,10 @@ pytestmark = [pytest.mark.infra, pytest.mark.timeout(1800)]
 
 STEPS = 400
 PARAMETERS = {
-    "probe": {"training": {"steps": STEPS, "batch": 16, "report_every": 50, "checkpoint_every": 5}},
+    "probe": {
+        **FROM_NOTHING["probe"],
+        "training": {"steps": STEPS, "batch": 16, "report_every": 50, "checkpoint_every": 5},
+    },
     "compute": {"threads": 1, "device": "cpu"},
 }
 MINUTE = 60.0

@@ -16,6 +16,7 @@ import pytest
 from processes import output_of
 from ray_clusters import LONG_BASE, RayCluster, as_job, finish, losses, running, steps_in, trained_here
 from servers import BUCKET, SECRET, Store, mlflow_server, s3_store
+from workspaces import FROM_NOTHING
 
 from pipelines import presets
 from pipelines.identity.fingerprint import digest, tree_digests
@@ -329,7 +330,7 @@ def test_a_whole_repro_as_one_job_leaves_a_checkout_that_is_up_to_date(
     checkout = copy_of_the_checkout(tmp_path / "checkout")
     (checkout / "dvc.lock").unlink()
     short = {"steps": 5, "batch": 16, "report_every": 5, "checkpoint_every": 5}
-    presets.edit(checkout / "params.yaml", {**TINY_PEOPLE, "probe": {"training": short}})
+    presets.edit(checkout / "params.yaml", {**TINY_PEOPLE, "probe": {**FROM_NOTHING["probe"], "training": short}})
     environment = {
         **cluster.environment,
         "PIPELINES_COMPUTE__ADDRESS": cluster.address,
