@@ -20,6 +20,8 @@ from pipelines.threads.settings import waiting_settings
 if TYPE_CHECKING:
     import torch
 
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's environment variable that, if "0", makes 127.0.0.1 the address of this machine, for who starts Ray and who joins it."""
 ANSWER_SECONDS = 5.0
 """Within which the head at RAY_ADDRESS must accept a connection; Ray itself tries for minutes, and prints its C++ errors."""
 NOTICE_SECONDS = 90.0
@@ -66,6 +68,8 @@ def start_ray(compute: Compute) -> None:
     if is_joined():
         address = os.environ["RAY_ADDRESS"]
         _require_answer(address)
+        if os.environ.get(LOOPBACK) == "0":
+            _stay_on_loopback()
         try:
             ray.init(log_to_driver=False, runtime_env={"env_vars": _worker_variables()})
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -91,8 +95,16 @@ def _stay_on_loopback() -> None:
     """
     from ray._private import ray_constants
 
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for Ray's processes
+    os.environ[LOOPBACK] = "0"  # for Ray's processes
     ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read the variable already
+
+
+def variables_to_join() -> dict[str, str]:
+    """Return environment variables with which another process on this machine joins the Ray of this process."""
+    import ray
+
+    found = {"RAY_ADDRESS": str(ray.get_runtime_context().gcs_address)}
+    return found | {name: os.environ[name] for name in (LOOPBACK,) if name in os.environ}
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from components.errors import ParameterError
-from pipelines.engine.ray_cluster import ray_session, set_ray_defaults
+from pipelines.engine.ray_cluster import ray_session, set_ray_defaults, variables_to_join
 from pipelines.errors import InfrastructureError
 from pipelines.identity.closure import ROOT
 from pipelines.schema.running import Compute
@@ -78,7 +78,7 @@ def _run_trials(driver: Driver, workers: int, cluster: Mapping[str, str]) -> Non
 
     sweep, compute = driver.sweep, driver.sweep.params.compute
     if compute.backend == "local":
-        cluster = {"RAY_ADDRESS": str(ray.get_runtime_context().gcs_address)} if compute.workers else {}
+        cluster = variables_to_join() if compute.workers else {}
     for name in ("ray", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)  # Tune misses files of its own, which nobody writes or reads
     storage = sweep.journal.root / "ray"
