@@ -48,6 +48,8 @@ class GadmsPlan(StudyPlan):
     people: Positive
     start: EncoderStart
     training: Schedule
+    method: dict[str, Any] = Field(default_factory=dict)
+    """Changes to gadms_finetune.method in every arm, before its own."""
     arms: dict[Annotated[str, Field(pattern=r"^\w+$")], dict[str, Any]]
     baselines: Annotated[list[str], *Distinct]
     scores: Scores
@@ -76,7 +78,8 @@ def cells(plan: GadmsPlan, params: Parameters) -> list[Cell]:
     for noise, seed in product(plan.noise, plan.seeds):
         data = {"noise": noise, "seed": seed, "skip": skip, "people": plan.people}
         needs = (start_key(seed),) if skip else ()
-        for arm, changes in plan.arms.items():
+        for arm, own in plan.arms.items():
+            changes = {**plan.method, **own}
             method = checked_method(changes, params, f"studies/gadms.yaml: arms.{arm}")
             if noise == 0 and method.scoring.name == "truth":
                 continue  # there are no wrong words

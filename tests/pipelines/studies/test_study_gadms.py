@@ -179,11 +179,11 @@ def test_the_studys_own_plan_is_valid_and_what_it_promises():
     assert len(plan.seeds) >= 3
     assert {"gadms", "random", "nam", "contrastive", "irra"} <= {changes["name"] for changes in plan.arms.values()}
     for changes in plan.arms.values():
-        method = RetrievalConfig(**{**asdict(params.gadms_finetune.method), **changes})
+        method = RetrievalConfig(**{**asdict(params.gadms_finetune.method), **plan.method, **changes})
         assert method.for_arm("gadms").name == changes["name"]
     losses = {}
     for arm, changes in plan.arms.items():
-        method = RetrievalConfig(**{**asdict(params.gadms_finetune.method), **changes})
+        method = RetrievalConfig(**{**asdict(params.gadms_finetune.method), **plan.method, **changes})
         recipe = method.recipe
         losses[arm] = (
             recipe.matching,
