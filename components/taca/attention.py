@@ -167,9 +167,7 @@ def _with_bias(mask: Tensor | None, gamma: float | Tensor, query: Tensor, length
     else:
         start, stop = _ends(columns, length)
         bias = bias.expand(batch, stop - start, -1, 1)
-        row = torch.nn.functional.pad(bias.permute(0, 2, 3, 1), (start, length - stop)).to(
-            query.dtype
-        )  # (B, H or 1, 1, S)
+        row = torch.nn.functional.pad(bias.permute(0, 2, 3, 1), (start, length - stop)).to(query.dtype)
     if mask is None:
         return row
     if mask.ndim == 2 and mask.shape == (batch, length):

@@ -91,7 +91,7 @@ def _with_text(text: Text, negative: Any, positive: Any) -> slice | None:
     samples = len(negative)
     if samples == 0 or (text is positive and len(text) == samples):
         return _NOTHING  # also if both prompts are the same words
-    if isinstance(negative, Tensor) and isinstance(text, Tensor) and text.shape[1:] != negative.shape[1:]:
+    if isinstance(negative, Tensor) and isinstance(text, Tensor) and text.shape[2:] != negative.shape[2:]:
         return _NOTHING if len(text) == samples else None
     for start in range(0, len(text) - samples + 1, samples):
         if all(_begins_with(text[start + i], negative[i]) for i in range(samples)):

@@ -48,7 +48,7 @@ def small_qwen_edit_pipeline(folder: Path) -> Any:
 
 
 def small_joyimage_edit_plus_pipeline(folder: Path) -> Any:
-    """A `JoyImageEditPlusPipeline` without its language model: both prompts are 3 tokens, of random numbers."""
+    """A `JoyImageEditPlusPipeline` without its language model: prompts of 3 to 5 tokens, of random numbers."""
     from diffusers import AutoencoderKLWan, JoyImageEditPlusPipeline
 
     vae = AutoencoderKLWan(base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False])
@@ -61,7 +61,8 @@ def small_joyimage_edit_plus_pipeline(folder: Path) -> Any:
 
 def _random_text(prompt: list[str], **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(int("blue" in prompt[0]))
-    return torch.randn(1, 3, WIDTH, generator=generator), torch.ones(1, 3)
+    length = 3 + min(2, len(prompt[0].split()))
+    return torch.randn(1, length, WIDTH, generator=generator), torch.ones(1, length)
 
 
 def small_references() -> AbstractContextManager[Any]:
