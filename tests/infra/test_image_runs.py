@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from built_images import Builder, builder
@@ -73,13 +74,13 @@ def cluster(built: Builder, hosts: tuple[Host, Host], tmp_path_factory: pytest.T
         process = built.start(service, *words, host=host, output=output / service)
         if service == "ray-head":
             healthy = compose["services"][service]["healthcheck"]["test"][1:]
-            wait_until(
-                lambda words=healthy: inside(built, hosts[0], *words).returncode == 0,
-                process,
-                timeout=600,
-                said=(output / service).read_text,
-                pause=2,
-            )
+            checks: list[subprocess.CompletedProcess[str]] = []
+
+            def answers(words: list[str] = healthy, checks: list[Any] = checks) -> bool:
+                checks.append(inside(built, hosts[0], *words))
+                return bool(checks[-1].returncode == 0)
+
+            wait_until(answers, process, timeout=600, said=lambda checks=checks: checks[-1].stderr, pause=2)
     yield output
     for host in hosts:
         host.end_processes()
