@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -69,11 +69,13 @@ WITHOUT_THREADS = {"MLFLOW_DISABLE_TELEMETRY": "true", "JE_ARROW_MALLOC_CONF": "
 """Environment in which neither MLflow nor Arrow starts a thread when it is imported."""
 
 
-def start_warm_process(kind: Kind, threads: int, *, own_session: bool = False) -> tuple[str, int]:
+def start_warm_process(
+    kind: Kind, threads: int, *, own_session: bool = False, also: Sequence[str] = ()
+) -> tuple[str, int]:
     """Start a warm process, whose libraries use `threads` threads. Return its address, and a descriptor.
 
     It ends when the descriptor is closed, as it is when this process ends. In an `own_session`, it and what it forks get none of a
-    terminal's signals.
+    terminal's signals. It imports the modules `also` after those of its kind.
     """
     from pipelines.engine.ray_cluster import (
         ray_defaults,
@@ -86,7 +88,7 @@ def start_warm_process(kind: Kind, threads: int, *, own_session: bool = False) -
         listener.listen(64)  # an early request waits, and no longer than it would for its own imports
         descriptor = listener.fileno()
         subprocess.Popen(
-            [sys.executable, "-m", "pipelines.engine.warm", kind, address, str(descriptor)],
+            [sys.executable, "-m", "pipelines.engine.warm", kind, address, str(descriptor), *also],
             stdin=read_end,
             cwd=ROOT,
             env={**os.environ, **ray_defaults(), **thread_settings(threads), **WITHOUT_THREADS},
@@ -128,7 +130,7 @@ def warm_runners(threads: int, *, own_session: bool = False) -> Iterator[str]:
         os.close(descriptor)
 
 
-def main(kind: Kind, address: str, descriptor: int) -> None:
+def main(kind: Kind, address: str, descriptor: int, *also: str) -> None:
     """Serve until standard input ends, which is when the process that started this one has ended."""
     # These come to every process of a group; this one ends with its parent.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -138,7 +140,7 @@ def main(kind: Kind, address: str, descriptor: int) -> None:
     try:
         with socket.socket(fileno=descriptor) as listener:
             silence_import_notices()
-            for module in (*LIBRARIES[kind], *_own_modules(kind)):
+            for module in (*LIBRARIES[kind], *_own_modules(kind), *also):
                 if _parent_ended():
                     return
                 with contextlib.suppress(Exception):  # code that is being edited, say: what needs it says so
@@ -257,5 +259,5 @@ def _set_process_name(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main("runners" if sys.argv[1] == "runners" else "workers", sys.argv[2], int(sys.argv[3]))
+    main("runners" if sys.argv[1] == "runners" else "workers", sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
     os._exit(0)  # skips slow clean-up of libraries, and its messages

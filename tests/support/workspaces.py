@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from unittest.mock import patch
 
 import psutil
@@ -19,7 +20,7 @@ from processes import clean_environment, output_of, wait_until
 from shared_folders import made_once
 
 from pipelines import presets
-from pipelines.engine.forked import WARM, ForkedProcess, fork_worker
+from pipelines.engine.forked import RUNNER, WARM, WORKER, ForkedProcess, fork
 from pipelines.engine.warm import start_warm_process
 from pipelines.identity.closure import ROOT
 
@@ -36,6 +37,7 @@ TINY = {
     "compute": {"threads": 1, "device": "cpu"},
 }
 
+SUPPORT = Path(__file__).parent
 SHARED_WARM = pytest.StashKey[tuple[str, int]]()
 """Of the process that starts test processes: a warm process's address, and the descriptor that keeps it alive."""
 
@@ -97,6 +99,16 @@ class Place:
         given = ["--workspace", str(self.root), *arguments]
         return forked(COMMAND_LINE, *given, **self._environment({WARM: self.warm, **environment}))
 
+    def start_forked(self, stage: str) -> "Piped":
+        """What `start` starts, without its two seconds of imports; its worker is forked from the same warm process."""
+        pipes = os.pipe(), os.pipe()
+        arguments, ends = ["--workspace", str(self.root), "run", stage], (pipes[0][1], pipes[1][1])
+        environment = self._environment({WARM: self.warm})
+        process = forked(COMMAND_LINE, *arguments, name=RUNNER, output=ends, **environment)
+        for end in ends:
+            os.close(end)
+        return Piped(process, *(os.fdopen(end) for end, _ in pipes))
+
     def _environment(self, extra: dict[str, str]) -> dict[str, str]:
         own = {"PIPELINES_HOME": str(self.home), "MLFLOW_TRACKING_URI": self.store}
         return clean_environment(**{**own, **self.extra, **extra})
@@ -127,15 +139,49 @@ class Place:
         return client.search_runs([experiment.experiment_id], chosen, order_by=["attributes.start_time ASC"])
 
 
-def forked(code: str, *arguments: str, **environment: str) -> ForkedProcess:
+@dataclass
+class Piped:
+    """A forked process and the ends of its pipes, with those members of `subprocess.Popen` that tests use."""
+
+    process: ForkedProcess
+    stdout: TextIO
+    stderr: TextIO
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.returncode
+
+    def poll(self) -> int | None:
+        return self.process.poll()
+
+    def send_signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float) -> int:
+        return self.process.wait(timeout)
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """For what fits into a pipe."""
+        self.wait(timeout)
+        with self.stdout, self.stderr:
+            return self.stdout.read(), self.stderr.read()
+
+
+def forked(
+    code: str, *arguments: str, name: str = WORKER, output: tuple[int, int] = (1, 2), **environment: str
+) -> ForkedProcess:
     """`python -c code arguments`, forked from the warm process that the environment names: the libraries are loaded."""
-    path = ["", *sys.path]  # the first is that of a script, which the forked process leaves out
-    with patch.dict(os.environ, environment, clear=True), patch.object(sys, "path", path), open(os.devnull) as unused:
-        worker = fork_worker("forked_code", 1, unused.fileno())
-    assert worker is not None, "the warm process does not answer"
-    worker.stdin.write(json.dumps({"code": code, "arguments": arguments}) + "\n")
-    worker.stdin.flush()
-    return worker
+    address = environment[WARM].partition(":")[2]
+    with patch.object(sys, "path", ["", *sys.path]):  # `fork` leaves the first out, as the folder of a script
+        process = fork(address, "forked_code", name, environment, output)
+    assert process is not None, "the warm process does not answer"
+    process.stdin.write(json.dumps({"code": code, "arguments": arguments}) + "\n")
+    process.stdin.flush()
+    return process
 
 
 def output_of_new(code: str, *arguments: str, **environment: str) -> tuple[int, str]:
@@ -196,13 +242,24 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "empty-store", make) / "mlflow.db"
 
 
+def _start_warm_process() -> tuple[str, int]:
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [str(SUPPORT), os.getenv("PYTHONPATH")]))):
+        return start_warm_process("workers", 1, also=["preloaded"])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """Of several test processes, the one that starts the others starts a warm process for all, and has it fork them."""
+    address, _ = config.stash[SHARED_WARM] = _start_warm_process()
+    if config.getoption("cov_source", None):
+        return  # coverage counts what a module runs when it is imported, too
+    for spec in specs:
+        spec.python = shlex.join([sys.executable, str(SUPPORT / "forked_pytest.py"), address])
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Of several test processes, the one that starts the others starts a warm process for all."""
-    stash = node.config.stash
-    if SHARED_WARM not in stash:
-        stash[SHARED_WARM] = start_warm_process("workers", 1)
-    node.workerinput["warm_address"] = stash[SHARED_WARM][0]
+    node.workerinput["warm_address"] = node.config.stash[SHARED_WARM][0]
 
 
 @pytest.fixture(scope="session")
@@ -212,7 +269,7 @@ def warm_address(request: pytest.FixtureRequest) -> Iterator[str]:
     if shared:
         yield f"1:{shared}"
         return
-    address, held = start_warm_process("workers", 1)
+    address, held = _start_warm_process()
     yield f"1:{address}"
     os.close(held)
 

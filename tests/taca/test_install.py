@@ -344,8 +344,9 @@ def test_an_ip_adapter_is_refused_before_and_noticed_after() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["flux", "sd3", *(pytest.param(name, marks=pytest.mark.heavy) for name in OTHERS)])
 def test_a_compiled_model_agrees_without_recompiling_for_every_timestep(family: str) -> None:
-    build, make_inputs = SMALL[family].build, SMALL[family].inputs
-    model = build()
+    make_inputs = SMALL[family].inputs
+    # What compiling takes grows with the number of layers.
+    model = flux(num_layers=1, num_single_layers=2) if family == "flux" else SMALL[family].build()
     enable_taca(model, SCHEDULE)
     expected = [run(model, make_inputs([sigma, 0.1])) for sigma in (1.0, 0.95, 0.5)]
     torch._dynamo.reset()

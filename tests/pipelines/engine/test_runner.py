@@ -12,7 +12,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from pipelines.engine.forked import WARM, WORKER
+from pipelines.engine.forked import WORKER
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import tree_digests
 
@@ -94,7 +94,7 @@ def test_an_output_damaged_in_scratch_is_made_again(place):
 
 
 def test_two_at_once_do_the_work_once(place):
-    first, second = (place.start("prepare", **{WARM: place.warm}) for _ in range(2))
+    first, second = (place.start_forked("prepare") for _ in range(2))
     texts = [process.communicate(timeout=500) for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], texts
     assert sum("found finished" in out for out, _ in texts) == 1
@@ -194,34 +194,21 @@ def test_a_server_that_is_away_stops_the_stage_before_any_work(with_people):
 
 
 @pytest.fixture
-def start_training(with_people, waiting):
-    """Starts a probe and returns its runner in mid-training, past the second checkpoint; what is left of it is ended."""
-    family: list[psutil.Process] = []
-
-    def start(**environment):
-        with_people.edit(LONG)
-        process = with_people.start("probe", **environment)
-        family.append(psutil.Process(process.pid))
+def training(with_people, waiting):
+    """A workspace, the runner of a probe in mid-training, past the second checkpoint, and its worker, both forked."""
+    with_people.edit(LONG)
+    process = with_people.start_forked("probe")
+    family = [psutil.Process(process.pid)]
+    try:
         waiting(lambda: max(with_people.steps("probe"), default=0) >= 10, process, 200)
-        family.extend(family[0].children(recursive=True))
-        started.append(process)
-        return process
-
-    started: list[subprocess.Popen] = []
-    yield start
-    for one in family:
-        if one.is_running():
-            one.kill()
-    for process in started:
-        process.communicate(timeout=100)
-
-
-@pytest.fixture
-def training(with_people, start_training):
-    """A workspace, the runner of a probe in mid-training, and its worker, which the warm process forked."""
-    process = start_training(**{WARM: with_people.warm})
-    (worker,) = workers_in(with_people)
-    return with_people, process, worker
+        (worker,) = workers_in(with_people)
+        family.append(worker)
+        yield with_people, process, worker
+    finally:
+        for one in family:
+            if one.is_running():
+                one.kill()
+        process.wait(timeout=100)
 
 
 def workers_in(place):
@@ -261,7 +248,7 @@ def test_a_killed_runner_takes_its_worker_along_and_the_next_call_goes_on(traini
     process.wait(timeout=100)
     done = max(place.steps("probe"))
     assert done < 60
-    second = place.start("probe", **{WARM: place.warm})
+    second = place.start_forked("probe")
     assert "waiting" in second.stderr.readline()
     assert workers_in(place) == [worker]
     worker.resume()

@@ -133,7 +133,7 @@ def test_it_ends_with_the_process_that_started_it_and_what_it_forked_goes_on(tmp
     code = """
 import os, sys, time
 from pipelines.engine import forked, warm
-address, held = warm.start_warm_process("workers", 1)
+address, held = warm.start_warm_process("runners", 1)
 os.environ[forked.WARM] = f"1:{address}"
 worker = forked.fork_worker("pretended_worker", 1, 0)
 print(worker.pid, address, flush=True)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import cache
 
 import pytest
 import yaml
@@ -48,13 +49,18 @@ SPACE = {
 }
 
 
+@cache
+def own_params():
+    return params.load(ROOT / "params.yaml")
+
+
 def sweep_in(folder):
     space = Space.model_validate(SPACE)
-    document = base_document(space, "test", params.load(ROOT / "params.yaml"))
+    document = base_document(space, "test", own_params())
     (folder / "s").mkdir(parents=True)
     plan = make_plan(space.stages, space.parameters)
     journal = Journal(folder / "s")
-    return Sweep("test", "test-1", space, document, params.load(ROOT / "params.yaml"), plan,
+    return Sweep("test", "test-1", space, document, own_params(), plan,
                  Workspace(folder, folder), [0, 7], journal, SIZE)  # fmt: skip
 
 
