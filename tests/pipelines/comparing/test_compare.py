@@ -1,6 +1,7 @@
 """Comparison of runs in a real tracking store, against numbers worked out by hand."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +21,10 @@ RANKS = {"gadms": [1, 1, 2, 7, 1, 1], "random": [1, 3, 1, 7, 4, 1]}
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def store(tmp_path_factory, empty_store):
     """A workspace with a pipeline's run, two arms of gadms_evaluate below it, and a run of another stage."""
     root = tmp_path_factory.mktemp("compared")
+    shutil.copy(empty_store, root / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
         workspace = Workspace(root, root / ".home")

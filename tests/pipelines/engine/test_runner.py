@@ -18,7 +18,7 @@ from pipelines.identity.fingerprint import tree_digests
 
 pytestmark = pytest.mark.slow
 
-LONG = {"probe": {"training": {"steps": 60, "batch": 16, "report_every": 7, "checkpoint_every": 5}}}
+LONG = {"probe": {"training": {"steps": 40, "batch": 16, "report_every": 7, "checkpoint_every": 5}}}
 
 
 def error_lines(finished):
@@ -247,7 +247,7 @@ def test_a_killed_runner_takes_its_worker_along_and_the_next_call_goes_on(traini
     os.kill(process.pid, signal.SIGKILL)
     process.wait(timeout=100)
     done = max(place.steps("probe"))
-    assert done < 60
+    assert done < 40
     second = place.start_forked("probe")
     assert "waiting" in second.stderr.readline()
     assert workers_in(place) == [worker]
@@ -271,4 +271,4 @@ def test_a_killed_runner_takes_its_worker_along_and_the_next_call_goes_on(traini
     assert run.data.tags["pipelines.fingerprint"] == calm_run.data.tags["pipelines.fingerprint"]
     curve = history(place, run, "probe/loss")
     assert curve == history(calm, calm_run, "probe/loss")
-    assert [step for step, _ in curve] == [*range(7, 60, 7), 60]
+    assert [step for step, _ in curve] == [*range(7, 40, 7), 40]

@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -409,12 +410,13 @@ def test_a_page_without_a_report_says_what_to_run(tmp_path):
         page.render(Workspace(tmp_path, tmp_path))
 
 
-def test_runs_are_found_by_fingerprint_and_named_on_the_pipeline(finished, monkeypatch, tmp_path):
+def test_runs_are_found_by_fingerprint_and_named_on_the_pipeline(finished, monkeypatch, tmp_path, empty_store):
     from mlflow import MlflowClient
 
     from pipelines.tracking import runs as tracking
     from pipelines.tracking.pipeline_run import open_pipeline_run
 
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setattr("pipelines.tracking.pipeline_run.pipeline_identity", lambda workspace: "abc")
