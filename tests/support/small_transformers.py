@@ -30,28 +30,26 @@ def flux(seed: int = 0, **config: Any) -> Any:
     return _random(lambda: FluxTransformer2DModel(**settings | config), seed)
 
 
-def sd3(seed: int = 0) -> Any:
+def sd3(seed: int = 0, **config: Any) -> Any:
     """3 blocks, the first two with image-only second attention, width 64."""
     from diffusers import SD3Transformer2DModel
 
-    return _random(
-        lambda: SD3Transformer2DModel(
-            sample_size=16,
-            patch_size=2,
-            in_channels=3,
-            out_channels=3,
-            num_layers=3,
-            attention_head_dim=32,
-            num_attention_heads=2,
-            joint_attention_dim=24,
-            caption_projection_dim=64,
-            pooled_projection_dim=20,
-            pos_embed_max_size=8,
-            dual_attention_layers=(0, 1),
-            qk_norm="rms_norm",
-        ),
-        seed,
-    )
+    settings: dict[str, Any] = {
+        "sample_size": 16,
+        "patch_size": 2,
+        "in_channels": 3,
+        "out_channels": 3,
+        "num_layers": 3,
+        "attention_head_dim": 32,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 24,
+        "caption_projection_dim": 64,
+        "pooled_projection_dim": 20,
+        "pos_embed_max_size": 8,
+        "dual_attention_layers": (0, 1),
+        "qk_norm": "rms_norm",
+    }
+    return _random(lambda: SD3Transformer2DModel(**settings | config), seed)
 
 
 def chroma(seed: int = 0) -> Any:
