@@ -249,10 +249,14 @@ def _start_warm_process() -> tuple[str, int]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
-    """Of several test processes, the one that starts the others starts a warm process for all, and has it fork them."""
+    """Of several test processes, the one that starts the others starts a warm process for all, and has it fork them.
+
+    It does not where coverage is measured, which counts what a module runs when it is imported, nor for tests of faults: they start
+    Ray in their own process, and Ray does not survive a fork.
+    """
     address, _ = config.stash[SHARED_WARM] = _start_warm_process()
-    if config.getoption("cov_source", None):
-        return  # coverage counts what a module runs when it is imported, too
+    if config.getoption("cov_source", None) or "not faults" not in config.getoption("markexpr"):
+        return
     for spec in specs:
         spec.python = shlex.join([sys.executable, str(SUPPORT / "forked_pytest.py"), address])
 
