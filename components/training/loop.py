@@ -193,8 +193,7 @@ def _resume(
     if average:
         pairs = zip(state["average"]["shadow"], average.shadow, strict=True)
         average.load_state_dict({"shadow": [sharded_like(value, shadow) for value, shadow in pairs]})
-    if context.world_size == 1:  # with several ranks no sums are stored
-        meter.load_state_dict(state["meter"])
+    meter.load_state_dict(state["meter"])
     return step
 
 
@@ -254,13 +253,23 @@ class _Meter:
             self.counts[key] = self.counts.get(key, 0) + 1
 
     def state_dict(self) -> dict[str, Any]:
-        if self.context.world_size > 1:  # those of rank 0 are not means over the ranks
-            return {"sums": {}, "counts": {}}
-        return {"sums": self.sums, "counts": self.counts}
+        """Return the sums of every rank, (ranks, keys). All processes must call it together."""
+        keys = sorted(self.sums)
+        ranks = [torch.stack([self.sums[key] for key in keys])] if keys else []
+        if keys and self.context.world_size > 1:
+            own = ranks[0]
+            ranks = [torch.empty_like(own) for _ in range(self.context.world_size)]
+            dist.all_gather(ranks, own)
+        return {"counts": {key: self.counts[key] for key in keys}, "sums": torch.stack(ranks) if keys else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.sums = {key: value.to(self.context.device) for key, value in state["sums"].items()}
+        """Take this rank's sums; with another number of ranks their mean, which leaves the mean over all as it is."""
         self.counts = dict(state["counts"])
+        self.sums = {}
+        if self.counts:
+            ranks = state["sums"].to(self.context.device)
+            own = ranks[self.context.rank] if len(ranks) == self.context.world_size else ranks.mean(dim=0)
+            self.sums = dict(zip(self.counts, own.unbind(), strict=True))
 
     def drain(self) -> dict[str, float]:
         if not self.sums:

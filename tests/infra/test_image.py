@@ -157,9 +157,20 @@ def test_data_caches_results_and_secrets_stay_out_of_the_image(path: str, contex
 def test_all_that_a_stage_reads_is_in_the_image(context: set[str]) -> None:
     from pipelines.graph import all_stages
     from pipelines.identity.closure import stage_sources
+    from pipelines.params import Parameters, load
 
+    weights = load(ROOT / "params.yaml").weights(Parameters.model_fields)
+    published = {path.relative_to(ROOT).as_posix() for folder in weights for path in (ROOT / folder).rglob("*.*")}
+    assert len(published) > 3
     needed = {source for stage in all_stages() for source in stage_sources(stage)}
-    needed |= {"params.yaml", "dvc.yaml", "dvc.lock", "requirements.lock", ".dvc/config", "presets/smoke.yaml"}
+    needed |= published | {
+        "params.yaml",
+        "dvc.yaml",
+        "dvc.lock",
+        "requirements.lock",
+        ".dvc/config",
+        "presets/smoke.yaml",
+    }
     needed |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "pipelines").rglob("*.py")}
     assert needed - context == set()
 

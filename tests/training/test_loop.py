@@ -1,10 +1,13 @@
 """The training loop against an undisturbed run, a formula, or a second way of computing the same."""
 
 import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from two_processes import in_two_processes
 
@@ -13,7 +16,7 @@ from components.training.accumulation import require_even, virtual_ranks
 from components.training.averaging import WeightAverage
 from components.training.config import LoopConfig, RateChange
 from components.training.context import LocalContext
-from components.training.loop import BETA1, NonFiniteLossError, fit
+from components.training.loop import BETA1, NonFiniteLossError, StopRequested, fit
 from components.training.randomness import generator, rank_part, stream_seed
 from components.training.schedules import learning_rate_factor
 from components.training.task import PerSampleTask, TrainingTask
@@ -73,6 +76,9 @@ class DyingContext(LocalContext):
 CONFIG = LoopConfig(
     steps=23, learning_rate=0.01, weight_decay=0.1, warmup_steps=3, ema_decay=0.9, report_every=4, checkpoint_every=5
 )
+
+
+REPORTED = LoopConfig(steps=12, learning_rate=0.01, report_every=4)
 
 
 def train(context, config=CONFIG, task=None):
@@ -283,18 +289,42 @@ def test_a_loop_that_cannot_run_is_refused_by_name(wrong):
         LoopConfig(**{"steps": 1, "learning_rate": 0.1, **wrong})
 
 
-def train_twice(rank, world_size):
-    """On one of two ranks: weights and history of a training, and how one ends whose loss or gradient is bad on rank 1."""
+class OneOfTwo(LocalContext):
+    """One of two ranks, of which the first writes checkpoints; requests a stop after `stop` steps."""
+
+    def __init__(self, rank, folder, stop=None):
+        super().__init__(folder=folder)
+        self.rank, self.world_size, self.left = rank, 2, stop
+
+    def save(self, state, step):
+        if self.rank == 0:
+            super().save(state, step)
+
+    def stop_requested(self):
+        self.left = self.left and self.left - 1
+        return self.left == 0
+
+
+def train_twice(rank, world_size, folder):
+    """On one of two ranks: weights and history of a training, also one that stops and is resumed between two reports, and how one
+    ends whose loss or gradient is bad on rank 1."""
+    stopped = OneOfTwo(rank, Path(folder, "two"), stop=6)
+    with pytest.raises(StopRequested):
+        train_part(rank, world_size, context=stopped)
+    if rank == 0:
+        shutil.copytree(Path(folder, "two"), Path(folder, "one"))  # where one process goes on
+    dist.barrier()
+    state, history = train_part(rank, world_size, context=OneOfTwo(rank, Path(folder, "two")))
     return {
         "good": train_part(rank, world_size),
+        "resumed": (state, stopped.history + history),
         "bad": train_part(rank, world_size, bad_rank=1),
         "bad gradient": train_part(rank, world_size, bad_rank=1, bad_gradient=True),
     }
 
 
-def train_part(rank, world_size, bad_rank=None, bad_gradient=False):
-    context = LocalContext()
-    context.rank, context.world_size = rank, world_size
+def train_part(rank, world_size, bad_rank=None, bad_gradient=False, context=None):
+    context = context or OneOfTwo(rank, None)
     task = Regression(bad_step=3 if rank == bad_rank and not bad_gradient else None, normalised=False)
     if rank == bad_rank and bad_gradient:
         task.network[0].weight.register_hook(lambda gradient: gradient * math.inf)
@@ -304,7 +334,7 @@ def train_part(rank, world_size, bad_rank=None, bad_gradient=False):
         return inputs[4 * rank : 4 * rank + 4], targets[4 * rank : 4 * rank + 4]
 
     try:
-        fit(task, batches, LoopConfig(steps=12, learning_rate=0.01, report_every=4), context)
+        fit(task, batches, REPORTED, context)
     except NonFiniteLossError as error:
         assert all(parameter.isfinite().all() for parameter in task.parameters())
         return f"stopped: {error}"
@@ -312,20 +342,37 @@ def train_part(rank, world_size, bad_rank=None, bad_gradient=False):
 
 
 @pytest.fixture(scope="module")
-def by_rank(warm_address):
-    return in_two_processes(train_twice, warm_address)
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def by_rank(warm_address, folder):
+    return in_two_processes(train_twice, warm_address, str(folder))
 
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_computes_on_the_global_batch(by_rank):
     (first, first_history), (second, _) = (found["good"] for found in by_rank)
     context, task = LocalContext(), Regression(normalised=False)
-    fit(task, global_batch, LoopConfig(steps=12, learning_rate=0.01, report_every=4), context)
+    fit(task, global_batch, REPORTED, context)
     for name, expected in task.state_dict().items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], expected, rtol=1e-5, atol=1e-6)
     for (step, found), (_, expected) in zip(first_history, context.history, strict=True):
         assert found["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-5), step
+
+
+@pytest.mark.slow
+def test_what_two_processes_report_is_the_same_when_they_are_stopped_between_two_reports(by_rank, folder):
+    for found in by_rank:
+        (weights, history), (expected, undisturbed) = found["resumed"], found["good"]
+        assert history == undisturbed  # bit for bit
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    context = LocalContext(folder=folder / "one")
+    fit(Regression(normalised=False), global_batch, REPORTED, context)
+    for (step, found), (_, expected) in zip(context.history, undisturbed[1:], strict=True):
+        assert found == pytest.approx(expected, rel=1e-5), step
 
 
 @pytest.mark.slow
