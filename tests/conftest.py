@@ -15,9 +15,8 @@ from repositories import make_repository
 from pipelines.threads.settings import waiting_settings
 
 os.environ.update(waiting_settings())  # before any test loads libraries, and for every process that tests start
-os.fsync = lambda descriptor: (
-    None
-)  # no test loses power; each of thousands of calls would wait some milliseconds for the disk
+# No test loses power, and each of thousands of calls would wait some milliseconds for the disk.
+os.fsync = lambda descriptor: None
 # A suite that a shell started in the background inherits an ignored SIGINT, and so would every process that a test interrupts.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
