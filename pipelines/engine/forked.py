@@ -85,24 +85,39 @@ def fork(
 
     Its standard output and standard error are the descriptors `output`; it also holds `descriptors`.
     """
-    path = [str(ROOT), *sys.path[1:]]  # as of a new `python -m` in that folder
-    given = {"module": module, "name": name, "folder": str(ROOT), "path": path, "environment": dict(environment)}
     read_end, write_end = os.pipe()
-    connection = socket.socket(socket.AF_UNIX)
     try:
-        connection.connect(address)
-        socket.send_fds(connection, [b"\n"], [read_end, *output, *descriptors])
-        connection.sendall(json.dumps(given).encode() + b"\n")
-        answer = read_line(connection)
-    except OSError:
-        answer = None
+        answer = request(address, module, name, environment, [read_end, *output, *descriptors])
     finally:
         os.close(read_end)
     if answer is None:
         os.close(write_end)
+        return None
+    pid, connection = answer
+    return ForkedProcess(pid, os.fdopen(write_end, "w", encoding="utf-8"), connection)
+
+
+def request(
+    address: str, module: str, name: str, environment: Mapping[str, str], descriptors: Sequence[int]
+) -> tuple[int, socket.socket] | None:
+    """Return the id of a process called `name` that runs `module`, and the connection on which its end is reported.
+
+    None where no warm process at `address` answers. The process holds `descriptors`: standard input, output and error, then others.
+    """
+    path = [str(ROOT), *sys.path[1:]]  # as of a new `python -m` in that folder
+    given = {"module": module, "name": name, "folder": str(ROOT), "path": path, "environment": dict(environment)}
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(address)
+        socket.send_fds(connection, [b"\n"], descriptors)
+        connection.sendall(json.dumps(given).encode() + b"\n")
+        answer = read_line(connection)
+    except OSError:
+        answer = None
+    if answer is None:
         connection.close()
         return None
-    return ForkedProcess(answer["pid"], os.fdopen(write_end, "w", encoding="utf-8"), connection)
+    return answer["pid"], connection
 
 
 def fork_worker(module: str, threads: int, descriptor: int) -> ForkedProcess | None:

@@ -104,7 +104,9 @@ def variables_to_join() -> dict[str, str]:
     import ray
 
     found = {"RAY_ADDRESS": str(ray.get_runtime_context().gcs_address)}
-    return found | {name: os.environ[name] for name in (LOOPBACK,) if name in os.environ}
+    if LOOPBACK in os.environ:
+        found[LOOPBACK] = os.environ[LOOPBACK]
+    return found
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from built_images import Builder, builder
@@ -73,17 +72,21 @@ def cluster(built: Builder, hosts: tuple[Host, Host], tmp_path_factory: pytest.T
         words = ("sh", "-c", RESTART, "sh", *compose["services"][service]["command"])
         process = built.start(service, *words, host=host, output=output / service)
         if service == "ray-head":
-            healthy = compose["services"][service]["healthcheck"]["test"][1:]
-            checks: list[subprocess.CompletedProcess[str]] = []
-
-            def answers(words: list[str] = healthy, checks: list[Any] = checks) -> bool:
-                checks.append(inside(built, hosts[0], *words))
-                return bool(checks[-1].returncode == 0)
-
-            wait_until(answers, process, timeout=600, said=lambda checks=checks: checks[-1].stderr, pause=2)
+            wait_until_healthy(built, host, compose["services"][service]["healthcheck"]["test"][1:], process)
     yield output
     for host in hosts:
         host.end_processes()
+
+
+def wait_until_healthy(built: Builder, host: Host, check: list[str], head: "subprocess.Popen[bytes]") -> None:
+    """Until the check succeeds in the head's container; shows what its last try printed."""
+    tries: list[subprocess.CompletedProcess[str]] = []
+
+    def succeeds() -> bool:
+        tries.append(inside(built, host, *check))
+        return tries[-1].returncode == 0
+
+    wait_until(succeeds, head, timeout=600, said=lambda: tries[-1].stderr, pause=2)
 
 
 def inside(built: Builder, host: Host, *words: str, container: str = "ray-head") -> "subprocess.CompletedProcess[str]":

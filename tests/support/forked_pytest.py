@@ -5,23 +5,20 @@ the address fork a process, in which this same module reads the code's program f
 """
 
 import atexit
-import json
 import os
-import socket
 import sys
 
 
 def main(address: str) -> int:
     """Exit code of a test process that is forked with this one's standard streams, environment and paths."""
-    from pipelines.engine.forked import read_line
+    from pipelines.engine.forked import read_line, request
 
-    request = {"module": "forked_pytest", "name": "test-process", "folder": os.getcwd(), "path": sys.path}
-    request["environment"] = dict(os.environ)
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(address)
-        socket.send_fds(connection, [b"\n"], [0, 1, 2])
-        connection.sendall(json.dumps(request).encode() + b"\n")
-        read_line(connection)
+    sys.path.insert(0, "")  # `request` leaves the first out, as the folder of a script
+    answer = request(address, "forked_pytest", "test-process", os.environ, [0, 1, 2])
+    if answer is None:
+        sys.exit("the warm process does not answer")
+    _, connection = answer
+    with connection:
         ended = read_line(connection)
     return int(ended["code"]) if ended else 1
 
