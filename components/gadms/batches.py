@@ -8,7 +8,7 @@ from torch import Tensor
 from components.errors import DataError
 from components.gadms.model import DualEncoder
 from components.gadms.tasks import RetrievalBatch
-from components.gadms.tokenizer import word_token_mask
+from components.gadms.tokenizer import token_word_alignment, word_token_mask
 from components.persons.augmentation import AugmentationConfig
 from components.persons.transforms import augment
 from components.training.prefetch import Prefetch
@@ -80,7 +80,7 @@ class CaptionBatches(AugmentedBatches):
         self.ids = encoder.tokenizer(captions)
         self.image_ids = list(image_ids)
         self.identities = torch.tensor(list(identities), dtype=torch.long)
-        self.wrong, self.facts = (self._token_masks(captions, words) for words in (wrong_words, fact_words))
+        self.wrong, self.facts = self._token_masks(captions, (wrong_words, fact_words))
         self._epochs = ShuffledEpochs(len(self.ids), seed, "epoch")
         self._ahead = Prefetch(self._read, steps=steps, threads=readers) if readers else None
 
@@ -103,12 +103,20 @@ class CaptionBatches(AugmentedBatches):
             batch["facts"] = self.facts[index].to(device)
         return batch
 
-    def _token_masks(self, captions: Sequence[str], words: Sequence[Sequence[int]] | None) -> Tensor | None:
-        """The tokens of the chosen words of each caption, bool (captions, T)."""
-        if words is None:
-            return None
-        pairs = zip(captions, words, strict=True)
-        return torch.stack([word_token_mask(text, chosen, self.encoder.tokenizer) for text, chosen in pairs])
+    def _token_masks(
+        self, captions: Sequence[str], choices: Sequence[Sequence[Sequence[int]] | None]
+    ) -> list[Tensor | None]:
+        """For each choice of words, by their positions in each caption, their tokens, bool (captions, T); None for None."""
+        if not any(choices):
+            return [None for _ in choices]
+        pairs = zip(captions, self.ids, strict=True)
+        alignments = [token_word_alignment(caption, self.encoder.tokenizer, ids) for caption, ids in pairs]
+        return [
+            torch.stack([word_token_mask(owner, words) for owner, words in zip(alignments, chosen, strict=True)])
+            if chosen is not None
+            else None
+            for chosen in choices
+        ]
 
     def close(self) -> None:
         """End the readers."""

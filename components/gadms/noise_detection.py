@@ -43,11 +43,11 @@ def word_scores(
             part = rows[start : start + batch_size]
             pixels = pictures.pixels([row["image_id"] for row in part], *encoder.image_size)
             image, image_tokens = encoder.encode_image(encoder.normalize_pixels(pixels))
-            ids = encoder.tokenizer([row["caption"] for row in part]).to(encoder.device)
-            scores = token_scores(encoder, ids, image, image_tokens, config).cpu()
-            for row, values in zip(part, scores, strict=True):
+            ids = encoder.tokenizer([row["caption"] for row in part])
+            scores = token_scores(encoder, ids.to(encoder.device), image, image_tokens, config).cpu()
+            for row, tokens, values in zip(part, ids, scores, strict=True):
                 words = row["caption"].split()
-                owner = token_word_alignment(row["caption"], encoder.tokenizer)
+                owner = token_word_alignment(row["caption"], encoder.tokenizer, tokens)
                 wrong = set(row["wrong_words"])
                 for position, word in enumerate(words):
                     mine = values[owner[: len(values)] == position]

@@ -48,7 +48,7 @@ class CaptionTokenizer:
         self.kept = None if kept is None else tuple(kept)
         self.context_length = context_length
         self.vocab_size = CLIP_VOCABULARY_SIZE if kept is None else len(kept) + 3
-        self._word_lengths: dict[str, int] = {}
+        self._of_word: dict[str, list[int]] = {}
         self._compact = None if kept is None else {full: compact for compact, full in enumerate(kept)}
 
     @classmethod
@@ -93,14 +93,20 @@ class CaptionTokenizer:
             result[row, : len(ids)] = torch.tensor(ids)
         return result
 
+    def encode_words(self, text: str) -> list[list[int]]:
+        """Return the token ids of each word of `text.split()`. A word is encoded once and kept: text repair takes long."""
+        words = text.split()
+        for word in words:
+            if word not in self._of_word:
+                self._of_word[word] = self.encode(word)
+        return [self._of_word[word] for word in words]
+
     def is_cut(self, text: str) -> bool:
-        """Return whether `text` is longer than the context, so that its end is not read. A word is encoded once."""
-        room, length = self.context_length - 2, 0
-        for word in text.split():
-            if word not in self._word_lengths:
-                self._word_lengths[word] = len(self.encode(word))
-            length += self._word_lengths[word]
-        return length > room and len(self.encode(text)) > room  # text repair may join words
+        """Return whether `text` is longer than the context, so that its end is not read."""
+        room = self.context_length - 2
+        return (
+            sum(map(len, self.encode_words(text))) > room and len(self.encode(text)) > room
+        )  # text repair may join words
 
     def unread(self, text: str) -> str:
         """Return the end of `text` that does not fit into the context, "" where all of it does."""
@@ -149,25 +155,22 @@ def _spell(piece: str, encoder: dict[str, int]) -> list[int]:
     return [encoder[symbol] or encoder["!</w>"] for symbol in symbols]
 
 
-def token_word_alignment(caption: str, tokenizer: CaptionTokenizer) -> torch.Tensor:
+def token_word_alignment(caption: str, tokenizer: CaptionTokenizer, ids: torch.Tensor | None = None) -> torch.Tensor:
     """Return for each position of `tokenizer(caption)` the index of its word in `caption.split()`; int64 (context_length,).
 
     -1 at start, end and padding, and from the first token on where encoding word by word differs from encoding the caption (only
-    where text repair joins words).
+    where text repair joins words). `ids`, int64 (context_length,), are those of the caption where they are known.
     """
-    words = [(token, index) for index, word in enumerate(caption.split()) for token in tokenizer.encode(word)]
+    words = [(token, index) for index, word in enumerate(tokenizer.encode_words(caption)) for token in word]
     alignment = torch.full((tokenizer.context_length,), -1, dtype=torch.long)
-    room = tokenizer.context_length - 2
-    for position, (token, (expected, index)) in enumerate(
-        zip(tokenizer.encode(caption)[:room], words, strict=False), start=1
-    ):
+    inside = (tokenizer(caption)[0] if ids is None else ids)[1:-1].tolist()
+    for position, (token, (expected, index)) in enumerate(zip(inside, words, strict=False), start=1):
         if token != expected:
             break
         alignment[position] = index
     return alignment
 
 
-def word_token_mask(caption: str, words: Iterable[int], tokenizer: CaptionTokenizer) -> torch.Tensor:
-    """True at the tokens of the chosen `words` (indices into `caption.split()`); bool (context_length,)."""
-    chosen = torch.tensor(sorted(set(words)), dtype=torch.long)
-    return torch.isin(token_word_alignment(caption, tokenizer), chosen)
+def word_token_mask(alignment: torch.Tensor, words: Iterable[int]) -> torch.Tensor:
+    """True at the tokens of the chosen `words` (indices into `caption.split()`); bool, of the shape of `alignment`."""
+    return torch.isin(alignment, torch.tensor(sorted(set(words)), dtype=torch.long))

@@ -1,3 +1,5 @@
+from itertools import chain
+
 import pytest
 import torch
 
@@ -88,9 +90,20 @@ def test_each_token_is_traced_to_its_word():
 
 def test_wrong_words_become_wrong_tokens_only():
     tokenizer = CaptionTokenizer()
-    wrong = word_token_mask("a purple-ish hat here", [1], tokenizer)
-    assert tokenizer.decode(tokenizer("a purple-ish hat here")[0][wrong].tolist()) == "purple - ish"
-    assert not word_token_mask("a hat", [], tokenizer).any()
+    caption = "a purple-ish hat here"
+    wrong = word_token_mask(token_word_alignment(caption, tokenizer), [1])
+    assert tokenizer.decode(tokenizer(caption)[0][wrong].tolist()) == "purple - ish"
+    assert not word_token_mask(token_word_alignment("a hat", tokenizer), []).any()
+
+
+def test_the_words_of_a_set_of_captions_are_encoded_once(monkeypatch):
+    tokenizer, encoded = CaptionTokenizer(), []
+    encode = CaptionTokenizer.encode
+    monkeypatch.setattr(CaptionTokenizer, "encode", lambda self, text: encoded.append(text) or encode(self, text))
+    captions = [f"a {colour} hat and a {colour} bag" for colour in ("red", "blue") for _ in range(20)]
+    for caption in captions:
+        assert list(chain.from_iterable(tokenizer.encode_words(caption))) == encode(tokenizer, caption)
+    assert sorted(encoded) == ["a", "and", "bag", "blue", "hat", "red"]
 
 
 def test_words_beyond_the_context_are_not_aligned():
