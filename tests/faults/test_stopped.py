@@ -26,21 +26,20 @@ def error_lines(errors):
 @pytest.mark.parametrize("everybody", [False, True], ids=["the runner", "every process"])
 def test_sigterm_gives_training_the_time_to_save_its_step(started, workers, same_results, everybody):
     """Schedulers and spot machines tell every process, `kill` only one."""
-    place, process = started()
-    (worker,) = workers(process)
-    before = max(place.steps("probe"))
-    (os.killpg if everybody else os.kill)(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=90)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    assert not worker.is_running()
-    (run,) = place.tracked("probe")
-    assert run.info.status == "KILLED"
-    saved = max(place.steps("probe"))
-    assert before <= saved < 150
-    assert saved % 5, (
-        "saved where it was, and not where a checkpoint was due (once in five tries it is both: run again)"
-    )
+    saved = 0
+    while saved % 5 == 0:  # again where a checkpoint was due at that step as well, which shows nothing
+        place, process = started(saved + 10)
+        (worker,) = workers(process)
+        before = max(place.steps("probe"))
+        (os.killpg if everybody else os.kill)(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=90)
+        assert process.returncode == 130
+        assert "Traceback" not in errors
+        assert not worker.is_running()
+        (run,) = place.tracked("probe")
+        assert run.info.status == "KILLED"
+        saved = max(place.steps("probe"))
+        assert before <= saved < 150
     finished = place.run("probe")
     assert finished.returncode == 0, finished.stderr
     assert f"main: resuming from step {saved}\n" in finished.stdout
@@ -112,8 +111,10 @@ def test_a_folder_that_another_machine_has_taken_over_is_left_at_once(started, w
     write_atomically(folder / "lease.json", json.dumps(foreign))
     _, errors = process.communicate(timeout=90)
     assert process.returncode == 75
-    (line,) = error_lines(errors)
-    assert "process 7 on elsewhere has taken over" in line
+    # The worker says so when it saves, the runner when it renews its lease, or both where it is the same moment.
+    lines = error_lines(errors)
+    assert lines
+    assert all("process 7 on elsewhere has taken over" in line for line in lines)
     assert not worker.is_running()
     assert not (folder / "leave").exists()  # it would send the other one's training home
     assert json.loads((folder / "lease.json").read_text()) == foreign

@@ -17,7 +17,7 @@ from workspaces import FROM_NOTHING
 
 from pipelines.scratch.metric_log import MetricLog
 
-# Without dropout, which each worker draws for itself; checkpoints at reports, as several workers keep no sums in between.
+# Without dropout, which each worker draws for itself.
 LONG_BASE = {
     "base_model": {
         **FROM_NOTHING["base_model"],
@@ -25,6 +25,9 @@ LONG_BASE = {
         "training": {"steps": 4, "batch": 8, "report_every": 2, "checkpoint_every": 2},
     }
 }
+
+SETTLED = 20
+"""Steps of LONG_BASE after which another number of workers changes losses by 0.03 % at most, by rounding; after 10, by 0.6 %."""
 
 
 class RayCluster:

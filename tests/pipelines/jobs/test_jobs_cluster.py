@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from processes import output_of
-from ray_clusters import LONG_BASE, RayCluster, as_job, finish, losses, running, steps_in, trained_here
+from ray_clusters import LONG_BASE, SETTLED, RayCluster, as_job, finish, losses, running, steps_in, trained_here
 from servers import BUCKET, SECRET, Store, mlflow_server, s3_store
 from workspaces import FROM_NOTHING
 
@@ -271,7 +271,7 @@ def test_training_goes_on_with_fewer_workers_when_a_node_is_lost(with_people, cl
     place.edit(LONG_BASE)
     process = place.start("base_model")
     try:
-        waiting(lambda: steps_in(storage) >= 10, process, timeout=300)
+        waiting(lambda: steps_in(storage) >= SETTLED, process, timeout=300)
         cluster.kill(cluster.nodes[1:])
     finally:
         out, errors = output_of(process)

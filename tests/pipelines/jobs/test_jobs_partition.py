@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from processes import output_of
-from ray_clusters import LONG_BASE, RayCluster, as_job, losses, running, steps_in, trained_here
+from ray_clusters import LONG_BASE, SETTLED, RayCluster, as_job, losses, running, steps_in, trained_here
 
 pytestmark = [
     pytest.mark.faults,
@@ -70,7 +70,7 @@ def test_a_node_that_the_network_loses_is_gone_on_without(
     place.edit(LONG_BASE)
     process = place.start("base_model")
     try:
-        waiting(lambda: steps_in(storage) >= 10, process, timeout=300)
+        waiting(lambda: steps_in(storage) >= SETTLED, process, timeout=300)
         two_hosts.cut()
     finally:
         out, errors = output_of(process)

@@ -36,7 +36,7 @@ RECORDED = {
 }
 """Seconds of each stage, or of one of its arms, in a default run on two cores."""
 
-SECONDS = 4.0
+SECONDS = 10.0
 
 
 class Cluster:
