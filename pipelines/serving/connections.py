@@ -1,7 +1,8 @@
-"""Limits on connections, for uvicorn's server in Serve's proxy: their number, and the time in which the headers must arrive."""
+"""Connections of uvicorn's server in Serve's proxy: their number, the time in which headers must arrive, and how they end."""
 
 import asyncio
 import json
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -18,15 +19,23 @@ class LimitedConnection(H11Protocol):
     waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_Transport(transport, self))  # type: ignore[arg-type]
         if len(self.connections) > LIMITS.connections:
             self._refuse(503, "too many connections; try again", "Retry-After: 1\r\n")
             return
         self._watch()
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():  # answered: the rest is read for the answer's sake alone
+            return
         super().data_received(data)
         self._watch()
+
+    def unread(self) -> bool:
+        """Whether the client may still be sending when the connection ends; not asked of more clients than twice the limit."""
+        sending = self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
+        refused = LIMITS.connections < len(self.connections) <= 2 * LIMITS.connections
+        return sending or refused
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
@@ -61,3 +70,33 @@ class LimitedConnection(H11Protocol):
             f"Connection: close\r\n\r\n{body}".encode()
         )
         self.transport.close()
+
+
+class _Transport:
+    """A TCP transport whose `close` lets a client that still sends read its answer first.
+
+    Where bytes are unread at a `close`, the system resets the connection, and an answer under way is lost. So only the own
+    half is closed, and what arrives is dropped until the client ends its half, for as long as a body may take. A second
+    `close`, as when the server ends, waits for nobody.
+    """
+
+    def __init__(self, transport: asyncio.Transport, connection: LimitedConnection) -> None:
+        self._transport = transport
+        self._connection = connection
+        self._ended = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._ended or self._transport.is_closing()
+
+    def close(self) -> None:
+        waits = not self._ended and self._connection.unread() and self._transport.can_write_eof()
+        self._ended = True
+        if not waits:
+            self._transport.close()
+            return
+        self._transport.write_eof()
+        self._connection.flow.resume_reading()
+        self._connection.loop.call_later(LIMITS.body_seconds, self._transport.close)

@@ -16,8 +16,6 @@ KEPT_HEADERS = frozenset(
     b"accept authorization content-length content-type cookie host if-none-match origin sec-fetch-site user-agent".split()
 )
 """All others are dropped: Serve's proxy obeys some that lift its time limit or choose a replica."""
-DISCARDED = 4
-"""A body of up to this many times the allowed size is read to its end and dropped: a client that still sends sees no answer."""
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 
 
@@ -43,7 +41,7 @@ class Door:
             body = await self._body(scope, receive)
         except Refused as refused:
             response = refused.answer()
-            response.headers["Connection"] = "close"  # the rest of the body is not read
+            response.headers["Connection"] = "close"  # the rest of the body is not read: `connections` drops it
             await response(scope, receive, answer)
             return
         if body is None:  # the client has gone
@@ -74,7 +72,7 @@ class Door:
         allowed = self.limits.upload_bytes if scope["path"] == UPLOAD_PATH else self.limits.json_bytes
         too_large = Refused(413, f"the body is too large: at most {allowed} bytes are read here", "size")
         stated = dict(scope["headers"]).get(b"content-length", b"0")
-        if stated.isdigit() and int(stated[:20]) > DISCARDED * allowed:
+        if stated.isdigit() and int(stated[:20]) > allowed:
             raise too_large
         parts: list[bytes] = []
         taken = 0
@@ -89,18 +87,15 @@ class Door:
                     part = message.get("body", b"")
                     taken += len(part)
                     self.received += len(part)
-                    if taken > DISCARDED * allowed:
+                    if taken > allowed:
                         raise too_large
-                    if taken <= allowed:
-                        parts.append(part)
+                    parts.append(part)
                     if self.received > self.limits.received_bytes:
                         raise Refused(503, "too many uploads at the same time; try again", "busy")
         except TimeoutError:
             raise Refused(408, f"the body did not arrive within {self.limits.body_seconds:g} seconds", "slow") from None
         finally:
             self.received -= taken
-        if taken > allowed:
-            raise too_large
         body = b"".join(parts)
         if _is_json(scope) and nesting(body) > self.limits.json_depth:
             raise Refused(400, f"the JSON is nested more than {self.limits.json_depth} levels deep", "depth")

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -174,13 +175,12 @@ def port():
     connections.LIMITS = limits
 
 
-def answered(port: int, *parts: bytes, shut: bool = False) -> bytes:
-    """What comes back for bytes that are sent as they are, to the end of the connection."""
+def answered(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
+    """What comes back for bytes that are sent as they are, with a pause (seconds) after each part, to the connection's end."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
         for part in parts:
             client.sendall(part)
-        if shut:
-            client.shutdown(socket.SHUT_WR)
+            time.sleep(pause)
         received = b""
         while more := client.recv(65536):
             received += more
@@ -211,6 +211,28 @@ def test_what_is_no_http_gets_json_and_the_connection_ends(port, sent):
     assert received.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 ")), received
     assert len(re.findall(rb"HTTP/1.1 \d", received)) == 1, "no second request is read out of the first"
     assert re.search(rb'\{"error": ?"', received)
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 20_000, b"400"),
+        (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8000000\r\n\r\n", b"413"),
+        (b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n20000\r\n", b"413"),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nHost: b\r\nContent-Length: 8000000\r\n\r\n", b"400"),
+    ],
+)
+def test_a_refused_client_that_is_still_sending_sees_its_answer(port, head, status):
+    """Bytes that are unread when a connection is closed reset it, and the answer is lost with it."""
+    received = answered(port, head, *[b"x" * 100_000] * 10, pause=0.02)
+    assert received.startswith(b"HTTP/1.1 " + status)
+
+
+def test_one_that_sends_for_ever_is_cut_off(port, monkeypatch):
+    monkeypatch.setattr(connections, "LIMITS", replace(connections.LIMITS, body_seconds=0.3))
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000000000\r\n\r\n"
+    with pytest.raises(ConnectionError):
+        answered(port, head, *[b"x" * 1000] * 3000, pause=0.001)
 
 
 def test_connections_beyond_the_limit_are_refused_and_the_others_live(port):
