@@ -26,15 +26,21 @@ def open_parent_run(
     return run_id
 
 
-def close_parent_run(tracker: Tracker, run_id: str, exit_code: int) -> None:
-    """Set the run's status by the exit code of its command. A store that does not answer causes a warning."""
+def close_parent_run(tracker: Tracker, run_id: str, exit_code: int) -> bool:
+    """Set the run's status by the exit code of its command; returns whether that was FINISHED, and is in the store.
+
+    A store that does not answer causes a warning.
+    """
     status = {0: FINISHED, INTERRUPTED: KILLED}.get(exit_code, FAILED)
-    warn_of_failure(run_id, f"closed as {status}", lambda: tracker.client.set_terminated(run_id, status))
+    written = warn_of_failure(run_id, f"closed as {status}", lambda: tracker.client.set_terminated(run_id, status))
+    return written and status == FINISHED
 
 
-def warn_of_failure(run_id: str, what: str, write: Callable[[], object]) -> None:
-    """Call `write`; where that fails, print that the run could not be `what`. The results are on disk."""
+def warn_of_failure(run_id: str, what: str, write: Callable[[], object]) -> bool:
+    """Call `write`; where that fails, print that the run could not be `what`, and return False. The results are on disk."""
     try:
         write()
     except Exception as error:  # clients raise many types
         print(f"warning: run {run_id} could not be {what} ({one_line(error)})", file=sys.stderr, flush=True)
+        return False
+    return True

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.files import file_digest
@@ -36,6 +37,8 @@ CODE, RAW_DATA, REVISION = "pipelines.code", "pipelines.raw", "git.revision"
 NOTE, LONGEST_NOTE = "mlflow.note.content", 5000
 """The tag that MLflow shows as a run's description, and the most characters that are written into it."""
 REPORT, REPORT_ARTIFACTS = "reports/report.json", "report"
+UNFINISHED = "unfinished-pipelines"
+"""Folder in `home`: an empty file, named by `pipeline_identity`, for each execution whose run was opened and is not FINISHED."""
 
 
 class PipelineExecution:
@@ -43,6 +46,9 @@ class PipelineExecution:
 
     `exit_code` is the command's: 0 makes the run FINISHED, that of an interruption KILLED, any other FAILED.
     `took_results`: whether caches gave results that belong into the run, though no stage has asked for it.
+
+    An execution that was killed after its last stage, or found no store at its end, leaves nothing to run: the next one with exit
+    code 0 makes its run FINISHED. Which that is, a file in `UNFINISHED` tells, so that otherwise no store need be asked.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -50,25 +56,34 @@ class PipelineExecution:
         self.exit_code = 0
         self.took_results = False
         self._run: tuple[Tracker, str] | None = None
+        self._unfinished: Path | None = None
 
     @property
     def id(self) -> str:
         """The id of the run, owned by this process and RUNNING. Raises as `connect` does when the store cannot be used."""
         if self._run is None:
             tracker = connect(self.workspace)
+            self._unfinished = self.workspace.home / UNFINISHED / pipeline_identity(self.workspace)
+            self._unfinished.parent.mkdir(parents=True, exist_ok=True)
+            self._unfinished.touch()
             self._run = tracker, open_pipeline_run(tracker)
         return self._run[1]
 
     def end(self) -> None:
         """Describe the run and set its status. A store that does not answer causes a warning: the results are on disk."""
-        if self._run is None and self.took_results:
+        if self._run is None and (self.took_results or self._ends_an_earlier_one()):
             warn_of_failure("of the pipeline", "opened", lambda: self.id)
         if self._run is None:
             return
         tracker, run_id = self._run
         if self.exit_code != INTERRUPTED:  # who interrupts does not want to wait; the next execution describes it
             warn_of_failure(run_id, "described", lambda: describe(tracker, run_id))
-        close_parent_run(tracker, run_id, self.exit_code)
+        if close_parent_run(tracker, run_id, self.exit_code) and self._unfinished:
+            self._unfinished.unlink(missing_ok=True)
+
+    def _ends_an_earlier_one(self) -> bool:
+        left = {file.name for file in (self.workspace.home / UNFINISHED).glob("*")}
+        return self.exit_code == 0 and bool(left) and pipeline_identity(self.workspace) in left
 
 
 @contextmanager

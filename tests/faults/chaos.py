@@ -269,7 +269,7 @@ def compare(root: Path, calm: Path) -> list[str]:
 def undisturbed(given: Path, folder: Path, stages: list[str]) -> Path:
     """A checkout in which the pipeline has run without a kill: the given one if it fits, else a new one."""
     if (given / "dvc.lock").is_file():
-        fresh, done = checkout(folder / "disturbed"), recorded(given)
+        fresh, done = checkout(folder / "fresh"), recorded(given)
         same = (given / "params.yaml").read_bytes() == (fresh / "params.yaml").read_bytes()
         if same and sources(given) == sources(ROOT) and all(stage in done for stage in stages):
             return given
@@ -297,20 +297,24 @@ def main() -> int:
     chance = random.Random(options.seed)
     calm = undisturbed(options.calm, options.folder, options.stages)
     count, problems = Count(), []
-    root = options.folder / "disturbed"
-    try:
-        while count.spent < options.kills:
-            count.rounds += 1
-            checkout(root)
+    stages: dict[str, dict[str, list[object]]] = {}
+    while count.spent < options.kills:
+        count.rounds += 1
+        # A path of its own: an MLflow client keeps the first database that it has opened at an address.
+        root = checkout(options.folder / f"round-{count.rounds}")
+        try:
             left = min(options.round, options.kills - count.spent)
             disturbed(root, options.stages, left, chance, count, deadline, options.victims)
-            problems += compare(root, calm)
-    finally:
-        for process in family(root):
-            process.kill()
-    for problem in problems:
-        print(problem)
-    stages = recorded(root)
+            found = compare(root, calm)
+        finally:
+            for process in family(root):
+                process.kill()
+        stages = recorded(root)
+        if found:
+            print(f"in {root}, which is kept:", *found, sep="\n", flush=True)
+        else:
+            shutil.rmtree(root)
+        problems += found
     outputs = sum(len(stages[stage]["outs"]) for stage in stages)
     numbers = sum(len(points) for stage, points in expected_points(calm).items() if stage in stages)
     by_kind = ", ".join(f"{kind} {number}" for kind, number in sorted(count.kills.items()))

@@ -1,6 +1,7 @@
 """The run of a pipeline execution, in MLflow's own SQLite store; its stages are run by the real runner, their work is pretended."""
 
 import multiprocessing
+import os
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ from pipelines.engine.runner import run_stage
 from pipelines.params import load
 from pipelines.scratch.metric_log import MetricLog
 from pipelines.tracking import pipeline_run
-from pipelines.tracking.pipeline_run import pipeline_execution, pipeline_identity
+from pipelines.tracking.pipeline_run import PipelineExecution, pipeline_execution, pipeline_identity
 from pipelines.tracking.runs import RunFacts, connect, flatten
 
 pytestmark = pytest.mark.slow
@@ -81,6 +82,48 @@ def test_the_same_execution_goes_on_in_its_run_and_a_command_that_runs_nothing_o
     monkeypatch.setattr(pipeline_run, "connect", None)  # raises when it is called
     with pipeline_execution(chain.workspace):
         pass
+
+
+def find_pipelines(client):
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return client.search_runs(experiments, "tags.level = 'pipeline'")
+
+
+def killed_before_its_end(workspace):
+    execution = PipelineExecution(workspace)
+    assert execution.id
+    os._exit(9)
+
+
+def test_a_run_whose_execution_was_killed_after_its_last_stage_is_finished_by_the_next(chain, client, monkeypatch):
+    killed = multiprocessing.get_context("fork").Process(target=killed_before_its_end, args=(chain.workspace,))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == 9
+    (run,) = find_pipelines(client)
+    assert run.info.status == "RUNNING"
+    with pipeline_execution(chain.workspace) as failing:
+        failing.exit_code = 2  # it did not come as far as the stages
+    assert find_pipelines(client)[0].info.status == "RUNNING"
+    with pipeline_execution(chain.workspace):
+        pass  # every stage is recorded, so none asks for the run
+    assert [(found.info.run_id, found.info.status) for found in find_pipelines(client)] == [
+        (run.info.run_id, "FINISHED")
+    ]
+    monkeypatch.setattr(pipeline_run, "connect", None)  # raises when it is called
+    with pipeline_execution(chain.workspace):
+        pass
+
+
+def test_a_run_that_could_not_be_closed_is_finished_by_the_next(chain, client, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pipeline_execution(chain.workspace) as execution:
+        run_id = execution.id
+        patch.setattr("mlflow.MlflowClient.set_terminated", None)
+    assert "could not be closed as FINISHED" in capsys.readouterr().err
+    assert client.get_run(run_id).info.status == "RUNNING"
+    with pipeline_execution(chain.workspace):
+        pass
+    assert client.get_run(run_id).info.status == "FINISHED"
 
 
 def test_results_that_a_cache_gave_open_the_run_at_the_end(chain, client):
