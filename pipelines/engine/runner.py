@@ -131,6 +131,7 @@ def _run(attempt: Attempt, lock: FolderLock, parent_run: str | None, until: tupl
                 name = signal.Signals(-code).name
                 raise InfrastructureError(f"{run.address}: its process was ended by {name}: run again to resume")
             if code > 0:
+                lock.require()  # a worker that lost the folder ends without a word
                 raise StageFailedError(f"{run.address} failed", code)
             metrics = json.loads(scratch.result_file.read_text())
             _write_tables(run, scratch, metrics)

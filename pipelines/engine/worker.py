@@ -67,6 +67,8 @@ def main() -> int:
     except KeyboardInterrupt:
         return INTERRUPTED  # the runner says so
     except BaseException as raised:
+        if scratch.taken_over_by():
+            return TRY_AGAIN  # the runner says so
         return report_error(_full_disk(raised) or raised, task.address)
     return 0
 

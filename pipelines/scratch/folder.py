@@ -28,7 +28,7 @@ from components.files import TEMPORARY, remove, remove_temporaries, temporary_be
 from pipelines.errors import InfrastructureError
 from pipelines.identity.fingerprint import tree_digests
 from pipelines.locks.file_lock import acquire
-from pipelines.locks.lease import HOW_TO_WAIT, Lease, read_lease
+from pipelines.locks.lease import HOW_TO_WAIT, Holder, Lease, read_lease
 from pipelines.locks.waiting import lock_timeout
 from pipelines.scratch.manifest import MANIFEST_FILE, Manifest, RemoteExecution
 from pipelines.scratch.metric_log import MetricLog
@@ -85,10 +85,14 @@ class Scratch:
         found = read_lease(self.folder / LEASE_FILE)
         return found.token if found else None
 
-    def require_holder(self) -> None:
-        """Raise InfrastructureError when another process has taken over the lease of `holder`, whose process was suspended."""
+    def taken_over_by(self) -> Holder | None:
+        """Return who has taken over the lease of `holder`, whose process was suspended; None where nobody has."""
         found = read_lease(self.folder / LEASE_FILE) if self.holder else None
-        if found and found.token != self.holder:
+        return found if found and found.token != self.holder else None
+
+    def require_holder(self) -> None:
+        """Raise InfrastructureError when another process has taken over the lease."""
+        if found := self.taken_over_by():
             raise InfrastructureError(f"{found} has taken over {self.folder}: run again, to wait for its result")
 
     @contextmanager

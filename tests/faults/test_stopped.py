@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import yaml
+from processes import wait_until
 
 from components.files import write_atomically
 from components.training.checkpoint import CheckpointStore
@@ -102,19 +104,25 @@ def test_a_parameter_edited_while_a_stage_runs_does_not_reach_its_result(started
     assert yaml.safe_load((place.root / "params.yaml").read_text())["probe"]["training"]["steps"] == 150
 
 
-def test_a_folder_that_another_machine_has_taken_over_is_left_at_once(started, workers):
-    """As after a suspension: the other one trains in it by now."""
+@pytest.mark.parametrize("first", ["runner", "worker"])
+def test_a_folder_that_another_machine_has_taken_over_is_left_at_once(started, workers, first):
+    """As after a suspension: the other one trains in it by now. The runner finds out at its next beat, the worker as it saves."""
     place, process = started()
     (worker,) = workers(process)
+    runner = psutil.Process(process.pid)
+    later = worker if first == "runner" else runner
+    later.suspend()
     (folder,) = place.scratch("probe")
     foreign = {"token": "other", "machine": "other", "host": "elsewhere", "pid": 7, "beat": 1}
     write_atomically(folder / "lease.json", json.dumps(foreign))
+    if later is runner:
+        wait_until(lambda: worker.status() == psutil.STATUS_ZOMBIE, timeout=60)
+        runner.resume()
     _, errors = process.communicate(timeout=90)
     assert process.returncode == 75
-    # The worker says so when it saves, the runner when it renews its lease, or both where it is the same moment.
-    lines = error_lines(errors)
-    assert lines
-    assert all("process 7 on elsewhere has taken over" in line for line in lines)
+    (line,) = error_lines(errors)
+    assert "process 7 on elsewhere has taken over" in line
+    assert "did not renew its lease" in line  # the runner's words
     assert not worker.is_running()
     assert not (folder / "leave").exists()  # it would send the other one's training home
     assert json.loads((folder / "lease.json").read_text()) == foreign
