@@ -17,9 +17,9 @@ from components.search.searcher import Query as SearchQuery
 from pipelines.serving import gallery_facts, page_files, schema, searches
 from pipelines.serving.access import COOKIE, Access
 from pipelines.serving.access_log import AccessLog
+from pipelines.serving.access_middleware import AccessMiddleware
 from pipelines.serving.answers import Refused, error_answer
-from pipelines.serving.door import UPLOAD_PATH, Door
-from pipelines.serving.gate import Gate
+from pipelines.serving.body_middleware import UPLOAD_PATH, BodyMiddleware
 from pipelines.serving.limits import LIMITS, Limits
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.rates import Rates
@@ -61,10 +61,10 @@ class Service:
 
 
 def application(service: Service) -> ASGIApp:
-    """Return the whole service: routes, the gate around them, and the door before that."""
+    """Return the whole service: routes, access and rates around them, and bodies and headers before that."""
     app = routes(service)
-    gate = Gate(app, service.access, Rates(service.limits), service.metrics, service.access_log)
-    return Door(gate, service.limits)
+    checked = AccessMiddleware(app, service.access, Rates(service.limits), service.metrics, service.access_log)
+    return BodyMiddleware(checked, service.limits)
 
 
 def routes(service: Service) -> FastAPI:
@@ -247,7 +247,7 @@ def _add_page(app: FastAPI) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page(request: Request, service: OfService) -> Response:
-        if "token" in request.query_params and service.access.digest:  # the gate has found it right
+        if "token" in request.query_params and service.access.digest:  # the middleware has found it right
             answer = Response(status_code=303, headers={"Location": "/"})
             secure = request.url.scheme == "https"
             answer.set_cookie(COOKIE, service.access.cookie(), httponly=True, samesite="strict", secure=secure)

@@ -10,7 +10,7 @@ def middlewares() -> list[Middleware]:
     """Limit the connections of this process's HTTP server, and return what stands before Serve's proxy."""
     from uvicorn.config import HTTP_PROTOCOLS
 
-    from pipelines.serving.door import Door
+    from pipelines.serving.body_middleware import BodyMiddleware
 
     HTTP_PROTOCOLS["auto"] = "pipelines.serving.connections:LimitedConnection"
-    return [Middleware(Door)]
+    return [Middleware(BodyMiddleware)]

@@ -25,7 +25,7 @@ HEADERS = {
 """Of every answer, unless it sets its own."""
 
 
-class Gate:
+class AccessMiddleware:
     """An ASGI middleware around the application."""
 
     def __init__(

@@ -19,7 +19,7 @@ KEPT_HEADERS = frozenset(
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 
 
-class Door:
+class BodyMiddleware:
     """Reads the whole body of a request, then lets the application answer, in JSON even where Serve itself refuses."""
 
     def __init__(self, app: ASGIApp, limits: Limits = LIMITS) -> None:

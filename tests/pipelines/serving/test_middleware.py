@@ -1,4 +1,4 @@
-"""The door and the connections: bodies that are too large, too slow or broken off; Serve's own errors; slow headers."""
+"""The body middleware and the connections: bodies that are too large, too slow or broken off; Serve's own errors; slow headers."""
 
 import asyncio
 import json
@@ -13,14 +13,14 @@ import uvicorn
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from pipelines.serving import connections
-from pipelines.serving.door import Door, nesting
+from pipelines.serving.body_middleware import BodyMiddleware, nesting
 from pipelines.serving.limits import LIMITS
 
 HOST = (b"host", b"localhost")
 
 
 def passed(app, parts, *, headers=(HOST,), limits=LIMITS, path="/api/search", pause=0.0):
-    """Send a request in `parts` through a door; returns status, headers and body, None for a client that got no answer."""
+    """Send a request in `parts` through the middleware; returns status, headers and body, None for a client that got no answer."""
     sent: list[dict] = []
     waiting = list(parts)
 
@@ -37,9 +37,9 @@ def passed(app, parts, *, headers=(HOST,), limits=LIMITS, path="/api/search", pa
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": path, "headers": list(headers), "query_string": b""}
-    door = Door(app, limits)
-    asyncio.run(door(scope, receive, send))
-    assert door.received == 0
+    middleware = BodyMiddleware(app, limits)
+    asyncio.run(middleware(scope, receive, send))
+    assert middleware.received == 0
     if not sent:
         return None
     return sent[0]["status"], dict(sent[0]["headers"]), b"".join(message.get("body", b"") for message in sent[1:])
@@ -131,7 +131,7 @@ def test_a_client_that_takes_nothing_is_cut_off():
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": [HOST]}
     with pytest.raises(TimeoutError):
-        asyncio.run(Door(PlainTextResponse("x"), replace(LIMITS, answer_seconds=0.05))(scope, nothing, stuck))
+        asyncio.run(BodyMiddleware(PlainTextResponse("x"), replace(LIMITS, answer_seconds=0.05))(scope, nothing, stuck))
 
 
 def test_websockets_are_closed():
@@ -140,7 +140,7 @@ def test_websockets_are_closed():
     async def send(message):
         sent.append(message)
 
-    asyncio.run(Door(echo)({"type": "websocket", "headers": []}, None, send))
+    asyncio.run(BodyMiddleware(echo)({"type": "websocket", "headers": []}, None, send))
     assert sent == [{"type": "websocket.close", "code": 1000}]
 
 
@@ -164,7 +164,7 @@ def test_nesting_is_counted_outside_of_strings(body, depth):
 def port():
     """A uvicorn whose connections are limited, as in Serve's proxy; headers have half a second, and there may be three."""
     limits, connections.LIMITS = connections.LIMITS, replace(LIMITS, header_seconds=0.5, connections=3)
-    config = uvicorn.Config(Door(echo), http=connections.LimitedConnection, lifespan="off", log_config=None)
+    config = uvicorn.Config(BodyMiddleware(echo), http=connections.LimitedConnection, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
