@@ -38,7 +38,7 @@ NOTE, LONGEST_NOTE = "mlflow.note.content", 5000
 """The tag that MLflow shows as a run's description, and the most characters that are written into it."""
 REPORT, REPORT_ARTIFACTS = "reports/report.json", "report"
 UNFINISHED = "unfinished-pipelines"
-"""Folder in `home`: an empty file, named by `pipeline_identity`, for each execution whose run was opened and is not FINISHED."""
+"""Folder in `home`: an empty file for each execution of a checkout whose run was opened and is not FINISHED."""
 
 
 class PipelineExecution:
@@ -56,16 +56,16 @@ class PipelineExecution:
         self.exit_code = 0
         self.took_results = False
         self._run: tuple[Tracker, str] | None = None
-        self._unfinished: Path | None = None
+        self._mark: Path | None = None
 
     @property
     def id(self) -> str:
         """The id of the run, owned by this process and RUNNING. Raises as `connect` does when the store cannot be used."""
         if self._run is None:
             tracker = connect(self.workspace)
-            self._unfinished = self.workspace.home / UNFINISHED / pipeline_identity(self.workspace)
-            self._unfinished.parent.mkdir(parents=True, exist_ok=True)
-            self._unfinished.touch()
+            self._mark = self._unfinished()
+            self._mark.parent.mkdir(parents=True, exist_ok=True)
+            self._mark.touch()
             self._run = tracker, open_pipeline_run(tracker)
         return self._run[1]
 
@@ -78,12 +78,16 @@ class PipelineExecution:
         tracker, run_id = self._run
         if self.exit_code != INTERRUPTED:  # who interrupts does not want to wait; the next execution describes it
             warn_of_failure(run_id, "described", lambda: describe(tracker, run_id))
-        if close_parent_run(tracker, run_id, self.exit_code) and self._unfinished:
-            self._unfinished.unlink(missing_ok=True)
+        if close_parent_run(tracker, run_id, self.exit_code) and self._mark:
+            self._mark.unlink(missing_ok=True)
 
     def _ends_an_earlier_one(self) -> bool:
-        left = {file.name for file in (self.workspace.home / UNFINISHED).glob("*")}
-        return self.exit_code == 0 and bool(left) and pipeline_identity(self.workspace) in left
+        any_left = any((self.workspace.home / UNFINISHED).glob("*"))  # asked first: the identity takes a while
+        return self.exit_code == 0 and any_left and self._unfinished().exists()
+
+    def _unfinished(self) -> Path:
+        """Of this checkout alone: the same execution may be under way in another one, with the same `home`."""
+        return self.workspace.home / UNFINISHED / digest([pipeline_identity(self.workspace), str(self.workspace.root)])
 
 
 @contextmanager
