@@ -251,7 +251,7 @@ def _close(
 def _warn_open(run_id: str, status: str, error: Exception) -> None:
     reason = one_line(error)
     print(
-        f"warning: run {run_id} could not be closed as {status} ({reason}); the next run of a stage does it",
+        f"warning: run {run_id} could not be closed as {status} ({reason}); the next stage or `repro` does it",
         file=sys.stderr,
         flush=True,
     )

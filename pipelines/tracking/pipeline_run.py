@@ -77,6 +77,7 @@ class PipelineExecution:
             return
         tracker, run_id = self._run
         if self.exit_code != INTERRUPTED:  # who interrupts does not want to wait; the next execution describes it
+            tracker.close_finished()  # runs of stages that ended while the store was away
             warn_of_failure(run_id, "described", lambda: describe(tracker, run_id))
         if close_parent_run(tracker, run_id, self.exit_code) and self._mark:
             self._mark.unlink(missing_ok=True)
