@@ -32,7 +32,7 @@ class LimitedConnection(H11Protocol):
         self._watch()
 
     def unread(self) -> bool:
-        """Whether the client may still be sending when the connection ends; not asked of more clients than twice the limit."""
+        """Whether the client may still send as its connection ends. Beyond twice the limit, refused ones are not waited for."""
         sending = self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
         refused = LIMITS.connections < len(self.connections) <= 2 * LIMITS.connections
         return sending or refused
