@@ -1,4 +1,7 @@
-"""Presets: files in `presets/` that hold only the keys that differ, in params.yaml's shape."""
+"""Presets: files in `presets/` that hold only the keys that differ, in params.yaml's shape.
+
+`extends` names other files that a preset begins with: presets, or published recipes in `presets/recipes` that several share.
+"""
 
 import copy
 import io
@@ -20,12 +23,41 @@ _SAFE = re.compile(r"[\w./@:%+=,\[\]-]+", re.ASCII)
 
 
 def read(name: str, root: Path) -> dict[str, Any]:
-    """Return a preset's values. Raises ParameterError that names the existing presets."""
-    path = root / "presets" / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(file.stem for file in (root / "presets").glob("*.yaml"))
-        raise ParameterError(f"preset {name!r} does not exist: one of {', '.join(known)}")
-    return read_yaml(path) or {}
+    """Return the values of a preset and of what it extends. Of a key that is given twice the last counts, its own after all others.
+
+    Raises ParameterError that names the existing presets, or the file that extends what is not there, or itself.
+    """
+    return _read(name, root / "presets", ())
+
+
+def _read(name: str, folder: Path, readers: tuple[str, ...]) -> dict[str, Any]:
+    """`readers`: the files that extend this one, the first outermost."""
+    path = folder / f"{name}.yaml"
+    by = f"presets/{readers[-1]}.yaml: extends: " if readers else ""
+    if name in readers:
+        raise ParameterError(f"{by}{name} extends itself")
+    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        recipes = sorted(f"recipes/{file.stem}" for file in folder.glob("recipes/*.yaml")) if readers else []
+        raise ParameterError(f"{by}preset {name!r} does not exist: one of {', '.join([*known, *recipes])}")
+    own = read_yaml(path) or {}
+    extended = own.pop("extends", [])
+    names = [extended] if isinstance(extended, str) else extended
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise ParameterError(f"presets/{name}.yaml: extends: {extended!r} is no name of a preset, and no list of names")
+    values: dict[str, Any] = {}
+    for part in [*(_read(each, folder, (*readers, name)) for each in names), own]:
+        _lay_over(values, part)
+    return values
+
+
+def _lay_over(values: dict[str, Any], others: Mapping[str, Any]) -> None:
+    """Set `others` (nested) in `values`, section by section."""
+    for key, other in others.items():
+        if isinstance(other, Mapping) and isinstance(values.get(key), dict):
+            _lay_over(values[key], other)
+        else:
+            values[key] = copy.deepcopy(other)
 
 
 def flags(name: str, root: Path) -> list[str]:

@@ -282,6 +282,55 @@ def test_a_preset_applied_twice_changes_nothing_the_second_time(tmp_path, file):
     assert presets.flags("tiny", tmp_path) == ["-S taca.gamma=7.5"]
 
 
+def write_presets(folder, **files):
+    for name, text in files.items():
+        path = folder / "presets" / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_a_preset_lays_its_values_over_those_that_it_extends_in_their_order(tmp_path):
+    write_presets(
+        tmp_path,
+        recipes__long="probe: {training: {steps: 900, batch: 8}}\ntaca: {gamma: 1.1, threshold: 0.9}\n",
+        recipes__small="extends: recipes/long\nprobe: {training: {batch: 2, beta2: 0.9}}\n",
+        other="taca: {gamma: 1.3, form: linear}\n",
+        mine="extends: [recipes/small, other]\nprobe: {training: {beta2: 0.5}}\ntaca: {threshold: {sigma: 0.97, tokens: 4096}}\n",
+    )
+    assert presets.read("mine", tmp_path) == {
+        "probe": {"training": {"steps": 900, "batch": 2, "beta2": 0.5}},
+        "taca": {"gamma": 1.3, "threshold": {"sigma": 0.97, "tokens": 4096}, "form": "linear"},
+    }
+    assert presets.read("other", tmp_path) == {"taca": {"gamma": 1.3, "form": "linear"}}
+
+
+@pytest.mark.parametrize(
+    ("extends", "words"),
+    [
+        (
+            "recipes/no",
+            "presets/mine.yaml: extends: preset 'recipes/no' does not exist: one of mine, other, recipes/one",
+        ),
+        ("mine", "presets/mine.yaml: extends: mine extends itself"),
+        ("other", "presets/other.yaml: extends: mine extends itself"),
+        ("../params", "presets/mine.yaml: extends: preset '../params' does not exist"),
+        ("{a: b}", "presets/mine.yaml: extends: {'a': 'b'} is no name of a preset, and no list of names"),
+        ("[other, 3]", "presets/mine.yaml: extends: ['other', 3] is no name of a preset, and no list of names"),
+    ],
+)
+def test_a_preset_that_extends_what_it_cannot_is_one_line(tmp_path, extends, words):
+    (tmp_path / "params.yaml").write_text("seed: 0\n")
+    write_presets(tmp_path, mine=f"extends: {extends}\n", other="extends: mine\n", recipes__one="seed: 1\n")
+    with pytest.raises(ParameterError, match=re.escape(words)):
+        presets.read("mine", tmp_path)
+
+
+def test_recipes_are_no_presets_of_their_own(tmp_path):
+    write_presets(tmp_path, mine="seed: 2\n", recipes__one="seed: 1\n")
+    with pytest.raises(ParameterError, match=re.escape("preset 'nothing' does not exist: one of mine") + "$"):
+        presets.read("nothing", tmp_path)
+
+
 ODD = {
     "base_model": {"revision": None, "source": "it's {a}, b: c\\", "tiny": {"width": 64}},
     "taca": {"threshold": {"sigma": 1e-05, "tokens": 4096}, "layers": [1, 2]},
