@@ -37,6 +37,18 @@ class LimitedConnection(H11Protocol):
         refused = LIMITS.connections < len(self.connections) <= 2 * LIMITS.connections
         return sending or refused
 
+    def leave(self) -> None:
+        """Tell an application that still reads the body, or writes its answer, that the client is no longer there."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def shutdown(self) -> None:
+        if self.transport.is_closing():
+            self.transport.close()
+        else:
+            super().shutdown()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
         super().connection_lost(exc)
@@ -92,11 +104,12 @@ class _Transport:
         return self._ended or self._transport.is_closing()
 
     def close(self) -> None:
-        waits = not self._ended and self._connection.unread() and self._transport.can_write_eof()
+        waits = not self.is_closing() and self._connection.unread() and self._transport.can_write_eof()
         self._ended = True
         if not waits:
             self._transport.close()
             return
+        self._connection.leave()
         self._transport.write_eof()
         self._connection.flow.resume_reading()
         self._connection.loop.call_later(LIMITS.body_seconds, self._transport.close)

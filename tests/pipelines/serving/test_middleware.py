@@ -6,10 +6,13 @@ import re
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
+from processes import wait_until
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from pipelines.serving import connections
@@ -160,8 +163,8 @@ def test_nesting_is_counted_outside_of_strings(body, depth):
     assert nesting(body) == max(depth, 0) or body == b"]]]["
 
 
-@pytest.fixture(scope="module")
-def port():
+@contextmanager
+def serving():
     """A uvicorn whose connections are limited, as in Serve's proxy; headers have half a second, and there may be three."""
     limits, connections.LIMITS = connections.LIMITS, replace(LIMITS, header_seconds=0.5, connections=3)
     config = uvicorn.Config(BodyMiddleware(echo), http=connections.LimitedConnection, lifespan="off", log_config=None)
@@ -169,10 +172,19 @@ def port():
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
     thread.start()
-    yield listening.getsockname()[1]
-    server.should_exit = True
-    thread.join(20)
-    connections.LIMITS = limits
+    try:
+        yield SimpleNamespace(server=server, port=listening.getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        connections.LIMITS = limits
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def port():
+    with serving() as service:
+        yield service.port
 
 
 def answered(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
@@ -226,6 +238,29 @@ def test_a_refused_client_that_is_still_sending_sees_its_answer(port, head, stat
     """Bytes that are unread when a connection is closed reset it, and the answer is lost with it."""
     received = answered(port, head, *[b"x" * 100_000] * 10, pause=0.02)
     assert received.startswith(b"HTTP/1.1 " + status)
+
+
+def test_a_body_that_is_no_http_leaves_no_request_waiting(caplog):
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n"
+    with serving() as service, socket.create_connection(("127.0.0.1", service.port), timeout=20) as client:
+        client.sendall(head)
+        wait_until(lambda: service.server.server_state.tasks, timeout=10)
+        client.sendall(b"no length\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 400 ")
+        wait_until(lambda: not service.server.server_state.tasks, timeout=10)
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "rest", [b"Content-Length: 8000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nno length\r\n"]
+)
+def test_the_server_ends_beside_a_client_that_was_refused_and_stays(rest):
+    with socket.socket() as client:
+        client.settimeout(20)
+        with serving() as service:  # which fails where the server is still there after 20 seconds
+            client.connect(("127.0.0.1", service.port))
+            client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\n" + rest)
+            assert client.recv(65536).startswith(b"HTTP/1.1 4")
 
 
 def test_one_that_sends_for_ever_is_cut_off(port, monkeypatch):
