@@ -12,7 +12,7 @@ from checkout import LONGER, Checkout
 
 from pipelines import presets
 
-LONG = {"probe": {"training": {"steps": 150, "batch": 16, "report_every": 7, "checkpoint_every": 5}}}
+LONG = {"probe": {"training": {"steps": 150, "batch": 32, "report_every": 7, "checkpoint_every": 5}}}
 OUTPUTS = ("models/probe", "metrics/probe", "curves/probe")
 
 
