@@ -17,6 +17,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from pipelines.engine.parent import end_with_parent
+from pipelines.engine.warm import silence_import_notices
 from pipelines.studies.measuring import CellTask, Outcome, measure
 from pipelines.studies.progress import StudyProgress
 
@@ -112,6 +113,7 @@ def _worker_main(connection: Connection, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the scheduler ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent()
+    silence_import_notices()
     import torch
 
     torch.set_num_threads(threads)
