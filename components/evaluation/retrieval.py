@@ -31,6 +31,8 @@ from components.evaluation.ties import expected_penalty, expected_precision
 
 BLOCK_SCORES = 16 << 20
 """Default number of scores per block: 64 MB in float32."""
+_FEWEST = 32
+"""Rows and columns of a product from which on each number is computed alike, whatever stands beside it (16 with AVX-512)."""
 _SORT_FROM = 12
 """Up to about this many relevant pictures, comparing a row with each of their scores is cheaper than sorting it."""
 
@@ -167,8 +169,10 @@ def _blocks(queries: Tensor, gallery: Tensor, block: int, needed: Tensor | None 
 
 
 def _products(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Scores (q, g) on the CPU. One row or column alone would be computed by another kernel, in which equal pictures differ."""
-    rows, columns = (torch.cat([one, one]) if len(one) == 1 else one for one in (queries, gallery))
+    """Scores (q, g) on the CPU. Few rows or columns would be computed by other kernels, in which equal pictures differ."""
+    rows, columns = (
+        one.repeat(-(-_FEWEST // len(one)), 1) if 0 < len(one) < _FEWEST else one for one in (queries, gallery)
+    )
     return (rows @ columns.T).cpu()[: len(queries), : len(gallery)]
 
 

@@ -163,5 +163,6 @@ def test_the_registered_model_ranks_as_the_search_does(workspace):
     for row, sentence in enumerate([QUERY, "a man"]):
         (matches,) = searcher.search([Query((sentence,))], 12)
         assert answer["image_ids"][row] == [int(match.id) for match in matches]
-        assert answer["scores"][row] == [match.score for match in matches]
+        # Not bit for bit: some processors multiply one vector by another kernel than two.
+        assert answer["scores"][row] == pytest.approx([match.score for match in matches], rel=1e-6)
     assert answer["image_ids"][0] == brute_force(workspace)
