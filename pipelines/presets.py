@@ -14,6 +14,7 @@ from typing import Any
 from components.errors import ParameterError
 from components.files import write_atomically
 from pipelines import params
+from pipelines.schema.overrides import with_overrides
 from pipelines.schema.reading import parse_yaml, read_yaml, to_yaml
 
 _NAME = re.compile(r"[A-Za-z_][\w./@:%+-]*", re.ASCII)
@@ -47,17 +48,8 @@ def _read(name: str, folder: Path, readers: tuple[str, ...]) -> dict[str, Any]:
         raise ParameterError(f"presets/{name}.yaml: extends: {extended!r} is no name of a preset, and no list of names")
     values: dict[str, Any] = {}
     for part in [*(_read(each, folder, (*readers, name)) for each in names), own]:
-        _lay_over(values, part)
+        values = with_overrides(values, part, new_keys=True)
     return values
-
-
-def _lay_over(values: dict[str, Any], others: Mapping[str, Any]) -> None:
-    """Set `others` (nested) in `values`, section by section."""
-    for key, other in others.items():
-        if isinstance(other, Mapping) and isinstance(values.get(key), dict):
-            _lay_over(values[key], other)
-        else:
-            values[key] = copy.deepcopy(other)
 
 
 def flags(name: str, root: Path) -> list[str]:

@@ -29,17 +29,6 @@ def with_values(document: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
     return whole
 
 
-def with_overrides(document: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `document` with the sections of `over` merged into it. Raises ParameterError for an unknown section."""
-    whole = dict(document)
-    for key, value in over.items():
-        if key not in whole:
-            raise ParameterError(f"{key}: not a key of params.yaml")
-        both = isinstance(value, Mapping) and isinstance(whole[key], Mapping)
-        whole[key] = with_overrides(whole[key], value) if both else value
-    return whole
-
-
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the nested mapping for values by dotted path."""
     whole: dict[str, Any] = {}

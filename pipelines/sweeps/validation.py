@@ -7,7 +7,8 @@ from typing import Any
 from components.errors import ParameterError
 from pipelines import graph
 from pipelines.params import Parameters, from_document
-from pipelines.sweeps.documents import value_at, with_overrides, with_values
+from pipelines.schema.overrides import with_overrides
+from pipelines.sweeps.documents import value_at, with_values
 from pipelines.sweeps.population import rates
 from pipelines.sweeps.spaces import Distribution, Population, Space
 

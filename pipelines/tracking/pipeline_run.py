@@ -55,18 +55,17 @@ class PipelineExecution:
         self.workspace = workspace
         self.exit_code = 0
         self.took_results = False
-        self._run: tuple[Tracker, str] | None = None
-        self._mark: Path | None = None
+        self._run: tuple[Tracker, str, Path] | None = None
 
     @property
     def id(self) -> str:
         """The id of the run, owned by this process and RUNNING. Raises as `connect` does when the store cannot be used."""
         if self._run is None:
             tracker = connect(self.workspace)
-            self._mark = self._unfinished()
-            self._mark.parent.mkdir(parents=True, exist_ok=True)
-            self._mark.touch()
-            self._run = tracker, open_pipeline_run(tracker)
+            mark = self._unfinished()
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+            self._run = tracker, open_pipeline_run(tracker), mark
         return self._run[1]
 
     def end(self) -> None:
@@ -75,12 +74,12 @@ class PipelineExecution:
             warn_of_failure("of the pipeline", "opened", lambda: self.id)
         if self._run is None:
             return
-        tracker, run_id = self._run
+        tracker, run_id, mark = self._run
         if self.exit_code != INTERRUPTED:  # who interrupts does not want to wait; the next execution describes it
             tracker.close_finished()  # runs of stages that ended while the store was away
             warn_of_failure(run_id, "described", lambda: describe(tracker, run_id))
-        if close_parent_run(tracker, run_id, self.exit_code) and self._mark:
-            self._mark.unlink(missing_ok=True)
+        if close_parent_run(tracker, run_id, self.exit_code):
+            mark.unlink(missing_ok=True)
 
     def _ends_an_earlier_one(self) -> bool:
         any_left = any((self.workspace.home / UNFINISHED).glob("*"))  # asked first: the identity takes a while
