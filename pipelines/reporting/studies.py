@@ -36,18 +36,23 @@ KINDS = {
 
 
 def study_views(workspace: Workspace) -> dict[str, dict[str, Any]]:
-    """The view of each study that has results, by its name. Raises DataError for a results file that cannot be read."""
+    """The view of each study that has results and a view of its kind, by its name; "kind" names the template.
+
+    Raises DataError for a results file that cannot be read.
+    """
     views = {}
-    for name, view in {"taca": taca_view, "gadms": gadms_view}.items():
-        file = workspace.path(f"{FOLDER}/{name}.json")
-        if file.is_file():
-            try:
-                views[name] = view(json.loads(file.read_text(encoding="utf-8")))
-            except (ValueError, KeyError, TypeError) as error:
-                reason = f"{type(error).__name__}: {error}"
-                raise DataError(
-                    f"{FOLDER}/{name}.json: cannot be read ({reason}); run `python -m pipelines study {name}` again"
-                ) from error
+    for file in sorted(workspace.path(FOLDER).glob("*.json")):
+        name = file.stem
+        try:
+            results = json.loads(file.read_text(encoding="utf-8"))
+            kind = results.get("plan", {}).get("kind") or name
+            if kind in VIEWS:
+                views[name] = {"kind": kind, **VIEWS[kind](results)}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise DataError(
+                f"{FOLDER}/{name}.json: cannot be read ({reason}); run `python -m pipelines study {name}` again"
+            ) from error
     return views
 
 
@@ -56,8 +61,8 @@ def taca_view(results: Mapping[str, Any]) -> dict[str, Any]:
     summary = results["summary"]
     guidances = sorted(summary["arms"], key=lambda name: float(name.split()[-1]))
     arms = {name: _ordered(summary["arms"][name], TACA_ARMS) for name in guidances}
-    variants = {name: _ordered(summary["variants"][name], VARIANTS) for name in guidances}
-    every_map = [row for name in guidances for row in summary["map"][name]]
+    variants = {name: _ordered(summary["variants"].get(name, {}), VARIANTS) for name in guidances}
+    every_map = [row for name in guidances for row in summary["map"].get(name, [])]
     sigmas = [arms[name]["taca"]["sigma"] for name in guidances if "taca" in arms[name]]
     default = {"gamma": summary["default"]["gamma"], "sigma": (sigmas or [None])[0]}
     largest = max((abs(row["difference"]["mean"]) for row in every_map), default=0.0)
@@ -70,7 +75,7 @@ def taca_view(results: Mapping[str, Any]) -> dict[str, Any]:
         "carried": {name: _ordered(summary.get("carried", {}).get(name, {}), CARRIED) for name in guidances},
         "size": results.get("plan", {}).get("carried"),
         "variant_names": VARIANTS,
-        "maps": {name: gamma_map(summary["map"][name], default, largest) for name in guidances},
+        "maps": {name: gamma_map(summary["map"].get(name, []), default, largest) for name in guidances},
         "largest": largest,
         "axes": {
             "alignment": _axis((row for rows in arms.values() for row in rows.values()), "alignment", "by_seed"),
@@ -168,6 +173,10 @@ def gamma_map(rows: Sequence[Mapping[str, Any]], default: Mapping[str, Any], lar
         "rows": [{"gamma": gamma, "cells": [cell(gamma, threshold) for threshold in thresholds]} for gamma in gammas],
         **{key: rows[0][key] for key in ("steps", "prompts", "seeds")},
     }
+
+
+VIEWS = {"taca": taca_view, "gadms": gadms_view}
+"""The view of a study's results by its kind."""
 
 
 def _ordered(rows: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

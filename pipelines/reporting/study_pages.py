@@ -19,7 +19,7 @@ from pipelines.schema.reading import read_yaml
 from pipelines.workspace import Workspace
 
 PLANS, PAGES = "studies", "reports/studies"
-ORDER = ("factorial", "confusion", "chain", "taca", "protocol", "gadms")
+ORDER = ("factorial", "confusion", "chain", "taca", "wording", "protocol", "gadms")
 """The order of the studies on the front page; others follow by name."""
 STATUS = {
     "planned": ("planned", "open"),

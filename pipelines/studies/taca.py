@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,14 +88,19 @@ class TacaStart(Section):
 
 
 class TacaPlan(StudyPlan):
-    """`studies/taca.yaml`. confirm: fresh seeds of the contrasts, whose lines are those of the cells, arms by their own names."""
+    """`studies/<name>.yaml` of the kind `taca`.
+
+    words: of the prompts that are drawn, `trained` as in training, `noun-first` in an order that it never had.
+    confirm: fresh seeds of the contrasts, whose lines are those of the cells, arms by their own names.
+    """
 
     start: TacaStart | None = None
+    words: Literal["trained", "noun-first"] = "trained"
     guidance: Guidances
     arms: Arms
-    map: Map
+    map: Map | None = None
     carried: Carried | None = None
-    variants: Variants
+    variants: Variants | None = None
     confirm: Seeds | None = None
     contrasts: list[Contrast] = Field(default_factory=list)
 
@@ -111,11 +116,19 @@ class TacaPlan(StudyPlan):
         if self.contrasts and not self.confirm:
             raise ValueError("confirm: missing: contrasts are confirmed on fresh seeds")
         require_fresh(self.arms.seeds, self.confirm or ())
-        lines = [*TACA_ARMS, *(map_line(*point) for point in product(self.map.gammas, self.map.thresholds))]
-        lines += [f"variants/{name}" for name in self.variants.schedules]
+        lines = [*TACA_ARMS, *(map_line(*point) for point in self.points())]
+        lines += [f"variants/{name}" for name in self.schedules()]
         lines += [f"carried/{name}" for name in CARRIED if self.carried]
         require_known(self.contrasts, lines, [condition(guidance) for guidance in self.guidance])
         return self
+
+    def points(self) -> list[tuple[float, float]]:
+        """Return each gamma and threshold of the map; none without one."""
+        return list(product(self.map.gammas, self.map.thresholds)) if self.map else []
+
+    def schedules(self) -> Mapping[str, dict[str, Any]]:
+        """Return the changes of each variant by its name; none without variants."""
+        return self.variants.schedules if self.variants else {}
 
 
 def cells(plan: TacaPlan, params: Parameters) -> list[Cell]:
@@ -129,7 +142,7 @@ def cells(plan: TacaPlan, params: Parameters) -> list[Cell]:
     parts = (
         (plan.map, [map_line(*point) for point in _map_schedules(plan, params.taca)]),
         (plan.carried, [f"carried/{name}" for name in CARRIED]),
-        (plan.variants, [f"variants/{name}" for name in plan.variants.schedules]),
+        (plan.variants, [f"variants/{name}" for name in plan.schedules()]),
     )
     for part, lines in parts:
         if part:
@@ -178,6 +191,7 @@ class _Expansion:
     def draw(self, line: str, prompts: int, guidance: float, seed: int, phase: Phase = "screen") -> Cell:
         needs = (train_key(TRAINED[line], seed),) if line in TRAINED else ()
         settings: dict[str, Any] = {"seed": seed, "guidance": guidance, "prompts": prompts}
+        settings |= {} if self.plan.words == "trained" else {"words": self.plan.words}
         if line in self.schedules:
             settings |= to_json(self.schedules[line])
         if line.startswith("carried/") and self.plan.carried:
@@ -195,14 +209,16 @@ def summarise(plan: TacaPlan, params: Parameters, results: Mapping[str, Result])
         compare = _Comparison(results, guidance, {"resamples": params.taca_evaluate.resamples, "seed": params.seed})
         name = f"guidance {guidance:g}"
         summary["arms"][name] = compare.rows(plan.arms, {arm: f"arms/{arm}" for arm in TACA_ARMS})
-        points = {point: map_line(*point) for point in _map_schedules(plan, params.taca)}
-        summary["map"][name] = [
-            {"gamma": gamma, "threshold": threshold, **row}
-            for (gamma, threshold), row in compare.rows(plan.map, points).items()
-        ]
-        # The default schedule itself, on the variants' seeds and prompts: their reference.
-        lines = {TEMPERATURE: f"arms/{TEMPERATURE}", **{each: f"variants/{each}" for each in plan.variants.schedules}}
-        summary["variants"][name] = compare.rows(plan.variants, lines)
+        if plan.map:
+            points = {point: map_line(*point) for point in _map_schedules(plan, params.taca)}
+            summary["map"][name] = [
+                {"gamma": gamma, "threshold": threshold, **row}
+                for (gamma, threshold), row in compare.rows(plan.map, points).items()
+            ]
+        if plan.variants:
+            # The default schedule itself, on the variants' seeds and prompts: their reference.
+            lines = {TEMPERATURE: f"arms/{TEMPERATURE}", **{each: f"variants/{each}" for each in plan.schedules()}}
+            summary["variants"][name] = compare.rows(plan.variants, lines)
         if plan.carried:
             sized = replace(compare, reference="carried/base")
             summary["carried"][name] = sized.rows(plan.carried, {each: f"carried/{each}" for each in CARRIED})
@@ -279,8 +295,7 @@ def _shown(result: Result, prompts: Sequence[int]) -> NDArray[np.float64]:
 
 def _map_schedules(plan: TacaPlan, default: TacaConfig) -> dict[tuple[float, float], TacaConfig]:
     return {
-        (gamma, threshold): replace(default, gamma=gamma, threshold=threshold)
-        for gamma, threshold in product(plan.map.gammas, plan.map.thresholds)
+        (gamma, threshold): replace(default, gamma=gamma, threshold=threshold) for gamma, threshold in plan.points()
     }
 
 
@@ -288,7 +303,7 @@ def _variant_schedules(plan: TacaPlan, default: TacaConfig) -> dict[str, TacaCon
     every = to_json(default)
     return {
         name: checked({**every, **changes}, TacaConfig, f"studies/taca.yaml: variants.schedules.{name}")
-        for name, changes in plan.variants.schedules.items()
+        for name, changes in plan.schedules().items()
     }
 
 

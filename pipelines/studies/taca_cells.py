@@ -15,6 +15,7 @@ from torch import Tensor
 from components.errors import DataError
 from components.evaluation.alignment import score_alignment
 from components.evaluation.probe.model import AttributeProbe
+from components.persons.drawn.rewording import noun_first
 from components.persons.prompts import DatasetPrompt, dataset_prompts
 from components.persons.shards import PersonDataset
 from components.taca.config import TacaConfig
@@ -60,7 +61,7 @@ def draw(cell: Cell, context: CellContext) -> dict[str, Any]:
     """Generate pictures for the first `prompts` evaluation prompts and score their alignment with the probe.
 
     "shown" is the percentage of each prompt's attributes that its picture shows (None for a prompt without attributes),
-    "prompt_ids" the prompts, "alignment" the mean.
+    "prompt_ids" the prompts, "alignment" the mean. With the setting `words`, prompts state the same in another order of words.
     """
     settings, params = cell.settings, context.params()
     loaded = context.shared("loaded", lambda: _load(context))
@@ -70,10 +71,11 @@ def draw(cell: Cell, context: CellContext) -> dict[str, Any]:
     schedule = _schedule(settings, loaded.pipe, height, width, steps, chosen_at)
     adapters = tuple(folder / "adapter" for folder in context.needs.values())
     asked = dataset_prompts(loaded.people, "test", settings["prompts"])
+    reworded = noun_first if settings.get("words") == "noun-first" else str
     with apply_arm(loaded.pipe, Arm(adapters, schedule)):
         pictures = generate(
             loaded.pipe,
-            [prompt.text for prompt in asked],
+            [reworded(prompt.text) for prompt in asked],
             [stream_seed(settings["seed"], "picture", prompt.caption_id) for prompt in asked],
             height=height,
             width=width,

@@ -3,11 +3,13 @@ import re
 import numpy as np
 import pytest
 
+from components.errors import DataError
 from components.persons.drawn.attributes import ATTRIBUTES, sample_identities
 from components.persons.drawn.captions import SHORT_MAX_WORDS, SHORT_VOCABULARY, compose, short_caption
 from components.persons.drawn.config import PRESETS
 from components.persons.drawn.drawing import draw_person
 from components.persons.drawn.lexicon import states_fact
+from components.persons.drawn.rewording import noun_first
 from components.training.randomness import numpy_generator
 
 # An independent reading of captions: which words name what, written down here and not taken from the lexicon.
@@ -198,6 +200,34 @@ def test_short_captions_bind_colours_and_patterns_to_the_noun_that_follows(pictu
             if shown.get(noun, "none") != "none":
                 phrase = " ".join(shown[name] for name in (*adjectives, noun) if name in shown)
                 assert f" {phrase} " in text
+
+
+def test_a_caption_turned_round_has_the_noun_before_what_describes_it(pictures):
+    for index, shown in enumerate(pictures):
+        caption = short_caption(shown, numpy_generator(index, 1))
+        turned = noun_first(caption)
+        assert sorted(turned.split()) == sorted(caption.split())
+        assert turned.partition(" with ")[0] == caption.partition(" with ")[0]
+        for phrase in (
+            ("upper_kind", "upper_colour", "upper_pattern"),
+            ("lower_kind", "lower_colour", "lower_pattern"),
+            ("shoe_kind", "shoe_colour"),
+            ("hat", "hat_colour"),
+            ("bag", "bag_colour", "bag_side"),
+        ):
+            if shown.get(phrase[0], "none") != "none":
+                assert f" {' '.join(shown[name] for name in phrase if name in shown)} " in f" {turned} "
+        for thing in ("hat", "bag"):
+            if shown.get(thing) == "none":
+                assert f" no {thing} " in f" {turned} "
+        if "hair_length" in shown:
+            assert f" hair {shown['hair_colour']} {shown['hair_length']} " in f" {turned} "
+
+
+def test_a_sentence_is_not_turned_round():
+    assert noun_first("front view of person") == "front view of person"
+    with pytest.raises(DataError, match="not a short caption"):
+        noun_first("A woman with a red coat that is long.")
 
 
 def test_the_short_vocabulary_is_small_and_covers_every_value():

@@ -20,9 +20,10 @@ from pipelines.studies import taca
 from pipelines.workspace import Workspace
 
 
-def made_up_results(only: str = "") -> dict[str, Any]:
+def made_up_results(only: str = "", study: str = "taca") -> dict[str, Any]:
     """Results in the form that the engine writes, of cells whose key holds `only`; better with gamma up to 1.4, worse beyond."""
-    plan, params = read(ROOT / "studies/taca.yaml", taca.TacaPlan, "studies/taca.yaml"), load(ROOT / "params.yaml")
+    file = f"studies/{study}.yaml"
+    plan, params = read(ROOT / file, taca.TacaPlan, file), load(ROOT / "params.yaml")
     params = params.model_copy(update={"taca_evaluate": TacaEvaluate(resamples=200)})
     cells = [cell for cell in taca.cells(plan, params) if cell.function == "draw"]
     results = {}
@@ -45,7 +46,7 @@ def made_up_results(only: str = "") -> dict[str, Any]:
         }
     done = {key: result for key, result in results.items() if only in key}
     return {
-        "study": "taca",
+        "study": study,
         "revision": "0123456789abcdef",
         "dirty": False,
         "done": len(done),
@@ -55,8 +56,8 @@ def made_up_results(only: str = "") -> dict[str, Any]:
     }
 
 
-def rendered(root: Path, results: Any) -> str:
-    file = root / "studies/results/taca.json"
+def rendered(root: Path, results: Any, study: str = "taca") -> str:
+    file = root / f"studies/results/{study}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(results if isinstance(results, str) else json.dumps(results))
     (page,) = write_study_pages(Workspace(root, root), study_pages(Workspace(root, root)), "now")
@@ -99,6 +100,14 @@ def test_arms_and_variants_show_a_dot_for_each_seed(whole, tmp_path):
     assert "0123456789" in html
     assert "So far" not in html
     assert all(name in html for name in ("bias: logits + log γ", "text queries × image keys", "TACA + LoRA"))
+
+
+def test_a_study_of_the_same_kind_that_has_only_arms_shows_them(tmp_path):
+    html = rendered(tmp_path, made_up_results(study="wording"), "wording")
+    assert html.count("<h3>The four arms") == 2
+    assert "γ and threshold" not in html
+    assert "Controls and other schedules" not in html
+    assert "The threshold at another size" not in html
 
 
 def test_an_unfinished_study_is_shown_as_far_as_it_is(tmp_path):

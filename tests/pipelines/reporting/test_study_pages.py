@@ -150,10 +150,18 @@ def test_the_repositorys_own_studies_have_pages_in_the_order_of_the_claims(tmp_p
     (tmp_path / "studies").rmdir()
     (tmp_path / "studies").symlink_to(ROOT / "studies")
     views = study_pages(Workspace(tmp_path, tmp_path))
-    assert [view["name"] for view in views] == ["factorial", "confusion", "chain", "taca", "protocol", "gadms"]
+    assert [view["name"] for view in views] == [
+        "factorial",
+        "confusion",
+        "chain",
+        "taca",
+        "wording",
+        "protocol",
+        "gadms",
+    ]
     for view in views:
         assert view["question"]
         assert view["claim"]
         assert view["controls"]
         assert view["contrasts"]
-    assert len(write_study_pages(Workspace(tmp_path, tmp_path), views, "now")) == 6
+    assert len(write_study_pages(Workspace(tmp_path, tmp_path), views, "now")) == len(views)

@@ -15,7 +15,9 @@ from components.errors import ParameterError
 from components.evaluation.intervals import bootstrap_crossed
 from components.evaluation.probe.model import AttributeProbe
 from components.persons.drawn.attributes import ATTRIBUTES
+from components.persons.drawn.rewording import noun_first
 from components.persons.shards import PersonDataset
+from components.taca.generation import generate
 from components.taca.reference import write_reference
 from components.taca.toy.config import TinyConfig
 from components.taca.toy.pipeline import build_tiny_pipeline, word_vocabulary
@@ -26,7 +28,7 @@ from pipelines.params import Parameters, load
 from pipelines.schema.reading import read
 from pipelines.scratch.folder import Scratch
 from pipelines.stages import taca_cache, taca_evaluate, taca_generate, taca_train
-from pipelines.studies import taca
+from pipelines.studies import taca, taca_cells
 from pipelines.studies.engine import Opened, open_study, run_study
 from pipelines.workspace import Workspace
 
@@ -200,6 +202,28 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_bytes(prepared, finished,
     assert 5 <= int(again.stdout.split(" cells, ")[1].split()[0]) < len(opened.cells)
     measured, before = json.loads(results.read_text()), json.loads(undisturbed)
     assert {**measured, "cost": None} == {**before, "cost": None}
+
+
+def test_prompts_in_other_words_have_the_same_noise_and_are_judged_by_the_same_facts(prepared, tmp_path, monkeypatch):
+    asked: list[tuple[list[str], list[int]]] = []
+
+    def recorded(pipe: Any, prompts: list[str], seeds: list[int], **settings: Any) -> torch.Tensor:
+        asked.append((prompts, seeds))
+        return generate(pipe, prompts, seeds, **settings)
+
+    monkeypatch.setattr(taca_cells, "generate", recorded)
+    judged = []
+    for words in ("trained", "noun-first"):
+        plan = {"kind": "taca", "words": words, "guidance": [1.0], "arms": {"seeds": [0], "prompts": 4}}
+        (prepared.root / "studies/wording.yaml").write_text(yaml.safe_dump(plan))
+        opened = open_study("wording", Workspace(prepared.root, tmp_path))
+        run_study(opened, "arms/base/*")
+        judged.append(opened.done()["arms/base/guidance-1/seed-0"]["prompt_ids"])
+    (trained, seeds), (turned, same) = asked
+    assert seeds == same
+    assert judged[0] == judged[1]
+    assert turned == [noun_first(prompt) for prompt in trained]
+    assert all(prompt != other for prompt, other in zip(trained, turned, strict=True))
 
 
 def test_the_studys_own_plan_is_valid_and_what_it_promises():
