@@ -1,7 +1,7 @@
 """A process that a warm process has forked (`pipelines.engine.warm`), from the side of the one that asked for it.
 
 here  -- module, paths, environment; descriptors of stdin, stdout, stderr and more ------------------------>  warm process
-      <-- the new process's id; at its end exit code and resource usage ----------------------------------  keeper
+      <-- the new process's id; at its end exit code and resource usage ----------------------------------  monitor
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from pipelines.identity.closure import ROOT
 
 WARM = "PIPELINES_WARM"
 """Environment variable `<threads>:<address>`: the warm process for workers, and the number of threads its libraries have."""
-KEEPER, RUNNER, WORKER = "stage-keeper", "stage-runner", "stage-worker"
+MONITOR, RUNNER, WORKER = "stage-monitor", "stage-runner", "stage-worker"
 """Process names (at most 15 letters): their command line is that of the warm process."""
 
 
@@ -52,7 +52,7 @@ class ForkedProcess:
             if not select.select([self._connection], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
             ended = read_line(self._connection)
-            if ended is None:  # its keeper was killed, and it must not outlive its supervisor
+            if ended is None:  # its monitor was killed, and it must not outlive its supervisor
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, signal.SIGKILL)
                 ended = {"code": -signal.SIGKILL, "cpu_seconds": 0.0, "peak_memory": 0}

@@ -2,8 +2,8 @@
 
 A worker takes some five seconds to import torch, open_clip, diffusers and Ray, a runner two to import MLflow, and a pipeline has
 thirty of each. `python -m pipelines repro` starts a warm process for either kind, and both end with it; `pipelines.engine.forked`
-requests a process from one. Its parent is a keeper, forked for it alone, so that nothing that runs depends on the warm process. Nor
-does anything that starts: where no warm process answers, a new process is started (`pipelines.engine.child`).
+requests a process from one. Its parent is a monitor, forked for it alone, so that nothing that runs depends on the warm process.
+Nor does anything that starts: where no warm process answers, a new process is started (`pipelines.engine.child`).
 
 Our own code is imported too. A forked process runs the code that is there when it starts, as that is what is fingerprinted: when a
 file has changed since the warm process was started, it drops our modules and imports them again.
@@ -34,7 +34,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.engine.forked import KEEPER, WARM, read_line
+from pipelines.engine.forked import MONITOR, WARM, read_line
 from pipelines.engine.socket_folder import socket_folder
 from pipelines.identity.closure import ROOT
 from pipelines.threads.settings import thread_settings
@@ -135,7 +135,7 @@ def main(kind: Kind, address: str, descriptor: int, *also: str) -> None:
     # These come to every process of a group; this one ends with its parent.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers report to who asked for them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # monitors report to who asked for them
     began = time.time_ns()
     try:
         with socket.socket(fileno=descriptor) as listener:
@@ -198,7 +198,7 @@ def _parent_ended() -> bool:
 def _run_keeper(connection: socket.socket, began: int) -> None:
     """Fork the process that is requested, and report its id and its end."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    _set_process_name(KEEPER)
+    _set_process_name(MONITOR)
     _, descriptors, _, _ = socket.recv_fds(connection, 1, 8)
     request = read_line(connection)
     if request is None or len(descriptors) < 3:

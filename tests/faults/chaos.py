@@ -6,7 +6,7 @@
 The smoke pipeline (or the named stages, with all they need) runs in a checkout of its own. Whenever kills have ended `python -m
 pipelines repro`, or a stage of it, it is started again, until every stage is done and no kill is left; a pipeline that is done with
 kills left starts over in a fresh checkout. Victims are the scheduler, the scheduler while it writes dvc.lock ("recorder"), the warm
-processes, runners, workers, their keepers, and Ray's processes. Then everything is compared with an undisturbed run: each entry of
+processes, runners, workers, their monitors, and Ray's processes. Then everything is compared with an undisturbed run: each entry of
 dvc.lock, and in MLflow each point of each curve, each final number and how each run has ended. `--calm` is the checkout of an
 undisturbed smoke run of the same code, as `make smoke` leaves it; without a fitting one it is made first. Ends with 0 only if
 nothing differs, nothing is lost and nothing is doubled.

@@ -104,9 +104,9 @@ def test_a_killed_worker_has_the_signals_number(worker, output):
 
 def test_a_worker_ends_when_it_is_told_to_and_its_keeper_outlives_a_signal_to_all(worker, output):
     process = asleep(worker, output)
-    keeper = process.parent()
-    assert (keeper.name(), process.name()) == (forked.KEEPER, forked.WORKER)
-    keeper.terminate()
+    monitor = process.parent()
+    assert (monitor.name(), process.name()) == (forked.MONITOR, forked.WORKER)
+    monitor.terminate()
     worker.terminate()
     assert worker.wait(100) == -signal.SIGTERM
 
