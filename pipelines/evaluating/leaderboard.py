@@ -38,7 +38,7 @@ def _dataset_of(metrics: Mapping[str, Any]) -> str:
 
 def _remark(own: Mapping[str, Mapping[str, Any]]) -> str:
     remarks = [
-        "Published numbers are mostly of the best epoch on the test set; those of this workspace are of the last step."
+        "Published numbers are mostly of the best epoch on the test set; those of this workspace are of the best on val."
     ]
     if not own:
         remarks.append("This workspace has no results.")
