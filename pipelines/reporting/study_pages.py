@@ -224,7 +224,10 @@ def outcome(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def arm_maps(arms: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -> list[dict[str, Any]]:
-    """For each condition a map of the arms' values: the last factor across, the others down. All arms have the screened seeds."""
+    """For each condition a map of the arms' values: the last factor across, the others down.
+
+    An arm's value is that of the seeds that screen, or of the fresh ones where those are not measured.
+    """
     values = [_shown(row)["mean"] for rows in arms.values() for row in rows.values()]
     if not values:
         return []
@@ -240,7 +243,7 @@ def arm_maps(arms: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -
         maps.append(
             {
                 "condition": _label(condition, labels),
-                "columns": columns,
+                "columns": [labels.get(column, column) for column in columns],
                 "rows": [
                     {"name": line, "cells": [cells.get(f"{line}/{column}" if line else column) for column in columns]}
                     for line in lines
