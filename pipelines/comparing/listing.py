@@ -1,4 +1,4 @@
-"""Lists runs, newest first: executions of the pipeline and sweeps, or the runs of another level."""
+"""Lists runs, newest first: executions of the pipeline, sweeps and pre-trainings, or the runs of another level."""
 
 import datetime
 import re

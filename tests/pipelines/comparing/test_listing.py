@@ -1,11 +1,15 @@
 """Runs by the beginning of their ids, and the list of them, in a real tracking store."""
 
+import argparse
 import shutil
 
 import pytest
 
 from components.errors import DataError, ParameterError
+from pipelines.commands import runs
 from pipelines.comparing.listing import list_runs
+from pipelines.identity.closure import ROOT
+from pipelines.tracking.pretraining_run import open_pretraining_run
 from pipelines.tracking.run_ids import find_run
 from pipelines.tracking.runs import connect
 from pipelines.workspace import Workspace
@@ -70,6 +74,20 @@ def test_the_runs_below_a_run_are_listed_by_the_beginning_of_its_id(listed, caps
     list_runs(workspace, ("pipeline", "sweep", "trial", "stage"), 20, ids[2][:12])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "2023" in line]
     assert ids[3][:8] in line
+
+
+def test_the_verb_lists_a_pre_training_that_was_made_by_the_project(listed, capsys):
+    workspace, tracker, ids = listed
+    (workspace.root / "pretraining").mkdir()
+    shutil.copy(ROOT / "pretraining/recipe.yaml", workspace.root / "pretraining")
+    made = open_pretraining_run(tracker)
+    parser = argparse.ArgumentParser()
+    runs.add_options(parser)
+    options = parser.parse_args([], argparse.Namespace(workspace=workspace.root))
+    runs.run(options)
+    shown = capsys.readouterr().out
+    assert made[:8] in shown
+    assert ids[3][:8] not in shown
 
 
 def test_sweeps_of_older_code_are_listed_and_found(listed, capsys):
