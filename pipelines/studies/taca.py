@@ -203,12 +203,16 @@ class _Expansion:
 
 
 def summarise(plan: TacaPlan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:
-    """Means, paired differences to the base, intervals over seeds and prompts, by guidance; what is not done yet is left out."""
+    """Means, paired differences to the base, intervals over seeds and prompts, by guidance; what is not done yet is left out.
+
+    Arms are over the seeds that screen and the fresh ones, all others over those that screen.
+    """
+    arms = plan.arms.model_copy(update={"seeds": [*plan.arms.seeds, *(plan.confirm or ())]})
     summary: dict[str, Any] = {"default": to_json(params.taca), "arms": {}, "map": {}, "carried": {}, "variants": {}}
     for guidance in plan.guidance:
         compare = _Comparison(results, guidance, {"resamples": params.taca_evaluate.resamples, "seed": params.seed})
         name = f"guidance {guidance:g}"
-        summary["arms"][name] = compare.rows(plan.arms, {arm: f"arms/{arm}" for arm in TACA_ARMS})
+        summary["arms"][name] = compare.rows(arms, {arm: f"arms/{arm}" for arm in TACA_ARMS})
         if plan.map:
             points = {point: map_line(*point) for point in _map_schedules(plan, params.taca)}
             summary["map"][name] = [

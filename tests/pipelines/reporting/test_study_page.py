@@ -93,7 +93,7 @@ def test_arms_and_variants_show_a_dot_for_each_seed(whole, tmp_path):
     html = rendered(tmp_path, whole)
     before, _, after = html.partition('id="details"')[2].partition("γ and threshold")
     arms = len(re.findall('class="seed"', before))
-    assert arms == 2 * (4 + 3) * 2  # two guidances; four means and three differences; two seeds
+    assert arms == 2 * (4 + 3) * (2 + 5)  # two guidances; four means and three differences; seeds of both phases
     assert len(re.findall('class="seed"', after)) == 2 * 6 * 2  # the default schedule and five variants, two seeds
     for name in ("as it was chosen", "carried by the rule"):
         assert after.count(f"<th>{name}</th>") == 2
