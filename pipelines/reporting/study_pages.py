@@ -200,7 +200,7 @@ def numbers(row: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _words(row: Mapping[str, Any]) -> tuple[str, str]:
     """Of a contrast without a claim, whether it was measured; of another, its status."""
-    if row["expect"] or row["status"] in ("planned", "screened"):
+    if row["expect"] or row["status"] in ("planned", "screened", "part"):
         return STATUS[row["status"]]
     return "measured", "open"
 
@@ -212,7 +212,7 @@ def _front(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def outcome(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """When the claim holds: for each status of the contrasts that claim something, which those are, and where."""
     found = []
-    for status in ("holds", "open", "contradicted", "screened", "planned"):
+    for status in ("holds", "open", "contradicted", "part", "screened", "planned"):
         own = [row for row in rows if row["expect"] and row["status"] == status]
         places = [
             f"{title} ({', '.join(row['condition'] for row in of_title)})"

@@ -28,6 +28,8 @@ Source = Literal["base", "taca", "taca_lora", "drawn", "none", "longer"]
 WITHOUT = ("none", "longer")
 """Arms without pre-training."""
 CACHE, START = "cache", "start"
+PRETRAINED = "pretrained"
+"""The condition of arms as they are before fine-tuning; no contrast has it."""
 
 
 class ChainStart(Section):
@@ -124,20 +126,27 @@ def _of_source(
 
 
 def summarise(plan: ChainPlan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:
-    """Return the status of the claim, the contrasts, and the R@1 of each arm by condition and phase, with intervals."""
+    """Return the status of the claim, the contrasts, and the R@1 of each arm by condition and phase, with intervals.
+
+    Under PRETRAINED are the arms before their fine-tuning.
+    """
     bootstrap = {"resamples": params.gadms_evaluate.resamples, "seed": params.seed}
 
+    def key(arm: str, at: str, seed: int) -> str:
+        if arm == START:
+            return START
+        return f"pretrain/{arm}/seed-{seed}" if at == PRETRAINED else f"arms/{arm}/{at}/seed-{seed}"
+
     def values(arm: str, at: str, seed: int) -> NDArray[np.float64] | None:
-        result = results.get(START if arm == START else f"arms/{arm}/{at}/seed-{seed}")
+        result = results.get(key(arm, at, seed))
         return None if result is None else person_hits(result)
 
     arms: dict[str, dict[str, Any]] = {}
-    for people, source in product(plan.people, plan.sources):
-        at = condition(people)
+    for at, source in product([PRETRAINED, *map(condition, plan.people)], plan.sources):
         for phase, seeds in plan.seeds.by_phase().items():
             own = {seed: found for seed in seeds if (found := values(source, at, seed)) is not None}
             if row := interval(own, bootstrap):
-                done = [results[f"arms/{source}/{at}/seed-{seed}"] for seed in own]
+                done = [results[key(source, at, seed)] for seed in own]
                 arms.setdefault(at, {}).setdefault(source, {})[phase] = {**row, **means(done, METRICS)}
     rows = summarise_contrasts(plan.contrasts, plan.seeds.by_phase(), values, bootstrap)
     first = values(START, "", 0)

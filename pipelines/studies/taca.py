@@ -205,13 +205,13 @@ class _Expansion:
 def summarise(plan: TacaPlan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:
     """Means, paired differences to the base, intervals over seeds and prompts, by guidance; what is not done yet is left out.
 
-    Arms are over the seeds that screen and the fresh ones, all others over those that screen.
+    Arms are over the seeds that all of them have, those that screen and fresh ones; all others over those that screen.
     """
-    arms = plan.arms.model_copy(update={"seeds": [*plan.arms.seeds, *(plan.confirm or ())]})
     summary: dict[str, Any] = {"default": to_json(params.taca), "arms": {}, "map": {}, "carried": {}, "variants": {}}
     for guidance in plan.guidance:
         compare = _Comparison(results, guidance, {"resamples": params.taca_evaluate.resamples, "seed": params.seed})
         name = f"guidance {guidance:g}"
+        arms = plan.arms.model_copy(update={"seeds": _seeds_of_arms(plan, results, guidance)})
         summary["arms"][name] = compare.rows(arms, {arm: f"arms/{arm}" for arm in TACA_ARMS})
         if plan.map:
             points = {point: map_line(*point) for point in _map_schedules(plan, params.taca)}
@@ -227,6 +227,13 @@ def summarise(plan: TacaPlan, params: Parameters, results: Mapping[str, Result])
             sized = replace(compare, reference="carried/base")
             summary["carried"][name] = sized.rows(plan.carried, {each: f"carried/{each}" for each in CARRIED})
     return {**summary, **_contrasts(plan, params, results)}
+
+
+def _seeds_of_arms(plan: TacaPlan, results: Mapping[str, Result], guidance: float) -> list[int]:
+    """Return the seeds, of both phases, that every arm has of which anything is measured."""
+    seeds = [*plan.arms.seeds, *(plan.confirm or ())]
+    done = {arm: {seed for seed in seeds if draw_key(f"arms/{arm}", guidance, seed) in results} for arm in TACA_ARMS}
+    return [seed for seed in seeds if all(seed in own for own in done.values() if own)]
 
 
 def _contrasts(plan: TacaPlan, params: Parameters, results: Mapping[str, Result]) -> dict[str, Any]:

@@ -110,6 +110,13 @@ def test_a_study_of_the_same_kind_that_has_only_arms_shows_them(tmp_path):
     assert "The threshold at another size" not in html
 
 
+def test_arms_are_compared_over_the_seeds_that_all_of_them_have():
+    results = made_up_results()["summary"]["arms"]["guidance 1"]
+    assert {tuple(row["seeds"]) for row in results.values()} == {(0, 1, 10, 11, 12, 13, 14)}
+    results = made_up_results(only="/taca/guidance-1/seed-1")["summary"]["arms"]["guidance 1"]
+    assert results == {}  # nothing to compare it with
+
+
 def test_an_unfinished_study_is_shown_as_far_as_it_is(tmp_path):
     results = made_up_results(only="guidance-1/seed-0")
     html = rendered(tmp_path, results)

@@ -109,6 +109,17 @@ def test_a_page_says_what_was_found_when_it_holds_and_what_it_cost(tmp_path):
     assert front.index("not confirmed") < front.index("It is so")
 
 
+def test_contrasts_that_are_being_confirmed_are_among_those_of_when_it_holds(tmp_path):
+    found = results()
+    found["summary"]["contrasts"] = [
+        contrast("wet", "part", 3.0, 2.5),
+        contrast("dry", "part", 0.5, 0.4, title="asked", expect=None),
+    ]
+    page, _ = pages(tmp_path, found)
+    assert re.search(r'pill open">being confirmed</span> one over other \(in the rain\)', page)
+    assert "measured" not in re.findall(r'class="pill [a-z]+">([^<]*)', page)
+
+
 def test_every_page_is_one_file_without_anything_from_elsewhere(tmp_path):
     page, _ = pages(tmp_path, results())
     assert not re.findall(r'(?:src|href)="(?!#|\.\./index\.html|[\w-]+\.html)[^"]*"|url\(|@import|https?://', page)

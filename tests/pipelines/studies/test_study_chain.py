@@ -83,6 +83,10 @@ def test_corpora_have_the_same_captions_and_other_pictures_and_every_arm_the_sam
     found = json.loads(run_study(opened, phases=["screen"]).read_text())
     assert found["phases"]["screen"]["done"] == found["phases"]["screen"]["of"]
     assert list(found["summary"]["arms"]["people-4"]) == sorted(plan["sources"])
+    before = found["summary"]["arms"]["pretrained"]  # what pre-training alone has reached
+    assert list(before) == sorted(plan["sources"][:4])
+    kept = opened.done()["pretrain/base/seed-0"]
+    assert before["base"]["screen"]["R@1"] == pytest.approx(kept["R@1"], rel=1e-5)
     pictures, captions = {}, {}
     for source in plan["sources"][:4]:
         folder = opened.store.files(opened.identities[f"corpus/{source}/seed-0"]) / "corpus"
