@@ -19,6 +19,8 @@ from pipelines.studies.cells import Cell
 from pipelines.workspace import Workspace, git_output
 
 ENGINE_VERSION = 1
+PACKAGE = "pipelines.studies"
+"""What is imported from here counts if it measures: modules named `<kind>_cells`. The rest changes no result."""
 
 
 def fingerprints(
@@ -28,7 +30,7 @@ def fingerprints(
     root = fingerprint.ROOT
     shared = {
         "engine": ENGINE_VERSION,
-        "sources": {source: file_digest(root / source) for source in sources_behind([code])},
+        "sources": {source: file_digest(root / source) for source in measuring_sources(code)},
         "lock": file_digest(root / LOCK),
         "threads": threads,
     }
@@ -48,6 +50,13 @@ def fingerprints(
     return found
 
 
+def measuring_sources(code: str, root: Path = closure.ROOT) -> list[str]:
+    """Return the paths of the source files behind a module of cells and those of other kinds that it uses: sorted, POSIX."""
+    used = [Path(file) for file in sources_behind([code], root, (PACKAGE,))]
+    modules = [f"{PACKAGE}.{file.stem}" for file in used if file.stem.endswith("_cells")]
+    return sources_behind([code, *modules], root)
+
+
 def input_digests(cells: Sequence[Cell], workspace: Workspace) -> dict[str, str]:
     """Return the SHA-256 over everything at or below each input path of `cells`."""
     paths = sorted({path for cell in cells for path in cell.inputs.values()})
@@ -55,11 +64,12 @@ def input_digests(cells: Sequence[Cell], workspace: Workspace) -> dict[str, str]
 
 
 def provenance(code: str, plan: Path) -> Mapping[str, Any]:
-    """Return the revision, and whether sources, lock or `plan` differ from it. None without git.
+    """Return the revision, and whether sources, lock, `plan` or what summarises them differ from it. None without git.
 
     Other files may differ, such as the results that the study itself writes.
     """
     revision = code_revision(closure.ROOT) or None
-    files = [*sources_behind([code]), LOCK, *([str(plan)] if plan.is_relative_to(closure.ROOT) else [])]
-    changed = git_output(closure.ROOT, "status", "--porcelain", "--", *files)
+    summarising = sources_behind([code.removesuffix("_cells")], counted=(PACKAGE,))
+    files = {*measuring_sources(code), *summarising, LOCK, *([str(plan)] if plan.is_relative_to(closure.ROOT) else [])}
+    changed = git_output(closure.ROOT, "status", "--porcelain", "--", *sorted(files))
     return {"revision": revision, "dirty": bool(changed) if revision else None}

@@ -247,6 +247,19 @@ def test_what_a_cell_reads_changes_its_identity_and_that_of_cells_that_need_it(t
     assert all(changed[key] != after[key] for key in after)
 
 
+@pytest.mark.parametrize(
+    ("kind", "through"),
+    [
+        ("chain", ["pipelines/stages/taca_train.py", "components/evaluation/retrieval.py"]),
+        ("gadms", ["components/gadms/objectives.py", "components/evaluation/retrieval.py"]),
+    ],
+)
+def test_what_cells_of_another_kind_do_for_a_cell_counts_too(kind, through):
+    behind = identity.measuring_sources(f"pipelines.studies.{kind}_cells")
+    assert {"pipelines/studies/retrieval_cells.py", "components/training/loop.py", *through} <= set(behind)
+    assert not {"pipelines/studies/engine.py", f"pipelines/studies/{kind}.py"} & set(behind)
+
+
 def test_a_source_behind_the_cells_changes_every_identity_and_another_file_does_not(tmp_path, monkeypatch):
     code = "pipelines.studies.taca_cells"
     behind = sources_behind([code])
