@@ -76,8 +76,8 @@ def bootstrap_crossed(values: ArrayLike, *, level: float = 0.95, resamples: int 
 
     Repetitions and items are resampled independently and crossed, so that the interval covers other seeds as well as other prompts
     (the pigeonhole bootstrap; Owen 2007, Annals of Applied Statistics 1(2)). It is too wide by the noise of single values, and too
-    narrow where a few repetitions differ by more than items do: five cover 84 % in place of 95 % where nothing else varies. With one
-    repetition it is the bootstrap over items. For paired arms pass their differences.
+    narrow where a few repetitions differ by more than items do: five cover 84 % in place of 95 % where nothing else varies. With
+    one repetition it is the bootstrap over items. For paired arms pass their differences.
 
     Raises `ParameterError` for no values, another shape, or settings out of range.
     """
