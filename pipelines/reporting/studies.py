@@ -35,6 +35,28 @@ KINDS = {
 """The words that the AUC of a score is over, by their name in the results."""
 
 
+def read_results(workspace: Workspace, name: str) -> dict[str, Any]:
+    """Return the results of a study, empty if it has none. Raises DataError for a file that cannot be read."""
+    file = workspace.path(f"{FOLDER}/{name}.json")
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no mapping")
+    except ValueError as error:
+        raise unusable(name, "read", error) from error
+    return found
+
+
+def unusable(name: str, tried: str, error: Exception) -> DataError:
+    """Return the error for results in another form than the engine writes, which cannot be `tried` (read, shown)."""
+    reason = f"{type(error).__name__}: {error}"
+    return DataError(
+        f"{FOLDER}/{name}.json: cannot be {tried} ({reason}); run `python -m pipelines study {name} --summary`"
+    )
+
+
 def study_views(workspace: Workspace) -> dict[str, dict[str, Any]]:
     """The view of each study that has results and a view of its kind, by its name; "kind" names the template.
 
@@ -43,16 +65,13 @@ def study_views(workspace: Workspace) -> dict[str, dict[str, Any]]:
     views = {}
     for file in sorted(workspace.path(FOLDER).glob("*.json")):
         name = file.stem
+        results = read_results(workspace, name)
         try:
-            results = json.loads(file.read_text(encoding="utf-8"))
             kind = results.get("plan", {}).get("kind") or name
             if kind in VIEWS:
                 views[name] = {"kind": kind, **VIEWS[kind](results)}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise DataError(
-                f"{FOLDER}/{name}.json: cannot be read ({reason}); run `python -m pipelines study {name}` again"
-            ) from error
+            raise unusable(name, "read", error) from error
     return views
 
 

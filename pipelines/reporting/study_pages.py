@@ -4,17 +4,16 @@ Question, claim, controls and contrasts are those of the results, or, for a stud
 not been measured is shown as planned, without numbers.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from components.errors import DataError, ParameterError
+from components.errors import ParameterError
 from components.files import write_atomically
 from pipelines.reporting.charts import Limits, axis, centred, contrast_chart, line_chart
 from pipelines.reporting.formats import environment
-from pipelines.reporting.studies import FOLDER, study_views
+from pipelines.reporting.studies import FOLDER, read_results, study_views, unusable
 from pipelines.schema.reading import read_yaml
 from pipelines.workspace import Workspace
 
@@ -68,7 +67,7 @@ def _files(workspace: Workspace, folder: str, ending: str) -> list[Path]:
 
 
 def _page(workspace: Workspace, name: str, detail: Mapping[str, Any] | None) -> dict[str, Any]:
-    results = _results(workspace, name)
+    results = read_results(workspace, name)
     plan = _plan(workspace, name)
     measured = results.get("plan", {})
     head = {
@@ -107,23 +106,7 @@ def _page(workspace: Workspace, name: str, detail: Mapping[str, Any] | None) -> 
             "detail": detail,
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(
-            f"{FOLDER}/{name}.json: cannot be shown ({reason}); run `python -m pipelines study {name} --summary`"
-        ) from error
-
-
-def _results(workspace: Workspace, name: str) -> dict[str, Any]:
-    file = workspace.path(f"{FOLDER}/{name}.json")
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"{FOLDER}/{name}.json: cannot be read ({error}); run `python -m pipelines study {name} --summary`"
-        ) from error
-    return found if isinstance(found, dict) else {}
+        raise unusable(name, "shown", error) from error
 
 
 def _plan(workspace: Workspace, name: str) -> dict[str, Any]:

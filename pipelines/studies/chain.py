@@ -112,7 +112,7 @@ def _of_source(
             settings |= {"schedule": to_json(params.taca) if source != "base" else None}
         drawn = f"corpus/{source}/seed-{seed}"
         yield Cell(drawn, "corpus", settings, ("pictures", "taca_generate"), inputs, adapter, phase)
-        needs = (f"pretrain/{source}/seed-{seed}",)
+        needs = (arm_key(source, PRETRAINED, seed),)
         trained = {"seed": seed, **plan.pretraining.model_dump()}
         yield Cell(needs[0], "pretrain", trained, READS, encoder, (drawn,), phase)
     for people in plan.people:
@@ -121,7 +121,7 @@ def _of_source(
         settings = {"seed": seed, "noise": 0.0, "skip": 0, "people": people, **plan.finetuning.model_dump()}
         if source == "longer":
             settings["steps"] += plan.pretraining.steps
-        key = f"arms/{source}/{condition(people)}/seed-{seed}"
+        key = arm_key(source, condition(people), seed)
         yield Cell(key, "finetune", settings, READS, PEOPLE if needs else encoder, needs, phase)
 
 
@@ -132,13 +132,8 @@ def summarise(plan: ChainPlan, params: Parameters, results: Mapping[str, Result]
     """
     bootstrap = {"resamples": params.gadms_evaluate.resamples, "seed": params.seed}
 
-    def key(arm: str, at: str, seed: int) -> str:
-        if arm == START:
-            return START
-        return f"pretrain/{arm}/seed-{seed}" if at == PRETRAINED else f"arms/{arm}/{at}/seed-{seed}"
-
     def values(arm: str, at: str, seed: int) -> NDArray[np.float64] | None:
-        result = results.get(key(arm, at, seed))
+        result = results.get(START if arm == START else arm_key(arm, at, seed))
         return None if result is None else person_hits(result)
 
     arms: dict[str, dict[str, Any]] = {}
@@ -146,7 +141,7 @@ def summarise(plan: ChainPlan, params: Parameters, results: Mapping[str, Result]
         for phase, seeds in plan.seeds.by_phase().items():
             own = {seed: found for seed in seeds if (found := values(source, at, seed)) is not None}
             if row := interval(own, bootstrap):
-                done = [results[key(source, at, seed)] for seed in own]
+                done = [results[arm_key(source, at, seed)] for seed in own]
                 arms.setdefault(at, {}).setdefault(source, {})[phase] = {**row, **means(done, METRICS)}
     rows = summarise_contrasts(plan.contrasts, plan.seeds.by_phase(), values, bootstrap)
     first = values(START, "", 0)
@@ -162,6 +157,11 @@ def summarise(plan: ChainPlan, params: Parameters, results: Mapping[str, Result]
 def condition(people: int) -> str:
     """Return the condition of so many people for fine-tuning, as in keys."""
     return f"people-{people}"
+
+
+def arm_key(source: str, at: str, seed: int) -> str:
+    """Return the key of the cell that measures an arm under a condition; under PRETRAINED the one that pre-trains it."""
+    return f"pretrain/{source}/seed-{seed}" if at == PRETRAINED else f"arms/{source}/{at}/seed-{seed}"
 
 
 def require(plan: ChainPlan, params: Parameters, root: Path) -> None:
