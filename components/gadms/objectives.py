@@ -26,6 +26,16 @@ def gather_features(features: Tensor) -> Tensor:
     return torch.cat(all_gather(features.contiguous()))
 
 
+def cosine_similarities(rows: Tensor, columns: Tensor) -> Tensor:
+    """Cosines (M, N) of features (M, D) and (N, D), in float32.
+
+    Also under autocast, whose products are bfloat16: a temperature of 0.02 multiplies their error by 50, and near the end of
+    training the differences that a matching loss learns from are smaller than that.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        return F.normalize(rows.float(), dim=-1) @ F.normalize(columns.float(), dim=-1).T
+
+
 def similarity_distribution_matching(image: Tensor, text: Tensor, identities: Tensor, tau: float = 0.02) -> Tensor:
     """SDM (IRRA equation 4-6; GA-DMS equation 7): KL(softmax of similarity || true matching), both directions, summed.
 
@@ -35,7 +45,7 @@ def similarity_distribution_matching(image: Tensor, text: Tensor, identities: Te
     matches = (identities[:, None] == identities[None, :]).float()
     # The 1e-8 is part of the loss: it sets its scale.
     target = torch.log(matches / matches.sum(dim=1, keepdim=True) + 1e-8)
-    logits = (F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T) / tau
+    logits = cosine_similarities(image, text) / tau
     return _reverse_kl(logits, target) + _reverse_kl(logits.T, target)
 
 
@@ -51,7 +61,7 @@ def contrastive(
 
     With `identities` (B,) every row of the same identity is a positive of equal weight; without, only the row itself.
     """
-    logits = (F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T) / temperature
+    logits = cosine_similarities(image, text) / temperature
     if identities is None:
         target = torch.eye(len(image), device=image.device)
     else:
@@ -70,7 +80,7 @@ def triplet_alignment(
     s the cosine of image and text (B, D), and a the softmax of s / tau over the positives, without gradient. Rows of one identity
     share `identities` (B,). A row without a negative in the batch adds nothing.
     """
-    similarity = F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+    similarity = cosine_similarities(image, text)
     matches = identities[:, None] == identities[None, :]
     return _hinge(similarity, matches, tau, margin) + _hinge(similarity.T, matches.T, tau, margin)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from components.gadms.decoder import CrossModalDecoder, padding_mask
 from components.gadms.masking import dual_mask
 from components.gadms.model import DualEncoder
-from components.gadms.objectives import contrastive, gather_features, masked_token_prediction
+from components.gadms.objectives import contrastive, cosine_similarities, gather_features, masked_token_prediction
 from components.gadms.tasks import RetrievalBatch
 from components.persons.drawn.fresh import FreshPeople, stacked
 from components.training.numbered import OncePerSample, part_of
@@ -67,9 +67,7 @@ class EncoderPretraining(TrainingTask):
         logits = self.decoder(tokens, image_tokens, padding_mask(ids, length), chosen)
         prediction = masked_token_prediction(logits, copies.labels[:, :length][chosen])
         with torch.no_grad():
-            similarity = (
-                torch.nn.functional.normalize(texts, dim=-1) @ torch.nn.functional.normalize(pictures, dim=-1).T
-            )
+            similarity = cosine_similarities(texts, pictures)
             matched = (similarity.argmax(1) == torch.arange(len(similarity), device=similarity.device)).float().mean()
         loss = matching + self.mtp_weight * prediction
         return {"loss": loss, "contrastive": matching, "mtp": prediction, "matched": matched}

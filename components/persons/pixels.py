@@ -4,7 +4,7 @@
 """
 
 import io
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,8 +109,16 @@ def _in_8_bits(colour: Any, depth: int) -> Any:
     return colour >> 8 if depth == 16 else colour * 255 // (2**depth - 1)
 
 
-def resized(picture: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
-    """Pixels (height, width, 3) of an RGB picture, squashed to that size (bilinear, antialiased)."""
+Fit = Literal["squash", "crop"]
+
+
+def resized(picture: Image.Image, height: int, width: int, fit: Fit = "squash") -> NDArray[np.uint8]:
+    """Pixels (height, width, 3) of an RGB picture, brought to that size (bilinear, antialiased).
+
+    fit: "squash" keeps all of it, and "crop" its shape: what stands out at two sides is cut off. Equal where the shape is the same.
+    """
+    if fit == "crop":
+        return np.array(ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR))
     return np.array(picture.resize((width, height), Image.Resampling.BILINEAR))  # of its own size: a copy
 
 

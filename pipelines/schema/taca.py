@@ -56,10 +56,11 @@ class BaseModelSection(Section):
 
 
 class TacaCache(Section):
-    """The training captions and pictures of the LoRA, encoded once."""
+    """The training captions and pictures of the LoRA, encoded once. fit: how pictures are brought to the size of `pictures`."""
 
     captions: Positive
     batch: Positive
+    fit: Literal["squash", "crop"]
     base_dtype: Literal["fp32", "bf16"]
 
 

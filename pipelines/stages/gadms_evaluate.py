@@ -31,7 +31,8 @@ SCORES = {
     "leave-one-out": ScoringConfig("leave-one-out"),
 }
 """The token scores that the report shows; the first is the paper's and the metrics `noise_auc` and `noise_auc_facts`; the
-second keeps the sign that the paper's ReLU drops."""
+second keeps the sign that the paper's ReLU drops. A set whose wrong words are not known has none of these metrics, and one without
+attributes no `attribute_ceiling`: a number there would be that of chance, and look like a measurement."""
 NOISE_LEVELS = (0.0, 0.2, 0.4)
 """Rates of wrong facts in the new captions by which the test pictures are searched."""
 
@@ -70,6 +71,14 @@ def run(
     words, aucs, fact_aucs = scored_words(encoder, noisy, people)
     pq.write_table(pa.table(words), outputs["scores"], compression="none")
     shown = [json.loads(row["attributes"]) for row in queries]
+    known: dict[str, Any] = {}
+    if all(shown):
+        held = [json.loads(row["attributes"]) for row in gallery.values()]
+        known["attribute_ceiling"] = attribute_match_ceiling(shown, held, query_ids, gallery_ids)
+    if aucs:
+        known |= {"noise_auc": aucs["gradient"], "score_auc": aucs}
+    if fact_aucs:
+        known |= {"noise_auc_facts": fact_aucs["gradient"], "score_auc_facts": fact_aucs}
     noise = {}
     if people.sources("test") == ["drawn"] and all(shown):
         corpus = [json.loads(text) for text in people.rows(split="train", form="long").column("attributes")]
@@ -89,13 +98,7 @@ def run(
         "R@1_interval": interval.as_dict(),
         "untrained": retrieval_metrics(*embed(untrained), query_ids, gallery_ids),
         "chance": chance(query_ids, gallery_ids),
-        "attribute_ceiling": attribute_match_ceiling(
-            shown, [json.loads(row["attributes"]) for row in gallery.values()], query_ids, gallery_ids
-        ),
-        "noise_auc": aucs["gradient"],
-        "noise_auc_facts": fact_aucs["gradient"],
-        "score_auc": aucs,
-        "score_auc_facts": fact_aucs,
+        **known,
         "query_noise": noise,
         "captions_cut": count_cut(encoder.tokenizer, captions, "test captions"),
         "gallery": len(gallery),
@@ -110,17 +113,20 @@ def scored_words(
 ) -> tuple[dict[str, list[Any]], dict[str, float], dict[str, float]]:
     """Return every word of the captions with a column for each of SCORES, and each one's AUC over all words and over facts.
 
-    Which words state a fact is known of drawn people; of others the second AUC is 0.5.
+    No AUCs without captions. Which words state a fact is known of drawn people alone; of others there are none over facts.
     """
     drawn = all(json.loads(row["attributes"]) for row in rows)
     columns: dict[str, list[Any]] = {}
     aucs: dict[str, float] = {}
     fact_aucs: dict[str, float] = {}
     for name, config in SCORES.items():
-        words, aucs[name] = word_scores(encoder, rows, people, config)
-        scores, facts = words.pop("score"), [drawn and states_fact(word) for word in words["word"]]
-        fact_aucs[name] = word_auc(scores, words["wrong"], facts)
+        words, auc = word_scores(encoder, rows, people, config)
+        scores = words.pop("score")
         columns = {**words, **columns, name: scores}
+        if rows:
+            aucs[name] = auc
+        if rows and drawn:
+            fact_aucs[name] = word_auc(scores, words["wrong"], [states_fact(word) for word in words["word"]])
     return columns, aucs, fact_aucs
 
 

@@ -13,7 +13,8 @@ from components.training.randomness import stream_seed
 from pipelines import params
 from pipelines.engine.warm import warm_workers
 from pipelines.identity.closure import ROOT, stage_sources
-from pipelines.identity.fingerprint import LOCK, digest
+from pipelines.identity.fingerprint import LOCK, digest, tree_digests
+from pipelines.identity.known_digests import KnownDigests
 from pipelines.provenance.sweep_claims import SWEEPS
 from pipelines.records.code_state import code_revision
 from pipelines.schema.reading import to_yaml
@@ -28,7 +29,7 @@ from pipelines.sweeps.results import best_trial, summary
 from pipelines.sweeps.spaces import read_space
 from pipelines.sweeps.sweep_runs import SweepRuns, earlier_trials
 from pipelines.sweeps.trial import link_inputs
-from pipelines.sweeps.validation import base_document, validate, validated
+from pipelines.sweeps.validation import base_document, validate, validated, values_outside
 from pipelines.terminal.console import TableConsole
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.addresses import tracking_uri
@@ -60,8 +61,8 @@ def sweep(options: SweepOptions, workspace: Workspace) -> None:
 def open_sweep(options: SweepOptions, workspace: Workspace) -> Sweep:
     """Read and check everything; starts and writes nothing.
 
-    The identity covers what a trial's result depends on: the space, the parameters and code of its stages, the seeds, and the size
-    of a population. The number of trials, how many run at once, and the budgets may change from call to call.
+    The identity covers what a trial's result depends on: the space, the parameters and code of its stages, what is in data/raw, the
+    seeds, and the size of a population. The number of trials, how many run at once, and the budgets may change from call to call.
     """
     space = read_space(options.space, options.folder)
     if options.no_scheduler:
@@ -81,6 +82,7 @@ def open_sweep(options: SweepOptions, workspace: Workspace) -> Sweep:
             "seed": document["seed"],
             "threads": document["compute"]["threads"],
             "sources": {source: file_digest(ROOT / source) for source in sources},
+            "given": {path: tree_digests(workspace.path(path), KnownDigests(workspace.home)) for path in plan.given},
             "lock": file_digest(ROOT / LOCK),
             "seeds": options.seeds,
             "earlier": options.warm_start,
@@ -112,6 +114,8 @@ def _run(opened: Sweep, runs: SweepRuns, driver: Driver, progress: SweepProgress
     status = FAILED
     keep_other_results(opened, progress)
     progress.print(f"sweep {opened.identity}: {len(driver.trials)} trials known, {driver.limits.samples} asked")
+    for line in values_outside(opened.space, opened.document):
+        progress.print(line)
     try:
         with progress:
             if driver.has_work():

@@ -53,6 +53,18 @@ def validate(space: Space, name: str, document: Mapping[str, Any]) -> None:
             _check_scheduler(space, document)
 
 
+def values_outside(space: Space, document: Mapping[str, Any]) -> list[str]:
+    """Return a line for each searched number whose value in params.yaml the space leaves out, as a recipe's own rate may be."""
+    lines = []
+    for path, distribution in space.parameters.items():
+        value, bounds = value_at(document, path), distribution.bounds
+        if bounds and isinstance(value, (int, float)) and not bounds[0] <= value <= bounds[1]:
+            lines.append(
+                f"{path}: {value:g} of params.yaml is not among what is searched, {bounds[0]:g} to {bounds[1]:g}"
+            )
+    return lines
+
+
 def _check_parameter(
     path: str, distribution: Distribution, space: Space, sections: set[str], document: Mapping[str, Any]
 ) -> None:

@@ -113,6 +113,22 @@ def test_alignment_loss_is_zero_without_negatives_and_its_gradient_finite():
     assert features.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("loss", [similarity_distribution_matching, triplet_alignment, contrastive])
+def test_matching_losses_and_their_gradients_are_the_same_under_autocast(loss):
+    image, text = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0))
+    found = []
+    for enabled in (False, True):
+        features = image.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            value = loss(features, text, torch.arange(16) // 2)
+        value.backward()
+        found.append((value.detach(), features.grad))
+    assert found[0][0] > 0
+    for plain, under_autocast in zip(*found, strict=True):
+        assert under_autocast.dtype == torch.float32
+        assert torch.equal(plain, under_autocast)
+
+
 def test_contrastive_loss_is_open_clips_when_every_row_is_its_own_identity():
     from open_clip.loss import ClipLoss
 

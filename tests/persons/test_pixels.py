@@ -14,7 +14,7 @@ from components.errors import DataError
 from components.evaluation.compbench.pictures import PromptPicture, open_picture
 from components.persons.curation.candidates import InputPicture, Judge
 from components.persons.curation.limits import Rules
-from components.persons.pixels import decode_rgb
+from components.persons.pixels import decode_rgb, resized
 from components.persons.published.readers import Listing
 from components.persons.published.validation import validate_records
 from components.persons.records import Record
@@ -322,3 +322,15 @@ def test_pictures_are_opened_nowhere_else():
     ]
     headers_only = "pipelines/serving/uploads.py"  # size and format of what clients send, before anything is decoded
     assert opened == ["components/persons/pixels.py", headers_only]
+
+
+def test_a_crop_keeps_the_shape_of_what_it_shows_and_squashing_all_of_it():
+    across, down = np.meshgrid(np.arange(96), np.arange(64))
+    circle = ((across - 48) ** 2 + (down - 32) ** 2 < 24**2).astype(np.uint8) * 255
+    picture = Image.fromarray(circle).convert("RGB")
+    for fit, width in (("crop", 24), ("squash", 16)):
+        seen = resized(picture, 32, 32, fit)[..., 0] > 127
+        assert seen.any(0).sum() == width
+        assert seen.any(1).sum() == 24
+    same = picture.crop((0, 0, 96, 48))
+    assert np.array_equal(resized(same, 24, 48, "crop"), resized(same, 24, 48))

@@ -33,10 +33,9 @@ def max_patch(encoder: DualEncoder, ids: Tensor, image_tokens: Tensor) -> Tensor
     NAM (arXiv 2405.04940) reads both towers two layers before the last. Here it is the last layer, which the training step has
     computed already.
     """
-    with torch.autocast(ids.device.type, enabled=False):
-        _, tokens = encoder.encode_text(ids)
-        patches = F.normalize(image_tokens[:, 1:].detach().to(tokens.dtype), dim=-1)
-        cosine = F.normalize(tokens, dim=-1) @ patches.mT  # (B, L, P)
+    _, tokens = encoder.encode_text(ids)
+    patches = F.normalize(image_tokens[:, 1:].detach().to(tokens.dtype), dim=-1)
+    cosine = F.normalize(tokens, dim=-1) @ patches.mT  # (B, L, P)
     return F.pad(cosine.amax(-1), (0, ids.shape[1] - tokens.shape[1]))
 
 

@@ -70,12 +70,11 @@ def end_token_maps(
         raise ParameterError(f"scoring layers {layers}: the text tower has {len(blocks)}")
     end = ids.argmax(dim=-1)  # (B,)
     length = ids.shape[1] if padding else int(end.max()) + 1
-    with torch.autocast(ids.device.type, enabled=False):
-        with torch.no_grad():
-            start, queries, keys, values = project_tokens(encoder, ids[:, :length], end, layers, heads)
-        gradients, attentions = end_token_gradients(
-            encoder, start, keys, values, end, image.detach().to(start.dtype), heads
-        )
+    with torch.no_grad():
+        start, queries, keys, values = project_tokens(encoder, ids[:, :length], end, layers, heads)
+    gradients, attentions = end_token_gradients(
+        encoder, start, keys, values, end, image.detach().to(start.dtype), heads
+    )
     positions = torch.arange(length, device=ids.device)
     valid = (positions > 0) & (positions < end[:, None])
     return EndTokenMaps(list(gradients), attentions, queries, keys, values, end, valid)

@@ -28,14 +28,13 @@ def leave_one_out(
     mask_id = encoder.tokenizer.mask_id
     rows, places = maskable(ids, mask_id).nonzero(as_tuple=True)
     drops = torch.zeros(ids.shape, device=ids.device, dtype=encoder.clip.positional_embedding.dtype)
-    with torch.autocast(ids.device.type, enabled=False):
-        image = F.normalize(image.detach().to(drops.dtype), dim=-1)
-        own = torch.arange(len(ids), device=ids.device)
-        whole = _match(encoder.encode_text(ids)[0], image, own, temperature)
-        for start in range(0, len(rows), rows_at_once):
-            row, place = rows[start : start + rows_at_once], places[start : start + rows_at_once]
-            masked = ids[row].scatter(1, place[:, None], mask_id)
-            drops[row, place] = whole[row] - _match(encoder.encode_text(masked)[0], image, row, temperature)
+    image = F.normalize(image.detach().to(drops.dtype), dim=-1)
+    own = torch.arange(len(ids), device=ids.device)
+    whole = _match(encoder.encode_text(ids)[0], image, own, temperature)
+    for start in range(0, len(rows), rows_at_once):
+        row, place = rows[start : start + rows_at_once], places[start : start + rows_at_once]
+        masked = ids[row].scatter(1, place[:, None], mask_id)
+        drops[row, place] = whole[row] - _match(encoder.encode_text(masked)[0], image, row, temperature)
     return drops
 
 
@@ -50,17 +49,16 @@ def path(
     allowed = maskable(ids, encoder.tokenizer.mask_id)
     length = int(ids.argmax(-1).max()) + 1
     own = torch.arange(len(ids), device=ids.device)
-    with torch.autocast(ids.device.type, enabled=False):
-        with torch.no_grad():
-            embedded = encoder.embed_tokens(ids[:, :length])
-            baseline = encoder.embed_tokens(torch.where(allowed, encoder.tokenizer.mask_id, ids)[:, :length])
-            direction = embedded - baseline
-            image = F.normalize(image.detach().to(embedded.dtype), dim=-1)
-        total = torch.zeros_like(embedded[..., 0])
-        for point in range(points):
-            moved = (embedded - (point + 0.5) / points * direction).requires_grad_()
-            match = _match(_pooled(encoder, moved, ids.argmax(-1)), image, own, temperature)
-            total += (torch.autograd.grad(match.sum(), moved)[0] * direction).sum(-1)
+    with torch.no_grad():
+        embedded = encoder.embed_tokens(ids[:, :length])
+        baseline = encoder.embed_tokens(torch.where(allowed, encoder.tokenizer.mask_id, ids)[:, :length])
+        direction = embedded - baseline
+        image = F.normalize(image.detach().to(embedded.dtype), dim=-1)
+    total = torch.zeros_like(embedded[..., 0])
+    for point in range(points):
+        moved = (embedded - (point + 0.5) / points * direction).requires_grad_()
+        match = _match(_pooled(encoder, moved, ids.argmax(-1)), image, own, temperature)
+        total += (torch.autograd.grad(match.sum(), moved)[0] * direction).sum(-1)
     return F.pad(total / points, (0, ids.shape[1] - length)).masked_fill(~allowed, 0)
 
 

@@ -8,6 +8,7 @@ name in `ScoreName`).
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -95,8 +96,12 @@ def normalisation_of(config: ScoringConfig) -> Normalisation:
 
 
 def raw_scores(inputs: ScoreInputs) -> Tensor:
-    """Compute a score before normalisation, (B, T): signed where the score is; meaningless outside the caption's tokens."""
-    raw = SCORES[inputs.config.name].raw(inputs)
+    """Compute a score before normalisation, (B, T): signed where the score is; meaningless outside the caption's tokens.
+
+    In the precision of the weights, also under autocast, whose products would move a score by up to a hundredth.
+    """
+    with torch.autocast(inputs.ids.device.type, enabled=False):
+        raw = SCORES[inputs.config.name].raw(inputs)
     return F.pad(raw, (0, inputs.ids.shape[1] - raw.shape[1]))
 
 

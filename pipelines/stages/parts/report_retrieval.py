@@ -29,7 +29,8 @@ def retrieval_section(
         if arm in differences:
             own["R@1_difference"] = differences[arm].as_dict()
         arms[arm] = own
-    return {"arms": arms, **{key: metrics["gadms_evaluate@gadms"][key] for key in shared}}
+    first = metrics["gadms_evaluate@gadms"]
+    return {"arms": arms, **{key: first[key] for key in shared if key in first}}
 
 
 def breakdown_section(tables: Mapping[str, Any], real: PersonDataset, seed: int) -> dict[str, Any]:

@@ -405,6 +405,22 @@ def test_the_page_holds_everything_and_copes_without_mlflow(finished, monkeypatc
     assert "walks &amp; talks" in html
 
 
+def test_a_page_of_a_set_without_attributes_or_known_wrong_words_lacks_their_numbers(finished, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    root = tmp_path / "workspace"
+    shutil.copytree(finished, root)
+    report = json.loads((root / "reports/report.json").read_text())
+    del report["retrieval"]["attribute_ceiling"]
+    for arm in report["retrieval"]["arms"].values():
+        for name in ("noise_auc", "noise_auc_facts", "score_auc", "score_auc_facts"):
+            del arm[name]
+    (root / "reports/report.json").write_text(json.dumps({**report, "heatmaps": [], "breakdown": {}}))
+    text = page.render(Workspace(root, tmp_path / "runs")).read_text()
+    assert "exact attribute match" not in text
+    assert "no better than chance" not in text
+    assert "No caption of this data set has wrong words that are known." in text
+
+
 def test_a_page_without_a_report_says_what_to_run(tmp_path):
     with pytest.raises(DataError, match="dvc repro report"):
         page.render(Workspace(tmp_path, tmp_path))

@@ -13,8 +13,9 @@ from components.gadms.model import DualEncoder
 from components.gadms.tokenizer import CaptionTokenizer
 from components.persons.drawn.lexicon import SYNONYMS
 from components.persons.drawn.recaptioning import recaptioned
-from components.persons.shards import PersonDataset
+from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset
 from pipelines.engine.context import StageContext
+from pipelines.identity.closure import ROOT
 from pipelines.params import Parameters, load
 from pipelines.scratch.folder import Scratch
 from pipelines.stages import gadms_evaluate
@@ -41,11 +42,15 @@ def evaluated(drawn_people: Any, tmp_path_factory: pytest.TempPathFactory) -> tu
     people = PersonDataset(drawn_people.root / "data/people")
     tokenizer = CaptionTokenizer.from_corpus(people.rows(form="long").column("caption"))
     DualEncoder.create(CONFIG, tokenizer=tokenizer, seed=1).save(root / "model")
-    params = Parameters.partial(load(drawn_people.root / "params.yaml").only(("seed", "pictures", "gadms_evaluate")))
+    return root, evaluate(root / "people", root / "model", root)
+
+
+def evaluate(people: Path, model: Path, root: Path) -> dict[str, Any]:
+    """Run the stage with params.yaml; its outputs are in `root`."""
+    params = Parameters.partial(load(ROOT / "params.yaml").only(("seed", "pictures", "gadms_evaluate")))
     context = StageContext(Scratch(root / "scratch"), seed=0, arm="gadms", device=torch.device("cpu"))
-    inputs = {"people": root / "people", "model": root / "model"}
     outputs = {"ranks": root / "ranks.parquet", "scores": root / "scores.parquet"}
-    return root, gadms_evaluate.run(params, inputs, outputs, context)
+    return gadms_evaluate.run(params, {"people": people, "model": model}, outputs, context)
 
 
 def test_what_is_found_first_is_right_exactly_where_the_first_rank_says_so(evaluated, drawn_people):
@@ -83,8 +88,21 @@ def test_true_sentences_of_the_same_pictures_stand_beside_false_ones(evaluated):
 def test_without_wrong_words_there_is_nothing_to_score(evaluated):
     root, metrics = evaluated
     assert pq.read_table(root / "scores.parquet").num_rows == 0
-    assert set(metrics["score_auc"].values()) == set(metrics["score_auc_facts"].values()) == {0.5}  # what says nothing
-    assert metrics["noise_auc_facts"] == 0.5
+    assert not {"noise_auc", "noise_auc_facts", "score_auc", "score_auc_facts"} & set(metrics)
+
+
+def test_a_set_without_attributes_has_no_ceiling_by_attributes(evaluated, drawn_people, tmp_path):
+    root, metrics = evaluated
+    drawn = PersonDataset(drawn_people.root / "data/people")
+    with DatasetWriter(tmp_path / "people") as writer:
+        for row in list(drawn.rows(split="test", form="long"))[:6]:
+            caption = CaptionRow(row["caption"])
+            picture = drawn.image_bytes(row["image_id"])
+            writer.add(picture, [caption], identity=row["identity"], split="test", source="cuhk-pedes")
+    real = evaluate(tmp_path / "people", root / "model", tmp_path)
+    assert 0 < metrics["attribute_ceiling"]["R@1"] <= 100
+    assert "attribute_ceiling" not in real
+    assert real["dataset"] == "cuhk-pedes"
 
 
 def test_every_score_has_a_column_beside_the_words_it_scores(evaluated, drawn_people):
@@ -102,7 +120,7 @@ def test_every_score_has_a_column_beside_the_words_it_scores(evaluated, drawn_pe
     assert fact_aucs["path"] == pytest.approx(sum(pairs) / len(pairs))
     assert fact_aucs["path"] != aucs["path"]
     plain = [{**row, "attributes": "{}"} for row in rows]  # nobody knows what states a fact
-    assert set(gadms_evaluate.scored_words(DualEncoder.load(root / "model"), plain, noisy)[2].values()) == {0.5}
+    assert gadms_evaluate.scored_words(DualEncoder.load(root / "model"), plain, noisy)[1:] == (aucs, {})
     assert columns["word"] == [word for row in rows for word in row["caption"].split()]
     assert sum(columns["wrong"]) == sum(len(row["wrong_words"]) for row in rows)
     assert all(columns[name] != columns["gradient"] for name in list(gadms_evaluate.SCORES)[1:])

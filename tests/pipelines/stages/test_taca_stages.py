@@ -71,7 +71,7 @@ def run(root, address, offload="none", **changed):
     for path in outputs.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Scratch(root / "scratch" / address)
-    scratch.figures.mkdir(parents=True)
+    scratch.figures.mkdir(parents=True, exist_ok=True)
     context = StageContext(scratch, seed=0, arm=stage.arm, device=torch.device("cpu"), offload=offload)
     return STAGES[stage.stage.name].run(params, inputs, outputs, context)
 
@@ -87,7 +87,7 @@ def drawn(root, arm):
 def test_a_published_model_goes_from_its_reference_to_pictures_of_every_arm(model, workspace):
     assert run(workspace, "base_model")["files"] > 10
     assert json.loads((workspace / "models/base.json").read_text())["revision"] == REVISION
-    assert run(workspace, "taca_cache") == {"captions": 4}
+    assert run(workspace, "taca_cache") == {"captions": 4, "reshaped": 0, "enlarged": 0}
     for arm in ("lora", "taca"):
         assert run(workspace, f"taca_train@{arm}")["trainable_parameters"] > 0
     assert read_lora_settings(workspace / "models/adapters/taca")["gamma"] == 3.0
@@ -98,6 +98,27 @@ def test_a_published_model_goes_from_its_reference_to_pictures_of_every_arm(mode
     for scale in ("guidance 1", "guidance 2"):
         pictures = [drawn(workspace, arm)[scale] for arm in metrics]
         assert all(not torch.equal(a, b) for i, a in enumerate(pictures) for b in pictures[i + 1 :])
+
+
+def test_pictures_of_another_shape_are_squashed_or_cropped_as_set_and_counted(workspace, capsys):
+    people = workspace / "data/people"
+    shutil.rmtree(people)
+    wide = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    wide[:, :, 8:24] = 255  # the crop is white
+    with DatasetWriter(people) as writer:
+        for picture in (wide, wide[:, ::2, 8:16]):
+            content = bytes(encode_png(picture.contiguous()).numpy())
+            writer.add(content, [CaptionRow("red hat", "short")], identity=0, split="train", source="made up")
+    run(workspace, "base_model")
+    latents = {}
+    for fit in ("squash", "crop"):
+        found = run(workspace, "taca_cache", taca_cache={"fit": fit})
+        assert found == {"captions": 2, "reshaped": 1, "enlarged": 1}
+        latents[fit] = LatentCache.open(workspace / "data/taca_cache").batch([0, 1])["latents"]
+        shutil.rmtree(workspace / "data/taca_cache")
+    assert "1 of 2 pictures are of another shape and are cropped to 32 x 16" in capsys.readouterr().out
+    assert torch.equal(latents["crop"][0], latents["crop"][1])
+    assert not torch.equal(latents["squash"][0], latents["squash"][1])
 
 
 def test_weights_can_be_bfloat16_in_every_stage(workspace):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from functools import cache
 from types import SimpleNamespace
 
@@ -18,11 +19,12 @@ from pipelines.identity.closure import ROOT
 from pipelines.sweeps import tuning
 from pipelines.sweeps.driver import Driver, Limits, Sweep
 from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Journal, Trial
+from pipelines.sweeps.options import SweepOptions
 from pipelines.sweeps.plan import make_plan
 from pipelines.sweeps.progress import SweepProgress
 from pipelines.sweeps.results import best_trial, mean_with_interval, pareto_front, summary
 from pipelines.sweeps.spaces import Resources, Space
-from pipelines.sweeps.sweep import keep_other_results
+from pipelines.sweeps.sweep import keep_other_results, open_sweep
 from pipelines.sweeps.trial import _last_traceback
 from pipelines.workspace import Workspace
 
@@ -382,6 +384,19 @@ def test_on_a_terminal_a_table_shows_what_runs_and_how_far_it_is(tmp_path):
     assert "0/2" in shown
     assert "step 4: 0.75" in shown
     assert "1:05" in shown
+
+
+def test_another_data_set_at_the_same_path_is_another_sweep(tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    captions = tmp_path / "data/raw/reid_raw.json"
+    captions.parent.mkdir(parents=True)
+    options = SweepOptions("gadms", 2, 1, 1, None, None, False, None, False, ROOT / "pipelines/sweeps")
+    names = []
+    for content in ("one", "two", "one"):
+        captions.write_text(content)
+        names.append(open_sweep(options, Workspace(tmp_path, tmp_path / "home")).identity)
+    assert names[0] == names[2]
+    assert names[0] != names[1]
 
 
 def test_the_results_of_another_sweep_of_this_name_are_kept_and_said(tmp_path):

@@ -12,7 +12,7 @@ from pipelines.sweeps.constraints import constraint_holds
 from pipelines.sweeps.documents import with_values
 from pipelines.sweeps.plan import make_plan
 from pipelines.sweeps.spaces import Space, configuration_key, read_space
-from pipelines.sweeps.validation import base_document, validate
+from pipelines.sweeps.validation import base_document, validate, values_outside
 
 RATE, DECAY = "probe.training.learning_rate", "probe.training.weight_decay"
 FORM, THRESHOLD = "taca.form", "taca.threshold"
@@ -52,6 +52,16 @@ def test_sweeps_are_stages_of_dvc_too():
     assert "outs" not in stages["do"]  # `dvc checkout` would miss those of sweeps that never ran
     for name in stages["foreach"]:
         assert (ROOT / "pipelines/sweeps" / f"{name}.yaml").is_file()
+
+
+def test_a_recipe_whose_own_rate_is_not_searched_is_told_of(own):
+    rate = own.probe.training.learning_rate
+    _, document = checked(own)
+    space = Space.model_validate(space_of(parameters={RATE: {"loguniform": [rate * 2, rate * 4]}}))
+    (line,) = values_outside(space, document)
+    assert line.startswith(f"{RATE}: {rate:g} of params.yaml is not among")
+    for bounds in ([rate, rate * 2], [rate / 2, rate]):
+        assert not values_outside(Space.model_validate(space_of(parameters={RATE: {"loguniform": bounds}})), document)
 
 
 REFUSED = {
