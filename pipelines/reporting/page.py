@@ -138,7 +138,8 @@ def curve_panels(curves: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[dict
                 continue
             seen.append(list(series.values()))
             drawn.append({"title": column, "svg": charts.line_chart(series, f"{stage}: {column}")})
-        panels.append({"stage": stage, "arms": [arm for arm in arms if arm != "all"], "charts": drawn})
+        if drawn:  # a stage that copies published weights trains nothing
+            panels.append({"stage": stage, "arms": [arm for arm in arms if arm != "all"], "charts": drawn})
     return panels
 
 

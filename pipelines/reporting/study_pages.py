@@ -25,14 +25,12 @@ STATUS = {
     "screened": ("screened, not confirmed", "open"),
     "part": ("being confirmed", "open"),
     "holds": ("confirmed", "yes"),
-    "open": ("not confirmed", "no"),
+    "open": ("not confirmed", "open"),
     "contradicted": ("refuted", "no"),
 }
 """Status of a claim or a contrast -> its words, and the class of its pill."""
 EXPECTED = {"more": "above", "less": "below", "level": "within ±"}
 LABELLED = ("arm", "minus", "condition")
-SHOWN_IN_FRONT = 4
-"""Contrasts on the front page."""
 
 
 def study_pages(workspace: Workspace) -> list[dict[str, Any]]:
@@ -90,9 +88,9 @@ def _page(workspace: Workspace, name: str, detail: Mapping[str, Any] | None) -> 
             "words": STATUS[status],
             "contrasts": contrast_groups([row for row in rows if row["expect"]]),
             "asked": contrast_groups([row for row in rows if not row["expect"]]),
-            "front": contrast_groups(_front(rows)),
+            "front": contrast_groups([row for row in rows if row["expect"]] or rows),
             "outcome": outcome(rows),
-            "unit": summary.get("unit", "points"),
+            "unit": summary.get("unit", "R@1 in percent"),
             "done": done,
             "of": results.get("of"),
             "phases": results.get("phases", {}),
@@ -136,13 +134,13 @@ def planned_contrasts(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def gadms_contrasts(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The claim of the study `gadms`, which names no contrasts and confirms none: its method against random masks."""
+    """What the study `gadms`, whose plan names no contrasts, was about: its method against random masks. Nothing was claimed."""
     found = [
         (noise, rows["gadms"]["minus"]["random"])
         for noise, rows in summary.get("arms", {}).items()
         if "random" in rows.get("gadms", {}).get("minus", {})
     ]
-    shared = {"title": "GA-DMS over random masks", "arm": "gadms", "minus": "random", "expect": "more", "margin": 0.0}
+    shared = {"title": "GA-DMS over random masks", "arm": "gadms", "minus": "random", "expect": None, "margin": 0.0}
     return [
         {**shared, "condition": noise, "screen": difference, "confirm": None, "status": "screened"}
         for noise, difference in found
@@ -188,10 +186,6 @@ def _words(row: Mapping[str, Any]) -> tuple[str, str]:
     return "measured", "open"
 
 
-def _front(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [row for row in rows if row["expect"]][:SHOWN_IN_FRONT]
-
-
 def outcome(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """When the claim holds: for each status of the contrasts that claim something, which those are, and where."""
     found = []
@@ -209,7 +203,7 @@ def outcome(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def arm_maps(arms: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -> list[dict[str, Any]]:
     """For each condition a map of the arms' values: the last factor across, the others down.
 
-    An arm's value is that of the seeds that screen, or of the fresh ones where those are not measured.
+    An arm's value is that of the fresh seeds, or of those that screen where the fresh ones are not measured.
     """
     values = [_shown(row)["mean"] for rows in arms.values() for row in rows.values()]
     if not values:
@@ -242,7 +236,7 @@ def _label(name: str, labels: Mapping[str, str]) -> str:
 
 
 def _shown(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = row.get("screen") or row["confirm"]
+    found: Mapping[str, Any] = row.get("confirm") or row["screen"]
     return found
 
 

@@ -25,6 +25,7 @@ from pipelines.graph import GADMS_ARMS, STAGES, TACA_ARMS, all_stages, find, run
 from pipelines.params import Parameters, load
 from pipelines.reporting import diagram, page
 from pipelines.reporting.charts import line_chart, nice_ticks
+from pipelines.reporting.formats import ARM_NAMES, environment
 from pipelines.reporting.runs import look_up
 from pipelines.scratch.folder import Scratch
 from pipelines.scratch.manifest import Manifest
@@ -469,6 +470,15 @@ def test_runs_are_found_by_fingerprint_and_named_on_the_pipeline(finished, monke
     assert named.data.tags["stage.probe"] == made["probe"]
     assert named.data.tags["stage.taca_train.lora"] == made["taca_train@lora"]
     assert named.info.status == "FAILED"  # naming its stages does not change how the pipeline ended
+
+
+def test_every_arm_has_a_name_and_a_colour():
+    style = environment(ROOT).globals["style"]
+    (dots,) = re.findall(r"tbody th:is\((.*?)\)::before", style)
+    for arm in (*TACA_ARMS, *GADMS_ARMS):
+        assert arm in ARM_NAMES
+        assert f".{arm}" in dots.split(", ")
+        assert re.search(rf"\.{arm}(, \.\w+)* {{ --arm:", style)
 
 
 def test_a_broken_store_costs_only_the_links(finished, monkeypatch, tmp_path, capsys):

@@ -53,6 +53,7 @@ def results(**more: Any) -> dict[str, Any]:
         contrast("dry", "open", 1.5, 7.5, title="asked", expect=None),
     ]
     arms = {"wet": {"sdm/one": {"screen": interval(40, 2)}, "sdm/other": {"screen": interval(30, 2)}}}
+    arms["wet"]["sdm/one"]["confirm"] = interval(41, 5)  # which decide
     curve = {"wet": {"one": [{"steps": 100, "mean": 41.0}, {"steps": 400, "mean": 48.0}]}}
     summary = {
         "unit": "R@1",
@@ -96,14 +97,15 @@ def test_a_study_that_was_never_measured_is_planned_and_has_no_numbers(tmp_path)
 def test_a_page_says_what_was_found_when_it_holds_and_what_it_cost(tmp_path):
     page, front = pages(tmp_path, results())
     assert re.search(r"in the rain</span>.*?\+2\.5 <small>\[\+1\.5, \+3\.5\]</small>.*?confirmed", page, re.DOTALL)
-    assert re.search(r'pill no">not confirmed</span> one over other \(dry\)', page)
+    assert re.search(r'pill open">not confirmed</span> one over other \(dry\)', page)
     assert "asked" in page.partition("Asked besides")[2]
     assert "asked" not in front  # only what is claimed
     assert "12 of 14 measurements, 60 minutes of processor time." in page
     assert re.search(r"<th>train</th>.*?6\.5.*?7<", page)
     assert re.search(r"<th>confirm</th><td class=\"n\">3</td><td class=\"n\">2</td>", page)
     assert "0123456789" in page
-    assert ">40.0</td>" in page
+    assert ">41.0</td>" in page
+    assert ">30.0</td>" in page  # of two seeds alone
     assert "400 steps" in page
     assert 'href="studies/weather.html"' in front
     assert front.index("not confirmed") < front.index("It is so")
@@ -172,7 +174,9 @@ def test_the_repositorys_own_studies_have_pages_in_the_order_of_the_claims(tmp_p
     ]
     for view in views:
         assert view["question"]
-        assert view["claim"]
         assert view["controls"]
-        assert view["contrasts"]
+        assert (
+            bool(view["claim"]) == bool(view["contrasts"]) == (view["name"] != "gadms")
+        )  # which claimed nothing beforehand
+        assert view["front"]
     assert len(write_study_pages(Workspace(tmp_path, tmp_path), views, "now")) == len(views)
