@@ -5,6 +5,7 @@ schedule, averaging, checkpoints, several processes, non-finite losses) is here.
 the same data, with any number of processes (distribution.py) and in any number of parts (accumulation.py).
 """
 
+import errno
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -58,8 +59,9 @@ def fit(
     `ema_decay` holds the averaged weights. `blocks` are the modules that the strategy fsdp gathers one at a time; `task` is still
     sharded afterwards.
 
-    Raises NonFiniteLossError on every rank, before the optimizer step, when any rank's loss or gradient is not finite, and
-    StopRequested on every rank, with a checkpoint written, after the step in which the context of any rank requested it.
+    Raises NonFiniteLossError on every rank, before the optimizer step, when any rank's loss or gradient is not finite,
+    StopRequested on every rank, with a checkpoint written, after the step in which the context of any rank requested it, and
+    OSError on every rank, before any step, where they read different checkpoints.
     """
     parts = [batches] if callable(batches) else list(batches)
     require_splittable(task, len(parts), config.accumulate)
@@ -178,6 +180,7 @@ def _resume(
     task: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None, meter: "_Meter", context: Context
 ) -> int:
     loaded = context.load()
+    _require_same_start(loaded[0] if loaded else 0, context)
     if loaded is None:
         return 0
     step, state = loaded
@@ -195,6 +198,26 @@ def _resume(
         average.load_state_dict({"shadow": [sharded_like(value, shadow) for value, shadow in pairs]})
     meter.load_state_dict(state["meter"])
     return step
+
+
+def _require_same_start(step: int, context: Context) -> None:
+    """Raise OSError on all ranks where one has read another checkpoint, as its storage is late or its copy unreadable.
+
+    Each would go on with other steps, and the first to end would leave wrong weights behind.
+    """
+    if context.world_size == 1:
+        return
+    own = torch.tensor([step], device=context.device)
+    ranks = [torch.empty_like(own) for _ in range(context.world_size)]
+    dist.all_gather(ranks, own)
+    steps = [int(each) for each in ranks]
+    if len(set(steps)) > 1:
+        found = ", ".join(f"rank {rank} that of step {each}" for rank, each in enumerate(steps))
+        raise OSError(
+            errno.ESTALE,
+            f"the processes read different checkpoints as the newest ({found}): run again; if it stays so, remove those that "
+            "not all can read",
+        )
 
 
 def _autocast(device: torch.device, precision: str) -> Any:
@@ -239,7 +262,7 @@ def _agree(loss: Tensor, gradient_norm: Tensor, step: int, context: Context) -> 
 
 
 class _Meter:
-    """Accumulates means of scalars over steps and ranks, on the device until they are drained."""
+    """Accumulates means of scalars over steps and ranks, on the device until they are drained. A scalar may come from elsewhere."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -248,7 +271,7 @@ class _Meter:
 
     def add(self, scalars: Mapping[str, Tensor]) -> None:
         for key, value in scalars.items():
-            value = value.detach().double()
+            value = value.detach().to(self.context.device, torch.float64)
             self.sums[key] = self.sums[key] + value if key in self.sums else value
             self.counts[key] = self.counts.get(key, 0) + 1
 

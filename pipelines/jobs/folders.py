@@ -126,7 +126,7 @@ class _BucketRun:
                 self.storage.get(f"{self.remote}/checkpoints/{copy}/{file}", folder / file)
             digest = json.loads((folder / CHECKPOINT_MANIFEST).read_text())["sha256"]
             whole = file_digest(folder / STATE) == digest
-        except (OSError, ValueError, KeyError, TypeError):  # its writer has just deleted it, or it is torn
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # its writer has just deleted it, or it is torn
             whole = False
         if whole:
             self._kept |= {f"{local}/{file}": _state(folder / file) for file in files}

@@ -1,6 +1,8 @@
 """The training loop against an undisturbed run, a formula, or a second way of computing the same."""
 
+import errno
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from components.training.accumulation import require_even, virtual_ranks
 from components.training.averaging import WeightAverage
 from components.training.config import LoopConfig, RateChange
 from components.training.context import LocalContext
-from components.training.loop import BETA1, NonFiniteLossError, StopRequested, fit
+from components.training.loop import BETA1, NonFiniteLossError, StopRequested, _Meter, fit
 from components.training.randomness import generator, rank_part, stream_seed
 from components.training.schedules import learning_rate_factor
 from components.training.task import PerSampleTask, TrainingTask
@@ -315,7 +317,15 @@ def train_twice(rank, world_size, folder):
         shutil.copytree(Path(folder, "two"), Path(folder, "one"))  # where one process goes on
     dist.barrier()
     state, history = train_part(rank, world_size, context=OneOfTwo(rank, Path(folder, "two")))
+    own = Path(folder, f"of-{rank}")
+    shutil.copytree(Path(folder, "one"), own)
+    if rank == 1:  # whose copy of the newest checkpoint is torn
+        (*_, newest) = sorted(own.glob("step-*/state.pt"))
+        newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.raises(OSError, match="different checkpoints") as apart:
+        train_part(rank, world_size, context=OneOfTwo(rank, own))
     return {
+        "apart": apart.value.args,
         "good": train_part(rank, world_size),
         "resumed": (state, stopped.history + history),
         "bad": train_part(rank, world_size, bad_rank=1),
@@ -349,6 +359,24 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def by_rank(warm_address, folder):
     return in_two_processes(train_twice, warm_address, str(folder))
+
+
+@pytest.mark.slow
+def test_ranks_that_read_different_checkpoints_take_no_step(by_rank):
+    (first, second) = (found["apart"] for found in by_rank)
+    assert first == second
+    assert first[0] == errno.ESTALE
+    assert re.search(r"rank 0 that of step 6, rank 1 that of step \d", first[1])
+
+
+def test_the_meter_takes_scalars_from_another_device():
+    context = LocalContext(device="meta")
+    meter = _Meter(context)
+    meter.add(
+        {"loss": torch.zeros((), device="meta"), "gradient_norm": torch.zeros(())}
+    )  # a sharded norm is gathered on the CPU
+    assert {value.device.type for value in meter.sums.values()} == {"meta"}
+    assert torch.stack(list(meter.sums.values())).dtype == torch.float64
 
 
 @pytest.mark.slow

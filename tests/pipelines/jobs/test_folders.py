@@ -1,5 +1,6 @@
 """A job's folders in a bucket: a process that was cut off comes back beside its successor, and harms nothing."""
 
+import errno
 import uuid
 
 import pytest
@@ -100,6 +101,20 @@ def test_a_damaged_copy_in_the_bucket_is_left_out_and_the_one_computed_again_tak
         save(second, 2, "b")
     assert len([name for name in storage.names("runs") if name.endswith("step-00000002/state.pt")]) == 2
     assert newest(folders)[0] == (2, "b")
+
+
+def test_a_full_disk_here_is_no_damage_of_the_copy(folders, storage, monkeypatch):
+    with folders.open(rank=0) as first:
+        save(first, 1, "a")
+
+    def full(self, name, file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "get", full)
+        with pytest.raises(OSError, match="No space left"), folders.open(rank=1):
+            pass
+    assert newest(folders)[0] == (1, "a")
 
 
 def test_a_checkpoint_that_was_written_again_is_sent_again(folders, storage):

@@ -91,6 +91,12 @@ def test_without_wrong_words_there_is_nothing_to_score(evaluated):
     assert not {"noise_auc", "noise_auc_facts", "score_auc", "score_auc_facts"} & set(metrics)
 
 
+def test_chance_is_the_fraction_of_the_gallery_that_is_right():
+    queries, gallery = torch.tensor([4, 4, 9, 7, 12]), torch.tensor([9, 4, 4, 2, 4])
+    expected = (queries[:, None] == gallery[None, :]).double().mean()
+    assert gadms_evaluate.chance(queries, gallery)["R@1"] == pytest.approx(100 * expected.item())
+
+
 def test_a_set_without_attributes_has_no_ceiling_by_attributes(evaluated, drawn_people, tmp_path):
     root, metrics = evaluated
     drawn = PersonDataset(drawn_people.root / "data/people")
