@@ -19,10 +19,15 @@ def detection_accuracy(real: Tensor, generated: Tensor) -> float:
     each trains the classifier and the second is judged, so what belongs together, as pictures of one prompt, should lie in one
     half. Raises `DataError` where the numbers differ or are below 4.
     """
-    if len(real) != len(generated) or len(real) < 4:
-        raise DataError(f"{len(real)} real and {len(generated)} generated pictures: give as many of each, at least 4")
-    half = len(real) // 2
-    features = torch.stack([grain(real), grain(generated)])  # (2, N, F)
+    return linear_accuracy(grain(real), grain(generated))
+
+
+def linear_accuracy(first: Tensor, second: Tensor) -> float:
+    """Return the percent of held-out rows whose set a logistic regression tells; features (N, F) of each set, halved as above."""
+    if len(first) != len(second) or len(first) < 4:
+        raise DataError(f"{len(first)} real and {len(second)} generated pictures: give as many of each, at least 4")
+    half = len(first) // 2
+    features = torch.stack([first, second])  # (2, N, F)
     origin = torch.tensor([0.0, 1.0])[:, None].expand(features.shape[:2])
     known = features[:, :half].flatten(0, 1)
     features = (features - known.mean(0)) / known.std(0).clamp_min(1e-6)
