@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from components.errors import DataError
 from pipelines.commands import (
@@ -40,11 +41,11 @@ from pipelines.commands import (
     verify,
 )
 from pipelines.engine.warm import silence_import_notices
-from pipelines.errors import replace_unprintable, report_error
+from pipelines.errors import did_you_mean, replace_unprintable, report_error
 from pipelines.threads.settings import waiting_settings
 from pipelines.tracking.addresses import tracking_uri
 from pipelines.tracking.failures import explain, is_of_store
-from pipelines.workspace import Workspace, workspace_root
+from pipelines.workspace import Workspace, require_project, workspace_root
 
 # In the order of `--help`.
 PIPELINE = (run, repro, preset, report, generate, curate, compbench, pretrain, dry_run, study, sweep, promote, submit)
@@ -64,6 +65,8 @@ RESULTS = (
     register,
     dag,
 )
+LISTED = 12
+"""Choices that an error lists, at most."""
 COMMANDS = tuple(module.COMMAND for module in (*PIPELINE, *SEARCH, *RESULTS))
 
 
@@ -81,6 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command.interrupt_on_sigterm:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if not options.command.anywhere:
+            require_project(options.workspace)
         options.command.run(options)
     except SystemExit:
         raise
@@ -99,14 +104,28 @@ def _explained(error: BaseException, root: Path) -> BaseException:
     return explain(tracking_uri(Workspace.at(root)), error)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says of a word that is not among the choices which of them is near; of many choices, where they are listed."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        known = [str(choice) for choice in action.choices]
+        meant = did_you_mean(str(value), known)
+        listed = f"`{self.prog} --help` lists what there is" if len(known) > LISTED else f"one of {', '.join(known)}"
+        raise argparse.ArgumentError(action, f"{value!r} does not exist: {listed}{meant}")
+
+
 def _parser(here: Path) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipelines", description="Crossmodal pipelines: TACA and GA-DMS.")
+    parser = _Parser(prog="python -m pipelines", description="Crossmodal pipelines: TACA and GA-DMS.")
     parser.add_argument(
         "--workspace", type=Path, default=here, help="folder of params.yaml, or one below it (default: here)"
     )
     verbs = parser.add_subparsers(required=True, metavar="verb")
     for command in COMMANDS:
-        verb = verbs.add_parser(command.verb, help=command.help)
+        about = f"{command.help[0].upper()}{command.help[1:]}."
+        example = f"example: python -m pipelines {command.example}" if command.example else None
+        verb = verbs.add_parser(command.verb, help=command.help, description=about, epilog=example)
         command.add_options(verb)
         verb.set_defaults(command=command)
     return parser

@@ -1,14 +1,18 @@
 """Exit codes, the errors that have one, and how an error is reported. (DVC prints a stage's exit code and itself exits 255.)"""
 
 import contextlib
+import difflib
 import errno
 import io
 import sys
 import traceback
+from collections.abc import Iterable, Sequence
 
 from components.errors import DataError, ParameterError
 from pipelines.redaction import without_secrets
 
+REPRO_COMMAND = "python -m pipelines repro"
+"""The command that brings stages up to date, as errors name it."""
 DONE, OTHER, PARAMETERS, DATA, TRY_AGAIN, INTERRUPTED = 0, 1, 2, 3, 75, 130
 
 _PASSING = frozenset(
@@ -75,6 +79,18 @@ def one_line(error: BaseException | str, limit: int = 200) -> str:
     return without_secrets(" ".join(text.split()))[:limit] or type(error).__name__
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean prepare?` for the nearest of `known`, "" where none is near: the end of an error's line."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def first_of(names: Sequence[str], limit: int) -> str:
+    """Return the first `limit` names, and how many more there are: `curate, index and 12 more`."""
+    more = len(names) - limit
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:limit])} and {more} more"
+
+
 def replace_unprintable() -> None:
     """Let this process print "?" for letters that its terminal's encoding does not have, where Python would end in an error."""
     for stream in (sys.stdout, sys.stderr):
@@ -87,8 +103,8 @@ def replace_unprintable() -> None:
 def report_error(error: BaseException, about: str = "") -> int:
     """Print why a command ends to stderr, and return its exit code.
 
-    Prints one line without secrets for an expected error, else the traceback (so call it in the `except` block). Prints nothing for
-    a StageFailedError: the stage's process has already printed why.
+    Prints one line without secrets for an expected error, or one per mistake where it lists several; else the traceback (so call it
+    in the `except` block). Prints nothing for a StageFailedError: the stage's process has already printed why.
     """
     if not is_expected(error):
         traceback.print_exc()
@@ -96,5 +112,6 @@ def report_error(error: BaseException, about: str = "") -> int:
         print(str(error) or "interrupted", file=sys.stderr, flush=True)
     elif not isinstance(error, StageFailedError):
         subject = f"{about}: " if about else ""
-        print(f"error: {subject}{without_secrets(str(error)) or type(error).__name__}", file=sys.stderr, flush=True)
+        for line in without_secrets(str(error)).splitlines() or [type(error).__name__]:
+            print(f"error: {subject}{line}", file=sys.stderr, flush=True)
     return exit_code(error)

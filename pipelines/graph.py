@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from components.errors import ParameterError
+from pipelines.errors import REPRO_COMMAND, did_you_mean
 
 TACA_ARMS = ("base", "lora", "taca", "taca_lora")
 ADAPTERS = ("lora", "taca")
@@ -250,14 +251,17 @@ STAGES: tuple[Stage, ...] = (
 
 RECIPE = "pretraining/recipe.yaml"
 CHECKPOINTS = "pretraining/checkpoints"
+PRETRAINING_PREFIX = "pretrain_"
+"""Begins the names of the stages of pre-training; the rest is what the verb `pretrain` calls them."""
 _PARTS = {part: f"pretraining/parts/{part}" for part in ("autoencoder", "generator", "encoder", "probe")}
 
 
 def _pretraining(part: str, about: str, *needed: str) -> Stage:
+    name = f"{PRETRAINING_PREFIX}{part}"
     return Stage(
-        f"pretrain_{part}",
+        name,
         about,
-        ("seed", "pictures", f"pretrain_{part}"),
+        ("seed", "pictures", name),
         {name: _PARTS[name] for name in needed},
         {part: _PARTS[part]},
         curves=True,
@@ -347,13 +351,37 @@ def with_upstream(runs: Iterable[StageRun]) -> list[StageRun]:
 
 
 def find(address: str) -> StageRun:
-    """The stage named `name` or `name@arm`. Raises ParameterError naming what there is."""
+    """The stage named `name` or `name@arm`, of both pipelines. Raises ParameterError naming what there is."""
+    return _find(address, (*all_stages(), *PRETRAINING))
+
+
+def find_default(address: str) -> StageRun:
+    """The stage named `name` or `name@arm` of the default pipeline.
+
+    Raises ParameterError naming what there is; for a stage of pre-training, the command that runs it.
+    """
+    for stage in PRETRAINING:
+        if address == stage.name:
+            raise ParameterError(f"{address}: a stage of pre-training: run `{command_for(StageRun(stage, None))}`")
+    return _find(address, all_stages())
+
+
+def command_for(run: StageRun) -> str:
+    """The command that brings a stage up to date."""
+    if run.stage in PRETRAINING:
+        return f"python -m pipelines pretrain {run.stage.name.removeprefix(PRETRAINING_PREFIX)}"
+    return f"{REPRO_COMMAND} {run.address}"
+
+
+def _find(address: str, among: Iterable[Stage]) -> StageRun:
     name, _, arm = address.partition("@")
-    stages = {stage.name: stage for stage in (*all_stages(), *PRETRAINING)}
+    stages = {stage.name: stage for stage in among}
     if name not in stages:
-        raise ParameterError(f"stage {name!r} does not exist: one of {', '.join(stages)}")
+        meant = did_you_mean(name, stages)
+        raise ParameterError(f"stage {name!r} does not exist: one of {', '.join(stages)}{meant}")
     stage = stages[name]
     if (arm or None) not in (stage.arms or (None,)):
         allowed = ", ".join(f"{name}@{a}" for a in stage.arms) or name
-        raise ParameterError(f"stage {address!r} does not exist: write {allowed}")
+        meant = did_you_mean(address, allowed.split(", "))
+        raise ParameterError(f"stage {address!r} does not exist: write {allowed}{meant}")
     return StageRun(stage, arm or None)

@@ -1,6 +1,6 @@
 """`params.yaml`, and the recipe of pre-training: read once, validated whole, frozen.
 
-A mistake gives one line that names the key, the value and what is allowed. Sections are in `pipelines/schema`; `compute:` is the
+Each mistake gives one line that names the key, the value and what is allowed. Sections are in `pipelines/schema`; `compute:` is the
 only one that results do not depend on; an environment variable PIPELINES_COMPUTE__<KEY> overrides a key of it.
 """
 
@@ -135,17 +135,17 @@ def kind_of(stage: Stage) -> type[ParameterFile]:
 
 
 def load_for(stage: Stage, root: Path) -> ParameterFile:
-    """Read and validate the file of a stage's parameters in the workspace `root`. Raises ParameterError with one line."""
+    """Read and validate the file of a stage's parameters in the workspace `root`. Raises ParameterError with a line per mistake."""
     return _load(root / stage.parameters, kind_of(stage), stage.parameters, None)
 
 
 def load(path: Path, *, for_dvc: bool | None = None) -> Parameters:
-    """Read and validate a `params.yaml`, as `from_document` does. Raises ParameterError with one line."""
+    """Read and validate a `params.yaml`, as `from_document` does. Raises ParameterError with a line per mistake."""
     return _load(path, Parameters, path.name, for_dvc)
 
 
 def from_document(document: Mapping[str, Any], name: str, *, for_dvc: bool | None = None) -> Parameters:
-    """Validate the plain values of a params.yaml; `name` is used in messages. Raises ParameterError with one line.
+    """Validate the plain values of a params.yaml; `name` is used in messages. Raises ParameterError with a line per mistake.
 
     `for_dvc` (None: in a stage that DVC runs): the environment must not choose the threads, as results depend on them, and DVC
     would not see it.
@@ -174,8 +174,17 @@ def _validated(document: Mapping[str, Any], kind: type[Kind], name: str, for_dvc
     try:
         return checked({**document, "compute": {**written, **overrides}}, kind, name)
     except ParameterError as error:
-        checked({**document, "compute": written}, kind, name)  # raises the file's own mistake
-        raise ParameterError(f"{PREFIX}* in the environment, over {error}") from error
+        in_file = _refusal({**document, "compute": written}, kind, name).splitlines()
+        own = [line for line in str(error).splitlines() if line in in_file]
+        raise ParameterError("\n".join(own) or f"{PREFIX}* in the environment, over {error}") from error
+
+
+def _refusal(document: Mapping[str, Any], kind: type[Kind], name: str) -> str:
+    try:
+        checked(document, kind, name)
+    except ParameterError as error:
+        return str(error)
+    return ""
 
 
 def as_environment(compute: Mapping[str, Any]) -> dict[str, str]:

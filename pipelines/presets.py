@@ -1,22 +1,28 @@
 """Presets: files in `presets/` that hold only the keys that differ, in params.yaml's shape.
 
-`extends` names other files that a preset begins with: presets, or published recipes in `presets/recipes` that several share.
+`extends` names other files that a preset begins with: presets, or published recipes in `presets/recipes` that several share. The
+name `default` stands for the project's own values: those of params.yaml in the last commit.
 """
 
 import copy
 import io
+import itertools
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from components.errors import ParameterError
 from components.files import write_atomically
 from pipelines import params
+from pipelines.errors import did_you_mean
 from pipelines.schema.overrides import with_overrides
 from pipelines.schema.reading import parse_yaml, read_yaml, to_yaml
+from pipelines.workspace import git_output
 
+DEFAULT = "default"
+"""In place of a preset's name."""
 _NAME = re.compile(r"[A-Za-z_][\w./@:%+-]*", re.ASCII)
 """Texts that Hydra takes as they are."""
 _SAFE = re.compile(r"[\w./@:%+=,\[\]-]+", re.ASCII)
@@ -28,7 +34,38 @@ def read(name: str, root: Path) -> dict[str, Any]:
 
     Raises ParameterError that names the existing presets, or the file that extends what is not there, or itself.
     """
-    return _read(name, root / "presets", ())
+    if name != DEFAULT:
+        return _read(name, root / "presets", ())
+    values = own_values(root)
+    if values is None:
+        raise ParameterError(
+            f"preset {DEFAULT}: git has no params.yaml in the last commit here, so its values are not known"
+        )
+    return values
+
+
+def read_all(names: Sequence[str], root: Path) -> dict[str, Any]:
+    """Return the values of several presets, each over those before it. Raises as `read`."""
+    values: dict[str, Any] = {}
+    for name in names:
+        values = with_overrides(values, read(name, root), new_keys=True)
+    return values
+
+
+def own_values(root: Path) -> dict[str, Any] | None:
+    """Return the project's own values, those of params.yaml in the last commit; None where git does not know them."""
+    text = _committed(root)
+    return parse_yaml(text, "params.yaml of the last commit") if text else None
+
+
+def known(root: Path) -> dict[str, str]:
+    """Return by name the first sentence of each preset's comment."""
+    found = {DEFAULT: "The project's own values: those of params.yaml in the last commit."}
+    for file in sorted((root / "presets").glob("*.yaml")):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        comment = [line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
+        found[file.stem] = re.split(r"(?<=\.) ", " ".join(comment))[0]
+    return found
 
 
 def _read(name: str, folder: Path, readers: tuple[str, ...]) -> dict[str, Any]:
@@ -38,28 +75,29 @@ def _read(name: str, folder: Path, readers: tuple[str, ...]) -> dict[str, Any]:
     if name in readers:
         raise ParameterError(f"{by}{name} extends itself")
     if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
-        known = sorted(file.stem for file in folder.glob("*.yaml"))
-        recipes = sorted(f"recipes/{file.stem}" for file in folder.glob("recipes/*.yaml")) if readers else []
-        raise ParameterError(f"{by}preset {name!r} does not exist: one of {', '.join([*known, *recipes])}")
+        names = sorted(file.stem for file in folder.glob("*.yaml"))
+        names += sorted(f"recipes/{file.stem}" for file in folder.glob("recipes/*.yaml")) if readers else [DEFAULT]
+        listed = f"one of {', '.join(names)}{did_you_mean(name, names)}"
+        raise ParameterError(f"{by}preset {name!r} does not exist: {listed}")
     own = read_yaml(path) or {}
     extended = own.pop("extends", [])
-    names = [extended] if isinstance(extended, str) else extended
-    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+    bases = [extended] if isinstance(extended, str) else extended
+    if not isinstance(bases, list) or not all(isinstance(each, str) for each in bases):
         raise ParameterError(f"presets/{name}.yaml: extends: {extended!r} is no name of a preset, and no list of names")
     values: dict[str, Any] = {}
-    for part in [*(_read(each, folder, (*readers, name)) for each in names), own]:
+    for part in [*(_read(each, folder, (*readers, name)) for each in bases), own]:
         values = with_overrides(values, part, new_keys=True)
     return values
 
 
-def flags(name: str, root: Path) -> list[str]:
-    """Return the preset as `-S key=value` flags for `dvc exp run`, which reads values in Hydra's words.
+def flags(names: Sequence[str], root: Path) -> list[str]:
+    """Return presets, each over those before it, as `-S key=value` flags for `dvc exp run`, which reads values in Hydra's words.
 
     A key that params.yaml does not state gets a plus. A mapping in place of a plain value is given key by key, as braces mean
     something to a shell. A flag with a text of other characters than those of names and paths is quoted for a shell.
     """
     document = read_yaml(root / "params.yaml")
-    leaves = [leaf for key, value in _leaves(read(name, root), document) for leaf in _in_single_keys(key, value)]
+    leaves = [leaf for key, value in _leaves(read_all(names, root), document) for leaf in _in_single_keys(key, value)]
     texts = [f"{'' if _is_written(key, document) else '+'}{key}={_in_hydra(value)}" for key, value in leaves]
     return [f"-S {text if _SAFE.fullmatch(text) else shlex.quote(text)}" for text in texts]
 
@@ -88,9 +126,30 @@ def _in_hydra(value: Any) -> str:
     return repr(value)
 
 
-def apply(name: str, root: Path) -> list[str]:
-    """Write the preset into params.yaml and keep its comments; returns a line per changed value."""
-    return edit(root / "params.yaml", read(name, root))
+def apply(names: Sequence[str], root: Path) -> list[str]:
+    """Write presets into params.yaml, each over those before it, and keep its comments; returns a line per changed value.
+
+    What no preset states stays as it is, a value of an earlier preset too. With `default` among the names, params.yaml begins as it
+    is in the last commit. Raises as `read`, and as `edit`.
+    """
+    file = root / "params.yaml"
+    return _write(file, _edited(_begun(file, names), read_all(names, root), file.name))
+
+
+def left_over(names: Sequence[str], root: Path) -> list[str]:
+    """Return `seed 3 (0)` for each value of params.yaml that is neither of these presets nor the project's own, in brackets.
+
+    An earlier preset, `promote` or the user has written it. Without git, nothing is known of them. Raises as `read`.
+    """
+    own = own_values(root)
+    if own is None:
+        return []
+    stated, before = dict(_leaves(read_all(names, root), own)), dict(_leaves(own, own))
+    return [
+        f"{key} {value} ({before.get(key, 'default')})"
+        for key, value in _leaves(read_yaml(root / "params.yaml"), own)
+        if key not in stated and value != before.get(key, "default")
+    ]
 
 
 def resolve(root: Path, preset: str | None) -> params.Parameters:
@@ -98,7 +157,7 @@ def resolve(root: Path, preset: str | None) -> params.Parameters:
     file = root / "params.yaml"
     if preset is None:
         return params.load(file)
-    return _parameters(file, _edited(file, read(preset, root))[0])
+    return _parameters(_edited(_begun(file, [preset]), read(preset, root), file.name), file.name)
 
 
 def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
@@ -106,18 +165,45 @@ def edit(path: Path, values: Mapping[str, Any]) -> list[str]:
 
     A key that the file leaves to its default is added to its section, before the last (which the blank line behind belongs to).
     """
-    text, changes = _edited(path, values)
-    _parameters(path, text)
+    return _write(path, _edited(path.read_text(encoding="utf-8"), values, path.name))
+
+
+def _begun(file: Path, names: Sequence[str]) -> str:
+    """Return the text that presets are laid over: that of the last commit for `default`."""
+    return (DEFAULT in names and _committed(file.parent)) or file.read_text(encoding="utf-8")
+
+
+def _committed(root: Path) -> str:
+    """Return the text of params.yaml in the last commit, "" where git does not know it."""
+    return git_output(root, "show", "HEAD:./params.yaml")
+
+
+def _write(path: Path, text: str) -> list[str]:
+    """Write a valid params.yaml; returns a line per value that differs from before."""
+    _parameters(text, path.name)
+    before = parse_yaml(path.read_text(encoding="utf-8"), path.name)
     write_atomically(path, text)
-    return changes
+    return _changes(before, parse_yaml(text, path.name))
 
 
-def _parameters(path: Path, text: str) -> params.Parameters:
-    return params.from_document(parse_yaml(text, path.name), path.name)
+def _parameters(text: str, name: str) -> params.Parameters:
+    return params.from_document(parse_yaml(text, name), name)
 
 
-def _edited(path: Path, values: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Return the text of a params.yaml with `values` set, and a line per change."""
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    lines: list[str] = []
+    for key in {**before, **after}:
+        old, new = before.get(key, {}), after.get(key, {})
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += _changes(old, new, f"{prefix}{key}.")
+        elif old != new:
+            words = [str(side[key]) if key in side else "default" for side in (before, after)]
+            lines.append(f"{prefix}{key}: {words[0]} -> {words[1]}")
+    return lines
+
+
+def _edited(text: str, values: Mapping[str, Any], name: str) -> str:
+    """Return the text of a params.yaml with `values` set; `name` stands for it in messages."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap
     from ruamel.yaml.representer import RoundTripRepresenter
@@ -131,11 +217,9 @@ def _edited(path: Path, values: Mapping[str, Any]) -> tuple[str, list[str]]:
     editor.Representer = Representer
     editor.preserve_quotes = True
     editor.width = 120
-    text = path.read_text(encoding="utf-8")
-    parse_yaml(text, path.name)  # refuses what the editor would not explain
+    parse_yaml(text, name)  # refuses what the editor would not explain
     document = editor.load(text)
     shared = _shared(document)
-    changes = []
     for key, value in _leaves(values, document):
         *sections, last = key.split(".")
         target = document
@@ -146,14 +230,12 @@ def _edited(path: Path, values: Mapping[str, Any]) -> tuple[str, list[str]]:
                 target[section] = _copy(target[section])
             target = target[section]
         if last not in target:
-            changes.append(f"{key}: default -> {value}")
             _add(target, last, value)
         elif target[last] != value:
-            changes.append(f"{key}: {target[last]} -> {value}")
             target[last] = _in_same_style(value, target[last])
     edited = io.StringIO()
     editor.dump(document, edited)
-    return edited.getvalue(), changes
+    return edited.getvalue()
 
 
 def _shared(document: Any) -> set[int]:

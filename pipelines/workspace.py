@@ -46,6 +46,15 @@ def workspace_root(folder: Path) -> Path:
     return next((place for place in (folder, *folder.parents) if (place / "params.yaml").is_file()), folder)
 
 
+def require_project(root: Path) -> None:
+    """Raise ParameterError where `root` (from `workspace_root`) is no checkout of the project."""
+    if not (root / "params.yaml").is_file():
+        raise ParameterError(
+            f"{root}: no project here or in a folder above (no params.yaml): change to a checkout of the project, or give its "
+            "folder: `python -m pipelines --workspace FOLDER VERB`"
+        )
+
+
 def main_worktree(root: Path) -> Path:
     """Return the workspace's folder in the main worktree, so that linked worktrees share scratch and tracking.
 

@@ -13,7 +13,9 @@ EARLIER = {(0.3, 2.4), (1.9, 5.6), (-2.0, -0.4)}
 
 
 def measured() -> set[tuple[float, float]]:
-    return {ends for file in (ROOT / "studies/results").glob("*.json") for ends in intervals(json.loads(file.read_text()))}
+    return {
+        ends for file in (ROOT / "studies/results").glob("*.json") for ends in intervals(json.loads(file.read_text()))
+    }
 
 
 def intervals(value: Any) -> Iterator[tuple[float, float]]:
@@ -44,7 +46,9 @@ def test_every_interval_of_the_findings_is_one_of_the_results():
 
 def test_every_interval_that_the_readme_tells_of_studies_is_one_of_the_findings():
     text = (ROOT / "README.md").read_text()
-    told = written("\n".join(line for line in text.splitlines() if not line.startswith("|")))  # tables are of the default
+    told = written(
+        "\n".join(line for line in text.splitlines() if not line.startswith("|"))
+    )  # tables are of the default
     stated = written((ROOT / "docs/findings.md").read_text())
     assert told
     assert {ends for ends in told if not is_among(ends, stated)} == set()

@@ -18,4 +18,11 @@ def run(options: argparse.Namespace) -> None:
     compare(Workspace.at(options.workspace), options.runs, options.output)
 
 
-COMMAND = Command("compare", "what differs between runs, by how much, and on which examples", run, add_options)
+COMMAND = Command(
+    "compare",
+    "what differs between runs, by how much, and on which examples",
+    run,
+    add_options,
+    example="compare 3f2a9c1b 77d0e4aa",
+    anywhere=True,
+)

@@ -40,4 +40,11 @@ def run(options: argparse.Namespace) -> None:
     )
 
 
-COMMAND = Command("compbench", "score folders of pictures as T2I-CompBench does", run, add_options)
+COMMAND = Command(
+    "compbench",
+    "score folders of pictures as T2I-CompBench does",
+    run,
+    add_options,
+    example="compbench --prompts color_val.txt --images drawn/samples --clip ViT-B-32.pt",
+    anywhere=True,
+)

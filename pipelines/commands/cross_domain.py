@@ -21,4 +21,10 @@ def run(options: argparse.Namespace) -> None:
     show_cross_domain(options.models, options.data, Workspace.at(options.workspace), options.split, options.output)
 
 
-COMMAND = Command("cross-domain", "evaluate every model on every data set, beside published results", run, add_options)
+COMMAND = Command(
+    "cross-domain",
+    "evaluate every model on every data set, beside published results",
+    run,
+    add_options,
+    example="cross-domain models/retrieval/gadms --data data/people",
+)

@@ -51,4 +51,11 @@ def run(options: argparse.Namespace) -> None:
     curate(typed(CurateOptions, options))
 
 
-COMMAND = Command("curate", "make a training set of people from any pictures: judge, caption, match", run, add_options)
+COMMAND = Command(
+    "curate",
+    "make a training set of people from any pictures: judge, caption, match",
+    run,
+    add_options,
+    example="curate photos --output people --captioner models/blip",
+    anywhere=True,
+)

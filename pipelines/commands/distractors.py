@@ -44,5 +44,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 COMMAND = Command(
-    "distractors", "evaluate retrieval in both directions as strangers join the gallery", run, add_options
+    "distractors",
+    "evaluate retrieval in both directions as strangers join the gallery",
+    run,
+    add_options,
+    example="distractors --counts 0 1000 10000",
 )

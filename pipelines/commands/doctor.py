@@ -21,4 +21,10 @@ def run(options: argparse.Namespace) -> None:
     doctor(Workspace.at(options.workspace), chosen, options.preset)
 
 
-COMMAND = Command("doctor", "check that what a run needs is in place, and how to get what is missing", run, add_options)
+COMMAND = Command(
+    "doctor",
+    "check that what a run needs is in place, and how to get what is missing",
+    run,
+    add_options,
+    example="doctor --preset cuhk-pedes --data",
+)

@@ -18,4 +18,10 @@ def run(options: argparse.Namespace) -> None:
     dry_run(Workspace.at(options.workspace), options.preset, options.architecture)
 
 
-COMMAND = Command("dry-run", "what a run of TACA would do and need; writes and downloads nothing", run, add_options)
+COMMAND = Command(
+    "dry-run",
+    "what a run would do and need (memory, weights, data); writes and downloads nothing",
+    run,
+    add_options,
+    example="dry-run --preset flux-dev",
+)

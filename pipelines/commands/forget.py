@@ -29,4 +29,11 @@ def run(options: argparse.Namespace) -> None:
     forget(typed(ForgetOptions, options), Workspace.at(options.workspace))
 
 
-COMMAND = Command("forget", "remove pictures or people from a gallery, with every copy, for good", run, add_options)
+COMMAND = Command(
+    "forget",
+    "remove pictures or people from a gallery, with every copy, for good",
+    run,
+    add_options,
+    example="forget people --picture a1b2c3 --dry-run",
+    anywhere=True,
+)

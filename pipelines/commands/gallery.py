@@ -63,4 +63,6 @@ COMMAND = Command(
     run,
     add_options,
     interrupt_on_sigterm=True,
+    example="gallery people photos",
+    anywhere=True,
 )

@@ -130,4 +130,10 @@ def run(options: argparse.Namespace) -> None:
     generate(typed(GenerateOptions, options), Workspace.at(options.workspace))
 
 
-COMMAND = Command("generate", "draw pictures for the prompts of a file, in shards", run, add_options)
+COMMAND = Command(
+    "generate",
+    "draw pictures for the prompts of a file, in shards",
+    run,
+    add_options,
+    example="generate prompts.txt --output drawn --adapter models/adapters/taca:0.8",
+)

@@ -17,4 +17,11 @@ def run(options: argparse.Namespace) -> None:
     show_leaderboards(Workspace.at(options.workspace), options.dataset, options.setting)
 
 
-COMMAND = Command("leaderboard", "published person retrieval results, and this workspace's own", run, add_options)
+COMMAND = Command(
+    "leaderboard",
+    "published person retrieval results, and this workspace's own",
+    run,
+    add_options,
+    example="leaderboard --dataset cuhk-pedes",
+    anywhere=True,
+)

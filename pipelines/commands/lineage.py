@@ -16,4 +16,11 @@ def run(options: argparse.Namespace) -> None:
     lineage(options.target, Workspace.at(options.workspace))
 
 
-COMMAND = Command("lineage", "where a result comes from, back to the raw input", run, add_options)
+COMMAND = Command(
+    "lineage",
+    "where a result comes from, back to the raw input",
+    run,
+    add_options,
+    example="lineage results/retrieval/gadms.parquet",
+    anywhere=True,
+)

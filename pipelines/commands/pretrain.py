@@ -25,4 +25,5 @@ COMMAND = Command(
     "train the checkpoints that the repository publishes, by pretraining/recipe.yaml; resumes what a kill left unfinished",
     run,
     add_options,
+    example="pretrain probe",
 )

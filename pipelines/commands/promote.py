@@ -22,4 +22,6 @@ def run(options: argparse.Namespace) -> None:
     promote(options.run, Workspace.at(options.workspace), **chosen)
 
 
-COMMAND = Command("promote", "write a trial's parameters into params.yaml", run, add_options)
+COMMAND = Command(
+    "promote", "write a trial's parameters into params.yaml", run, add_options, example="promote 3f2a9c1b --commit"
+)

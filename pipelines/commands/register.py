@@ -21,5 +21,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 COMMAND = Command(
-    "register", "put the text search of a gallery (model and index) into MLflow's model registry", run, add_options
+    "register",
+    "put the text search of a gallery (model and index) into MLflow's model registry",
+    run,
+    add_options,
+    example="register --name person-search",
+    anywhere=True,
 )

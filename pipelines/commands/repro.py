@@ -54,4 +54,5 @@ COMMAND = Command(
     "run the stages that are not up to date, as many at a time as fit; records what `dvc repro` records",
     run,
     add_options,
+    example="repro gadms_evaluate@gadms --dry",
 )

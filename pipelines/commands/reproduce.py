@@ -22,4 +22,10 @@ def run(options: argparse.Namespace) -> None:
     reproduce(options.target, Workspace.at(options.workspace), **chosen)
 
 
-COMMAND = Command("reproduce", "run a run's stage again in a clean worktree and compare every number", run, add_options)
+COMMAND = Command(
+    "reproduce",
+    "run a run's stage again in a clean worktree and compare every number",
+    run,
+    add_options,
+    example="reproduce gadms_evaluate@gadms",
+)

@@ -16,4 +16,6 @@ def run(options: argparse.Namespace) -> None:
     run_stage(options.stage, Workspace.at(options.workspace))
 
 
-COMMAND = Command("run", "bring one stage up to date (what dvc.yaml calls)", run, add_options)
+COMMAND = Command(
+    "run", "bring one stage up to date (what dvc.yaml calls)", run, add_options, example="run taca_train@taca"
+)

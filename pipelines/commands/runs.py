@@ -25,5 +25,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 COMMAND = Command(
-    "runs", "list executions, sweeps and pre-trainings, newest first, with their headline numbers", run, add_options
+    "runs",
+    "list executions, sweeps and pre-trainings, newest first, with their headline numbers",
+    run,
+    add_options,
+    example="runs --level stage --limit 50",
+    anywhere=True,
 )

@@ -44,4 +44,11 @@ def run(options: argparse.Namespace) -> None:
     )
 
 
-COMMAND = Command("search", "find people in a gallery by a sentence or a picture", run, add_options)
+COMMAND = Command(
+    "search",
+    "find people in a gallery by a sentence or a picture",
+    run,
+    add_options,
+    example='search "a woman in a red coat" --gallery people',
+    anywhere=True,
+)

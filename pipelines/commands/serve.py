@@ -34,4 +34,12 @@ def run(options: argparse.Namespace) -> None:
     serve(typed(ServeOptions, options), Workspace.at(options.workspace))
 
 
-COMMAND = Command("serve", "search people in a browser, and by HTTP", run, add_options, interrupt_on_sigterm=True)
+COMMAND = Command(
+    "serve",
+    "search people in a browser, and by HTTP",
+    run,
+    add_options,
+    interrupt_on_sigterm=True,
+    example="serve people --port 8080",
+    anywhere=True,
+)

@@ -2,13 +2,13 @@
 
 import argparse
 
-from pipelines.commands.command import Command
+from pipelines.commands.command import Command, print_listing
 from pipelines.workspace import Workspace
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", help="a file in studies/, without .yaml")
+    add("name", nargs="?", help="a file in studies/, without .yaml (none: list what there is)")
     add("--only", metavar="PATTERN", help="only cells whose key matches, such as 'map/*' (and what they need)")
     add("--screen", action="append_const", dest="phases", const="screen", help="only cells that look for differences")
     add("--confirm", action="append_const", dest="phases", const="confirm", help="only the contrasts, on fresh seeds")
@@ -22,6 +22,9 @@ def run(options: argparse.Namespace) -> None:
     from pipelines.studies import engine
     from pipelines.studies.results import write_results
 
+    if options.name is None:
+        print_listing(engine.known(Workspace.at(options.workspace)))
+        return
     measures = not (options.list or options.summary)
     study = engine.open_study(options.name, Workspace.at(options.workspace), without_inputs=not measures)
     phases = options.phases or ()
@@ -39,4 +42,5 @@ COMMAND = Command(
     run,
     add_options,
     interrupt_on_sigterm=True,
+    example="study taca --screen --workers 2",
 )

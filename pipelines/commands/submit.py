@@ -24,4 +24,5 @@ COMMAND = Command(
     run,
     add_options,
     interrupt_on_sigterm=True,
+    example="submit --stage gadms_evaluate@gadms",
 )

@@ -16,4 +16,4 @@ def run(options: argparse.Namespace) -> None:
     show(Workspace.at(options.workspace), options.port)
 
 
-COMMAND = Command("ui", "open MLflow's web interface on the store that runs go to", run, add_options)
+COMMAND = Command("ui", "open MLflow's web interface on the store that runs go to", run, add_options, anywhere=True)

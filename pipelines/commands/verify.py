@@ -17,5 +17,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 COMMAND = Command(
-    "verify", "check that files, dvc.lock, manifests and MLflow runs agree, back to the raw input", run, add_options
+    "verify",
+    "check that files, dvc.lock, manifests and MLflow runs agree, back to the raw input",
+    run,
+    add_options,
+    example="verify results/retrieval/gadms.parquet",
 )

@@ -7,12 +7,13 @@ from components.evaluation.intervals import Interval
 from pipelines.comparing.differences import Comparison, compare_runs
 from pipelines.comparing.examples import disputed_queries, picture_grid
 from pipelines.comparing.page import write_page
+from pipelines.comparing.people import people_here
 from pipelines.comparing.runs import read_runs
 from pipelines.terminal.console import TableConsole
 from pipelines.terminal.tables import number_table
 from pipelines.workspace import Workspace
 
-PAGE, PEOPLE = "reports/compare.html", "data/people"
+PAGE = "reports/compare.html"
 PROMPTS, QUERIES = 8, 12
 """Examples on the page."""
 SHOWN_METRICS = 24
@@ -22,11 +23,11 @@ SHOWN_METRICS = 24
 def compare(workspace: Workspace, run_ids: Sequence[str], output: Path | None = None) -> Path:
     """Print the differences and write the page; return its path. Raises as `read_runs`."""
     runs = read_runs(workspace, run_ids)
-    people = workspace.path(PEOPLE)
+    people = people_here(workspace)
     comparison, console = compare_runs(runs, people), TableConsole()
     _print(comparison, console)
     grid, disputed = picture_grid(runs, PROMPTS), disputed_queries(runs, people, QUERIES)
-    page = write_page(output or workspace.path(PAGE), comparison, grid, disputed, people)
+    page = write_page(output or workspace.path(PAGE), comparison, grid, disputed)
     console.print(f"wrote {page}", highlight=False)
     return page
 
@@ -53,7 +54,7 @@ def _print(comparison: Comparison, console: TableConsole) -> None:
             for test in comparison.paired
         ]
         console.print(number_table("Paired: 95 % intervals, * where they exclude 0", headings, tests))
-    for line in comparison.not_paired:
+    for line in (*comparison.not_paired, *comparison.notes):
         console.print(line, style="yellow", highlight=False)
 
 

@@ -17,7 +17,8 @@ from components.evaluation.comparison import (
 )
 from components.evaluation.intervals import Interval, bootstrap_difference
 from components.persons.shards import PersonDataset
-from pipelines.comparing.runs import ComparedRun
+from pipelines.comparing.people import People, folder_of, require_same_people, same_people
+from pipelines.comparing.runs import PEOPLE, ComparedRun
 
 COST = ("cost/", "system/")
 RANKS = (1, 5, 10)
@@ -51,13 +52,17 @@ class Comparison:
     paired: Sequence[PairedTest]
     not_paired: Sequence[str]
     """One line for each stage whose results could not be paired."""
+    notes: Sequence[str]
+    """One line for each stage whose people are not those in the workspace (`without_people`)."""
 
 
-def compare_runs(runs: Sequence[ComparedRun], people: Path | None) -> Comparison:
+def compare_runs(runs: Sequence[ComparedRun], people: People | None) -> Comparison:
     """Compute all differences; arguments as of `paired_tests`."""
     paired, not_paired = paired_tests(runs, people)
     metrics, cost = metric_table(runs, cost=False), metric_table(runs, cost=True)
-    return Comparison(runs, parameter_differences(runs), metrics, cost, paired, not_paired)
+    return Comparison(
+        runs, parameter_differences(runs), metrics, cost, paired, not_paired, without_people(runs, people)
+    )
 
 
 def common_stages(runs: Sequence[ComparedRun]) -> list[str]:
@@ -96,10 +101,13 @@ def metric_table(runs: Sequence[ComparedRun], *, cost: bool) -> list[tuple[str, 
     return rows
 
 
-def paired_tests(runs: Sequence[ComparedRun], people: Path | None, seed: int = 0) -> tuple[list[PairedTest], list[str]]:
+def paired_tests(
+    runs: Sequence[ComparedRun], people: People | None, seed: int = 0
+) -> tuple[list[PairedTest], list[str]]:
     """The paired tests of all stages with results per prompt or query, and a line for each stage that could not be paired.
 
-    people: the data set that was searched, for the identities of its captions; without it, a unit is the queries of one picture.
+    people: of the workspace, for the identities of captions. Where they are not those that were searched, a unit is the queries of
+    one picture.
     """
     found: list[PairedTest] = []
     not_paired: list[str] = []
@@ -109,10 +117,24 @@ def paired_tests(runs: Sequence[ComparedRun], people: Path | None, seed: int = 0
             if not any(files):
                 continue
             try:
-                found += test(key, _tables(key, files, runs), people, seed)
+                tables = _tables(key, files, runs)
+                require_same_people(runs, key)
+                found += test(key, tables, folder_of(people, runs[0], key), seed)
             except DataError as error:
                 not_paired.append(f"{key}: not paired: {error}")
     return found, not_paired
+
+
+def without_people(runs: Sequence[ComparedRun], people: People | None) -> list[str]:
+    """A line for each stage whose queries are paired without the identities, captions and pictures of its people."""
+    return [
+        f"{key}: {PEOPLE} of this workspace is not what these runs searched: intervals are by picture, and queries are shown "
+        "without captions and pictures"
+        for key in common_stages(runs)
+        if all(run.stages[key].output("ranks") for run in runs)
+        and same_people(runs, key)
+        and folder_of(people, runs[0], key) is None
+    ]
 
 
 def _tables(key: str, files: Sequence[Path | None], runs: Sequence[ComparedRun]) -> Tables:
@@ -157,9 +179,9 @@ def _retrieval(key: str, tables: Tables, people: Path | None, seed: int) -> list
 
 
 def identities_of(people: Path | None, captions: Sequence[int]) -> dict[int, int]:
-    """caption_id -> identity, from the data set at `people`; {} unless it holds all of `captions`."""
-    if people is None or not people.is_dir():
+    """caption_id -> identity, from the data set at `people`; {} without one."""
+    if people is None:
         return {}
     rows = PersonDataset(people).rows(form="long")
     known = dict(zip(rows.column("caption_id"), rows.column("identity"), strict=True))
-    return {caption: known[caption] for caption in captions} if set(captions) <= set(known) else {}
+    return {caption: known[caption] for caption in captions}

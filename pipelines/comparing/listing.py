@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.errors import REPRO_COMMAND
 from pipelines.terminal.console import TableConsole
+from pipelines.tracking.addresses import has_store
 from pipelines.tracking.run_ids import SHORT, find_run
 from pipelines.tracking.runs import LEVEL, PARENT, connect
 from pipelines.workspace import Workspace
@@ -19,9 +21,17 @@ if TYPE_CHECKING:
 NUMBERS = {"pipeline": r"[^/]+", "sweep": r"best/.+", "trial": r"objective/[^.]+", "stage": r"cost/seconds"}
 """The metrics that are shown of a run, by its level."""
 
+NO_RUNS = f"no runs yet: `{REPRO_COMMAND}` makes the first"
+
 
 def list_runs(workspace: Workspace, levels: Sequence[str], limit: int, below: str | None = None) -> None:
-    """Print the newest `limit` runs of `levels`; with `below` only those under that run. Raises as `find_run`."""
+    """Print the newest `limit` runs of `levels`; with `below` only those under that run. Raises as `find_run`.
+
+    Where there is no store, none is made.
+    """
+    if not has_store(workspace):
+        print(NO_RUNS)
+        return
     tracker = connect(workspace)
     tracker.rename_former_levels()
     runs: list[Run] = []
@@ -32,12 +42,15 @@ def list_runs(workspace: Workspace, levels: Sequence[str], limit: int, below: st
         newest = ["attributes.start_time DESC"]
         runs += tracker.client.search_runs([tracker.experiment], chosen, order_by=newest, max_results=limit)
     runs.sort(key=lambda run: -run.info.start_time)
-    TableConsole().print(table(runs[:limit]))
+    if runs:
+        TableConsole().print(table(runs[:limit]))
+    else:
+        print(NO_RUNS if not below else f"no runs below {below}")
 
 
 def table(runs: Sequence["Run"]) -> Table:
     """Return one row per run: the beginning of its id, what it is of, when it started, how it ended, its numbers."""
-    shown = Table(caption=None if runs else "none", caption_justify="left")
+    shown = Table()
     shown.add_column("id", justify="right")
     for heading in ("run", "started", "status", "numbers"):
         shown.add_column(heading)

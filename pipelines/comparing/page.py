@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from components.files import write_atomically
-from components.persons.shards import PersonDataset
 from pipelines.comparing.differences import Comparison, common_stages
 from pipelines.comparing.runs import ComparedRun
 from pipelines.reporting import charts
@@ -18,13 +17,10 @@ COLOURS = 4
 """Runs beyond these share a colour."""
 
 
-def write_page(
-    path: Path, comparison: Comparison, grid: Any, disputed: Sequence[Mapping[str, Any]], people: Path | None
-) -> Path:
-    """Write the page. grid, disputed: as `pipelines.comparing.examples` makes them; people: the data set that was searched."""
+def write_page(path: Path, comparison: Comparison, grid: Any, disputed: Sequence[Mapping[str, Any]]) -> Path:
+    """Write the page. grid, disputed: as `pipelines.comparing.examples` makes them."""
     runs = comparison.runs
     intervals = [change.as_dict() for test in comparison.paired for change in test.differences if change is not None]
-    pictures = _pictures(people, [query["image_id"] for query in disputed])
     template = environment(path.parent).get_template("compare.html")
     page = template.render(
         comparison=comparison,
@@ -32,8 +28,8 @@ def write_page(
         colour=[f"run{place % COLOURS}" for place in range(len(runs))],
         difference_axis=centred(axis(ends(intervals), 5)),
         curves=curve_panels(runs),
-        grid=_uri(grid) if grid is not None else None,
-        disputed=[{**query, "picture": picture} for query, picture in zip(disputed, pictures, strict=True)],
+        grid=_uri(grid),
+        disputed=[{**query, "picture": _uri(query["picture"])} for query in disputed],
     )
     write_atomically(path, page)
     return path
@@ -65,15 +61,9 @@ def _curves(file: Path | None) -> dict[str, list[float | None]]:
     return {name: [float(row[name]) if row[name] else None for row in rows] for name in (rows[0] if rows else {})}
 
 
-def _uri(picture: Any) -> str:
+def _uri(picture: Any) -> str | None:
+    if picture is None:
+        return None
     stream = io.BytesIO()
     picture.save(stream, "PNG")
     return data_uri(stream.getvalue())
-
-
-def _pictures(people: Path | None, image_ids: Sequence[int]) -> list[str | None]:
-    """Their data URIs, or None for each when the data set does not exist."""
-    if people is None or not people.is_dir():
-        return [None] * len(image_ids)
-    dataset = PersonDataset(people)
-    return [_uri(dataset.picture(image_id)) for image_id in image_ids]

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from components.errors import ParameterError
 from pipelines import graph
 from pipelines.graph import StageRun
+from pipelines.records.manifests import find_maker
 from pipelines.scratch.folder import Scratch, folder_name
+from pipelines.scratch.manifest import Manifest
 from pipelines.tracking.run_ids import find_run
 from pipelines.tracking.runs import Tracker, connect
 from pipelines.tracking.stage_tags import stage_runs
@@ -19,6 +21,9 @@ from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+PEOPLE = graph.PEOPLE["people"]
+GENERATED = "data/generated/"
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class StageResult:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     outputs: Path | None
+    people: str | None = None
+    """The digest of the data set that it was evaluated on (`people_behind`), or None where that is not known."""
 
     def output(self, name: str) -> Path | None:
         """The path of an output by its name in the graph, or None when it does not exist."""
@@ -58,11 +65,11 @@ class ComparedRun:
 def read_runs(workspace: Workspace, run_ids: Sequence[str]) -> list[ComparedRun]:
     """The runs with these ids, or with ids that begin so; the first is the baseline.
 
-    Raises ParameterError for fewer than two ids, a run twice, or runs without a stage in common; and as `find_run`.
+    Raises ParameterError for fewer than two ids, a run twice, or runs without a stage in common; and as `find_run` and `connect`.
     """
     if len(run_ids) < 2:
         raise ParameterError("compare: give at least two run ids; the first is the baseline")
-    tracker = connect(workspace)
+    tracker = connect(workspace, create=False)
     found = [find_run(tracker, run_id) for run_id in run_ids]
     if len({run.info.run_id for run in found}) < len(found):
         raise ParameterError("compare: a run is given twice")
@@ -79,7 +86,7 @@ def _read(tracker: Tracker, run: "Run") -> ComparedRun:
     run_id = run.info.run_id
     name = run.info.run_name or run_id[:8]
     if "pipelines.stage" in run.data.tags:
-        result = _stage_result(tracker.workspace, run)
+        result = _stage_result(tracker, run)
         return ComparedRun(run_id, name, {result.stage.address: result}, {}, {})
     below = [find_run(tracker, stage_run) for stage_run in stage_runs(run.data.tags).values()]
     below += tracker.client.search_runs(
@@ -88,18 +95,30 @@ def _read(tracker: Tracker, run: "Run") -> ComparedRun:
     stages: dict[str, StageResult] = {}
     for each in below:  # the last run wins where a stage has several
         if "pipelines.stage" in each.data.tags:
-            result = _stage_result(tracker.workspace, each)
+            result = _stage_result(tracker, each)
             stages[result.stage.address] = result
     return ComparedRun(run_id, name, stages, run.data.params, run.data.metrics)
 
 
-def _stage_result(workspace: Workspace, run: "Run") -> StageResult:
+def _stage_result(tracker: Tracker, run: "Run") -> StageResult:
     tags: dict[str, Any] = run.data.tags
     arm, identity = tags.get("pipelines.arm") or "", tags.get("pipelines.fingerprint", "")
     stage = graph.find(f"{tags['pipelines.stage']}@{arm}" if arm else tags["pipelines.stage"])
-    scratch = Scratch(workspace.home / folder_name(stage.address, identity))
+    scratch = Scratch(tracker.workspace.home / folder_name(stage.address, identity))
     outputs = scratch.outputs if scratch.manifest_file.exists() else None
-    return StageResult(stage, run.info.run_id, run.data.params, run.data.metrics, outputs)
+    people = people_behind(Manifest.read(scratch.manifest_file), tracker)
+    return StageResult(stage, run.info.run_id, run.data.params, run.data.metrics, outputs, people)
+
+
+def people_behind(done: Manifest | None, tracker: Tracker) -> str | None:
+    """Return the digest of the people that a stage read, or that the prompts of the pictures come from which it read.
+
+    None where it read neither, or the record of it is gone.
+    """
+    while done and PEOPLE not in done.inputs:
+        drawn = [record for path, record in done.inputs.items() if path.startswith(GENERATED)]
+        done = find_maker(drawn[0], tracker.workspace.home, tracker.client) if drawn else None
+    return done.inputs[PEOPLE].sha256 if done else None
 
 
 def _by_stage_name(run: ComparedRun) -> ComparedRun:

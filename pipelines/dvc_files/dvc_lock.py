@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import DataError, ParameterError
+from pipelines.errors import REPRO_COMMAND
 from pipelines.schema.reading import parse_yaml
 
 LOCK_FILE = "dvc.lock"
@@ -19,9 +20,11 @@ def read_entries(root: Path) -> dict[str, dict[str, Any]]:
         document = parse_yaml((root / LOCK_FILE).read_text(encoding="utf-8"), LOCK_FILE)
         return dict(document["stages"])
     except OSError:
-        raise DataError(f"{root / LOCK_FILE} is not there: run `dvc repro`") from None
+        raise DataError(f"{root / LOCK_FILE} is not there: run `{REPRO_COMMAND}`") from None
     except (ParameterError, KeyError, TypeError, UnicodeDecodeError):
-        raise DataError(f"{root / LOCK_FILE} cannot be read: `git checkout dvc.lock`, or run `dvc repro`") from None
+        raise DataError(
+            f"{root / LOCK_FILE} cannot be read: `git checkout dvc.lock`, or run `{REPRO_COMMAND}`"
+        ) from None
 
 
 def dvc_md5(path: Path, max_bytes: int | None = None) -> str | None:

@@ -39,7 +39,9 @@ class Attempt:
         params = load_for(run.stage, workspace.root)
         inputs = stage_inputs(run, params, workspace.root)
         if missing := [path for path in inputs.values() if not workspace.path(path).exists()]:
-            raise DataError(f"{address}: {', '.join(missing)} not there: run `dvc repro {address}`, or `dvc pull` it")
+            raise DataError(
+                f"{address}: {', '.join(missing)} not there: run `{graph.command_for(run)}`, or `dvc pull` it"
+            )
         identity = present_fingerprint(run, params, workspace.root, KnownDigests(workspace.home))
         scratch = Scratch(workspace.home / folder_name(run.address, identity))
         return cls(run, params, inputs, identity, scratch, workspace)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TypeAlias
 
-from pipelines.engine.forked import ForkedProcess, fork_worker
+import psutil
+
+from pipelines.engine.forked import ForkedProcess, Usage, fork_worker
 from pipelines.engine.worker import StageTask
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT
@@ -86,6 +88,17 @@ def wait(process: Child) -> int | None:
     with suppress(subprocess.TimeoutExpired):
         return process.wait(POLL_SECONDS)
     return None
+
+
+def usage_of(process: Child) -> Usage | None:
+    """Return what a process uses that the system does not count to the children of this one: those are children that have ended."""
+    if process.returncode is not None:
+        return process.usage if isinstance(process, ForkedProcess) else None
+    try:
+        used = psutil.Process(process.pid).cpu_times()
+    except psutil.Error:
+        return None
+    return Usage(used.user + used.system + used.children_user + used.children_system, 0)
 
 
 @dataclass

@@ -38,9 +38,11 @@ from pipelines.errors import TRY_AGAIN, InfrastructureError, exit_code, is_expec
 from pipelines.graph import StageRun
 from pipelines.locks.retrying import ProcessLostError, RetryBudget
 from pipelines.params import ParameterFile
+from pipelines.records.stage_record import hardware
 from pipelines.schema.running import Compute
 from pipelines.schema.section import Section
 from pipelines.scratch.folder import Scratch
+from pipelines.scratch.spent import WorkerGroup
 from pipelines.scratch.storage import Storage
 
 Metrics = dict[str, Any]
@@ -65,12 +67,13 @@ class StageFunction(Protocol):
 class RankFolders:
     """The folders of one rank: inputs below `root` at their paths in the workspace, everything else in `scratch`.
 
-    `after_save` is called by rank 0 when it has saved a checkpoint.
+    `after_save` is called by rank 0 when it has saved a checkpoint, `begun` when it has begun.
     """
 
     root: Path
     scratch: Scratch
     after_save: Callable[[], None] = lambda: None
+    begun: Callable[[WorkerGroup], None] = lambda group: None
 
 
 FolderSource = Callable[[int], AbstractContextManager[RankFolders]]
@@ -101,11 +104,14 @@ def execute(
                     folders.after_save()
                 on_save(metrics)
 
+            device = device_of(compute)
+            if rank == 0:
+                folders.begun(_group(world_size, device, by_ray=bool(run.stage.trains and compute.workers)))
             context = StageContext(
                 folders.scratch,
                 seed=getattr(params, "seed", 0),
                 arm=run.arm,
-                device=device_of(compute),
+                device=device,
                 rank=rank,
                 world_size=world_size,
                 strategy=compute.strategy,
@@ -130,6 +136,14 @@ def execute(
         return on_rank(0, 1, lambda metrics: None)
     require_even_batches(getattr(params, run.stage.name), run.stage.name, compute.workers)
     return under_ray_train(on_rank, compute, storage)
+
+
+def _group(world_size: int, device: torch.device, *, by_ray: bool) -> WorkerGroup:
+    """Describe the workers that compute, in the process of rank 0: the driver of a cluster may have no GPU, or another one."""
+    machine = hardware() if by_ray else {}
+    if by_ray and device.type == "cuda":
+        machine = {**machine, "gpu": f"{world_size} x {torch.cuda.get_device_name(device)}"}
+    return WorkerGroup(workers=world_size, device=device.type, hardware=machine)
 
 
 def require_even_batches(section: Section, name: str, workers: int) -> None:

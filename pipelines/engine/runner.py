@@ -12,15 +12,25 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from components.files import write_atomically
 from pipelines.dvc_files.dvc_lock import dvc_md5
 from pipelines.engine.attempt import Attempt
-from pipelines.engine.child import Child, StopSignal, catch_sigterm, send_go, stage_process, wait
+from pipelines.engine.child import (
+    WORKER,
+    Child,
+    StopSignal,
+    catch_sigterm,
+    module_of,
+    send_go,
+    stage_process,
+    usage_of,
+    wait,
+)
 from pipelines.engine.cost import Meter, throughput
-from pipelines.engine.forked import ForkedProcess
 from pipelines.errors import INTERRUPTED, InfrastructureError, StageFailedError, exit_code, one_line
 from pipelines.graph import PRETRAINING, StageRun, all_runs
 from pipelines.locks.waiting import grace_period
@@ -29,6 +39,7 @@ from pipelines.scratch.claims import claim
 from pipelines.scratch.folder import FolderLock, Scratch, put_in_place
 from pipelines.scratch.manifest import Manifest
 from pipelines.scratch.metric_log import MetricLog
+from pipelines.scratch.spent import Spent
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.addresses import tracking_uri
 from pipelines.tracking.delivery import TrackedRun
@@ -116,7 +127,8 @@ def _run(attempt: Attempt, lock: FolderLock, parent_run: str | None, until: tupl
     scratch.begin()
     if until:
         scratch.stop_after_file.write_text(json.dumps({"metric": until[0], "step": until[1]}))
-    meter = Meter()
+    spent = _spent(scratch, lock)
+    meter = Meter(spent, scratch.worker_group)
     with catch_sigterm() as stop, stage_process(run, attempt.params, scratch, attempt.workspace, lock) as process:
         tracker = tracking.connect(attempt.workspace)
         facts, record = attempt.facts()
@@ -125,7 +137,9 @@ def _run(attempt: Attempt, lock: FolderLock, parent_run: str | None, until: tupl
         tracked = tracker.open(scratch.folder, facts, parent, ends_parent=parent_run is None)
         try:
             send_go(process)
-            with system_metrics(tracked.run_id, tracking_uri(attempt.workspace)):
+            # The cost of a job is noted inside it.
+            noted = meter.noted(lambda: usage_of(process)) if module_of(run, compute) == WORKER else nullcontext()
+            with noted, system_metrics(tracked.run_id, tracking_uri(attempt.workspace)):
                 code = _watch(run, process, tracked, scratch, lock, stop)
             if code < 0:
                 name = signal.Signals(-code).name
@@ -135,11 +149,12 @@ def _run(attempt: Attempt, lock: FolderLock, parent_run: str | None, until: tupl
                 raise StageFailedError(f"{run.address} failed", code)
             metrics = json.loads(scratch.result_file.read_text())
             _write_tables(run, scratch, metrics)
-            remote = scratch.remote_execution()
-            usage = process.usage if isinstance(process, ForkedProcess) else None
-            cost = remote.cost if remote else meter.read(run, compute, usage)
+            remote, group = scratch.remote_execution(), scratch.worker_group()
+            cost = spent.total(remote.cost) if remote else meter.total(usage_of(process))
             if remote:
                 record = record.model_copy(update={"ray": remote.where.ray, "hardware": remote.where.hardware})
+            elif group and group.hardware:
+                record = record.model_copy(update={"hardware": group.hardware})
             lock.require()
             done = scratch.finish(
                 run.all_outputs,
@@ -161,6 +176,16 @@ def _run(attempt: Attempt, lock: FolderLock, parent_run: str | None, until: tupl
             raise
         _close(tracked, FINISHED, *_final(run, done), timeout=20)
     return done
+
+
+def _spent(scratch: Scratch, lock: FolderLock) -> Spent:
+    """Return what earlier attempts in a scratch folder have cost; notes go to the same file, as long as the folder is held."""
+
+    def write(text: str) -> None:
+        if scratch.folder.is_dir() and not lock.lease.lost:
+            write_atomically(scratch.cost_file, text)
+
+    return Spent(scratch.cost_file.read_text() if scratch.cost_file.exists() else None, write)
 
 
 def _paused(run: StageRun, scratch: Scratch) -> str:

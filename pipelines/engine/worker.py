@@ -60,7 +60,9 @@ def main() -> int:
         if run.stage.trains:
             signal.signal(signal.SIGTERM, _stop_handler(scratch))
         end_with_parent()
-        folders = RankFolders(Path(task.root), scratch)
+        folders = RankFolders(
+            Path(task.root), scratch, begun=lambda group: write_atomically(scratch.group_file, group.to_json())
+        )
         parameters = kind_of(run.stage).partial(task.parameters)
         metrics = execute(run, lambda rank: nullcontext(folders), parameters, compute, scratch.folder)
         write_atomically(scratch.result_file, json.dumps(metrics, sort_keys=True))

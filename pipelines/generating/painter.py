@@ -27,6 +27,7 @@ from components.taca.schedule import TemperatureSchedule
 from components.taca.source_pictures import SourcePicture, from_pictures, resolve_strength, skipped_steps
 from pipelines.engine.ray_cluster import device_of
 from pipelines.engine.warm import silence_import_notices
+from pipelines.errors import REPRO_COMMAND
 from pipelines.generating.plan import Shard
 from pipelines.generating.prompts import SourceFile
 from pipelines.graph import find
@@ -102,7 +103,7 @@ def _recorded(adapter: Adapter) -> dict[str, Any]:
     files = tree_digests(adapter.path)
     if not files:
         raise DataError(
-            f"{adapter.path}: no adapter there; train one (`dvc repro taca_train@taca`) or leave --adapter out"
+            f"{adapter.path}: no adapter there; train one (`{REPRO_COMMAND} taca_train@taca`) or leave --adapter out"
         )
     return {"file": digest(files), "weight": adapter.weight, "threshold": adapter.threshold}
 

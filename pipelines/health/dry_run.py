@@ -28,7 +28,7 @@ from pipelines import presets
 from pipelines.health import architectures
 from pipelines.health.architectures import Architecture
 from pipelines.health.drawing_plan import DrawingPlan, drawing_note, drawing_plan, drawing_table
-from pipelines.health.encoder_plan import encoder_table
+from pipelines.health.encoder_plan import ENCODER_SECTIONS, encoder_table
 from pipelines.health.weights import check_weights
 from pipelines.params import Parameters
 from pipelines.workspace import Workspace
@@ -76,7 +76,9 @@ class RunPlan:
 def dry_run(workspace: Workspace, preset: str | None = None, architecture: Path | None = None) -> None:
     """Print the plan. Raises ParameterError or DataError for parameters that are not valid; what is missing is not an error."""
     chosen = presets.resolve(workspace.root, preset)
-    show(plan(chosen, workspace, architecture), chosen, Console())
+    # A preset that states nothing of the encoder or its training is for TACA alone: retrieval does not read its pictures.
+    retrieval = preset is None or bool(ENCODER_SECTIONS & presets.read(preset, workspace.root).keys())
+    show(plan(chosen, workspace, architecture), chosen, Console(), retrieval=retrieval)
 
 
 def plan(chosen: Parameters, workspace: Workspace, architecture: Path | None = None) -> RunPlan:
@@ -173,8 +175,8 @@ def _memory(chosen: Parameters, model: Architecture) -> tuple[tuple[TrainingLayo
     return tuple(rows), counted[batches[1]].bytes(checkpointing=False)
 
 
-def show(found: RunPlan, chosen: Parameters, console: Console) -> None:
-    """Print a plan."""
+def show(found: RunPlan, chosen: Parameters, console: Console, *, retrieval: bool = True) -> None:
+    """Print a plan, with what `retrieval` would train or without."""
     console.print(_model_table(found, chosen))
     if found.drawing:
         console.print(drawing_table(found.drawing))
@@ -182,7 +184,8 @@ def show(found: RunPlan, chosen: Parameters, console: Console) -> None:
     if found.memory:
         console.print(_memory_table(found.memory))
     console.print(_memory_note(found), style="dim", highlight=False)
-    console.print(encoder_table(chosen))
+    if retrieval:
+        console.print(encoder_table(chosen))
     if not found.missing:
         console.print("Nothing is missing.")
     for line in found.missing:

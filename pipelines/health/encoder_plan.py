@@ -8,6 +8,10 @@ from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
 from components.training.config import ValidatedTrainingConfig
 from pipelines.params import Parameters
+from pipelines.schema.gadms import Retrieval
+
+ENCODER_SECTIONS = {"retrieval", "gadms_pretrain", "gadms_finetune"}
+"""The sections of parameters that the table is about."""
 
 
 def encoder_rows(chosen: Parameters) -> list[tuple[str, str]]:
@@ -25,7 +29,10 @@ def encoder_rows(chosen: Parameters) -> list[tuple[str, str]]:
         before = f"on {pretrain.corpus}: {_phase(pretrain.method, pretrain.training, encoder)}"
     return [
         ("encoder", f"{name}, {_millions(encoder.clip)}: {start}"),
-        ("pictures", f"{height}x{width}: {rows} x {columns} patches and the class token"),
+        (
+            "pictures",
+            f"{height}x{width}{_other_size(settings, height, width)}: {rows} x {columns} patches and the class token",
+        ),
         ("pre-training", before),
         ("fine-tuning", f"on people: {_phase(finetune.method, finetune.training, encoder)}"),
     ]
@@ -37,6 +44,13 @@ def encoder_table(chosen: Parameters) -> Table:
     for row in encoder_rows(chosen):
         table.add_row(*row)
     return table
+
+
+def _other_size(settings: Retrieval, height: int, width: int) -> str:
+    """Return the size for which an architecture in params.yaml was written, where pictures have another."""
+    stated = settings.architecture["vision_cfg"].get("image_size") if isinstance(settings.architecture, dict) else None
+    rows, columns = stated if isinstance(stated, list) else (stated, stated)
+    return "" if stated is None or (rows, columns) == (height, width) else f" (the architecture is of {rows}x{columns})"
 
 
 def _phase(method: RetrievalConfig, training: ValidatedTrainingConfig, encoder: DualEncoder) -> str:

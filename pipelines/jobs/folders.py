@@ -27,6 +27,7 @@ from pipelines.errors import InfrastructureError
 from pipelines.jobs.metrics import MetricsSender, sent_metrics
 from pipelines.jobs.task import METRICS, JobTask, output_folder, place_inputs, run_folder
 from pipelines.scratch.folder import Scratch
+from pipelines.scratch.spent import GROUP_FILE, WorkerGroup
 from pipelines.scratch.storage import Storage, files_below
 
 FOLLOW_SECONDS = 2.0
@@ -52,7 +53,7 @@ class JobFolders:
         with tempfile.TemporaryDirectory(prefix="job-rank-", ignore_cleanup_errors=True) as folder:
             if shared:
                 scratch = Scratch(shared / run_folder(self.task.key), self.holder)
-                yield RankFolders(scratch.folder / "root", scratch)
+                yield RankFolders(scratch.folder / "root", scratch, begun=self._begun)
                 scratch.require_holder()
             else:
                 bucket = _BucketRun(self.storage, self.task.key, Scratch(Path(folder)))
@@ -61,7 +62,8 @@ class JobFolders:
                     bucket.take_over()
                 bucket.download()
                 with bucket.metrics_sent() if rank == 0 else nullcontext():
-                    yield RankFolders(Path(folder) / "root", bucket.scratch, bucket.upload_checkpoints)
+                    root = Path(folder) / "root"
+                    yield RankFolders(root, bucket.scratch, bucket.upload_checkpoints, self._begun)
                 if rank == 0:
                     bucket.require_writer()
                 scratch = bucket.scratch
@@ -71,9 +73,13 @@ class JobFolders:
                     written[METRICS] = scratch.metrics_file
                 self.storage.publish(written, output_folder(self.task.key))
 
+    def _begun(self, group: WorkerGroup) -> None:
+        self.storage.write(f"{run_folder(self.task.key)}/{GROUP_FILE}", group.to_json())
+
     def begin(self) -> None:
         """Once per job, before any rank: delete old outputs, and in a shared folder place the inputs for all ranks."""
         self.storage.delete(output_folder(self.task.key))
+        self.storage.delete(f"{run_folder(self.task.key)}/{GROUP_FILE}")
         if self.storage.folder:
             scratch = Scratch(self.storage.folder / run_folder(self.task.key))
             scratch.begin()

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import FrameType
 
 from pipelines import graph
@@ -17,11 +18,10 @@ from pipelines.params import kind_of
 from pipelines.schema.running import Compute
 from pipelines.scratch.folder import FolderLock, Scratch
 from pipelines.scratch.manifest import ExecutionSite, JobManifest, RemoteExecution
+from pipelines.scratch.spent import COST_FILE, GROUP_FILE, Spent, WorkerGroup
 from pipelines.scratch.storage import Storage
 from pipelines.threads.cores import warn_of_too_many_threads
 from pipelines.threads.settings import thread_settings
-
-_OF_ANY_WORKER = ("cost/seconds", "cost/worker_seconds", "cost/gpu_seconds")
 
 
 def main(url: str, key: str) -> int:
@@ -43,24 +43,42 @@ def main(url: str, key: str) -> int:
 
 def _run(storage: Storage, task: JobTask, compute: Compute, lock: FolderLock | None) -> None:
     from pipelines.engine import execution
-    from pipelines.engine.cost import Meter
+    from pipelines.engine.cost import OF_ANY_WORKER, Meter
     from pipelines.jobs.folders import JobFolders
     from pipelines.records.stage_record import hardware, ray_ids
 
     run = graph.find(task.address)
     folders = JobFolders(storage, task, lock.lease.token if lock else None)
     folders.begin()
-    own, meter = storage.path(run_folder(task.key)), Meter(here=True)
-    metrics = execution.execute(run, folders.open, kind_of(run.stage).partial(task.parameters), compute, own)
+    own, by_ray = storage.path(run_folder(task.key)), bool(run.stage.trains and compute.workers)
+    group = partial(_worker_group, storage, task.key)
+    # Workers of Ray are processes on any node, of which this one cannot read more than the seconds.
+    meter = Meter(_spent(storage, task.key, lock), group, here=True, only=OF_ANY_WORKER if by_ray else None)
+    with meter.noted():
+        metrics = execution.execute(run, folders.open, kind_of(run.stage).partial(task.parameters), compute, own)
     if lock:
         lock.require()
-    cost = meter.read(run, compute)
-    if run.stage.trains and compute.workers:  # processes of Ray on any node: this one cannot read theirs
-        cost = {name: cost[name] for name in _OF_ANY_WORKER}
-    ran = RemoteExecution(cost=cost, where=ExecutionSite(ray=ray_ids(), hardware=hardware()))
+    workers = group()
+    machine = workers.hardware if workers and workers.hardware else hardware()
+    ran = RemoteExecution(cost=meter.total(), where=ExecutionSite(ray=ray_ids(), hardware=machine))
     write_manifest(storage, task.key, JobManifest(metrics=metrics, stage=task.address, ran=ran))
-    for name in ("checkpoints", "metrics", "root", "writing", "figures"):  # the outputs stay
+    for name in ("checkpoints", "metrics", "root", "writing", "figures", COST_FILE, GROUP_FILE):  # the outputs stay
         storage.delete(f"{run_folder(task.key)}/{name}")
+
+
+def _spent(storage: Storage, key: str, lock: FolderLock | None) -> Spent:
+    """Return what earlier attempts at a job have cost; notes go to the same file, as long as its folder is held."""
+    file = f"{run_folder(key)}/{COST_FILE}"
+
+    def write(text: str) -> None:
+        if not (lock and lock.lease.lost):
+            storage.write(file, text)
+
+    return Spent(storage.read(file), write)
+
+
+def _worker_group(storage: Storage, key: str) -> WorkerGroup | None:
+    return WorkerGroup.parse(storage.read(f"{run_folder(key)}/{GROUP_FILE}"))
 
 
 def _lock(storage: Storage, key: str) -> AbstractContextManager[FolderLock | None]:

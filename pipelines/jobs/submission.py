@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from components.errors import ParameterError
 from pipelines import graph
 from pipelines.engine.ray_cluster import require_bundles
-from pipelines.errors import InfrastructureError
+from pipelines.errors import REPRO_COMMAND, InfrastructureError
 from pipelines.identity.fingerprint import digest
 from pipelines.jobs.dashboard import Cluster, JobRequest, ResourceRequest, dashboard_address, resources_for
 from pipelines.jobs.following import FollowedJob
@@ -45,7 +45,7 @@ def submit(workspace: Workspace, stage: str | None = None) -> None:
     params = load(workspace.path("params.yaml"), for_dvc=True)  # which the job runs
     compute = params.compute
     storage = _shared_folder(compute)
-    target = graph.find(stage) if stage else None
+    target = graph.find_default(stage) if stage else None
     targets = [target.address] if target else []
     cluster = Cluster(dashboard_address(compute))
     cluster.require_same_ray()
@@ -82,7 +82,7 @@ def _shared_folder(compute: Compute) -> Storage:
     if storage.folder is None:
         raise ParameterError(
             f"compute.storage = {compute.storage}: submit needs a shared folder, as a DVC cache cannot be in a bucket; with a "
-            "bucket set compute.backend to job and run `dvc repro` here"
+            f"bucket set compute.backend to job and run `{REPRO_COMMAND}` here"
         )
     if not storage.folder.is_dir():
         raise InfrastructureError(f"compute.storage = {compute.storage}: no such folder here: mount it, or make it")

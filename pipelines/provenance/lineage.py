@@ -99,7 +99,7 @@ def find_manifest(target: str, workspace: Workspace, tracker: Tracker) -> Manife
         here = workspace.path(path)
         if here.exists() and (made := find_by_content(path, tree_digests(here), workspace, params)):
             return made
-    raise DataError(f"{target}: no finished result of {run.address} has these bytes: run `dvc repro {run.address}`")
+    raise DataError(f"{target}: no finished result of {run.address} has these bytes: run `{graph.command_for(run)}`")
 
 
 def relative(target: str, workspace: Workspace) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from components.errors import DataError, ParameterError
 from pipelines.dvc_files.dvc_lock import LOCK_FILE
 from pipelines.errors import InfrastructureError
-from pipelines.graph import find, producers
+from pipelines.graph import find_default, producers
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import digest, tree_digests
 from pipelines.params import PREFIX, as_environment, load
@@ -50,13 +50,14 @@ def reproduce(
 
     Each step has the parameters, workers, strategy and device of its own run. Stages run here, or `as_jobs` on the cluster of
     params.yaml, with a prefix in its storage that is deleted at the end. Raises DataError when a metric or a byte differs or
-    something needed is missing, InfrastructureError when a stage fails.
+    something needed is missing, InfrastructureError when a stage fails, ParameterError for a stage of pre-training.
     """
     from pipelines.tracking.runs import connect
 
     tracker = connect(workspace)
     client = tracker.client
     manifest = find_manifest(target, workspace, tracker)
+    find_default(manifest.stage)  # raises for a stage of pre-training, whose parameters are not in params.yaml
     record = _record(manifest)
     steps = _steps(trace(manifest, workspace.home, client), first, whole)
     print(f"{manifest.stage} {manifest.fingerprint[:8]}: commit {record.revision.commit[:8]}", flush=True)
@@ -98,7 +99,7 @@ def _steps(last: Step, first: str | None, whole: bool) -> list[Step]:
         return order
     if first is None:
         return [last]
-    find(first)  # raises, with the names that there are, for an unknown stage
+    find_default(first)  # raises, with the names that there are, for an unknown stage
     begin = next((step for step in order if step.address == first), None)
     if begin is None:
         before = ", ".join(step.address for step in order)

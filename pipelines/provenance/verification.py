@@ -14,7 +14,8 @@ from components.errors import DataError
 from pipelines import params
 from pipelines.dvc_files.dvc_lock import LOCK_FILE, dvc_md5, read_entries
 from pipelines.dvc_files.dvc_yaml import THREADS
-from pipelines.graph import StageRun, all_runs, producers, with_upstream
+from pipelines.errors import REPRO_COMMAND
+from pipelines.graph import StageRun, all_runs, find_default, producers, with_upstream
 from pipelines.identity.closure import COUNTED, ROOT, stage_sources
 from pipelines.identity.fingerprint import LOCK, digest, present_fingerprint, tree_digests
 from pipelines.provenance.lineage import find_stage, relative
@@ -31,9 +32,16 @@ from pipelines.workspace import Workspace
 def verify(targets: Sequence[str], workspace: Workspace) -> None:
     """Check `targets` (paths or stages; default: all) and everything they were made from; print one line per disagreement.
 
-    Raises DataError when there is one or a target is unknown, InfrastructureError when the tracking server does not answer.
+    Raises DataError when there is one, a target is unknown or nothing has been run, InfrastructureError when the tracking server
+    does not answer.
     """
     stages = upstream(targets, workspace)
+    # Metrics are in git: a fresh clone has those.
+    if not any(workspace.path(path).exists() for run in stages for path in run.outputs.values()):
+        raise DataError(
+            f"verify: nothing has been run here: no output of {_count(len(stages), 'stage')} is there: run "
+            f"`{REPRO_COMMAND}`, or `dvc pull`"
+        )
     problems = list(Verification(workspace, connect(workspace)).check(stages))
     for line in problems:
         print(line)
@@ -47,13 +55,16 @@ def _count(number: int, name: str) -> str:
 
 
 def upstream(targets: Sequence[str], workspace: Workspace) -> list[StageRun]:
-    """Return the stages that made `targets` and all before them, in the graph's order. Raises DataError for an unknown target."""
+    """Return the stages that made `targets` and all before them, in the graph's order.
+
+    Raises DataError for an unknown target, ParameterError for a stage of pre-training, which dvc.lock knows nothing of.
+    """
     named = []
     for target in targets:
         run = find_stage(relative(target, workspace))
         if run is None:
             raise DataError(f"verify: {target}: no stage writes it; give a path from dvc.yaml, or a stage")
-        named.append(run)
+        named.append(find_default(run.address))
     return with_upstream(named) if named else all_runs()
 
 
@@ -82,13 +93,13 @@ class Verification:
         for path in missing:
             if path in run.all_outputs or path not in producers():
                 self.reported.add(path)
-                yield f"{path} is not there: run `dvc repro {run.address}`, or `dvc pull` it"
+                yield f"{path} is not there: run `{REPRO_COMMAND} {run.address}`, or `dvc pull` it"
         yield from self._check_lock(run)
         if any(path in missing for path in run.inputs.values()):
             return  # reported at the stage that makes it
         manifest = self._find_manifest(run)
         if manifest is None:
-            yield f"no record of a run that made these outputs: run `dvc repro --force {run.address}`"
+            yield f"no record of a run that made these outputs: run `{REPRO_COMMAND} --force {run.address}`"
             return
         yield from self._check_manifest(run, manifest)
         yield from self._check_inputs(run, manifest)
@@ -99,13 +110,13 @@ class Verification:
     def _check_lock(self, run: StageRun) -> Iterator[str]:
         entry = self.entries.get(run.address)
         if entry is None:
-            yield f"{LOCK_FILE} has no entry for it: run `dvc repro {run.address}`"
+            yield f"{LOCK_FILE} has no entry for it: run `{REPRO_COMMAND} {run.address}`"
             return
         if entry["cmd"] != f"python -m pipelines run {run.address}":
             yield f"{LOCK_FILE} has another command: {entry['cmd']}"
         deps = {dep["path"]: dep.get("md5") for dep in entry.get("deps", [])}
         if missing := sorted({*run.inputs.values(), *stage_sources(run.stage, ROOT), LOCK} - set(deps)):
-            yield f"{LOCK_FILE} does not list {_shorten(missing)} among the inputs: run `dvc repro {run.address}`"
+            yield f"{LOCK_FILE} does not list {_shorten(missing)} among the inputs: run `{REPRO_COMMAND} {run.address}`"
         for path, md5 in deps.items():
             if path not in self.reported and self.md5(path) != md5:
                 hint = "edited by hand, or of another run" if path in producers() else "changed since"
@@ -115,7 +126,7 @@ class Verification:
                 self.reported.add(out["path"])
                 yield f"{out['path']} is not what {LOCK_FILE} says was written: edited by hand, or of another run"
         if missing := sorted(set(run.all_outputs) - {out["path"] for out in entry.get("outs", [])}):
-            yield f"{LOCK_FILE} does not list {_shorten(missing)} among the outputs: run `dvc repro {run.address}`"
+            yield f"{LOCK_FILE} does not list {_shorten(missing)} among the outputs: run `{REPRO_COMMAND} {run.address}`"
         written = entry.get("params", {}).get("params.yaml", {})
         read = {key: self.document.get(key) for key in run.stage.reads}
         for key, value in {**read, THREADS: (self.document.get("compute") or {}).get("threads")}.items():
@@ -148,7 +159,7 @@ class Verification:
             yield f"{run.metrics} has other numbers than the manifest {name}"
         record = manifest.provenance
         if record is None:
-            yield f"the manifest {name} has no provenance: run `dvc repro --force {run.address}`"
+            yield f"the manifest {name} has no provenance: run `{REPRO_COMMAND} --force {run.address}`"
             return
         if not record.revision.commit:
             yield f"the manifest {name} names no commit: it was made where git could not be read, and its code cannot be found"
@@ -172,7 +183,7 @@ class Verification:
 
     def _check_maker(self, path: str, record: InputRecord) -> Iterator[str]:
         if not record.fingerprint:
-            yield f"no record of the run that made {path}: run `dvc repro {producers()[path].address}` and this stage again"
+            yield f"no record of the run that made {path}: run `{REPRO_COMMAND} {producers()[path].address}` and this stage again"
             return
         made = find_maker(record, self.workspace.home, self.tracker.client)
         if made is None:  # removed since; another run may have made the same bytes

@@ -12,6 +12,7 @@ from typing import Any
 from components.errors import DataError
 from components.files import write_atomically
 from pipelines import params
+from pipelines.errors import REPRO_COMMAND
 from pipelines.graph import GADMS_ARMS, TACA_ARMS, Stage, all_stages, runs_of
 from pipelines.reporting import charts, diagram
 from pipelines.reporting.attention import mass_panels
@@ -33,10 +34,10 @@ def render(workspace: Workspace) -> Path:
     """Write the page and return its path. Raises DataError when the report stage has not run, ParameterError for bad params."""
     source = workspace.path(REPORT)
     if not source.is_file():
-        raise DataError(f"{REPORT} does not exist: run `dvc repro report`")
+        raise DataError(f"{REPORT} does not exist: run `{REPRO_COMMAND} report`")
     report = json.loads(source.read_text(encoding="utf-8"))
     if "checks" not in report or "dataset" not in report["retrieval"]:
-        raise DataError(f"{REPORT} holds no report: run `dvc repro --force report`")
+        raise DataError(f"{REPORT} holds no report: run `{REPRO_COMMAND} --force report`")
     settings = params.load(workspace.path("params.yaml"))
     found = look_up(workspace, settings)
     page = environment(workspace.path(FIGURES)).get_template("page.html")

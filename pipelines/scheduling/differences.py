@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.errors import first_of
 from pipelines.graph import producers
 from pipelines.schema.reading import read_yaml
 
@@ -17,6 +18,8 @@ PARAMETERS = "params.yaml"
 NONE = object()
 """In place of a value that is not there."""
 VALUE_LETTERS = 40
+NAMED_WRITERS = 2
+"""Stages that are named of those that one waits for; the rest is counted."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ def changed_inputs(
     `unknown` holds those of which nobody knows yet what they will be, with the stage run that will write them.
     """
     recorded = recorded_md5(entry, "deps")
-    waiting = dict.fromkeys(f"depends on what {writer} gives" for writer in unknown.values())
+    writers = list(dict.fromkeys(unknown.values()))
+    waiting = [f"after {first_of(writers, NAMED_WRITERS)}"] if writers else []
     lines = []
     for path in definition.deps:
         if path in unknown:

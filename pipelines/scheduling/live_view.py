@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.errors import DONE
+from pipelines.errors import DATA, DONE, OTHER, PARAMETERS
 from pipelines.graph import StageRun
 from pipelines.redaction import without_secrets
 from pipelines.scheduling.needs import Need
@@ -31,6 +31,16 @@ MAIN_PHASE = "main"
 """The phase of a stage that has no others."""
 TAIL_LINES = 15
 """Lines of a stage's log that are shown when it has failed."""
+REASON_LETTERS = 60
+"""Letters of a reason in the table; the line of the stage's end has it whole."""
+NEXT = {
+    DONE: "",
+    OTHER: "; mend what failed, then the same command goes on from here",
+    PARAMETERS: "; correct the parameters that are named above, then the same command goes on from here",
+    DATA: "; put the data right that is named above, then the same command goes on from here",
+}
+"""What to do, by the exit code; of any other, the cause may have passed."""
+RUN_AGAIN = "; the same command goes on from here"
 STYLES = {
     State.DONE: "green",
     State.FOUND: "green",
@@ -114,9 +124,15 @@ class LiveView:
         reason = f": {without_secrets(result.reason)}" if result.reason else ""
         self._line(f"{run.address} {result.state}{after}{reason}", STYLES[result.state])
         if result.state is State.FAILED and row and not again:
-            self.console.print(f"    the end of {_from_here(row.stage.log)}:", soft_wrap=True)
-            for line in row.stage.tail(TAIL_LINES):
-                self.console.print(Text(f"    {without_secrets(line)}", style="dim"), soft_wrap=True)
+            self._show_log(row.stage, result.reason)
+
+    def _show_log(self, stage: ShownStage, printed: str) -> None:
+        """Print the end of a stage's log, without the error that is `printed` already."""
+        lines = [line for line in stage.tail(TAIL_LINES) if line.removeprefix("error: ").strip() != printed]
+        if lines:
+            self.console.print(f"    the end of {_from_here(stage.log)}:", soft_wrap=True)
+        for line in lines:
+            self.console.print(Text(f"    {without_secrets(line)}", style="dim"), soft_wrap=True)
 
     def say(self, text: str) -> None:
         self._line(text)
@@ -143,21 +159,12 @@ class LiveView:
         if not shown:
             self.console.print(f"{unchanged} stage{'' if unchanged == 1 else 's'} up to date")
             return
-        table = Table(title_justify="left")
-        for heading in ("stage", "", "time", ""):
-            table.add_column(heading, justify="right" if heading == "time" else "left")
-        for state in (State.FAILED, State.STOPPED, State.NOT_RUN, State.FOUND, State.DONE):
-            for run, result in shown:
-                if result.state is state:
-                    seconds = duration(result.seconds) if result.seconds >= 1 else ""
-                    reason = escape(without_secrets(result.reason))
-                    table.add_row(escape(run.address), Text(state, STYLES[state]), seconds, reason)
-        self.console.print(table)
+        self.console.print(_ends(shown))
         states = [result.state for _, result in shown]
         counts = [f"{states.count(state)} {state}" for state in State if state in states]
         counts += [f"{unchanged} unchanged"] if unchanged else []
-        again = "" if summary.exit_code == DONE else "; the same command goes on from here"
-        self.console.print(f"{', '.join(counts)} in {duration(self._clock() - self._began)}{again}", soft_wrap=True)
+        took = duration(self._clock() - self._began)
+        self.console.print(f"{', '.join(counts)} in {took}{NEXT.get(summary.exit_code, RUN_AGAIN)}", soft_wrap=True)
 
     def _line(self, text: str, style: str = "") -> None:
         """Print a line with the time, above the live table."""
@@ -206,6 +213,25 @@ class LiveView:
             f"{len(names)} {state}: {', '.join(names)}", STYLES.get(state, "dim"), no_wrap=True, overflow="ellipsis"
         )
         return line if names else None
+
+
+def _ends(shown: Sequence[tuple[StageRun, Result]]) -> Table:
+    """Return a row per run, failures first; a column for reasons where there is one."""
+    with_reasons = any(result.reason for _, result in shown)
+    table = Table()
+    for heading in ("stage", "result", "time", *(["why"] if with_reasons else [])):
+        table.add_column(heading, justify="right" if heading == "time" else "left")
+    for state in (State.FAILED, State.STOPPED, State.NOT_RUN, State.FOUND, State.DONE):
+        for run, result in shown:
+            if result.state is state:
+                seconds = duration(result.seconds) if result.seconds >= 1 else ""
+                why = [escape(_short(without_secrets(result.reason)))] if with_reasons else []
+                table.add_row(escape(run.address), Text(state, STYLES[state]), seconds, *why)
+    return table
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= REASON_LETTERS else f"{text[: REASON_LETTERS - 3]}..."
 
 
 def duration(seconds: float) -> str:

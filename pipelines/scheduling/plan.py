@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from components.errors import ParameterError
-from pipelines.graph import StageRun, all_runs, all_stages, find, runs_of, with_upstream
+from pipelines.graph import StageRun, all_runs, all_stages, find_default, runs_of, with_upstream
 
 Fits = Callable[[StageRun, Sequence[StageRun]], bool]
 """(a stage run, those that are running) -> whether it can start beside them."""
@@ -99,7 +99,7 @@ def _named(targets: Iterable[str]) -> list[StageRun]:
             return all_runs()
         if ":" in name or "/" in name:
             raise ParameterError(f"{target}: only stages of dvc.yaml are run here: use `dvc repro {target}`")
-        found += runs_of(stages[name]) if name in stages else [find(name)]
+        found += runs_of(stages[name]) if name in stages else [find_default(name)]
     return found or all_runs()
 
 

@@ -7,7 +7,8 @@ finished is found in the scratch root. `dvc repro pretraining/dvc.yaml` calls th
 from collections.abc import Mapping, Sequence
 
 from components.errors import DataError, ParameterError
-from pipelines.graph import PRETRAINING, StageRun, runs_of
+from pipelines.errors import did_you_mean
+from pipelines.graph import PRETRAINING, PRETRAINING_PREFIX, StageRun, runs_of
 from pipelines.locks.waiting import grace_period
 from pipelines.params import load_for
 from pipelines.scheduling.durations import Durations
@@ -22,8 +23,7 @@ from pipelines.scheduling.stop_signals import StopSignals
 from pipelines.tracking.pretraining_run import pretraining_execution
 from pipelines.workspace import Workspace
 
-PREFIX = "pretrain_"
-PARTS: tuple[str, ...] = tuple(stage.name.removeprefix(PREFIX) for stage in PRETRAINING)
+PARTS: tuple[str, ...] = tuple(stage.name.removeprefix(PRETRAINING_PREFIX) for stage in PRETRAINING)
 
 
 def pretrain(workspace: Workspace, parts: Sequence[str], jobs: int | None = None) -> int:
@@ -33,7 +33,8 @@ def pretrain(workspace: Workspace, parts: Sequence[str], jobs: int | None = None
     recipe, and DataError where a part needs another that is not there.
     """
     if unknown := sorted(set(parts) - set(PARTS)):
-        raise ParameterError(f"{', '.join(unknown)}: no part of pre-training: one of {', '.join(PARTS)}")
+        meant = did_you_mean(unknown[0], PARTS)
+        raise ParameterError(f"{', '.join(unknown)}: no part of pre-training: one of {', '.join(PARTS)}{meant}")
     runs = [run for stage in PRETRAINING for run in runs_of(stage) if not parts or _part(run) in parts]
     recipe = load_for(PRETRAINING[0], workspace.root)
     _require_inputs(runs, workspace)
@@ -53,7 +54,7 @@ def pretrain(workspace: Workspace, parts: Sequence[str], jobs: int | None = None
 
 
 def _part(run: StageRun) -> str:
-    return run.stage.name.removeprefix(PREFIX)
+    return run.stage.name.removeprefix(PRETRAINING_PREFIX)
 
 
 def _require_inputs(runs: Sequence[StageRun], workspace: Workspace) -> None:

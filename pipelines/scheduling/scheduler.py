@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.errors import INTERRUPTED, TRY_AGAIN, exit_code, is_expected, one_line
+from pipelines.errors import INTERRUPTED, TRY_AGAIN, exit_code, first_of, is_expected, one_line
 from pipelines.graph import StageRun
 from pipelines.scheduling.needs import Need
 from pipelines.scheduling.parts import Repository, Result, RunningStage, Signals, Starter, State, Summary, View
@@ -20,6 +20,8 @@ from pipelines.scheduling.places import Places
 from pipelines.scheduling.plan import Plan
 
 POLL_SECONDS = 0.05
+NAMED_NEEDS = 2
+"""Stages that are named of those that one could not run without; the rest is counted."""
 SECOND_SIGNAL_SECONDS = 10.0
 """How long stages may take to end after a second Ctrl-C; then they are killed."""
 
@@ -223,4 +225,4 @@ class _Execution:
         needs = [
             s.address for s in self.plan.upstream(run) if s.address in results and results[s.address].state in ended
         ]
-        return f"needs {', '.join(needs)}" if needs else "the command was stopped"
+        return f"needs {first_of(needs, NAMED_NEEDS)}" if needs else "the command was stopped"

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from components.gadms.methods import RetrievalConfig
+from components.gadms.methods import METHODS, RetrievalConfig
 from components.settings import Count, Positive, Sha256
 from components.training.config import ValidatedTrainingConfig
 from pipelines.schema.section import Section
@@ -26,6 +26,23 @@ class Retrieval(Section):
     gradient_checkpointing: bool = False
 
 
+def _weights_take_effect(method: RetrievalConfig) -> RetrievalConfig:
+    """Refuse the weight of a loss that the named method does not have, which training would leave out without a word."""
+    if method.name is None or METHODS[method.name].masking != "none":
+        return method
+    masking = ", ".join(name for name, recipe in METHODS.items() if recipe.masking != "none")
+    for key in ("mtp_weight", "id_weight"):
+        if weight := getattr(method, key):
+            raise ValueError(
+                f"{key} = {weight}: {method.name} masks nothing and has its matching loss alone: set {key} to null, or name to one "
+                f"of {masking}"
+            )
+    return method
+
+
+Method = Annotated[RetrievalConfig, AfterValidator(_weights_take_effect)]
+
+
 class GadmsPretrain(Section):
     """Pre-training: on curated generated people, on the people of `prepare`, or none.
 
@@ -35,14 +52,14 @@ class GadmsPretrain(Section):
     corpus: Literal["curated", "people", "none"] = "curated"
     streaming: bool = False
     readers: Count = 2
-    method: RetrievalConfig
+    method: Method
     training: ValidatedTrainingConfig
 
 
 class GadmsFinetune(Section):
     """Fine-tuning on real people."""
 
-    method: RetrievalConfig
+    method: Method
     training: ValidatedTrainingConfig
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
@@ -19,9 +20,12 @@ from components.settings import first_mistake
 
 Checked = TypeVar("Checked")
 
+PATTERNS = {"^[0-9a-f]{64}$": "must be the 64 hexadecimal digits (0-9, a-f) of a SHA-256"}
+"""What the patterns of `components/settings.py` stand for, in words."""
+
 
 def read(file: Path, schema: type[Checked], name: str) -> Checked:
-    """Read and validate a YAML file; `name` stands for it in messages. Raises ParameterError with one line."""
+    """Read and validate a YAML file; `name` stands for it in messages. Raises ParameterError with a line per mistake."""
     return checked(read_yaml(file), schema, name)
 
 
@@ -57,11 +61,48 @@ def to_yaml(document: Any) -> str:
 
 
 def checked(value: object, schema: type[Checked], where: str) -> Checked:
-    """Validate `value` against `schema`. Raises ParameterError for the first mistake: `where: key = value: what is allowed`."""
+    """Validate `value` against `schema`. Raises ParameterError with a line per mistake: `where: key = value: what is allowed`."""
     try:
         return TypeAdapter(schema).validate_python(value)
     except ValidationError as error:
-        raise ParameterError(f"{where}: {first_mistake(error, schema)}") from error
+        lines = [f"{where}: {line}" for line in mistakes(error, schema, value)]
+        raise ParameterError("\n".join(lines)) from error
+
+
+def mistakes(error: ValidationError, schema: Any, value: object) -> list[str]:
+    """Return a line per key of `value` that is wrong, as `first_mistake` writes it: misspelt keys first, then by place.
+
+    The key that a misspelt one leaves missing is not named again.
+    """
+    lines: dict[tuple[int | str, ...], str] = {}
+    for mistake in error.errors():
+        place = _place(mistake, value)
+        alone = ValidationError.from_exception_data(error.title, [_in_words(mistake, place)])
+        lines.setdefault(place, first_mistake(alone, schema))
+    # (section, key that is meant) of each misspelt key
+    meant = {(place[:-1], line.rpartition("did you mean ")[2]) for place, line in lines.items()}
+    named = [line for place, line in lines.items() if not (place and (place[:-1], f"{place[-1]}?") in meant)]
+    return sorted(named, key=lambda line: ": unknown key" not in line)
+
+
+def _in_words(mistake: ErrorDetails, place: tuple[int | str, ...]) -> InitErrorDetails:
+    """Return the mistake at `place`, with words for a pattern."""
+    context = mistake.get("ctx", {})
+    words = PATTERNS.get(str(context.get("pattern")))
+    kind = PydanticCustomError("pattern", words) if words else mistake["type"]
+    return InitErrorDetails(type=kind, loc=place, input=mistake["input"], ctx=context)
+
+
+def _place(mistake: ErrorDetails, value: Any) -> tuple[int | str, ...]:
+    """Return the keys that lead to the mistake, without the alternative of a type that pydantic names last."""
+    found = True
+    for key in mistake["loc"]:
+        try:
+            value, found = value[key], True
+        except (KeyError, IndexError, TypeError):  # an alternative, or what is missing
+            found = False
+    missing = mistake["type"] in ("missing", "missing_argument")
+    return mistake["loc"] if found or missing else mistake["loc"][:-1]
 
 
 def _written_twice(node: Node, prefix: str = "") -> Iterator[tuple[str, int, int]]:

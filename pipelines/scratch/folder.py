@@ -11,6 +11,8 @@
     figures/        pictures for the tracking server
     result.json     the metrics that the stage function returned
     ran.json        facts about remote execution, where the stage ran as a job
+    cost.json       the cost of all attempts so far; with group.json, see pipelines.scratch.spent
+    group.json      the workers that compute, written by rank 0
     writing/        outputs being written
     outputs/        finished outputs, at the paths they have in the workspace
     DONE.json       the manifest: digests of the outputs, metrics, provenance; written last
@@ -32,6 +34,7 @@ from pipelines.locks.lease import HOW_TO_WAIT, Holder, Lease, read_lease
 from pipelines.locks.waiting import lock_timeout
 from pipelines.scratch.manifest import MANIFEST_FILE, Manifest, RemoteExecution
 from pipelines.scratch.metric_log import MetricLog
+from pipelines.scratch.spent import COST_FILE, GROUP_FILE, WorkerGroup
 
 LINK_FROM_BYTES = 1 << 16
 """Outputs below this size are copied, so that editing a small file in place cannot change the stored one."""
@@ -64,6 +67,8 @@ class Scratch:
         self.metrics_file = folder / "metrics.jsonl"
         self.result_file = folder / "result.json"
         self.remote_file = folder / "ran.json"
+        self.cost_file = folder / COST_FILE
+        self.group_file = folder / GROUP_FILE
         self.stop_file = folder / "leave"
         self.stop_after_file = folder / "until.json"
         self.manifest_file = folder / MANIFEST_FILE
@@ -71,6 +76,10 @@ class Scratch:
     def remote_execution(self) -> RemoteExecution | None:
         """Return facts about remote execution, or None where the stage ran here."""
         return RemoteExecution.read(self.remote_file)
+
+    def worker_group(self) -> WorkerGroup | None:
+        """Return the workers of the present attempt, or None before rank 0 has begun."""
+        return WorkerGroup.read(self.group_file)
 
     def checkpoint_at(self, metric: str, step: int) -> Path | None:
         """Return the checkpoint after `step` of the phase that has reported `metric` at that step; None without both."""
@@ -127,10 +136,17 @@ class Scratch:
         return waited
 
     def begin(self) -> None:
-        """Prepare for an attempt: remove partial outputs of an earlier one, keep checkpoints and metrics."""
+        """Prepare for an attempt: remove partial outputs of an earlier one, keep checkpoints, metrics and cost."""
         for folder in (self.writing, self.outputs, self.figures):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.result_file, self.stop_file, self.stop_after_file, self.remote_file, self.manifest_file):
+        for file in (
+            self.result_file,
+            self.stop_file,
+            self.stop_after_file,
+            self.remote_file,
+            self.group_file,
+            self.manifest_file,
+        ):
             file.unlink(missing_ok=True)
         self.writing.mkdir(parents=True)
         self.figures.mkdir()

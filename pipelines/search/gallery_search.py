@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from components.errors import DataError, ParameterError
+from pipelines.errors import REPRO_COMMAND
 from pipelines.search.search_options import SearchOptions
 from pipelines.terminal.console import TableConsole
 from pipelines.workspace import Workspace
@@ -32,7 +33,7 @@ def search(options: SearchOptions, workspace: Workspace) -> None:
     if options.gallery is None:
         for path in (INDEX, MODEL, PEOPLE):
             if not workspace.path(path).is_dir():
-                raise DataError(f"search: {path} does not exist: run `dvc repro index`, or give --gallery FOLDER")
+                raise DataError(f"search: {path} does not exist: run `{REPRO_COMMAND} index`, or give --gallery FOLDER")
 
     from components.search.filters import Filter
     from components.search.searcher import Searcher

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from components.search.gallery import layout
 from components.search.index import METADATA_FILE, REFERENCE_FILE, VECTORS_FILE, GalleryIndex
-from pipelines.tracking.addresses import sqlite_file, tracking_uri
+from pipelines.tracking.addresses import has_store, tracking_uri
 from pipelines.tracking.runs import connect, explained_failures
 from pipelines.workspace import Workspace
 
@@ -62,8 +62,7 @@ class MlflowCopies:
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        database = sqlite_file(tracking_uri(workspace))
-        self._exists = database is None or database.exists()  # a store that is not there is not created
+        self._exists = has_store(workspace)  # one that is not there is not created
         self.unchecked: list[str] = []
         """Models with an index of another model's vectors, in which pictures cannot be found."""
 

@@ -14,6 +14,7 @@ from typing import Any
 from components.errors import DataError
 from components.search.gallery.reading import Gallery, is_pipeline_index
 from components.search.model_reference import parse_reference
+from pipelines.errors import REPRO_COMMAND
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import digest, tree_digests
 from pipelines.params import load
@@ -137,11 +138,11 @@ def _log(name: str, search: _Search, workspace: Workspace, signature: Any) -> st
 def _index_run(workspace: Workspace) -> Manifest:
     for path in (MODEL, INDEX):
         if not workspace.path(path).is_dir():
-            raise DataError(f"register: {path} does not exist: run `dvc repro index`")
+            raise DataError(f"register: {path} does not exist: run `{REPRO_COMMAND} index`")
     params = load(workspace.path("params.yaml"))
     found = find_by_content(INDEX, tree_digests(workspace.path(INDEX)), workspace, params)
     if found is None or not found.run:
-        raise DataError(f"register: the run that made {INDEX} is unknown: run `dvc repro --force index`")
+        raise DataError(f"register: the run that made {INDEX} is unknown: run `{REPRO_COMMAND} --force index`")
     return found
 
 

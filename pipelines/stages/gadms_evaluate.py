@@ -132,7 +132,8 @@ def scored_words(
 
 def chance(query_ids: torch.Tensor, gallery_ids: torch.Tensor) -> dict[str, float]:
     """Return R@1 of a random ranking, in percent: the mean fraction of the gallery that is correct."""
-    names, pictures = gallery_ids.unique(return_counts=True)  # not queries x gallery, which of 20,000 each takes gigabytes
+    # Not queries x gallery, which of 20,000 each takes gigabytes.
+    names, pictures = gallery_ids.unique(return_counts=True)
     place = torch.searchsorted(names, query_ids).clamp_max(len(names) - 1)
     right = torch.where(names[place] == query_ids, pictures[place], 0)
     return {"R@1": 100 * right.double().mean().item() / len(gallery_ids)}

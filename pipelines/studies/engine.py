@@ -17,7 +17,7 @@ from typing import Any
 
 from components.errors import DataError, ParameterError
 from pipelines import params
-from pipelines.errors import OTHER, StageFailedError
+from pipelines.errors import OTHER, REPRO_COMMAND, StageFailedError, did_you_mean
 from pipelines.schema.reading import checked, read_yaml
 from pipelines.studies.cells import Cell, Phase, Study
 from pipelines.studies.identity import fingerprints
@@ -33,6 +33,12 @@ from pipelines.threads.settings import thread_settings
 from pipelines.workspace import Workspace
 
 
+def known(workspace: Workspace) -> dict[str, str]:
+    """Return by name what each study asks. Raises ParameterError for a file that is not YAML."""
+    files = sorted(workspace.path(FOLDER).glob("*.yaml"))
+    return {file.stem: str((read_yaml(file) or {}).get("question", "")) for file in files}
+
+
 def open_study(name: str, workspace: Workspace, study: Study | None = None, *, without_inputs: bool = False) -> Opened:
     """Read the study's plan and the parameters, and fingerprint every cell.
 
@@ -42,8 +48,9 @@ def open_study(name: str, workspace: Workspace, study: Study | None = None, *, w
     """
     file = workspace.path(f"{FOLDER}/{name}.yaml")
     if not file.is_file():
-        known = sorted(path.stem for path in workspace.path(FOLDER).glob("*.yaml"))
-        raise ParameterError(f"study {name!r} does not exist: one of {', '.join(known) or 'none'}")
+        names = sorted(path.stem for path in workspace.path(FOLDER).glob("*.yaml"))
+        listed = f"one of {', '.join(names) or 'none'}{did_you_mean(name, names)}"
+        raise ParameterError(f"study {name!r} does not exist: {listed}")
     settings = params.load(workspace.path("params.yaml"))
     document = read_yaml(file)
     where = f"{FOLDER}/{file.name}"
@@ -168,4 +175,4 @@ def _require_inputs(workspace: Workspace, cells: Sequence[Cell]) -> None:
     paths = sorted({path for cell in cells for path in cell.inputs.values()})
     missing = [path for path in paths if not workspace.path(path).exists()]
     if missing:
-        raise DataError(f"{', '.join(missing)} not there: run `dvc repro`, or `dvc pull`")
+        raise DataError(f"{', '.join(missing)} not there: run `{REPRO_COMMAND}`, or `dvc pull`")

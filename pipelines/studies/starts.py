@@ -8,6 +8,7 @@ from pydantic import Discriminator, Tag
 
 from components.errors import DataError, ParameterError
 from components.settings import Count, Fraction, Positive, Rate, Sha256
+from pipelines.errors import REPRO_COMMAND
 from pipelines.params import Parameters
 from pipelines.schema.section import Section
 
@@ -85,5 +86,5 @@ def require_reserved(params: Parameters, where: str) -> None:
     if params.prepare.source == "drawn" and not params.prepare.reserve:
         raise ParameterError(
             f"{where} is pre-trained on drawn people, and prepare.reserve is false: set it to true, so that it has seen nobody of "
-            "the test split, and run `dvc repro prepare`"
+            f"the test split, and run `{REPRO_COMMAND} prepare`"
         )

@@ -41,13 +41,13 @@ class SweepPlan:
 
 def make_plan(stages: Iterable[str], searched: Iterable[str]) -> SweepPlan:
     """Make the plan for a space that names `stages` and searches over `searched` (paths in params.yaml)."""
-    named = {graph.find(stage).address for stage in stages}
+    named = {graph.find_default(stage).address for stage in stages}
     sections = {path.split(".")[0] for path in searched}
     makers = graph.producers()
     shared: list[StageRun] = []
     upstream: list[StageRun] = []
     repeated: list[StageRun] = []
-    for run in graph.with_upstream(map(graph.find, named)):
+    for run in graph.with_upstream(map(graph.find_default, named)):
         inputs = [makers[path] for path in run.inputs.values() if path in makers]
         if run.address in named or any(each in repeated for each in inputs):
             repeated.append(run)

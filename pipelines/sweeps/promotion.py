@@ -71,7 +71,7 @@ def promote(
         raise ParameterError("--commit and --branch: choose one")
     if (commit or branch) and git_output(workspace.root, "status", "--porcelain", "--", "params.yaml"):
         raise DataError("params.yaml has changes that are not committed: commit or undo them first")
-    tracker = tracking.connect(workspace)
+    tracker = tracking.connect(workspace, create=False)
     winner = find_winner(tracker, run_id)
     if winner.unfinished and not anyway:
         raise ParameterError(

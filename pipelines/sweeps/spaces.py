@@ -13,8 +13,9 @@ from pydantic import Field, field_validator, model_validator
 
 from components.errors import ParameterError
 from components.settings import Fraction, Positive
+from pipelines.errors import did_you_mean
 from pipelines.identity.fingerprint import digest
-from pipelines.schema.reading import read
+from pipelines.schema.reading import read, read_yaml
 from pipelines.schema.section import Section
 from pipelines.sweeps.constraints import constraint_holds
 from pipelines.sweeps.documents import value_at, with_values
@@ -213,11 +214,21 @@ class Space(Section):
 
 def read_space(name: str, folder: Path = FOLDER) -> Space:
     """Read the space in `<name>.yaml`. Raises ParameterError with one line."""
-    file = folder / f"{name}.yaml"
-    known = sorted(path.stem for path in folder.glob("*.yaml") if path.stem != "dvc")
-    if name not in known:
-        raise ParameterError(f"search space {name!r} does not exist: one of {', '.join(known)}")
-    return read(file, Space, file.name)
+    files = _files(folder)
+    if name not in files:
+        raise ParameterError(
+            f"search space {name!r} does not exist: one of {', '.join(files)}{did_you_mean(name, files)}"
+        )
+    return read(files[name], Space, files[name].name)
+
+
+def known(folder: Path = FOLDER) -> dict[str, str]:
+    """Return by name what each space is about. Raises ParameterError for a file that is not YAML."""
+    return {name: str((read_yaml(file) or {}).get("about", "")) for name, file in _files(folder).items()}
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if path.stem != "dvc"}
 
 
 def configuration_key(values: Values) -> str:

@@ -34,9 +34,9 @@ def validate(space: Space, name: str, document: Mapping[str, Any]) -> None:
     Every choice, every bound and every point of the space is checked against the schema of params.yaml.
     """
     with _mistakes_in(f"{name}.yaml"):
-        runs = graph.with_upstream(map(graph.find, space.stages))
+        runs = graph.with_upstream(map(graph.find_default, space.stages))
         for stage in [*(o.stage for o in space.objectives), *([space.scheduler.stage] if space.scheduler else [])]:
-            if graph.find(stage) not in runs:
+            if graph.find_default(stage) not in runs:
                 raise ParameterError(f"{stage}: is not run for {', '.join(space.stages)}; add it to stages")
         sections = {key for run in runs for key in run.stage.reads}
         for path, distribution in space.parameters.items():
@@ -96,7 +96,7 @@ def _check_scheduler(space: Space, document: Mapping[str, Any]) -> None:
         raise ParameterError(f"scheduler: {name} {first} must be below {scheduler.full} = {full}")
     if scheduler.full in space.parameters:
         raise ParameterError(f"scheduler: {scheduler.full} must be the same in every trial: leave it out of parameters")
-    if not graph.find(scheduler.stage).stage.curves:
+    if not graph.find_default(scheduler.stage).stage.curves:
         raise ParameterError(f"scheduler: {scheduler.stage} reports nothing over steps")
     if isinstance(scheduler, Population):
         _check_population(space, scheduler, document)

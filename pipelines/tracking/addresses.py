@@ -22,6 +22,12 @@ def sqlite_uri(file: Path) -> str:
     return SQLITE + str(file).replace("%", "%25").replace("?", "%3F")
 
 
+def has_store(workspace: Workspace) -> bool:
+    """Return whether the store is there: a SQLite file is made with the first run, a server is taken to be."""
+    file = sqlite_file(tracking_uri(workspace))
+    return file is None or file.exists()
+
+
 def sqlite_file(uri: str) -> Path | None:
     """Return the file of an address, None for another kind of address."""
     return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0])) if uri.startswith(SQLITE) else None

@@ -21,6 +21,7 @@ from pipelines.identity.known_digests import KnownDigests
 from pipelines.params import Parameters
 from pipelines.scratch.folder import folder_name
 from pipelines.scratch.manifest import MANIFEST_FILE, Manifest
+from pipelines.scratch.spent import add_costs
 from pipelines.workspace import Workspace
 
 HASHED_BYTES = 64 * 2**20
@@ -79,15 +80,9 @@ def headlines(results: Mapping[str, StageResult]) -> dict[str, float]:
 
 
 def total_cost(results: Mapping[str, StageResult]) -> dict[str, float]:
-    """Return the sums of the stages' costs (seconds of each kind), and the largest peak memory."""
-    total: dict[str, float] = {}
-    for result in results.values():
-        for name, value in result.cost.items():
-            if name == "cost/peak_memory_mb":
-                total[name] = max(total.get(name, 0.0), value)
-            elif name.startswith("cost/"):
-                total[name] = total.get(name, 0.0) + value
-    return total
+    """Return the costs of all stages together (`add_costs`)."""
+    total = add_costs(result.cost for result in results.values())
+    return {name: value for name, value in total.items() if name.startswith("cost/")}
 
 
 def _of_manifest(done: Manifest) -> StageResult:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import ParameterError
+from components.errors import DataError, ParameterError
 from pipelines.errors import one_line
 from pipelines.locks.file_lock import file_lock
 from pipelines.locks.machine import installation, visible_from
 from pipelines.redaction import without_secrets
 from pipelines.scratch.manifest import InputRecord
-from pipelines.tracking.addresses import sqlite_file, tracking_uri
+from pipelines.tracking.addresses import has_store, sqlite_file, tracking_uri
 from pipelines.tracking.database import create_database
 from pipelines.tracking.delivery import ARTIFACT_FOLDER, TrackedRun
 from pipelines.tracking.failures import explain
@@ -68,8 +68,13 @@ def public_uri(workspace: Workspace) -> str:
     return without_secrets(tracking_uri(workspace))
 
 
-def connect(workspace: Workspace) -> "Tracker":
-    """Return a tracker whose server has answered. Raises within seconds what `explain` makes of a failure."""
+def connect(workspace: Workspace, *, create: bool = True) -> "Tracker":
+    """Return a tracker whose server has answered. Raises within seconds what `explain` makes of a failure.
+
+    Without `create`, for what only looks: raises DataError where there is no store yet.
+    """
+    if not create and not has_store(workspace):
+        raise DataError(f"no MLflow store at {public_uri(workspace)}: nothing has been run here")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

@@ -87,7 +87,7 @@ def checkout(folder: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     (folder / "dvc.lock").unlink(missing_ok=True)
-    presets.apply("smoke", folder)
+    presets.apply(["smoke"], folder)
     return folder
 
 

@@ -86,7 +86,7 @@ def same_results(calm: Any) -> Callable[[Any], None]:
 def prepared(copy_of_the_checkout: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout at smoke sizes, with training long enough to be killed in the middle; nothing but `prepare` has run."""
     checkout = Checkout(copy_of_the_checkout(tmp_path_factory.mktemp("faults") / "checkout"))
-    presets.apply("smoke", checkout.root)
+    presets.apply(["smoke"], checkout.root)
     presets.edit(checkout.root / "params.yaml", LONGER)
     checkout.repro("prepare")
     return checkout

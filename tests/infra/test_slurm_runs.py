@@ -38,7 +38,7 @@ def prepared(
     site: SlurmSite, copy_of_the_checkout: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Checkout:
     checkout = Checkout(copy_of_the_checkout(tmp_path_factory.mktemp("prepared") / "checkout"))
-    presets.apply("smoke", checkout.root)
+    presets.apply(["smoke"], checkout.root)
     presets.edit(checkout.root / "params.yaml", PARAMETERS)
     checkout.repro("prepare", timeout=600)
     return checkout

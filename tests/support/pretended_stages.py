@@ -28,6 +28,8 @@ METRICS = {"accuracy": 0.5, "parts": {"R@1": 12.5, "kept": 7}}
 class Finished:
     """A child process that has done its work."""
 
+    returncode = 0
+
     def __init__(self) -> None:
         self.stdin = io.StringIO()
 

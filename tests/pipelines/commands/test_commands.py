@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shlex
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -37,11 +38,47 @@ def test_help_lists_every_verb_with_its_line(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_its_options(verb, capsys):
+def test_every_verb_says_what_it_does_and_explains_its_options(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as ended:
         program.main([verb, "--help"])
     assert ended.value.code == 0
-    assert f"python -m pipelines {verb}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"python -m pipelines {verb}" in said
+    assert VERBS[verb].help[1:] + "." in said
+    assert VERBS[verb].example in said
+
+
+@pytest.mark.parametrize("verb", [verb for verb, command in VERBS.items() if command.example])
+def test_an_example_is_a_command_line_of_its_verb(verb):
+    options = program._parser(Path.cwd()).parse_args(shlex.split(VERBS[verb].example))
+    assert options.command is VERBS[verb]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["rpero"], "'rpero' does not exist: `python -m pipelines --help` lists what there is; did you mean repro?"),
+        (["xyz"], "'xyz' does not exist: `python -m pipelines --help` lists what there is"),
+        (
+            ["distractors", "--split", "tset"],
+            "argument --split: 'tset' does not exist: one of train, val, test; did you mean test?",
+        ),
+    ],
+)
+def test_a_mistyped_word_is_told_which_is_meant(words, line, capsys):
+    with pytest.raises(SystemExit) as ended:
+        program.main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(line)
+
+
+@pytest.mark.parametrize(("verb", "one"), [("preset", "smoke "), ("study", "taca "), ("sweep", "gadms ")])
+def test_a_verb_that_takes_a_name_lists_what_there_is_without_one(verb, one, capsys):
+    assert program.main([verb]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith(one)]
+    assert all(len(line.split()) > 2 for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +148,9 @@ def test_a_folder_below_the_project_is_of_it_and_nothing_is_written_where_there_
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert program.main(["repro"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'elsewhere'}: no project here or in a folder above (no params.yaml)")
+    assert said.count("\n") == 1
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 

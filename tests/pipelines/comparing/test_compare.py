@@ -1,23 +1,54 @@
 """Comparison of runs in a real tracking store, against numbers worked out by hand."""
 
-import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from components.errors import DataError, ParameterError
+from components.persons.drawn.config import DrawnConfig
+from components.persons.drawn.dataset import write_drawn_dataset
+from components.persons.pixels import encode_png
+from components.persons.published.readers import find_dataset
+from components.persons.published.validation import ValidatedRecords
+from components.persons.shards import CaptionRow, DatasetWriter, PersonDataset, write_records
+from pipelines import graph
 from pipelines.comparing.comparison import compare
-from pipelines.comparing.differences import metric_table, paired_tests, parameter_differences
-from pipelines.comparing.examples import disputed_queries
-from pipelines.comparing.runs import read_runs
+from pipelines.comparing.differences import metric_table, paired_tests, parameter_differences, without_people
+from pipelines.comparing.examples import disputed_queries, picture_grid
+from pipelines.comparing.people import people_here
+from pipelines.comparing.runs import ComparedRun, StageResult, people_behind, read_runs
+from pipelines.identity.fingerprint import digest, tree_digests
 from pipelines.scratch.folder import Scratch
+from pipelines.scratch.manifest import CodeRecord, InputRecord, Manifest, StageRecord
 from pipelines.tracking.runs import connect
 from pipelines.workspace import Workspace
 
 RANKS = {"gadms": [1, 1, 2, 7, 1, 1], "random": [1, 3, 1, 7, 4, 1]}
+SEARCHED = "5" * 64
+"""The digest of the people."""
+
+
+def write_manifest(scratch, stage, identity, **inputs):
+    """DONE.json of a stage run with these inputs, by path with `_` for `/`."""
+    record = StageRecord(
+        revision=CodeRecord(commit="c", dirty=False, patch="", left_out=[]),
+        parameters={},
+        inputs={path.replace("_", "/"): used for path, used in inputs.items()},
+        sources="",
+        lock="",
+        threads=1,
+        seed=0,
+        environment={},
+        hardware={},
+        ray={},
+    )
+    scratch.folder.mkdir(parents=True, exist_ok=True)
+    scratch.manifest_file.write_text(Manifest(stage=stage, fingerprint=identity, provenance=record).to_json())
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +94,8 @@ def store(tmp_path_factory, empty_store):
                 "average_precision": [1 / rank for rank in ranks],
             }
             pq.write_table(pa.table(columns), table)
-            (scratch.folder / "DONE.json").write_text(json.dumps({}))
+            people = InputRecord(sha256=SEARCHED, name="people")
+            write_manifest(scratch, f"gadms_evaluate@{arm}", identity, data_people=people)
         runs["probe"] = add("probe", pipelines_stage="probe", pipelines_fingerprint="f" * 64)
         yield workspace, runs
 
@@ -145,3 +177,130 @@ def test_too_few_runs_are_refused(store):
 def test_an_unknown_run_is_named(store):
     with pytest.raises(DataError, match="no run 'nothing'"):
         read_runs(store[0], [store[1]["gadms"], "nothing"])
+
+
+# -- the people of the runs ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_seeds(tmp_path_factory):
+    """The people that `prepare` draws with seed 0 and with seed 1: the same ids, other captions."""
+    found = []
+    for seed in (0, 1):
+        folder = tmp_path_factory.mktemp("seeds")
+        config = DrawnConfig(train_identities=4, val_identities=2, test_identities=6)
+        write_drawn_dataset(folder / "raw" / "CUHK-PEDES", config, seed)
+        records = ValidatedRecords(find_dataset("cuhk-pedes", folder / "raw"), max_bad_fraction=0.0)
+        write_records(records, folder / "data/people")
+        found.append(folder / "data/people")
+    return found
+
+
+@pytest.fixture
+def retrieval(tmp_path, two_seeds):
+    """A function of (arm, seed): that arm's run, which has searched the test split of the people of that seed."""
+
+    def run(arm, seed):
+        rows = list(PersonDataset(two_seeds[seed]).rows(split="test", form="long"))
+        ranks = [1 + (RANKS[arm][row["caption_id"] % 6] - 1) for row in rows]
+        table = tmp_path / f"{arm}-{seed}" / f"results/retrieval/{arm}.parquet"
+        table.parent.mkdir(parents=True)
+        columns = {name: [row[name] for row in rows] for name in ("caption_id", "image_id")}
+        pq.write_table(
+            pa.table({**columns, "first_rank": ranks, "average_precision": [1 / rank for rank in ranks]}), table
+        )
+        stage, sha256 = graph.find(f"gadms_evaluate@{arm}"), digest(tree_digests(two_seeds[seed]))
+        result = StageResult(stage, arm * 8, {}, {}, tmp_path / f"{arm}-{seed}", sha256)
+        return ComparedRun(arm * 8, f"{arm} {seed}", {"gadms_evaluate": result}, {}, {})
+
+    return run
+
+
+def people_of(folder):
+    return people_here(Workspace(folder.parents[1], folder.parents[1] / ".home"))
+
+
+def test_runs_of_two_seeds_have_the_same_ids_and_are_not_paired(retrieval, two_seeds):
+    runs = [retrieval("gadms", 0), retrieval("random", 1)]
+    captions = [{row["caption_id"]: row["caption"] for row in PersonDataset(each).rows()} for each in two_seeds]
+    assert captions[0].keys() == captions[1].keys()
+    assert captions[0] != captions[1]
+    found, not_paired = paired_tests(runs, people_of(two_seeds[0]))
+    assert found == []
+    assert not_paired == [
+        "gadms_evaluate: not paired: run randomra was evaluated on other data/people than run gadmsgad: the same ids are other "
+        "queries or prompts"
+    ]
+    assert disputed_queries(runs, people_of(two_seeds[0]), 10) == []
+    assert without_people(runs, people_of(two_seeds[0])) == []
+
+
+def test_the_people_of_the_workspace_are_shown_if_they_were_searched(retrieval, two_seeds):
+    runs = [retrieval("gadms", 1), retrieval("random", 1)]
+    here = PersonDataset(two_seeds[1])
+    found, not_paired = paired_tests(runs, people_of(two_seeds[1]))
+    assert ({row.unit for row in found}, not_paired) == ({"identity"}, [])
+    assert without_people(runs, people_of(two_seeds[1])) == []
+    captions = {row["caption_id"]: row["caption"] for row in here.rows(form="long")}
+    disputed = disputed_queries(runs, people_of(two_seeds[1]), 3)
+    assert len(disputed) == 3
+    for query in disputed:
+        assert query["caption"] == captions[query["caption_id"]]
+        assert query["picture"].tobytes() == here.picture(query["image_id"]).tobytes()
+
+
+@pytest.mark.parametrize("people", ["of another seed", "none"])
+def test_other_people_in_the_workspace_are_not_shown_as_those_that_were_searched(retrieval, two_seeds, people):
+    runs = [retrieval("gadms", 1), retrieval("random", 1)]
+    here = people_of(two_seeds[0]) if people == "of another seed" else None
+    found, not_paired = paired_tests(runs, here)
+    assert ({row.unit for row in found}, not_paired) == ({"picture"}, [])
+    disputed = disputed_queries(runs, here, 3)
+    assert [(query["caption"], query["picture"]) for query in disputed] == [(None, None)] * 3
+    (line,) = without_people(runs, here)
+    assert line.startswith("gadms_evaluate: data/people of this workspace is not what these runs searched")
+
+
+def test_runs_whose_people_are_not_known_are_not_paired(retrieval, two_seeds):
+    known = retrieval("random", 1)
+    unknown = retrieval("gadms", 1)
+    unknown = replace(unknown, stages={key: replace(each, people=None) for key, each in unknown.stages.items()})
+    found, not_paired = paired_tests([unknown, known], people_of(two_seeds[1]))
+    assert found == []
+    assert "no record is left of the data/people that run gadmsgad was evaluated on" in not_paired[0]
+
+
+def test_the_people_of_generated_pictures_are_those_of_their_prompts(store):
+    workspace = store[0]
+    tracker = connect(workspace)
+    identity = "9" * 64
+    drawn = InputRecord(sha256="d", stage="taca_generate@taca", fingerprint=identity)
+    evaluated = Scratch(workspace.home / "taca_evaluate-taca-x")
+    write_manifest(evaluated, "taca_evaluate@taca", "x" * 64, data_generated_taca=drawn)
+    done = Manifest.read(evaluated.manifest_file)
+    assert people_behind(done, tracker) is None  # what has drawn them is gone
+    drawing = Scratch(workspace.home / f"taca_generate-taca-{identity[:16]}")
+    write_manifest(drawing, "taca_generate@taca", identity, data_people=InputRecord(sha256=SEARCHED))
+    assert people_behind(done, tracker) == SEARCHED
+    assert people_behind(None, tracker) is None
+
+
+def generated(folder, captions):
+    """Pictures for prompts 0, 1, ... with these texts."""
+    with DatasetWriter(folder) as writer:
+        for prompt, caption in enumerate(captions):
+            picture = encode_png(torch.full((3, 16, 8), 40 * prompt, dtype=torch.uint8))
+            writer.add(picture, [CaptionRow(caption, "short")], identity=prompt, split="val", source="guidance 1")
+
+
+def test_pictures_are_side_by_side_only_where_the_prompts_have_the_same_text(tmp_path):
+    stage = graph.find("taca_generate@base")
+    texts = {"a": ["red coat", "blue coat"], "b": ["red coat", "green coat"], "c": ["a", "b"]}
+    runs = {}
+    for name, captions in texts.items():
+        generated(tmp_path / name / stage.outputs["generated"], captions)
+        result = StageResult(stage, name, {}, {}, tmp_path / name)
+        runs[name] = ComparedRun(name, name, {stage.address: result}, {}, {})
+    both, one = (picture_grid([runs["a"], runs[other]], 8) for other in ("a", "b"))
+    assert both.height > one.height
+    assert picture_grid([runs["a"], runs["c"]], 8) is None

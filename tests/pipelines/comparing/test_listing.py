@@ -8,6 +8,7 @@ import pytest
 from components.errors import DataError, ParameterError
 from pipelines.commands import runs
 from pipelines.comparing.listing import list_runs
+from pipelines.comparing.runs import read_runs
 from pipelines.identity.closure import ROOT
 from pipelines.tracking.pretraining_run import open_pretraining_run
 from pipelines.tracking.run_ids import find_run
@@ -67,6 +68,19 @@ def test_executions_and_sweeps_are_listed_newest_first_with_their_numbers(listed
     assert "cost" not in "".join(lines)
     list_runs(workspace, ("pipeline", "sweep"), 1)
     assert capsys.readouterr().out.count("2023") == 1
+
+
+def test_a_store_that_is_not_there_or_empty_is_one_line_and_none_is_made(tmp_path, empty_store, monkeypatch, capsys):
+    file = tmp_path / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    workspace = Workspace(tmp_path, tmp_path / ".home")
+    list_runs(workspace, ("pipeline",), 20)
+    with pytest.raises(DataError, match=r"no MLflow store at .*: nothing has been run here"):
+        read_runs(workspace, ["aaaa", "bbbb"])
+    assert list(tmp_path.iterdir()) == []
+    shutil.copy(empty_store, file)
+    list_runs(workspace, ("pipeline",), 20)
+    assert capsys.readouterr().out == "no runs yet: `python -m pipelines repro` makes the first\n" * 2
 
 
 def test_the_runs_below_a_run_are_listed_by_the_beginning_of_its_id(listed, capsys):

@@ -127,7 +127,7 @@ def test_a_missing_input_is_one_line_and_exit_code_3(place):
     assert finished.returncode == 3
     (line,) = error_lines(finished)
     assert "data/people" in line
-    assert "dvc repro" in line
+    assert "python -m pipelines repro probe" in line
 
 
 def test_a_missing_annotation_file_is_one_line_and_exit_code_3(place):
@@ -228,6 +228,9 @@ def test_sigterm_ends_the_stage_with_130_and_its_run_as_killed(training):
     (run,) = place.tracked("probe")
     assert run.info.status == "KILLED"
     assert not (place.root / "models/probe").exists()
+    (folder,) = place.scratch("probe")
+    assert json.loads((folder / "cost.json").read_text())["cost/cpu_seconds"] > 0  # the next attempt adds its own
+    assert json.loads((folder / "group.json").read_text())["workers"] == 1
 
 
 def test_a_worker_killed_by_the_system_leaves_a_failed_run_and_a_line(training):

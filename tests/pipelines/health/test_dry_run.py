@@ -21,6 +21,7 @@ from pipelines import presets
 from pipelines.__main__ import main
 from pipelines.health import architectures, drawing_plan
 from pipelines.health import dry_run as dryrun
+from pipelines.health.encoder_plan import encoder_rows
 from pipelines.identity.closure import ROOT
 from pipelines.workspace import Workspace
 
@@ -217,7 +218,7 @@ def test_the_base_model_stage_asks_for_the_revision_in_the_same_words(workspace:
 
 
 def test_the_architecture_is_found_again_after_the_preset_was_written(workspace: Workspace) -> None:
-    presets.apply("sd35-medium", workspace.root)
+    presets.apply(["sd35-medium"], workspace.root)
     assert architectures.find(presets.resolve(workspace.root, None), workspace.root).origin == "sd35-medium.json"
 
 
@@ -326,6 +327,24 @@ def test_qwen_image_is_patched_in_every_layer_and_what_is_not_computed_is_said(t
     dryrun.show(found, presets.resolve(ROOT, "qwen-image"), Console(file=printed, width=80))
     assert "activations of QwenImageTransformer2DModel are not computed" in " ".join(printed.getvalue().split())
     assert found.without_activations == 2 * found.parameters + 20 * found.trainable
+
+
+@pytest.mark.parametrize(("preset", "shown"), [("sd35-medium", False), ("smoke", True), (None, True)])
+def test_retrieval_is_left_out_for_a_preset_that_states_nothing_of_it(preset, shown, monkeypatch):
+    asked = []
+    monkeypatch.setattr(dryrun, "plan", lambda *_: None)
+    monkeypatch.setattr(dryrun, "show", lambda *_, retrieval: asked.append(retrieval))
+    dryrun.dry_run(Workspace(ROOT, ROOT / ".runs"), preset)
+    assert asked == [shown]
+
+
+def test_pictures_of_another_size_than_the_architecture_was_written_for_are_remarked():
+    for preset, words in (
+        ("sd35-medium", "1024x1024 (the architecture is of 64x32): 128 x 128"),
+        ("smoke", "64x32: 8 x 4"),
+    ):
+        rows = dict(encoder_rows(presets.resolve(ROOT, preset)))
+        assert rows["pictures"].startswith(words)
 
 
 @pytest.mark.parametrize("name", ["flux2-dev", "qwen-image", "z-image"])

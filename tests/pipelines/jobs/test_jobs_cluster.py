@@ -283,6 +283,9 @@ def test_training_goes_on_with_fewer_workers_when_a_node_is_lost(with_people, cl
     assert re.search(r"vae: resuming from step \d+ with 1 worker\(s\) in place of 2", cluster.printed_by_workers())
     assert losses(place, "base_model") == pytest.approx(losses(base_alone, "base_model"), rel=2e-3, abs=2e-4)
     assert list(own_jobs(cluster, place).values()) == ["SUCCEEDED"]
+    (run,) = place.tracked("base_model")
+    cost = run.data.metrics
+    assert cost["cost/seconds"] < cost["cost/worker_seconds"] < 2 * cost["cost/seconds"]
 
 
 def test_a_head_that_comes_back_without_its_jobs_is_given_the_job_again(job_in_training, cluster, undisturbed):

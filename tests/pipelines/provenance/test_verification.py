@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pretended_stages import Chain, make_chain, pretend
 
-from components.errors import DataError
+from components.errors import DataError, ParameterError
 from pipelines import presets
 from pipelines.identity.closure import ROOT
 from pipelines.provenance.lineage import find_manifest, lineage, trace
@@ -71,6 +71,22 @@ def test_an_unchanged_chain_has_no_disagreement(chain, tracker, capsys):
 def test_a_path_that_no_stage_writes_is_one_line(chain):
     with pytest.raises(DataError, match=r"readme\.txt: no stage writes it"):
         verify(["readme.txt"], chain.workspace)
+
+
+def test_where_nothing_has_been_run_is_one_line_and_no_store_is_made(place, monkeypatch, capsys):
+    for folder in ("data/people", "models", "data/taca_cache"):
+        shutil.rmtree(place.root / folder)
+    store = place.root / "none.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    with pytest.raises(DataError, match="nothing has been run here: no output of 29 stages is there: run `python -m"):
+        verify([], place.workspace)
+    assert capsys.readouterr().out == ""
+    assert not store.exists()
+
+
+def test_a_stage_of_pre_training_is_refused(chain):
+    with pytest.raises(ParameterError, match="pretrain_probe: a stage of pre-training"):
+        verify(["pretrain_probe"], chain.workspace)
 
 
 def test_a_result_is_traced_to_the_run_of_its_parameters_and_not_to_a_trial_with_the_same_bytes(place, tracker):

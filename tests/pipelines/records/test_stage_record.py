@@ -13,7 +13,7 @@ from repositories import git, make_repository
 from pipelines import graph
 from pipelines.dvc_files.dvc_lock import dvc_md5
 from pipelines.engine import runner
-from pipelines.engine.cost import throughput, worker_cost
+from pipelines.engine.cost import throughput
 from pipelines.errors import InfrastructureError
 from pipelines.identity.closure import ROOT
 from pipelines.identity.fingerprint import tree_digests
@@ -222,17 +222,6 @@ def test_a_record_becomes_tags_of_the_same_names_for_every_stage(settings, repos
     assert {"git.revision", "git.dirty", "git.patch", "env.lock", "env.python", "env.torch", "env.ray"} <= set(tags[0])
     assert {"host.cpu", "host.cores", "host.memory_gb", "host.gpu", "upstream.prepare"} <= set(tags[0])
     assert tags[0]["upstream.prepare"] == "r1"
-
-
-def test_cost_counts_every_worker_and_gpus_only_where_there_are_some(settings, monkeypatch):
-    def cost(address: str, **compute: object) -> dict[str, float]:
-        return worker_cost(10.0, graph.find(address), settings.compute.model_copy(update=compute))
-
-    assert cost("probe", workers=4, device="cpu") == {"cost/worker_seconds": 40.0, "cost/gpu_seconds": 0.0}
-    assert cost("probe", workers=4, device="cuda")["cost/gpu_seconds"] == 40.0
-    assert cost("index", workers=4, device="cpu")["cost/worker_seconds"] == 10.0  # trains nothing: one process
-    monkeypatch.setattr("pipelines.engine.cost.hardware", lambda: {**hardware(), "gpu": "NVIDIA H100"})
-    assert cost("probe", workers=0, device="auto")["cost/gpu_seconds"] == 10.0
 
 
 def test_throughput_is_the_median_rate_and_a_pause_does_not_count(tmp_path):

@@ -423,7 +423,7 @@ def test_a_page_of_a_set_without_attributes_or_known_wrong_words_lacks_their_num
 
 
 def test_a_page_without_a_report_says_what_to_run(tmp_path):
-    with pytest.raises(DataError, match="dvc repro report"):
+    with pytest.raises(DataError, match="python -m pipelines repro report"):
         page.render(Workspace(tmp_path, tmp_path))
 
 

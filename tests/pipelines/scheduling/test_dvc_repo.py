@@ -264,9 +264,9 @@ def test_the_plan_says_why_each_stage_is_stale_and_what_cannot_be_known_yet(fini
     found = decisions(finished.dvc(), Plan(RUNS))
     assert found["prepare"].need is Need.RUN
     assert found["prepare"].reasons == ("data/raw changed",)
-    assert found["taca_cache"].reasons == ("depends on what prepare gives", "depends on what base_model gives")
+    assert found["taca_cache"].reasons == ("after prepare, base_model",)
     assert found["base_model"].reasons[0].endswith("0.006 -> 0.0065")
-    assert found["base_model"].reasons[-1] == "depends on what prepare gives"
+    assert found["base_model"].reasons[-1] == "after prepare"
     forced = decisions(finished.dvc(), Plan([find("prepare")]), force=True)
     assert forced["prepare"].reasons == ("--force", "data/raw changed")
     shutil.rmtree(finished.root / "models")

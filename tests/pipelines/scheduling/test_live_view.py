@@ -88,6 +88,51 @@ def test_a_failure_shows_its_line_the_end_of_its_log_and_no_secret():
     assert "secret" not in printed(view)
 
 
+def test_why_a_stage_failed_is_printed_once_in_full_and_shortened_in_the_table():
+    view = view_on(Console(file=io.StringIO(), width=1000), Clock())
+    reason = "data/raw/README.md: " + "no such set; " * 30
+    view.started(RUNS[1], stage("read 3 records", f"error: {reason}"))
+    results = {RUNS[1].address: Result(State.FAILED, 3.0, reason.strip(), 3, Path("one.log"))}
+    view.ended(RUNS[1], results[RUNS[1].address])
+    results |= {run.address: Result(State.FOUND, reason="unchanged") for run in RUNS if run != RUNS[1]}
+    view.summarise(Summary(results, 3))
+    assert printed(view).count(reason.strip()) == 1
+    assert "    read 3 records\n" in printed(view)
+    (row,) = (line for line in printed(view).splitlines() if line.startswith("│"))
+    assert "data/raw/README.md: no such set; " in row
+    assert len(row) < 120
+
+
+def test_a_log_that_holds_nothing_but_the_error_is_not_shown():
+    view = view_on(Console(file=io.StringIO(), width=300), Clock())
+    view.started(RUNS[1], stage("error: data/raw: not there"))
+    view.ended(RUNS[1], Result(State.FAILED, 3.0, "data/raw: not there", 3, Path("one.log")))
+    assert "the end of" not in printed(view)
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (0, ""),
+        (1, "; mend what failed, then the same command goes on from here"),
+        (2, "; correct the parameters that are named above, then the same command goes on from here"),
+        (3, "; put the data right that is named above, then the same command goes on from here"),
+        (75, "; the same command goes on from here"),
+        (130, "; the same command goes on from here"),
+    ],
+)
+def test_the_last_line_says_what_to_do_by_the_exit_code(code, advice):
+    view = view_on(Console(file=io.StringIO(), width=300), Clock())
+    view.summarise(Summary({run.address: Result(State.DONE, 2.0) for run in RUNS}, code))
+    assert printed(view).splitlines()[-1] == f"6 done in 0:00{advice}"
+
+
+def test_the_table_of_a_success_has_no_empty_column():
+    view = view_on(Console(file=io.StringIO(), width=300), Clock())
+    view.summarise(Summary({run.address: Result(State.DONE, 2.0) for run in RUNS}))
+    assert [cell.strip() for cell in printed(view).splitlines()[1].strip("┃").split("┃")] == ["stage", "result", "time"]
+
+
 def test_the_end_says_what_failed_what_was_not_run_and_what_was_done():
     view = view_on(Console(file=io.StringIO(), width=100), Clock())
     results = [
@@ -105,7 +150,7 @@ def test_the_end_says_what_failed_what_was_not_run_and_what_was_done():
     assert (
         printed(view)
         .splitlines()[-1]
-        .startswith("1 done, 1 found, 1 failed, 1 stopped, 1 not run, 1 unchanged in 0:00; the same")
+        .startswith("1 done, 1 found, 1 failed, 1 stopped, 1 not run, 1 unchanged in 0:00; put the data right")
     )
 
 

@@ -45,7 +45,7 @@ def test_a_dry_run_prints_the_whole_plan_into_a_pipe_and_writes_nothing(finished
     text = capsys.readouterr().out
     (line,) = (line for line in text.splitlines() if "0.0065" in line)
     assert "base_model.autoencoder.learning_rate: 0.006 -> 0.0065" in line
-    assert "depends on what taca_cache gives" in text
+    assert "after base_model, taca_cache" in text
     assert "unchanged" in next(line for line in text.splitlines() if "probe" in line)
     assert "longest path: 3:00: base_model (1:00) -> taca_cache (1:00) -> taca_train@" in text
     assert "at most 2 stages at once" in text

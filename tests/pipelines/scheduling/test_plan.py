@@ -49,6 +49,15 @@ def test_a_stage_without_an_arm_means_all_its_arms_and_no_name_means_everything(
             chosen_runs([unknown])
 
 
+def test_a_stage_of_pre_training_is_refused_with_the_command_that_runs_it_and_not_listed():
+    for target in ("pretrain_probe", "dvc.yaml:pretrain_publish"):
+        part = target.rpartition("_")[2]
+        with pytest.raises(ParameterError, match=f"run `python -m pipelines pretrain {part}`$"):
+            chosen_runs([target])
+    with pytest.raises(ParameterError, match=r"report; did you mean taca_train\?$"):
+        chosen_runs(["taca_trian"])
+
+
 def test_the_run_with_the_longest_path_behind_it_comes_first():
     draw = random.Random(0)
     seconds = {run.address: draw.uniform(1, 100) for run in all_runs()}

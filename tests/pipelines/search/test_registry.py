@@ -158,10 +158,12 @@ def test_a_gallery_that_is_none_or_of_another_checkout_is_one_line(workspace, tm
 
 
 def test_an_index_that_no_known_run_made_is_one_line(workspace):
-    with pytest.raises(DataError, match="the run that made data/index is unknown: run `dvc repro --force index`"):
+    with pytest.raises(
+        DataError, match="the run that made data/index is unknown: run `python -m pipelines repro --force index`"
+    ):
         register("people", workspace)
 
 
 def test_a_missing_index_is_one_line(tmp_path):
-    with pytest.raises(DataError, match="models/retrieval/gadms does not exist: run `dvc repro index`"):
+    with pytest.raises(DataError, match="models/retrieval/gadms does not exist: run `python -m pipelines repro index`"):
         register("people", Workspace(tmp_path, tmp_path / ".home"))

@@ -92,7 +92,7 @@ def test_the_picture_shows_the_matches_side_by_side(workspace, tmp_path):
 
 
 def test_a_missing_index_says_what_to_run(tmp_path):
-    with pytest.raises(DataError, match="data/index does not exist: run `dvc repro index`"):
+    with pytest.raises(DataError, match="data/index does not exist: run `python -m pipelines repro index`"):
         search(SearchOptions((QUERY,)), Workspace(tmp_path, tmp_path))
 
 

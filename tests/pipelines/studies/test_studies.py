@@ -333,7 +333,7 @@ def test_an_unknown_study_and_a_missing_input_say_what_to_do(toy, workspace, cap
     assert main(["--workspace", str(workspace.root), "study", "toyy"]) == 2
     assert "one of toy" in capsys.readouterr().err
     (workspace.root / "data/numbers.txt").unlink()
-    with pytest.raises(DataError, match=r"data/numbers\.txt not there: run `dvc repro`"):
+    with pytest.raises(DataError, match=r"data/numbers\.txt not there: run `python -m pipelines repro`"):
         open_study("toy", workspace, STUDY)
 
 

@@ -178,12 +178,14 @@ def test_a_start_without_its_digest_or_people_that_it_may_know_are_refused_but_c
         ({"start": {"steps": 3}}, "start.trained.warmup_steps: missing"),
     ],
 )
-def test_a_mistake_in_the_plan_costs_one_line(copied, change, message):
+def test_each_mistake_in_the_plan_costs_one_line(copied, change, message):
     write(copied, change)
     with pytest.raises(ParameterError) as caught:
         open_study("weather", Workspace(copied, copied / "home"))
     assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith("studies/weather.yaml: ") for line in lines)
+    assert len(lines) == 1 or "missing" in message
 
 
 @pytest.mark.parametrize("name", ["factorial", "confusion", "protocol", "chain"])
