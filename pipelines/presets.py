@@ -46,6 +46,8 @@ def read(name: str, root: Path) -> dict[str, Any]:
 
 def read_all(names: Sequence[str], root: Path) -> dict[str, Any]:
     """Return the values of several presets, each over those before it. Raises as `read`."""
+    if DEFAULT in names[1:]:
+        raise ParameterError(f"preset {DEFAULT}: others are laid over it, so it must be the first")
     values: dict[str, Any] = {}
     for name in names:
         values = with_overrides(values, read(name, root), new_keys=True)
@@ -96,6 +98,8 @@ def flags(names: Sequence[str], root: Path) -> list[str]:
     A key that params.yaml does not state gets a plus. A mapping in place of a plain value is given key by key, as braces mean
     something to a shell. A flag with a text of other characters than those of names and paths is quoted for a shell.
     """
+    if DEFAULT in names:
+        raise ParameterError(f"preset {DEFAULT}: flags cannot take back what params.yaml states; give the others alone")
     document = read_yaml(root / "params.yaml")
     leaves = [leaf for key, value in _leaves(read_all(names, root), document) for leaf in _in_single_keys(key, value)]
     texts = [f"{'' if _is_written(key, document) else '+'}{key}={_in_hydra(value)}" for key, value in leaves]
@@ -181,7 +185,10 @@ def _committed(root: Path) -> str:
 def _write(path: Path, text: str) -> list[str]:
     """Write a valid params.yaml; returns a line per value that differs from before."""
     _parameters(text, path.name)
-    before = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    try:
+        before = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    except ParameterError:  # what was no YAML is replaced as a whole
+        before = {}
     write_atomically(path, text)
     return _changes(before, parse_yaml(text, path.name))
 

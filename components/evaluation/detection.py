@@ -25,7 +25,7 @@ def detection_accuracy(real: Tensor, generated: Tensor) -> float:
 def linear_accuracy(first: Tensor, second: Tensor) -> float:
     """Return the percent of held-out rows whose set a logistic regression tells; features (N, F) of each set, halved as above."""
     if len(first) != len(second) or len(first) < 4:
-        raise DataError(f"{len(first)} real and {len(second)} generated pictures: give as many of each, at least 4")
+        raise DataError(f"sets of {len(first)} and {len(second)} pictures: give as many of each, at least 4")
     half = len(first) // 2
     features = torch.stack([first, second])  # (2, N, F)
     origin = torch.tensor([0.0, 1.0])[:, None].expand(features.shape[:2])

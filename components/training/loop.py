@@ -215,8 +215,8 @@ def _require_same_start(step: int, context: Context) -> None:
         found = ", ".join(f"rank {rank} that of step {each}" for rank, each in enumerate(steps))
         raise OSError(
             errno.ESTALE,
-            f"the processes read different checkpoints as the newest ({found}): run again; if it stays so, remove those that "
-            "not all can read",
+            f"the processes read different checkpoints as the newest ({found}): run again; if it stays so, delete the "
+            "checkpoints that some process cannot read",
         )
 
 

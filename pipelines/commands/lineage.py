@@ -22,5 +22,4 @@ COMMAND = Command(
     run,
     add_options,
     example="lineage results/retrieval/gadms.parquet",
-    anywhere=True,
 )

@@ -45,7 +45,7 @@ def list_runs(workspace: Workspace, levels: Sequence[str], limit: int, below: st
     if runs:
         TableConsole().print(table(runs[:limit]))
     else:
-        print(NO_RUNS if not below else f"no runs below {below}")
+        print(f"no runs of {' or '.join(levels)}" + (f" below {below}" if below else ""))
 
 
 def table(runs: Sequence["Run"]) -> Table:

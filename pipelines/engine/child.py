@@ -91,7 +91,7 @@ def wait(process: Child) -> int | None:
 
 
 def usage_of(process: Child) -> Usage | None:
-    """Return what a process uses that the system does not count to the children of this one: those are children that have ended."""
+    """Return what a process has used so far where `RUSAGE_CHILDREN`, which has the children that have ended, does not count it."""
     if process.returncode is not None:
         return process.usage if isinstance(process, ForkedProcess) else None
     try:

@@ -26,7 +26,7 @@ MONITOR, RUNNER, WORKER = "stage-monitor", "stage-runner", "stage-worker"
 
 @dataclass(frozen=True)
 class Usage:
-    """Resource usage of a process that has ended."""
+    """What a process has used."""
 
     cpu_seconds: float
     peak_memory: int  # as the system counts it, see `resource.getrusage`

@@ -50,7 +50,11 @@ def _other_size(settings: Retrieval, height: int, width: int) -> str:
     """Return the size for which an architecture in params.yaml was written, where pictures have another."""
     stated = settings.architecture["vision_cfg"].get("image_size") if isinstance(settings.architecture, dict) else None
     rows, columns = stated if isinstance(stated, list) else (stated, stated)
-    return "" if stated is None or (rows, columns) == (height, width) else f" (the architecture is of {rows}x{columns})"
+    return (
+        ""
+        if stated is None or (rows, columns) == (height, width)
+        else f" (the architecture was written for {rows}x{columns})"
+    )
 
 
 def _phase(method: RetrievalConfig, training: ValidatedTrainingConfig, encoder: DualEncoder) -> str:

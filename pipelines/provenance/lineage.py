@@ -114,7 +114,7 @@ def lineage(target: str, workspace: Workspace) -> None:
     """Print the tree of steps behind `target`. Raises DataError when nothing is known of it."""
     from pipelines.terminal.console import TableConsole
 
-    tracker = connect(workspace)
+    tracker = connect(workspace, create=False)
     manifest = find_manifest(target, workspace, tracker)
     TableConsole().print(tree(trace(manifest, workspace.home, tracker.client)))
 

@@ -54,7 +54,7 @@ def reproduce(
     """
     from pipelines.tracking.runs import connect
 
-    tracker = connect(workspace)
+    tracker = connect(workspace, create=False)
     client = tracker.client
     manifest = find_manifest(target, workspace, tracker)
     find_default(manifest.stage)  # raises for a stage of pre-training, whose parameters are not in params.yaml

@@ -36,7 +36,7 @@ REASON_LETTERS = 60
 NEXT = {
     DONE: "",
     OTHER: "; mend what failed, then the same command goes on from here",
-    PARAMETERS: "; correct the parameters that are named above, then the same command goes on from here",
+    PARAMETERS: "; correct what is named above, then the same command goes on from here",
     DATA: "; put the data right that is named above, then the same command goes on from here",
 }
 """What to do, by the exit code; of any other, the cause may have passed."""

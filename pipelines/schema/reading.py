@@ -20,6 +20,8 @@ from components.settings import first_mistake
 
 Checked = TypeVar("Checked")
 
+MISSING = ("missing", "missing_argument")
+"""Pydantic's types of the mistake that a key is not there."""
 PATTERNS = {"^[0-9a-f]{64}$": "must be the 64 hexadecimal digits (0-9, a-f) of a SHA-256"}
 """What the patterns of `components/settings.py` stand for, in words."""
 
@@ -75,13 +77,16 @@ def mistakes(error: ValidationError, schema: Any, value: object) -> list[str]:
     The key that a misspelt one leaves missing is not named again.
     """
     lines: dict[tuple[int | str, ...], str] = {}
+    missing = set()
     for mistake in error.errors():
         place = _place(mistake, value)
         alone = ValidationError.from_exception_data(error.title, [_in_words(mistake, place)])
         lines.setdefault(place, first_mistake(alone, schema))
+        if mistake["type"] in MISSING:
+            missing.add(place)
     # (section, key that is meant) of each misspelt key
     meant = {(place[:-1], line.rpartition("did you mean ")[2]) for place, line in lines.items()}
-    named = [line for place, line in lines.items() if not (place and (place[:-1], f"{place[-1]}?") in meant)]
+    named = [line for place, line in lines.items() if not (place in missing and (place[:-1], f"{place[-1]}?") in meant)]
     return sorted(named, key=lambda line: ": unknown key" not in line)
 
 
@@ -101,8 +106,7 @@ def _place(mistake: ErrorDetails, value: Any) -> tuple[int | str, ...]:
             value, found = value[key], True
         except (KeyError, IndexError, TypeError):  # an alternative, or what is missing
             found = False
-    missing = mistake["type"] in ("missing", "missing_argument")
-    return mistake["loc"] if found or missing else mistake["loc"][:-1]
+    return mistake["loc"] if found or mistake["type"] in MISSING else mistake["loc"][:-1]
 
 
 def _written_twice(node: Node, prefix: str = "") -> Iterator[tuple[str, int, int]]:

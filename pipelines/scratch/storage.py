@@ -6,6 +6,7 @@ bucket come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_
 """
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -94,9 +95,18 @@ class Storage:
         self._write_whole(name, lambda path: self._files.put_file(str(file), path))
 
     def get(self, name: str, file: Path) -> None:
-        """Download a file. Raises FileNotFoundError when it is not there."""
+        """Download a file. Raises FileNotFoundError when it is not there, InfrastructureError at once when this disk is full."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._retry(lambda: self._files.get_file(self.path(name), str(file)))
+
+        def fetch() -> None:
+            try:
+                self._files.get_file(self.path(name), str(file))
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise InfrastructureError(f"{file}: {error.strerror}: make room, and run again") from error
+                raise
+
+        self._retry(fetch)
 
     def names(self, folder: str) -> list[str]:
         """Return the files at any depth below `folder`, relative to it, sorted."""
@@ -171,12 +181,13 @@ class Storage:
             return isinstance(error, FileNotFoundError) and (self.folder is None or self.folder.is_dir())
 
         def away(error: Exception) -> bool:
-            return not (is_missing_file(error) or isinstance(error, PermissionError)) and self._may_recover(error)
+            known = is_missing_file(error) or isinstance(error, PermissionError | InfrastructureError)
+            return not known and self._may_recover(error)
 
         try:
             return retry(action, timeout=self.timeout, away=away, pause=min(2.0, self.timeout / 10))
         except Exception as error:  # clients fail in many types (OSError, botocore's own): all mean that it is away
-            if is_missing_file(error):
+            if is_missing_file(error) or isinstance(error, InfrastructureError):
                 raise
             raise InfrastructureError(
                 f"the storage {self.url} cannot be used ({one_line(error, 160)}): check compute.storage, and for a bucket "

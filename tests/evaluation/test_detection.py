@@ -40,5 +40,5 @@ def test_it_is_the_same_number_again():
 
 
 def test_unequal_numbers_are_refused():
-    with pytest.raises(DataError, match="8 real and 6 generated pictures"):
+    with pytest.raises(DataError, match="sets of 8 and 6 pictures"):
         detection_accuracy(pictures(8, 0), pictures(6, 0))

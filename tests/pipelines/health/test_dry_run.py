@@ -340,7 +340,7 @@ def test_retrieval_is_left_out_for_a_preset_that_states_nothing_of_it(preset, sh
 
 def test_pictures_of_another_size_than_the_architecture_was_written_for_are_remarked():
     for preset, words in (
-        ("sd35-medium", "1024x1024 (the architecture is of 64x32): 128 x 128"),
+        ("sd35-medium", "1024x1024 (the architecture was written for 64x32): 128 x 128"),
         ("smoke", "64x32: 8 x 4"),
     ):
         rows = dict(encoder_rows(presets.resolve(ROOT, preset)))

@@ -111,8 +111,9 @@ def test_a_full_disk_here_is_no_damage_of_the_copy(folders, storage, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Storage, "get", full)
-        with pytest.raises(OSError, match="No space left"), folders.open(rank=1):
+        patch.setattr(type(storage._files), "get_file", full)
+        error = r"step-00000001/\S+: No space left on device: make room"
+        with pytest.raises(InfrastructureError, match=error), folders.open(rank=1):
             pass
     assert newest(folders)[0] == (1, "a")
 

@@ -115,7 +115,7 @@ def test_a_log_that_holds_nothing_but_the_error_is_not_shown():
     [
         (0, ""),
         (1, "; mend what failed, then the same command goes on from here"),
-        (2, "; correct the parameters that are named above, then the same command goes on from here"),
+        (2, "; correct what is named above, then the same command goes on from here"),
         (3, "; put the data right that is named above, then the same command goes on from here"),
         (75, "; the same command goes on from here"),
         (130, "; the same command goes on from here"),
