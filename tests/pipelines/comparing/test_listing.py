@@ -80,7 +80,7 @@ def test_a_store_that_is_not_there_or_empty_is_one_line_and_none_is_made(tmp_pat
     assert list(tmp_path.iterdir()) == []
     shutil.copy(empty_store, file)
     list_runs(workspace, ("pipeline",), 20)
-    assert capsys.readouterr().out == "no runs yet: `python -m pipelines repro` makes the first\n" * 2
+    assert capsys.readouterr().out == "no runs yet: `python -m pipelines repro` makes the first\nno runs of pipeline\n"
 
 
 def test_the_runs_below_a_run_are_listed_by_the_beginning_of_its_id(listed, capsys):
