@@ -3,7 +3,6 @@
 import resource
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,6 +12,7 @@ from pipelines.engine.forked import Usage
 from pipelines.errors import InfrastructureError
 from pipelines.scratch.metric_log import MetricLog
 from pipelines.scratch.spent import PEAK, Spent, WorkerGroup
+from pipelines.threads.repeating import repeated
 
 NOTE_SECONDS = 5.0
 """Between two notes of the cost: as much of it is lost when this process is killed."""
@@ -50,23 +50,15 @@ class Meter:
     @contextmanager
     def noted(self, other: Callable[[], Usage | None] = lambda: None) -> Iterator[None]:
         """Note the cost every few seconds, and when the block ends, however it ends."""
-        ended = threading.Event()
 
         def note() -> None:
             with suppress(OSError, InfrastructureError):  # no reason to end a stage; the next note has it all
                 self._spent.note(self._attempt(other()))
 
-        def follow() -> None:
-            while not ended.wait(NOTE_SECONDS):
-                note()
-
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
         try:
-            yield
+            with repeated(note, NOTE_SECONDS):
+                yield
         finally:
-            ended.set()
-            thread.join()
             note()
 
     def _attempt(self, other: Usage | None) -> dict[str, float]:

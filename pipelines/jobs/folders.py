@@ -29,6 +29,7 @@ from pipelines.jobs.task import METRICS, JobTask, output_folder, place_inputs, r
 from pipelines.scratch.folder import Scratch
 from pipelines.scratch.spent import GROUP_FILE, WorkerGroup
 from pipelines.scratch.storage import Storage, files_below
+from pipelines.threads.repeating import repeated
 
 FOLLOW_SECONDS = 2.0
 WRITER = "writer"
@@ -163,22 +164,15 @@ class _BucketRun:
     @contextmanager
     def metrics_sent(self) -> Iterator[None]:
         """Send metrics every few seconds, and at the end."""
-        ended = threading.Event()
 
-        def follow() -> None:
-            while not ended.wait(FOLLOW_SECONDS):
-                try:
-                    self.send_metrics()
-                except Exception as error:  # the metrics are on disk and sent again; training continues
-                    print(f"warning: metrics could not be sent yet: {error}", flush=True)
+        def send() -> None:
+            try:
+                self.send_metrics()
+            except Exception as error:  # the metrics are on disk and sent again; training continues
+                print(f"warning: metrics could not be sent yet: {error}", flush=True)
 
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
+        with repeated(send, FOLLOW_SECONDS):
             yield
-        finally:
-            ended.set()
-            thread.join()
         self.send_metrics()
 
 

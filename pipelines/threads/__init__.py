@@ -1,1 +1,1 @@
-"""Threads of the processes that compute: how many cores there are for them, and how they wait for each other."""
+"""Threads: how many cores there are for those that compute, how they wait for each other, and a call repeated beside the work."""
