@@ -244,7 +244,7 @@ def test_loras_take_turns_over_one_base_and_each_draws_as_if_alone(base: Path, p
 
 
 def test_a_lora_has_the_alpha_and_the_layers_that_it_is_given(pipe: Any) -> None:
-    transformer = pipe.transformer
+    transformer = pipe.transformer.double()
     layer = transformer.transformer_blocks[0].ff.net[2]
     weight = layer.weight.detach().clone()
     count = add_lora(transformer, 4, 0, alpha=10.0, targets=["ff.net.2"])
@@ -255,7 +255,7 @@ def test_a_lora_has_the_alpha_and_the_layers_that_it_is_given(pipe: Any) -> None
     with torch.no_grad():
         adapted.lora_B["taca"].weight.normal_()
         change = 10.0 / 4 * adapted.lora_B["taca"].weight @ adapted.lora_A["taca"].weight
-        given = torch.randn(3, layer.in_features)
+        given = torch.randn(3, layer.in_features, dtype=torch.float64)
         torch.testing.assert_close(adapted(given), given @ (weight + change).T + layer.bias)
 
 
