@@ -14,11 +14,15 @@ Presets = Annotated[dict[Preset, NotNegative], Field(min_length=1)]
 
 
 class PretrainAutoencoder(Section):
-    """The VAE of the generator; `channels` of each stage, between two of which pictures are halved."""
+    """The VAE of the generator; `channels` of each stage, between two of which pictures are halved.
+
+    latent_noise: see `AutoencoderTask`.
+    """
 
     presets: Presets
     latent_channels: Positive
     channels: Annotated[tuple[Positive, ...], FromList, Field(min_length=1)]
+    latent_noise: Fraction
     training: OncePerSample
 
 

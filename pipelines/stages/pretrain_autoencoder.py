@@ -27,7 +27,7 @@ def run(
     people = FreshPeople(params.seed, "pretrain_autoencoder", settings.presets, height=size.height, width=size.width)
     ranks = {"rank": context.rank, "world_size": context.world_size}
     training = settings.training
-    task = AutoencoderTask(vae, seed=params.seed, **ranks)
+    task = AutoencoderTask(vae, seed=params.seed, latent_noise=settings.latent_noise, **ranks)
     fit(task, fresh_pixels(people, training, **ranks), training, context, prefix="vae")
     last = training.samples
     set_latent_scale(vae, [stacked(people.people(range(last, last + SCALED_ON)))])

@@ -20,18 +20,30 @@ if TYPE_CHECKING:
 class AutoencoderTask(PerSampleTask):
     """Reconstruction of pixels through a sampled latent, with a small KL term that keeps the latent space bounded and smooth.
 
+    `latent_noise` above 0 adds white noise to the latents that are decoded, of a level drawn for each picture from 0 up to that
+    share of the spread of its latents: the decoder then bears what a flow model leaves of its noise (as the noise-augmented
+    decoder of RAE, arXiv 2510.11690).
+
     Batch: `{"pixels": (B, 3, H, W)}`, uint8 or float in [0, 1]: this rank's part of a global batch of `world_size * B`.
     Scalars: loss, reconstruction (mean absolute + mean squared error in [-1, 1] units), kl (nats per latent number),
     psnr (dB).
     """
 
     def __init__(
-        self, vae: "AutoencoderKL", *, seed: int, kl_weight: float = 1e-5, rank: int = 0, world_size: int = 1
+        self,
+        vae: "AutoencoderKL",
+        *,
+        seed: int,
+        kl_weight: float = 1e-5,
+        latent_noise: float = 0.0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         super().__init__()
         self.vae = vae
         self.seed = seed
         self.kl_weight = kl_weight
+        self.latent_noise = latent_noise
         self.rank = rank
         self.world_size = world_size
 
@@ -39,10 +51,14 @@ class AutoencoderTask(PerSampleTask):
         pixels = signed_pixels(batch["pixels"].to(next(self.vae.parameters()).device))
         posterior = self.vae.encode(pixels).latent_dist
         mean, deviation = posterior.mean, posterior.std  # (B, C, H / f, W / f)
-        source = generator(self.seed, "posterior", step)
-        noise = torch.randn((len(mean) * self.world_size, *mean.shape[1:]), generator=source)
-        noise = rank_part(noise, self.rank, self.world_size)
-        decoded = self.vae.decode(mean + deviation * noise.to(mean)).sample
+        latents = mean + deviation * self._noise(mean, "posterior", step)
+        if self.latent_noise:
+            source = generator(self.seed, "level of latent noise", step)
+            levels = torch.rand(len(mean) * self.world_size, generator=source)
+            level = self.latent_noise * rank_part(levels, self.rank, self.world_size).to(mean)
+            spread = mean.detach().flatten(1).std(1)
+            latents = latents + (level * spread)[:, None, None, None] * self._noise(mean, "latent noise", step)
+        decoded = self.vae.decode(latents).sample
         squared = functional.mse_loss(decoded, pixels)
         reconstruction = functional.l1_loss(decoded, pixels) + squared
         kl = 0.5 * (mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
@@ -52,6 +68,12 @@ class AutoencoderTask(PerSampleTask):
             "kl": kl,
             "psnr": _decibel(squared.detach() / 4),  # /4: the range of [-1, 1] is 2
         }
+
+    def _noise(self, latents: Tensor, name: str, step: int) -> Tensor:
+        """Return this rank's part of the global batch's white noise for latents (B, C, H, W)."""
+        shape = (len(latents) * self.world_size, *latents.shape[1:])
+        noise = torch.randn(shape, generator=generator(self.seed, name, step))
+        return rank_part(noise, self.rank, self.world_size).to(latents)
 
 
 def psnr(first: Tensor, second: Tensor) -> Tensor:
