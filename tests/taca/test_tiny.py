@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,6 +124,52 @@ def test_the_autoencoder_learns_and_its_latents_get_unit_variance(pipe):
     latents = encode_pictures(pipe, pixels)
     assert latents.mean().abs() < 1e-3
     assert latents.var(correction=0) == pytest.approx(1, abs=1e-3)
+
+
+class Spy(torch.nn.Module):
+    """Encodes each pixel as its own latent, and keeps what it is asked to decode."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.decoded = []
+
+    def encode(self, pixels):
+        zero = torch.zeros_like(pixels)
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=self.weight * pixels, std=zero, var=zero, logvar=zero))
+
+    def decode(self, latents):
+        self.decoded.append(latents.detach())
+        return SimpleNamespace(sample=latents)
+
+
+def test_latent_noise_is_white_and_of_a_level_drawn_for_each_picture_from_its_own_spread():
+    pixels = torch.rand(256, 3, 16, 8, generator=torch.Generator().manual_seed(0))
+    pixels[:128] = 0.5 + (pixels[:128] - 0.5) / 4  # pictures of little contrast, whose latents have a quarter of the spread
+    spy = Spy()
+    AutoencoderTask(spy, seed=0, latent_noise=0.2)({"pixels": pixels}, 0)
+    latents = signed_pixels(pixels)
+    levels = (spy.decoded[0] - latents).flatten(1).std(1) / latents.flatten(1).std(1)
+    assert levels.min() < 0.01
+    assert 0.18 < levels.max() < 0.22
+    for half in levels.split(128):
+        assert half.mean().item() == pytest.approx(0.1, abs=0.015)  # uniform from 0 to 0.2, over 128 pictures
+    noise = (spy.decoded[0] - latents).flatten(1)
+    assert noise.mean(1).abs().max() < 0.05
+    AutoencoderTask(spy, seed=0)({"pixels": pixels}, 0)
+    assert torch.equal(spy.decoded[1], latents)
+
+
+def test_two_ranks_add_the_latent_noise_that_one_process_adds(pipe):
+    pixels = torch.randint(0, 256, (4, 3, 16, 8), dtype=torch.uint8)
+    whole = AutoencoderTask(pipe.vae, seed=0, latent_noise=0.5)({"pixels": pixels}, 3)["reconstruction"]
+    halves = [
+        AutoencoderTask(pipe.vae, seed=0, latent_noise=0.5, rank=rank, world_size=2)({"pixels": part}, 3)
+        for rank, part in enumerate(pixels.split(2))
+    ]
+    torch.testing.assert_close(whole, sum(half["reconstruction"] for half in halves) / 2)
+    without = AutoencoderTask(pipe.vae, seed=0)({"pixels": pixels}, 3)["reconstruction"]
+    assert whole != without
 
 
 def test_psnr_follows_its_definition():
