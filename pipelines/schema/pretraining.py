@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from components.persons.drawn.config import Preset
-from components.settings import Fraction, FromList, NotNegative, Positive
+from components.settings import AboveZero, Fraction, FromList, NotNegative, Positive
 from components.training.numbered import OncePerSample
 from pipelines.schema.section import Section
 
@@ -27,7 +27,10 @@ class PretrainAutoencoder(Section):
 
 
 class PretrainGenerator(Section):
-    """The small FLUX model, which learns from latents of that VAE."""
+    """The small FLUX model, which learns from latents of that VAE.
+
+    shift: of the noise levels of training, see `TextToImageTask`; that of the sampler is the small model's own.
+    """
 
     presets: Presets
     width: Positive
@@ -35,6 +38,7 @@ class PretrainGenerator(Section):
     double_blocks: Positive
     single_blocks: Positive
     caption_dropout: Fraction
+    shift: AboveZero
     training: OncePerSample
 
 

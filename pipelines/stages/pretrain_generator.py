@@ -39,7 +39,7 @@ def run(
     ranks = {"rank": context.rank, "world_size": context.world_size}
     training = settings.training
     task = TextToImageTask(
-        pipe, seed=params.seed, caption_dropout=settings.caption_dropout, shift=config.shift, **ranks
+        pipe, seed=params.seed, caption_dropout=settings.caption_dropout, shift=settings.shift, **ranks
     )
     fit(task, fresh_latents(pipe, people, training, **ranks), training, context, prefix="flow")
     if context.rank == 0:  # transformers writes nothing on another rank

@@ -145,7 +145,9 @@ class Spy(torch.nn.Module):
 
 def test_latent_noise_is_white_and_of_a_level_drawn_for_each_picture_from_its_own_spread():
     pixels = torch.rand(256, 3, 16, 8, generator=torch.Generator().manual_seed(0))
-    pixels[:128] = 0.5 + (pixels[:128] - 0.5) / 4  # pictures of little contrast, whose latents have a quarter of the spread
+    pixels[:128] = (
+        0.5 + (pixels[:128] - 0.5) / 4
+    )  # pictures of little contrast, whose latents have a quarter of the spread
     spy = Spy()
     AutoencoderTask(spy, seed=0, latent_noise=0.2)({"pixels": pixels}, 0)
     latents = signed_pixels(pixels)
