@@ -3,6 +3,7 @@
 A LoRA is a pair of matrices per layer, W' = W + alpha / r B A, with A (r, in) and B (out, r). Files differ in the names:
 
     transformer.<module>.lora_A.weight, lora_B.weight                     diffusers; ldiex/TACA
+    base_model.model.<module>.lora_A.weight, lora_B.weight                PEFT, with its settings beside the file (lora_peft.py)
     diffusion_model.<module>.lora_A.weight, or lora_down, lora_up         ai-toolkit, ComfyUI; with or without .alpha
     lora_transformer_<module with _ for .>.lora_down.weight, .alpha       ai-toolkit's kohya-like layout
     lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, .alpha       kohya, in the names of FLUX's own code, q, k and v fused
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from components.errors import DataError, ParameterError
 from components.taca.lora_pairs import KEY, NAMES, Pair, linear_layers, named, pairs_of, require_fit, scaled, some
+from components.taca.lora_peft import with_peft_alphas
 from components.taca.lora_readers import loader_of, read_by_diffusers
 from components.taca.registry import family_of
 from components.taca.text_lora import PREFIXES as TEXT_PREFIXES
@@ -111,7 +113,7 @@ def read_lora(path: Path, transformer: nn.Module, pipe: Any = None) -> LoraFile:
     file = lora_file(path)
     described = _describe(file)
     try:
-        stored = load_file(file, device="cpu")
+        stored = with_peft_alphas(load_file(file, device="cpu"), file)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{file}: cannot be read ({_first_line(error)}); get it again") from error
     text = {key: tensor for key, tensor in stored.items() if key.startswith(TEXT_PREFIXES)}

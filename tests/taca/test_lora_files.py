@@ -171,6 +171,48 @@ def test_the_published_layout_is_read_by_file_and_by_folder_whatever_its_name(tm
         load_lora(flux(), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_alpha": 32},
+        {"lora_alpha": 32, "use_rslora": True},
+        {"lora_alpha": 32, "use_dora": True},
+        {"lora_alpha": 2, "alpha_pattern": {"1.attn.to_q": 12}, "rank_pattern": {"0.attn.to_q": 4}},
+    ],
+)
+def test_a_folder_that_peft_saved_has_the_strength_that_peft_gives_it(settings: dict[str, Any], tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=8, target_modules=["attn.to_q"], init_lora_weights=False, **settings)
+    before = flux().state_dict()
+    model: Any = get_peft_model(flux(), config)
+    model.save_pretrained(tmp_path)
+    merged = model.merge_and_unload().state_dict()
+    changed = {name for name in before if not torch.equal(merged[name], before[name])}
+    assert {name.rsplit(".", 2)[1] for name in changed} == {"to_q"}
+    expected = {name.removesuffix(".weight"): merged[name] - before[name] for name in changed}
+    assert_changes(change_of(flux, tmp_path), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ('{"lora_alpha": null}', "lora_alpha is None: must be a number"),
+        ('{"lora_alpha": 4', "cannot be read"),
+        ('{"lora_alpha": 4, "peft_type": "LOHA"}', "not the settings of a LoRA"),
+    ],
+)
+def test_settings_of_peft_that_state_no_strength_are_refused_and_without_any_alpha_is_the_rank(
+    settings: str, expected: str, tmp_path: Path
+) -> None:
+    pairs = matrices({"transformer_blocks.0.attn.to_q": (64, 64)})
+    file = write(tmp_path / "x.safetensors", {f"base_model.model.{n}": p for n, p in pairs.items()}, PEFT, None)
+    assert_changes(change_of(flux, file), {name: product(pair) for name, pair in pairs.items()})
+    (tmp_path / "adapter_config.json").write_text(settings)
+    with pytest.raises(DataError, match=expected):
+        load_lora(flux(), file)
+
+
 def test_ranks_may_differ_between_layers(tmp_path: Path) -> None:
     source = torch.Generator().manual_seed(0)
     ranks = {"transformer_blocks.0.attn.to_q": 2, "transformer_blocks.0.attn.to_k": 5, "proj_out": 1}
