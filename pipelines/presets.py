@@ -101,7 +101,7 @@ def flags(names: Sequence[str], root: Path) -> list[str]:
     if DEFAULT in names:
         raise ParameterError(f"preset {DEFAULT}: flags cannot take back what params.yaml states; give the others alone")
     document = read_yaml(root / "params.yaml")
-    leaves = [leaf for key, value in _leaves(read_all(names, root), document) for leaf in _in_single_keys(key, value)]
+    leaves = [leaf for key, value in leaves_of(read_all(names, root), document) for leaf in _in_single_keys(key, value)]
     texts = [f"{'' if _is_written(key, document) else '+'}{key}={_in_hydra(value)}" for key, value in leaves]
     return [f"-S {text if _SAFE.fullmatch(text) else shlex.quote(text)}" for text in texts]
 
@@ -148,10 +148,10 @@ def left_over(names: Sequence[str], root: Path) -> list[str]:
     own = own_values(root)
     if own is None:
         return []
-    stated, before = dict(_leaves(read_all(names, root), own)), dict(_leaves(own, own))
+    stated, before = dict(leaves_of(read_all(names, root), own)), dict(leaves_of(own, own))
     return [
         f"{key} {value} ({before.get(key, 'default')})"
-        for key, value in _leaves(read_yaml(root / "params.yaml"), own)
+        for key, value in leaves_of(read_yaml(root / "params.yaml"), own)
         if key not in stated and value != before.get(key, "default")
     ]
 
@@ -227,7 +227,7 @@ def _edited(text: str, values: Mapping[str, Any], name: str) -> str:
     parse_yaml(text, name)  # refuses what the editor would not explain
     document = editor.load(text)
     shared = _shared(document)
-    for key, value in _leaves(values, document):
+    for key, value in leaves_of(values, document):
         *sections, last = key.split(".")
         target = document
         for section in sections:
@@ -282,13 +282,13 @@ def _add(section: Any, key: str, value: Any) -> None:
     section.insert(max(0, len(section) - 1), key, value)
 
 
-def _leaves(values: Mapping[str, Any], document: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def leaves_of(values: Mapping[str, Any], document: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """Return `values` by dotted key. A mapping in place of a plain value (a threshold given as a rule) is itself a value."""
     leaves: list[tuple[str, Any]] = []
     for key, value in values.items():
         here = document.get(key, {})
         if isinstance(value, Mapping) and isinstance(here, Mapping):
-            leaves += _leaves(value, here, f"{prefix}{key}.")
+            leaves += leaves_of(value, here, f"{prefix}{key}.")
         else:
             leaves.append((f"{prefix}{key}", value))
     return leaves

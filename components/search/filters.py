@@ -83,7 +83,7 @@ def _meets(table: pa.Table, condition: Condition) -> NDArray[np.bool_]:
         column = column.cast(column.type.value_type)
     operator, negated = condition.operator, condition.operator.startswith("!")
     if not condition.value:
-        found = pc.is_null(column)
+        found = pc.is_null(column, nan_is_null=True)
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             found = pc.or_(found, pc.equal(pc.fill_null(column, ""), ""))
     elif operator.endswith("~"):

@@ -88,15 +88,18 @@ def _read(tracker: Tracker, run: "Run") -> ComparedRun:
     if "pipelines.stage" in run.data.tags:
         result = _stage_result(tracker, run)
         return ComparedRun(run_id, name, {result.stage.address: result}, {}, {})
-    below = [find_run(tracker, stage_run) for stage_run in stage_runs(run.data.tags).values()]
+    named = stage_runs(run.data.tags)
+    below = [find_run(tracker, stage_run) for stage_run in named.values()]
     below += tracker.client.search_runs(
         [tracker.experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", order_by=["attributes.start_time ASC"]
     )
     stages: dict[str, StageResult] = {}
-    for each in below:  # the last run wins where a stage has several
+    # The run that a tag names counts, else the last where a stage has several: a trial has one for each seed.
+    for each in below:
         if "pipelines.stage" in each.data.tags:
             result = _stage_result(tracker, each)
-            stages[result.stage.address] = result
+            if named.get(result.stage.address, result.run_id) == result.run_id:
+                stages[result.stage.address] = result
     return ComparedRun(run_id, name, stages, run.data.params, run.data.metrics)
 
 

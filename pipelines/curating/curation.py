@@ -15,7 +15,11 @@ from components.persons.curation.candidates import NO_CAPTION, Candidate, InputP
 from components.persons.curation.selection import EQUAL, KEPT, final_reasons, without_conflicts
 from components.persons.pixels import encode_png
 from components.persons.published.fields import good_captions
+from components.persons.published.prepared import is_prepared
 from components.persons.published.readers import find_dataset
+from components.persons.published.repetitions import joined_records
+from components.persons.published.validation_report import Tally, ValidationReport
+from components.persons.records import RecordSource
 from components.persons.shards import CaptionRow, DatasetWriter
 from pipelines.curating.folder import CurationFolder, require_same
 from pipelines.curating.options import CurateOptions
@@ -32,7 +36,8 @@ def curate(options: CurateOptions) -> dict[str, int]:
     Raises ParameterError for an output folder with other content, DataError for a source or model that does not exist.
     """
     others: Counter[str] = Counter()
-    folder, pictures = _open_source(options.source, others)
+    tally = Tally()
+    folder, pictures = _open_source(options.source, others, tally)
     _require_captions_for_matcher(options)
     output = CurationFolder(options.output)
     with output.claim(_settings(options)):
@@ -48,11 +53,14 @@ def curate(options: CurateOptions) -> dict[str, int]:
                 f"{options.source}: none of {len(reasons)} candidates is kept ({summary(counts)}): loosen the rules, in "
                 "another --output"
             )
-        output.conclude(reasons, _write(judge, output, reasons, options))
+        image_ids = _write(judge, output, reasons, options, tally)
+        dropped = {reason: number for reason, number in counts.most_common() if reason != KEPT}
+        report = ValidationReport(len(reasons), counts[KEPT], dropped, (), {}, tally.counts())
+        report.write(options.output)
+        output.conclude(reasons, image_ids)
     print(f"{options.output}: {counts[KEPT]:,} of {len(reasons):,} candidates kept")
-    for reason, number in counts.most_common():
-        if reason != KEPT:
-            print(f"  {number:,} {reason}")
+    for line in (*(f"  {number:,} {reason}" for reason, number in dropped.items()), *report.summary()):
+        print(line)
     if others:
         print(f"files of other kinds, not read: {summary(others)}")
     if uncaptioned:
@@ -86,10 +94,10 @@ def _final_reasons(output: CurationFolder, options: CurateOptions, uncaptioned: 
     return without_conflicts(reasons, contents, identities, splits)
 
 
-def _open_source(path: Path, others: Counter[str]) -> tuple[Path, Iterator[InputPicture]]:
+def _open_source(path: Path, others: Counter[str], tally: Tally) -> tuple[Path, Iterator[InputPicture]]:
     """Return the folder that addresses are relative to, and the pictures of a dataset, a manifest, or a plain folder.
 
-    `others` counts the other files of a plain folder.
+    `others` counts the other files of a plain folder, `tally` the pictures and captions that are listed.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist: give a folder of pictures, a manifest, or a dataset")
@@ -98,14 +106,28 @@ def _open_source(path: Path, others: Counter[str]) -> tuple[Path, Iterator[Input
     except DataError:
         if not path.is_dir():
             raise
-        return path, pictures_in(path, others)
-    records = (InputPicture(each.image_path, good_captions(each.captions), each.identity, each.split) for each in found)
-    return found.folder, records
+        return path, _in_folder(path, others, tally)
+    if is_prepared(found.folder):
+        tally.add_recorded(found.folder)
+    return found.folder, _in_dataset(found, tally)
+
+
+def _in_folder(path: Path, others: Counter[str], tally: Tally) -> Iterator[InputPicture]:
+    for picture in pictures_in(path, others):
+        tally.add_listed(picture.split, pictures=1, captions=len(picture.captions))
+        yield picture
+
+
+def _in_dataset(dataset: RecordSource, tally: Tally) -> Iterator[InputPicture]:
+    """The pictures as `prepare` reads them: one that is listed once per caption is one picture."""
+    for record in joined_records(dataset):
+        tally.add_listed(record.split, pictures=1, captions=len(record.captions))
+        yield InputPicture(record.image_path, good_captions(record.captions), record.identity, record.split)
 
 
 def _require_captions_for_matcher(options: CurateOptions) -> None:
     if options.matcher and not _writes_captions(options):
-        _, pictures = _open_source(options.source, Counter())
+        _, pictures = _open_source(options.source, Counter(), Tally())
         if not any(caption.strip() for picture in pictures for caption in picture.captions):
             raise ParameterError(f"{options.source} has no captions for --matcher: give --captioner or --probe")
 
@@ -128,8 +150,13 @@ def _judge_all(judge: Judge, pictures: Iterator[InputPicture], output: CurationF
             progress.advance(task, len(batch))
 
 
-def _write(judge: Judge, output: CurationFolder, reasons: Sequence[str], options: CurateOptions) -> list[int | None]:
-    """Write the kept candidates as a prepared dataset; return the image_id of each candidate, None for those that are dropped."""
+def _write(
+    judge: Judge, output: CurationFolder, reasons: Sequence[str], options: CurateOptions, tally: Tally
+) -> list[int | None]:
+    """Write the kept candidates as a prepared dataset; return the image_id of each candidate, None for those that are dropped.
+
+    `tally` counts as kept what the source lists: not a person cut out of a picture, nor a caption that is written here.
+    """
     joined: dict[tuple[str, str], list[str]] = {}  # captions of equal pictures, which the kept one takes over
     for candidate, reason in zip(output.candidates(), reasons, strict=True):
         if reason == EQUAL:
@@ -141,7 +168,10 @@ def _write(judge: Judge, output: CurationFolder, reasons: Sequence[str], options
             if reason != KEPT:
                 image_ids.append(None)
                 continue
-            captions = dict.fromkeys((*candidate.captions, *joined.get((candidate.content, candidate.split), ())))
+            taken_over = dict.fromkeys(joined.get((candidate.content, candidate.split), ()))
+            captions = [*candidate.captions, *(text for text in taken_over if text not in candidate.captions)]
+            if candidate.box is None:
+                tally.add_kept(candidate.split, captions=0 if _writes_captions(options) else len(captions))
             has_identity = candidate.identity is not None and not options.crop
             image_ids.append(
                 writer.add(

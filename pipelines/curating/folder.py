@@ -3,6 +3,7 @@
 working/settings.json      the options that the result depends on
 working/candidates.jsonl   one line per judged picture, written at once: captions by a large model are expensive
 manifest.parquet, shards/  the training set, written when all are judged
+validation.json            of each split, the pictures and captions that the source lists, and those of them that are kept
 decisions.parquet          every candidate with its reason; written last, when `working` is removed
 """
 
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from components.errors import DataError, ParameterError
 from components.files import write_atomically
 from components.persons.curation.candidates import Candidate
+from components.persons.published.validation_report import VALIDATION_FILE
 from components.persons.shards import DATASET_MANIFEST
 from pipelines.locks.file_lock import file_lock
 
@@ -70,7 +72,7 @@ class CurationFolder:
     def _remove_unfinished_output(self) -> None:
         """Remove what is written after judging, which is written again, and a line that was cut off by a kill."""
         shutil.rmtree(self.path / "shards", ignore_errors=True)
-        for name in (DATASET_MANIFEST, DECISIONS, f".{DATASET_MANIFEST}.unfinished"):
+        for name in (DATASET_MANIFEST, VALIDATION_FILE, DECISIONS, f".{DATASET_MANIFEST}.unfinished"):
             (self.path / name).unlink(missing_ok=True)
         if self._lines.is_file():
             with open(self._lines, "rb+") as file:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from components.errors import DataError
 from components.persons.pixels import decode_rgb
 from components.persons.published.locations import PictureFolder, UnusablePathError
+from components.text_files import csv_rows, split_lines
 
 SEEDS = 2**63
 COLUMNS = ("prompt", "prompt_id", "seed", "negative_prompt", "image", "mask")
@@ -57,6 +58,14 @@ class Skipped:
     begins: str
 
 
+@dataclass(frozen=True)
+class _BadRow:
+    """A line that is no row: why, and its text."""
+
+    reason: str
+    text: str
+
+
 class _BadPromptError(ValueError):
     """The reason written to skipped.json."""
 
@@ -65,21 +74,23 @@ def read_prompts(path: Path, max_characters: int | None = None) -> tuple[list[Pr
     """Read all prompts of a file, in order, and the skipped ones.
 
     Skipped are: empty, not text, not UTF-8, a control character, more than `max_characters`, a `prompt_id` that an earlier line
-    has, a `seed` that is not a whole number from 0 to 2^63 - 1, a line that is not JSON; an `image` or `mask` that is missing,
-    outside of the folder, or no picture, and where other lines have one, a line without.
-    Raises DataError when the file cannot be read, has no column `prompt`, or holds no usable prompt.
+    has, a `seed` that is not a whole number from 0 to 2^63 - 1, a line that is not JSON, or has more cells than the first; an
+    `image` or `mask` that is missing, outside of the folder, or no picture, and where other lines have one, a line without.
+    Raises DataError when the file cannot be read, has no column `prompt`, holds no usable prompt, or a quote is not closed.
     """
     good: dict[str, tuple[int, Prompt]] = {}
     skipped = []
     folder = PictureFolder(path.parent)
     for line, row in _rows(path):
         try:
+            if isinstance(row, _BadRow):
+                raise _BadPromptError(row.reason)
             prompt = _prompt(line, row, max_characters, folder)
             if prompt.prompt_id in good:
                 raise _BadPromptError(f"prompt_id {prompt.prompt_id!r} is that of line {good[prompt.prompt_id][0]}")
             good[prompt.prompt_id] = line, prompt
         except _BadPromptError as error:
-            text = row.get("prompt") if isinstance(row, Mapping) else row
+            text = row.text if isinstance(row, _BadRow) else row.get("prompt")
             begins = "" if text is None else str(text)[:EXCERPT].encode("utf-8", "backslashreplace").decode()
             skipped.append(Skipped(line, str(error), begins))
     for field in ("image", "mask"):
@@ -95,9 +106,7 @@ def read_prompts(path: Path, max_characters: int | None = None) -> tuple[list[Pr
     return [prompt for _, prompt in good.values()], skipped
 
 
-def _prompt(line: int, row: Mapping[str, Any] | str, max_characters: int | None, folder: PictureFolder) -> Prompt:
-    if isinstance(row, str):
-        raise _BadPromptError("is not a JSON object")
+def _prompt(line: int, row: Mapping[str, Any], max_characters: int | None, folder: PictureFolder) -> Prompt:
     text = _checked(row.get("prompt"), "prompt")
     if max_characters is not None and len(text) > max_characters:
         raise _BadPromptError(f"has {len(text)} characters; the limit is {max_characters}")
@@ -170,8 +179,8 @@ def _seed(value: Any) -> int | None:
     return seed
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    """Yield (line, row) of a file; a JSON line that is not an object as its text."""
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | _BadRow]]:
+    """Yield (line, row) of a file."""
     readers = {"": _text_rows, ".txt": _text_rows, ".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: prompts are read from .txt, .csv, .jsonl and .parquet")
@@ -186,38 +195,33 @@ def _text(path: Path) -> str:
     return path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    lines = _text(path).split("\n")  # splitlines() would also split at characters allowed inside a prompt
-    if not lines[-1]:
-        lines.pop()
-    yield from enumerate(lines, 1)
-
-
 def _text_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in _lines(path):
+    for number, line in enumerate(split_lines(_text(path)), 1):
         yield number, {"prompt": line}
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    for number, line in _lines(path):
+def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | _BadRow]]:
+    for number, line in enumerate(split_lines(_text(path)), 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        yield number, row if isinstance(row, dict) else line
+        yield number, row if isinstance(row, dict) else _BadRow("is not a JSON object", line)
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
-    end = 0
+def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | _BadRow]]:
+    rows = csv_rows(io.StringIO(_text(path), newline=""))
     try:
-        _require_prompt(path, reader.fieldnames or ())
-        end = reader.line_num
-        for row in reader:  # a quoted prompt may span several lines and is numbered by the first
-            yield end + 1, row
-            end = reader.line_num
+        _, names = next(rows, (0, []))
+        _require_prompt(path, names)
+        for line, cells in rows:  # a quoted prompt may span several lines and is numbered by the first
+            if any(cells[len(names) :]):
+                reason = f"has {len(cells)} cells, the first line {len(names)}; a prompt with a comma needs quotes"
+                yield line, _BadRow(reason, ",".join(cells))
+            else:
+                yield line, dict(zip(names, cells, strict=False))
     except csv.Error as error:
-        raise DataError(f"{path}: line {end + 1} is not CSV ({error})") from error
+        raise DataError(f"{path}: {error}") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -244,6 +248,8 @@ def _value(scalar: Any) -> Any:
         return scalar.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
 
 
-def _require_prompt(path: Path, names: Any) -> None:
+def _require_prompt(path: Path, names: Sequence[str]) -> None:
     if "prompt" not in names:
         raise DataError(f"{path}: has no column `prompt`, only {', '.join(map(str, names)) or 'nothing'}")
+    if twice := [column for column in COLUMNS if names.count(column) > 1]:
+        raise DataError(f"{path}: has two columns {twice[0]!r}; rename one")

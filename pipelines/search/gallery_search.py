@@ -126,7 +126,7 @@ def _document(options: SearchOptions, searcher: Any, matches: Sequence[Any], unr
         "reranked": options.rerank,
         "unread": unread,
         "matches": [
-            {"rank": rank, "score": match.score, **match.metadata, "id": match.id}
+            {**match.metadata, "id": match.id, "rank": rank, "score": match.score}
             for rank, match in enumerate(matches, 1)
         ],
     }

@@ -40,7 +40,7 @@ class Wanted:
         index = GalleryIndex.open(folder)
         if index.model.get("weights") != self.model or not len(self.vectors):
             return None
-        cosines = self.vectors.astype(np.float32) @ index.embeddings.numpy().T
+        cosines = _unit(self.vectors) @ _unit(index.embeddings.numpy()).T
         return int((cosines.max(axis=1) > 1 - SAME * SAME / 2).sum())
 
 
@@ -129,6 +129,12 @@ class MlflowCopies:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         return get_artifact_repository(location, tracking_uri=tracking_uri(self._workspace))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Unit vectors in float64: those of half precision are a little shorter or longer, by more than SAME allows."""
+    exact = vectors.astype(np.float64)
+    return exact / np.linalg.norm(exact, axis=1, keepdims=True)
 
 
 def _pages(search: Any, **arguments: Any) -> Iterator[Any]:

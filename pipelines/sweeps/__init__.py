@@ -8,6 +8,7 @@ plan.py         the stages that all trials share, and those that each runs
 driver.py       chooses the next trial and records outcomes
 trial.py        one trial, in a process of its own; rounds.py trains one round of a population
 tuning.py       Ray Tune: starts trials, stops some early
+resources.py    what a trial takes of a cluster, and how many fit
 sweep_runs.py   runs in MLflow: one per sweep, one per trial
 results.py      the summary: best trial, Pareto front, cost; page.py draws it
 options.py      the checked options

@@ -27,12 +27,28 @@ OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
 def constraint_holds(constraint: str, document: Mapping[str, Any]) -> bool:
     """Return whether a comparison holds: `gadms_finetune.method.warmup_steps < gadms_finetune.training.steps`.
 
-    Allows paths, constants, + - * / %, comparisons, and/or/not; raises ParameterError for anything else.
+    Allows comparisons of paths and constants with + - * / %, joined by and/or/not; raises ParameterError for anything else.
     """
     try:
-        return bool(_evaluate(ast.parse(constraint, mode="eval").body, document))
+        whole = ast.parse(constraint, mode="eval").body
+        _require_comparisons(whole)
+        return bool(_evaluate(whole, document))
     except (SyntaxError, TypeError, ZeroDivisionError) as error:
         raise ParameterError(f"constraint {constraint!r}: {error}") from error
+
+
+def _require_comparisons(node: ast.expr) -> None:
+    """Raise TypeError for a part that is no comparison: as a condition, a number other than 0 always holds."""
+    match node:
+        case ast.UnaryOp(op=ast.Not()):
+            _require_comparisons(node.operand)
+        case ast.BoolOp():
+            for part in node.values:
+                _require_comparisons(part)
+        case ast.Compare():
+            pass
+        case _:
+            raise TypeError(f"{ast.unparse(node)!r} is not a comparison, such as a.b < 3")
 
 
 def _evaluate(node: ast.expr, document: Mapping[str, Any]) -> Any:

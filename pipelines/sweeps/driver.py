@@ -39,6 +39,8 @@ class Limits:
     """Wall time of this call. Running trials are then paused, and resume with the next call."""
     gpu_hours: float | None = None
     """Of all trials that have ended."""
+    gpus: float = 1.0
+    """GPUs that a trial takes."""
 
 
 @dataclass
@@ -166,7 +168,8 @@ class Driver:
             return None
         suggested = self._new_values(number)
         if suggested is None:
-            self.progress.print(f"the space has no new configuration after {number} trials")
+            if not self.failure:
+                self.progress.print(f"the space has no new configuration after {number} trials")
             return None
         values, origin = suggested
         self.sweep.journal.write("suggested", number, values=values, origin=origin)
@@ -180,7 +183,11 @@ class Driver:
         known = [self.trials[n] for n in sorted(self.trials)]
         if space.population and number >= size:
             self._delete_rounds_before(number // size - 1)
-            return next_round(space, seed, number, size, known)
+            found = next_round(space, seed, number, size, known)
+            if found is None:
+                metric, step = space.population.metric, number // size * space.population.every
+                self._give_up(f"no member of the population has reported {metric} at step {step}")
+            return found
         values = suggest(space, document, seed, number, known, self.sweep.earlier)
         if values is None:
             return None
@@ -273,13 +280,13 @@ class Driver:
             return False
         if self._lost:
             return True  # those are started again before any other
-        self.failure = StageFailedError(
-            f"sweep {self.sweep.identity}: its first {len(ended)} trials failed, the last with: {ended[-1].error}",
-            OTHER,
-        )
-        self.progress.print(str(self.failure))
+        self._give_up(f"its first {len(ended)} trials failed, the last with: {ended[-1].error}")
         return True
 
+    def _give_up(self, reason: str) -> None:
+        self.failure = StageFailedError(f"sweep {self.sweep.identity}: {reason}", OTHER)
+        self.progress.print(str(self.failure))
+
     def _budget_is_spent(self) -> bool:
-        hours = sum(trial.seconds for trial in self.trials.values()) * self.sweep.space.resources.gpus / 3600
+        hours = sum(trial.seconds for trial in self.trials.values()) * self.limits.gpus / 3600
         return self.limits.gpu_hours is not None and hours >= self.limits.gpu_hours

@@ -2,6 +2,7 @@
 
 <home>/sweeps/<name>-<digest>/
     lock            held by the one driver
+    id              random, for this folder
     journal.jsonl   the events
     results.json    the summary (results.py)
     shared/         workspace of the stages that all trials share
@@ -15,6 +16,7 @@ and no suggestion is lost.
 
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import DataError
+from components.files import write_atomically
 from pipelines.locks.file_lock import file_lock
+from pipelines.provenance.sweep_claims import SWEEPS
 from pipelines.sweeps.spaces import configuration_key
 
 WAITING, COMPLETE, STOPPED, BROKEN = "waiting", "finished", "stopped", "failed"
@@ -69,6 +73,21 @@ class Journal:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.path = root / "journal.jsonl"
+        self.id_file = root / "id"
+
+    @classmethod
+    def of_sweep(cls, identity: str, home: Path) -> "Journal":
+        """Return the journal of the sweep with this name and digest in a scratch root."""
+        return cls(home / SWEEPS / identity)
+
+    def folder_id(self) -> str:
+        """Return the folder's id, which the first call makes: for the process that has locked the sweep.
+
+        It tells this sweep from the same sweep in another scratch root, where their runs are on one MLflow server.
+        """
+        if not self.id_file.exists():
+            write_atomically(self.id_file, uuid.uuid4().hex)
+        return self.id_file.read_text(encoding="utf-8")
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ from pipelines.sweeps.documents import nested, value_at
 from pipelines.sweeps.sweep_runs import BASE, BEST, STATE, SWEEP, TRIAL, VALUES
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.run_ids import find_run
-from pipelines.tracking.runs import LEVEL, PARENT, Tracker, flatten
+from pipelines.tracking.runs import LEVEL, PARENT, Tracker
 from pipelines.tracking.stage_tags import stage_runs
 from pipelines.workspace import Workspace, git_output, run_dvc, run_git
 
@@ -38,7 +38,7 @@ class Winner:
     number: str
     values: Mapping[str, Any]
     base: Mapping[str, Any]
-    """By dotted path."""
+    """Nested, as in the space."""
     objectives: Mapping[str, float]
     stages: tuple[str, ...]
     unfinished: str | None
@@ -79,7 +79,7 @@ def promote(
         )
     before = file.read_text(encoding="utf-8")
     now = params.load(file).model_dump(mode="json")
-    elsewhere = {path: value for path, value in winner.base.items() if value_at(now, path) != value}
+    elsewhere = {path: value for path, value in presets.leaves_of(winner.base, now) if value_at(now, path) != value}
     presets.edit(file, nested({**(elsewhere if whole else {}), **winner.values}))
     changed = _difference(before, file.read_text(encoding="utf-8"))
     print(changed or "params.yaml holds these values already", end="\n" if not changed else "", flush=True)
@@ -109,7 +109,7 @@ def find_winner(tracker: Tracker, run_id: str) -> Winner:
         sweep=tags[SWEEP],
         number=tags[TRIAL],
         values=json.loads(tags[VALUES]),
-        base=flatten(json.loads(parent.get(BASE, "{}"))),
+        base=json.loads(parent.get(BASE, "{}")),
         objectives={k.removeprefix(prefix): v for k, v in run.data.metrics.items() if k.startswith(prefix)},
         stages=tuple(sorted(stage_runs(tags))),
         unfinished=_unfinished(tags),

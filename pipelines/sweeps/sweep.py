@@ -15,7 +15,6 @@ from pipelines.engine.warm import warm_workers
 from pipelines.identity.closure import ROOT, stage_sources
 from pipelines.identity.fingerprint import LOCK, digest, tree_digests
 from pipelines.identity.known_digests import KnownDigests
-from pipelines.provenance.sweep_claims import SWEEPS
 from pipelines.records.code_state import code_revision
 from pipelines.schema.reading import to_yaml
 from pipelines.sweeps import tuning
@@ -25,6 +24,7 @@ from pipelines.sweeps.options import SweepOptions
 from pipelines.sweeps.plan import make_plan, sections_read
 from pipelines.sweeps.population import rounds
 from pipelines.sweeps.progress import SweepProgress, print_results
+from pipelines.sweeps.resources import budgeted_gpus
 from pipelines.sweeps.results import best_trial, summary
 from pipelines.sweeps.spaces import read_space
 from pipelines.sweeps.sweep_runs import SweepRuns, earlier_trials
@@ -42,6 +42,7 @@ RESULTS = "results/sweeps"
 def sweep(options: SweepOptions, workspace: Workspace) -> None:
     """Run the sweep that `options` describe. Raises ParameterError before anything starts when it cannot run."""
     opened = open_sweep(options, workspace)
+    limits = limits_of(options, opened)
     with opened.journal.lock():
         if options.retry_failed:
             for trial in opened.journal.trials().values():
@@ -51,11 +52,18 @@ def sweep(options: SweepOptions, workspace: Workspace) -> None:
         if options.warm_start:
             opened.earlier = earlier_trials(tracker, options.warm_start, opened.space)
         runs = SweepRuns(tracker, opened.identity, opened.space)
-        population = opened.space.population
-        samples = options.samples * (rounds(population, opened.document) if population else 1)
-        limits = Limits(samples, options.budget_minutes, options.budget_gpu_hours)
-        progress = SweepProgress(opened.space, samples, options.workers, opened.journal.trials())
+        progress = SweepProgress(opened.space, limits.samples, options.workers, opened.journal.trials())
         _run(opened, runs, Driver(opened, runs, progress, limits), progress, options.workers)
+
+
+def limits_of(options: SweepOptions, opened: Sweep) -> Limits:
+    """Return the limits that `options` set. Raises ParameterError for GPU hours where a trial takes no GPU."""
+    population, hours = opened.space.population, options.budget_gpu_hours
+    samples = options.samples * (rounds(population, opened.document) if population else 1)
+    if hours is None:
+        return Limits(samples, options.budget_minutes)
+    gpus = budgeted_gpus(hours, opened.params.compute, opened.space.resources, opened.plan.own)
+    return Limits(samples, options.budget_minutes, hours, gpus)
 
 
 def open_sweep(options: SweepOptions, workspace: Workspace) -> Sweep:
@@ -99,7 +107,7 @@ def open_sweep(options: SweepOptions, workspace: Workspace) -> Sweep:
         plan=plan,
         workspace=workspace,
         seeds=seeds_of(document["seed"], options.seeds),
-        journal=Journal(workspace.home / SWEEPS / name),
+        journal=Journal.of_sweep(name, workspace.home),
         size=size,
         revision=code_revision(ROOT),
     )

@@ -1,7 +1,8 @@
 """The MLflow runs of a sweep: one for the sweep, below it one per trial, and below that the runs of stages, made by the runner.
 
-Runs are found by tags, so that a resumed sweep continues the runs it began. The journal holds the same facts: when the server is
-away, a warning is printed, and the missing facts are written when the sweep ends or resumes.
+Runs are found by tags, so that a resumed sweep continues the runs it began: the sweep's run by the id of its folder, since others
+may run the same sweep in their own scratch roots, and those of trials below it by number and values. The journal holds the same
+facts: when the server is away, a warning is printed, and the missing facts are written when the sweep ends or resumes.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 from components.errors import ParameterError
 from pipelines.errors import one_line
-from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Trial
+from pipelines.sweeps.journal import BROKEN, COMPLETE, STOPPED, WAITING, Journal, Trial
 from pipelines.sweeps.results import mean_with_interval
 from pipelines.sweeps.spaces import Space
 from pipelines.tracking.delivery import BATCH, metric_name
@@ -21,14 +22,14 @@ from pipelines.tracking.run_ids import find_run
 from pipelines.tracking.runs import FAILED, FINISHED, KILLED, LEVEL, PARENT, Tracker, explained_failures
 from pipelines.tracking.stage_tags import stage_tag
 
-SWEEP, TRIAL = "pipelines.sweep", "pipelines.trial"
+SWEEP, FOLDER_ID, TRIAL = "pipelines.sweep", "pipelines.sweep_folder", "pipelines.trial"
 VALUES, STATE, BASE, BEST = "pipelines.values", "pipelines.state", "pipelines.base", "pipelines.best"
-"""Tags: the sweep, the trial's number; a trial's values and state, the sweep's base and best trial."""
+"""Tags: the sweep, the id of its folder, the trial's number; a trial's values and state, the sweep's base and best trial."""
 STATUS = {COMPLETE: FINISHED, STOPPED: KILLED, BROKEN: FAILED, WAITING: KILLED}
 
 
 class SweepRuns:
-    """The runs of one sweep; `identity` is its name and digest."""
+    """The runs of one sweep; `identity` is its name and digest. Its folder is in the scratch root of the tracker's workspace."""
 
     def __init__(self, tracker: Tracker, identity: str, space: Space) -> None:
         self.tracker = tracker
@@ -39,18 +40,21 @@ class SweepRuns:
         self._warned = False
         self.end_orphans = tracker.end_orphans
         self.workspace = tracker.workspace
+        journal = Journal.of_sweep(identity, self.workspace.home)
+        folder, known = {FOLDER_ID: journal.folder_id()}, journal.trials().values()
         with explained_failures(self.workspace):
             tracker.close_finished()
             self.end_orphans()
             tracker.rename_former_levels()
-            self.parent = self._open("sweep", f"sweep {identity}", {BASE: json.dumps(space.base, sort_keys=True)})
+            self._adopt(folder, known)
+            self.parent = self._open(
+                "sweep", f"sweep {identity}", {**folder, BASE: json.dumps(space.base, sort_keys=True)}
+            )
 
     def trial(self, trial: Trial) -> str:
         """Create or reopen the run of a trial. Raises as `connect` does: without it no stage can be tracked."""
-        tags = {TRIAL: str(trial.number), VALUES: json.dumps(trial.values, sort_keys=True)}
-        tags[PARENT] = self.parent
         with explained_failures(self.workspace):
-            return self._open("trial", f"trial {trial.number}", tags, trial.values)
+            return self._open("trial", f"trial {trial.number}", self._tags(trial), trial.values)
 
     def shared(self) -> str:
         """Create or reopen the run that is the parent of the shared stages."""
@@ -92,20 +96,27 @@ class SweepRuns:
         self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def close(self, status: str, trials: Iterable[Trial], best: Trial | None) -> None:
-        """Write the sweep's end, and whatever is missing because the server was away or the sweep was killed."""
+        """Write the sweep's end, and whatever is missing because the server was away or the sweep was killed.
+
+        Sets the run of every trial that has one here; `best` is one of them.
+        """
 
         def write() -> None:
-            found = {run.data.tags[TRIAL]: run for run in self._search("trial")}
+            below = self._search("trial", {PARENT: self.parent})
+            found = {(run.data.tags[TRIAL], run.data.tags[VALUES]): run for run in below}
             known = list(trials)
             for trial in known:
-                run = found.get(str(trial.number))
-                recorded = run is not None and run.info.status == STATUS[trial.state]
-                if not recorded and (run is not None or trial.state != WAITING):
-                    self.end(run.info.run_id if run is not None else self.trial(trial), trial)
+                tags = self._tags(trial)
+                run = found.get((tags[TRIAL], tags[VALUES]))
+                if run is None and trial.state == WAITING:
+                    continue
+                trial.run = run.info.run_id if run is not None else self.trial(trial)
+                if run is None or run.info.status != STATUS[trial.state]:
+                    self.end(trial.run, trial)
             for state in (COMPLETE, STOPPED, BROKEN):
                 self.client.log_metric(self.parent, f"trials/{state}", sum(t.state == state for t in known))
             if best:
-                self.client.set_tag(self.parent, BEST, found[str(best.number)].info.run_id)
+                self.client.set_tag(self.parent, BEST, best.run)
                 for objective, value in zip(self.space.objectives, best.means(), strict=True):
                     self.client.log_metric(self.parent, metric_name(f"best/{objective.name}"), value)
 
@@ -113,9 +124,26 @@ class SweepRuns:
         self._try(self.end_orphans)
         self._try(lambda: self.client.set_terminated(self.parent, status))
 
+    def _adopt(self, folder: Mapping[str, str], known: Iterable[Trial]) -> None:
+        """Tag the sweep's run that older code, which had no ids, made for this folder: it is above a run that the journal names."""
+        if self._search("sweep", folder):
+            return
+        named = {trial.run for trial in known}
+        above = {run.data.tags[PARENT] for run in self._search("trial") if run.info.run_id in named}
+        for run in self._search("sweep"):
+            if run.info.run_id in above and FOLDER_ID not in run.data.tags:
+                self.tracker.set_tags(run.info.run_id, folder)
+                return
+
+    def _tags(self, trial: Trial) -> dict[str, str]:
+        """Return the tags by which the run of a trial is found: the values too, as older code mixed trials of several folders."""
+        values = json.dumps(trial.values, sort_keys=True)
+        return {PARENT: self.parent, TRIAL: str(trial.number), VALUES: values}
+
     def _open(self, level: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any] | None = None) -> str:
-        number = f" and tags.`{TRIAL}` = '{tags[TRIAL]}'" if TRIAL in tags else ""
-        found = self._search(level, number)
+        """Return the run of this level with these tags, or a new one, marked as running."""
+        searched = {key: tags[key] for key in (FOLDER_ID, PARENT, TRIAL) if key in tags}  # JSON could not be quoted
+        found = [run for run in self._search(level, searched) if run.data.tags.get(VALUES) == tags.get(VALUES)]
         if found:
             run_id = str(found[0].info.run_id)
             self.tracker.set_tags(run_id, owner())
@@ -126,9 +154,10 @@ class SweepRuns:
         self.tracker.log_params(run_id, params or {})
         return run_id
 
-    def _search(self, level: str, more: str = "") -> list[Any]:
-        wanted = f"tags.`{SWEEP}` = '{self.identity}' and tags.`{LEVEL}` = '{level}'{more}"
-        return list(self.client.search_runs([self.experiment], wanted, max_results=5000))
+    def _search(self, level: str, tags: Mapping[str, str] | None = None) -> list[Any]:
+        wanted = {SWEEP: self.identity, LEVEL: level, **(tags or {})}
+        chosen = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
+        return list(self.client.search_runs([self.experiment], chosen, max_results=5000))
 
     def _try(self, write: Callable[[], object]) -> None:
         """Call `write`; an error is only a warning, because the journal has everything and `close` writes it again."""

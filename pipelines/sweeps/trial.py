@@ -8,6 +8,7 @@ stopped early, or the sweep was killed) it interrupts its stage as Ctrl-C does, 
 """
 
 import json
+import math
 import os
 import signal
 import sys
@@ -120,8 +121,7 @@ def run_trial(task: TrialTask, report: Callable[[int, float], None]) -> dict[str
             with _watching(watch, address, workspace, report):
                 outcomes[address] = run_stage(address, workspace, task.run)
             if watch:
-                scratch = scratch_of(address, outcomes[address].fingerprint, workspace)
-                reports = _reported(MetricLog(scratch.metrics_file), watch["metric"])
+                reports = _watched(address, outcomes[address], workspace, watch["metric"])
             stages.append(_stage_facts(address, seed, outcomes[address], workspace, time.monotonic() - started))
         for values, objective in zip(objectives, task.objectives, strict=True):
             values.append(measured(objective, outcomes, workspace))
@@ -143,18 +143,28 @@ def _round(
 def measured(objective: Mapping[str, Any], outcomes: Mapping[str, StageOutcome], workspace: Workspace) -> float:
     """Return the value of an objective: a metric of the stage's result, else of its curve, else of its cost.
 
-    Raises DataError, naming existing metrics, when there is no such metric.
+    Raises DataError, naming existing metrics, when there is no such metric, and for a value that is not finite.
     """
     address, metric = objective["stage"], objective["metric"]
-    final = flatten(outcomes[address].metrics)
+    value = _found(objective, outcomes[address], workspace)
+    if not math.isfinite(value):
+        raise DataError(f"{address}: {metric} is {value}, which cannot be compared with that of other trials")
+    return value
+
+
+def _found(objective: Mapping[str, Any], outcome: StageOutcome, workspace: Workspace) -> float:
+    address, metric = objective["stage"], objective["metric"]
+    final = flatten(outcome.metrics)
     if isinstance(final.get(metric), int | float):
         return float(final[metric])
-    scratch = scratch_of(address, outcomes[address].fingerprint, workspace)
+    scratch = scratch_of(address, outcome.fingerprint, workspace)
     curve = [value for _, value in _reported(MetricLog(scratch.metrics_file), metric)]
-    if curve:
+    if curve and objective["pick"] == "best":
         best = max if objective["mode"] == "max" else min
-        return best(curve) if objective["pick"] == "best" else curve[-1]
-    cost = _manifest(address, outcomes[address], workspace).cost
+        return best(filter(math.isfinite, curve), default=curve[-1])
+    if curve:
+        return curve[-1]
+    cost = _manifest(address, outcome, workspace).cost
     if metric in cost:
         return float(cost[metric])
     some = [*sorted(key for key, value in final.items() if isinstance(value, int | float))[:12], *sorted(cost)]
@@ -212,6 +222,17 @@ def _manifest(address: str, outcome: StageOutcome, workspace: Workspace) -> Mani
 def _reported(log: MetricLog | MetricFollower, metric: str) -> list[tuple[int, float]]:
     """Return (step, value) of each report of a metric."""
     return [(line["step"], float(line["metrics"][metric])) for line in log.read() if metric in line["metrics"]]
+
+
+def _watched(address: str, outcome: StageOutcome, workspace: Workspace, metric: str) -> list[tuple[int, float]]:
+    """Return the reports of the watched metric. Raises DataError, naming what was reported, when there are none."""
+    log = MetricLog(scratch_of(address, outcome.fingerprint, workspace).metrics_file)
+    if reports := _reported(log, metric):
+        return reports
+    names = sorted({name for line in log.read() for name in line["metrics"]})
+    raise DataError(
+        f"{address} has not reported {metric!r}, which the scheduler watches; it has {', '.join(names) or 'none'}"
+    )
 
 
 @contextmanager

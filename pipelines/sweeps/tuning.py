@@ -18,15 +18,14 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from components.errors import ParameterError
 from pipelines.engine.ray_cluster import ray_session, set_ray_defaults, variables_to_join
 from pipelines.errors import InfrastructureError
 from pipelines.identity.closure import ROOT
-from pipelines.schema.running import Compute
 from pipelines.sweeps.documents import value_at
 from pipelines.sweeps.driver import Driver
 from pipelines.sweeps.journal import WAITING, replay
-from pipelines.sweeps.spaces import Population, Resources, Scheduler
+from pipelines.sweeps.resources import computes_on_gpu, needs, require_gpu, slots
+from pipelines.sweeps.spaces import Population, Scheduler
 from pipelines.tracking.addresses import tracking_uri
 
 WAITING_RESOURCES = {"node:__internal_head__": 0.001}
@@ -56,7 +55,8 @@ def run(driver: Driver, workers: int) -> None:
     """Run trials, at most `workers` at once, until the driver has no next one.
 
     Trials that lost their process, storage or memory are started again when the others have ended. Raises ParameterError when not
-    even one fits, InfrastructureError when the cluster cannot be used or a trial has been lost too often.
+    even one fits, or a budget of GPU hours has no GPU; InfrastructureError when the cluster cannot be used or a trial has been lost
+    too often.
     """
     set_tune_defaults()
     sweep, compute = driver.sweep, driver.sweep.params.compute
@@ -84,7 +84,8 @@ def _run_trials(driver: Driver, workers: int, cluster: Mapping[str, str]) -> Non
     storage = sweep.journal.root / "ray"
     try:
         _require_reachable(os.environ["MLFLOW_TRACKING_URI"])
-        need = needs(compute, sweep.space.resources, _on_gpu(compute))
+        require_gpu(driver.limits.gpu_hours, compute)
+        need = needs(compute, sweep.space.resources, computes_on_gpu(compute))
         fitting = slots(need, ray.cluster_resources(), workers)
         if fitting < workers:
             driver.progress.print(f"{workers} trials at once asked, {fitting} fit: the others wait")
@@ -92,38 +93,6 @@ def _run_trials(driver: Driver, workers: int, cluster: Mapping[str, str]) -> Non
         _tuner(driver, own, cluster, fitting, str(storage)).fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
-
-
-def needs(compute: Compute, resources: Resources, on_gpu: bool) -> dict[str, float]:
-    """Return the resources of one trial: of its own process, or of Ray Train's workers. None where stages are jobs."""
-    if compute.backend == "job":
-        return {}
-    if compute.workers:
-        found = {"CPU": float(compute.workers * compute.threads), "GPU": float(compute.workers) if on_gpu else 0.0}
-    else:
-        found = {"CPU": float(resources.cpus or compute.threads), "GPU": resources.gpus if on_gpu else 0.0}
-    return {name: amount for name, amount in found.items() if amount}
-
-
-def slots(need: Mapping[str, float], available: Mapping[str, float], asked: int) -> int:
-    """Return how many trials may run at once: `asked`, or as many as fit. Raises ParameterError, naming the resource, for none.
-
-    More would wait forever for each other's workers: Tune does not know the resources that a trial's own driver requests.
-    """
-    for name, amount in need.items():
-        if amount > (have := available.get(name, 0.0)):
-            raise ParameterError(
-                f"a trial needs {amount:g} {name}, the cluster has {have:g}: "
-                "lower compute.workers, compute.threads or the space's resources"
-            )
-        asked = min(asked, int((have + 1e-9) // amount))
-    return asked
-
-
-def _on_gpu(compute: Compute) -> bool:
-    import ray
-
-    return compute.device == "cuda" or (compute.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
 
 
 def trial_events(task: str, environment: Mapping[str, str]) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,10 @@ from pipelines.params import Parameters, from_document
 from pipelines.schema.overrides import with_overrides
 from pipelines.sweeps.documents import value_at, with_values
 from pipelines.sweeps.population import rates
-from pipelines.sweeps.spaces import Distribution, Population, Space
+from pipelines.sweeps.spaces import Distribution, Objective, Population, Space, Watched
+
+VALIDATION = ("val/", "selected.")
+"""Begin the names of metrics that a stage has only if it validates its weights while it trains."""
 
 
 def base_document(space: Space, name: str, params: Parameters) -> dict[str, Any]:
@@ -29,15 +32,16 @@ def validated(document: Mapping[str, Any]) -> Parameters:
 
 
 def validate(space: Space, name: str, document: Mapping[str, Any]) -> None:
-    """Check stages, paths, types, ranges, conditions and constraints. Raises ParameterError with one line.
+    """Check stages, metrics, paths, types, ranges, conditions and constraints. Raises ParameterError with one line.
 
     Every choice, every bound and every point of the space is checked against the schema of params.yaml.
     """
     with _mistakes_in(f"{name}.yaml"):
         runs = graph.with_upstream(map(graph.find_default, space.stages))
-        for stage in [*(o.stage for o in space.objectives), *([space.scheduler.stage] if space.scheduler else [])]:
-            if graph.find_default(stage) not in runs:
-                raise ParameterError(f"{stage}: is not run for {', '.join(space.stages)}; add it to stages")
+        for read in [*space.objectives, *([space.scheduler] if space.scheduler else [])]:
+            if graph.find_default(read.stage) not in runs:
+                raise ParameterError(f"{read.stage}: is not run for {', '.join(space.stages)}; add it to stages")
+            _check_metric(read, space, document)
         sections = {key for run in runs for key in run.stage.reads}
         for path, distribution in space.parameters.items():
             _check_parameter(path, distribution, space, sections, document)
@@ -85,6 +89,18 @@ def _check_parameter(
             distribution.grid()
     for value in distribution.corners():
         validated(with_values(document, {path: value}))
+
+
+def _check_metric(read: Objective | Watched, space: Space, document: Mapping[str, Any]) -> None:
+    """A stage reports metrics of validation only if it validates."""
+    section = graph.find_default(read.stage).stage.name
+    path = f"{section}.training.validate_every"
+    validates = document.get(section, {}).get("training", {}).get("validate_every", True)
+    if read.metric.startswith(VALIDATION) and validates is None and path not in space.parameters:
+        raise ParameterError(
+            f"{read.stage} has no {read.metric} with {path} = null: set that, in params.yaml or the space's base, to a number of "
+            "steps (the data set needs a val split), or name another metric"
+        )
 
 
 def _check_scheduler(space: Space, document: Mapping[str, Any]) -> None:

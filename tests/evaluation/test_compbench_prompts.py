@@ -10,6 +10,7 @@ from components.evaluation.compbench import phrases
 from components.evaluation.compbench.phrases import Reading, cleaned, parse_prompts, questions, read_phrases
 from components.evaluation.compbench.pictures import match_pictures
 from components.evaluation.compbench.prompts import prompt_files, read_prompts, relations
+from pipelines.generating.prompts import read_prompts as generated_prompts
 
 # Lines of the published files: they end in \r\n, and the last line of some in nothing.
 COLOR = ["a green bench and a blue bowl", "The white and yellow clock with a red roof reads 11:44."]
@@ -43,6 +44,14 @@ def test_prompts_are_read_as_published(tmp_path):
         "a cubic ice cube",
         "an oval plum",
     ]
+
+
+def test_prompts_are_those_that_generate_reads(tmp_path):
+    """Also with the byte order mark of a Windows editor, and with a character that only some programs end a line at."""
+    path = tmp_path / "color_val.txt"
+    path.write_bytes("\ufeffa red\u2028car\r\na blue dog\n".encode())
+    assert read_prompts(path) == ["a red\u2028car", "a blue dog"]
+    assert read_prompts(path) == [prompt.text for prompt in generated_prompts(path)[0]]
 
 
 def test_a_folder_gives_every_category_that_is_there_and_a_file_its_own(tmp_path):
@@ -137,7 +146,7 @@ def test_phrases_come_from_a_file_in_either_form(tmp_path):
     full = {
         COMPLEX[0]: {"phrases": ["The red hat", "top"], "without_adjectives": "The hat was on top of the coat rack ."}
     }
-    path.write_text(json.dumps(plain | full))
+    path.write_text(json.dumps(plain | full), encoding="utf-8-sig")
     assert read_phrases(path, [COLOR[0], COMPLEX[0]]) == {
         COLOR[0]: Reading(("a green bench", "a blue bowl")),
         COMPLEX[0]: Reading(("The red hat", "top"), "The hat was on top of the coat rack ."),

@@ -91,7 +91,7 @@ def test_every_picture_file_is_found_in_order_whatever_its_case(tmp_path):
         save(tmp_path / "x.png", 2, 2)
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((tmp_path / "x.png").read_bytes())
-    (tmp_path / "b/1.txt").write_text("a man\n she \n")
+    (tmp_path / "b/1.txt").write_text("a\u2028man\n she \n")
     (tmp_path / "b/back").symlink_to(tmp_path)
     save(tmp_path.with_name("shared disk") / "1.png", 2, 2)
     (tmp_path / "c").symlink_to(tmp_path.with_name("shared disk"))
@@ -99,7 +99,7 @@ def test_every_picture_file_is_found_in_order_whatever_its_case(tmp_path):
     found = list(pictures_in(tmp_path, others))
     assert [source.address for source in found[:5]] == ["x.bmp", "x.png", "a/9.webp", "b/1.png", "b/2.JPG"]
     assert [source.address for source in found[5:]] == ["b/3.tif", "b/4.jfif", "c/1.png"]
-    assert [source.captions for source in found] == [(), (), (), ("a man", "she"), (), (), (), ()]
+    assert [source.captions for source in found] == [(), (), (), ("a\u2028man", "she"), (), (), (), ()]
     assert others == {".txt": 1, ".hidden": 1, ".heic": 1}
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/photo.heic").touch()

@@ -43,8 +43,8 @@ def test_the_instruction_holds_the_template_and_the_papers_rules():
 
 def test_a_file_of_templates_is_read_and_one_without_places_is_refused(tmp_path):
     path = tmp_path / "t.txt"
-    path.write_text("A [man].\n\n  [Shoes], seen.\n")
-    assert read_templates(path) == ("A [man].", "[Shoes], seen.")
+    path.write_text("A [man].\n\n  [Shoes],\u2028seen.\n", encoding="utf-8-sig")
+    assert read_templates(path) == ("A [man].", "[Shoes],\u2028seen.")
     for content in ("", "A [man].\nA man.\n"):
         path.write_text(content)
         with pytest.raises(DataError, match="must be a template"):

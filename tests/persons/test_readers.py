@@ -111,6 +111,17 @@ def test_a_manifest_without_a_column_is_refused_by_name(tmp_path, kind):
         read_listing(path)
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_of_two_columns_of_one_name_none_is_chosen(tmp_path, kind):
+    path = manifest(tmp_path, "csv", [("imgs/a.png", "x", "y", 1, "train")], (*COLUMNS[:2], *COLUMNS[1:]))
+    if kind == "parquet":
+        path = tmp_path / "twice.parquet"
+        values = ["imgs/a.png", "x", "y", 1, "train"]
+        pq.write_table(pa.Table.from_arrays([pa.array([each]) for each in values], [*COLUMNS[:2], *COLUMNS[1:]]), path)
+    with pytest.raises(DataError, match="has two columns 'caption'; rename one, or write a row per caption"):
+        read_listing(path)
+
+
 def test_a_picture_with_two_identities_is_refused(tmp_path):
     path = manifest(tmp_path, "csv", [ROWS[0], ("imgs/a.png", "x", 9, "train")])
     with pytest.raises(DataError, match=r"imgs/a\.png"):
@@ -219,6 +230,34 @@ def test_a_row_that_is_not_of_the_tables_form_is_named(tmp_path, row, says):
     with pytest.raises(DataError) as error:
         read_listing(tmp_path / "m.csv")
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["b.png\t1\ttest\tA boy", 'a.png\t0\ttrain\t"A man in red', "c.png\t2\ttrain\tA man"],
+        [
+            "b.png\t1\ttest\tA boy",
+            'a.png\t0\ttrain\t"A man in red',
+            "c.png\t2\ttrain\tA girl",
+            'd.png\t3\ttrain\t"A boy"',
+        ],
+        ['b.png\t1\ttest\t"A\nboy"', 'a.png\t0\ttrain\t"Nike" shirt'],
+    ],
+)
+def test_a_quote_that_is_not_closed_joins_no_rows(tmp_path, rows):
+    (tmp_path / "m.tsv").write_text("\n".join(["image_path\tidentity\tsplit\tcaption", *rows, ""]))
+    line = 4 if "\n" in rows[0] else 3
+    with pytest.raises(DataError, match=rf"m\.tsv line {line} is not CSV .* must end with one") as error:
+        read_listing(tmp_path / "m.tsv")
+    assert "\n" not in str(error.value)
+
+
+def test_quoted_line_ends_and_inch_marks_within_a_cell_stay(tmp_path):
+    rows = ['a.png\t0\ttrain\t"One\nline, ""two"""', 'b.png\t1\ttest\tA 5" bag', 'c.png\t2\ttest\tA bag of 5"']
+    (tmp_path / "m.tsv").write_text("\n".join(["image_path\tidentity\tsplit\tcaption", *rows, ""]))
+    found = [(record.image_path, record.captions) for record in read_listing(tmp_path / "m.tsv").records]
+    assert found == [("a.png", ('One\nline, "two"',)), ("b.png", ('A 5" bag',)), ("c.png", ('A bag of 5"',))]
 
 
 def test_a_set_behind_a_link_has_the_name_of_the_link(tmp_path):

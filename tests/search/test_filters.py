@@ -64,5 +64,11 @@ def test_a_filter_that_does_not_fit_is_one_line(condition, said):
         Filter.parse(condition).mask(TABLE)
 
 
+def test_nan_is_nothing_known_also_in_a_gallery_that_holds_it():
+    table = pa.table({"width": [3.5, float("nan"), None]})
+    found = [Filter.parse(text).mask(table).tolist() for text in ("width=", "width!=", "width!=3.5", "width<9")]
+    assert found == [[False, True, True], [True, False, False], [False, True, True], [True, False, False]]
+
+
 def test_lists_are_no_columns_to_filter_by():
     assert filterable(TABLE) == ["id", "camera", "width", "night", "caption", "identity", "day"]

@@ -51,7 +51,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("components.persons.drawn", "components.persons.published"),
     ("components.persons",),
     ("components.training",),
-    ("components.settings", "components.weight_files"),
+    ("components.settings", "components.text_files", "components.weight_files"),
     ("components.clip_tokenizer", "components.exports", "components.files", "components.errors"),
 )
 """A room imports none of its own row, nor of a row above."""

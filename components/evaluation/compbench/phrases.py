@@ -49,7 +49,7 @@ def read_phrases(path: Path, prompts: Sequence[str]) -> dict[str, Reading]:
     Raises DataError for another file, or a missing prompt.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({str(error).splitlines()[0]})") from error
     if not isinstance(content, Mapping):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from components.errors import DataError, ParameterError
+from components.text_files import read_lines
 
 BLIP_VQA, CLIP_SCORE, UNIDET, THREE_IN_ONE = "BLIP-VQA", "CLIPScore", "UniDet", "3-in-1"
 METRIC = {
@@ -58,7 +59,7 @@ def read_prompts(path: Path) -> list[str]:
     mean (the color file before September 2025 repeats five). Raises DataError where the file cannot be read or is empty.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a prompt file ({error})") from error
     prompts = [prompt for prompt in (line.split("\t")[0].strip() for line in lines) if prompt]

@@ -26,6 +26,7 @@ from components.persons.pixels import decode_rgb
 from components.persons.published.fields import good_captions
 from components.persons.published.locations import PictureFolder, UnusablePathError
 from components.persons.records import SPLITS
+from components.text_files import read_lines
 
 UNREADABLE, UNKNOWN_SPLIT = "cannot be decoded", "unknown split"
 NO_CAPTION, UNFILLED = "no caption", "caption with an unfilled place"
@@ -100,7 +101,7 @@ def pictures_in(folder: Path, others: Counter[str] | None = None) -> Iterator[In
 
 def _captions_in(text: Path) -> tuple[str, ...]:
     try:
-        return tuple(line.strip() for line in text.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+        return tuple(line.strip() for line in read_lines(text) if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{text}: captions cannot be read ({error}); write them in UTF-8, one per line") from error
 

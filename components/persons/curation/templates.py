@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from components.errors import DataError
+from components.text_files import read_lines
 from components.training.randomness import numpy_generator
 
 TEMPLATES: tuple[str, ...] = (
@@ -29,7 +30,7 @@ _PLACEHOLDER = re.compile(r"\[[^\[\]]+\]|<[^<>\s][^<>]*>")
 def read_templates(path: Path) -> tuple[str, ...]:
     """Read templates from a text file, one per line. Raises DataError for a line without a placeholder."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in read_lines(path)]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as templates: {error}") from error
     templates = tuple(line for line in lines if line)

@@ -29,7 +29,8 @@ def prepared_records(files: Sequence[Path], folder: Path, source: str) -> Iterat
     for path in files:
         for rows in _pictures(path):
             first = rows[0]
-            long = [row for row in rows if row["form"] == "long"]
+            # The empty caption of a picture without one, as `curate` writes it, is none.
+            long = [row for row in rows if row["form"] == "long" and text(row["caption"])]
             short = [text(row["caption"]) for row in rows if row["form"] == "short"]
             wrong = tuple(tuple(row["wrong_words"]) for row in long)
             yield Record(

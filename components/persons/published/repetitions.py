@@ -2,10 +2,11 @@
 
 import json
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from components.persons.records import Record
+from components.persons.records import Record, RecordSource
 
 
 class Repetitions:
@@ -48,6 +49,17 @@ class Repetitions:
             captions += further
             wrong_words += map(tuple, wrong)
         return replace(record, captions=tuple(captions), wrong_words=tuple(wrong_words) if any(wrong_words) else ())
+
+
+def joined_records(dataset: RecordSource) -> Iterator[Record]:
+    """Yield the records of a dataset, which is read twice, each with the captions of its repetitions."""
+    repetitions = Repetitions()
+    for index, record in enumerate(dataset):
+        repetitions.add(index, record)
+    for index, record in enumerate(dataset):
+        whole = repetitions.joined(index, record)
+        if whole is not None:
+            yield whole
 
 
 def _wrong_words(record: Record) -> tuple[tuple[int, ...], ...]:

@@ -17,6 +17,7 @@ from components.errors import DataError
 from components.persons.published.fields import identity_number, split_name, text
 from components.persons.published.ledger import Ledger
 from components.persons.records import Record
+from components.text_files import cells_fault, csv_rows
 
 TABLES = (".csv", ".tsv", ".parquet")
 """Suffixes of tables."""
@@ -70,19 +71,16 @@ def _csv(path: Path) -> Iterator[tuple[str, Sequence[Any]]]:
             names = _split(head, delimiter)
             _require_columns(path, names)
             places = [names.index(column) for column in MANIFEST_COLUMNS]
-            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
-            for row in reader:
-                where = f"{path} line {reader.line_num + 1}"
-                if (len(row) < len(names) and any(row)) or any(row[len(names) :]):
-                    raise DataError(
-                        f"{where} has {len(row)} cells, the first line {len(names)}; a cell that holds {delimiter!r} needs quotes"
-                    )
-                if any(row):
-                    yield where, [row[place] for place in places]
+            for line, row in itertools.islice(csv_rows(itertools.chain([head], file), delimiter), 1, None):
+                if not any(row):
+                    continue
+                if fault := cells_fault(row, len(names), delimiter):
+                    raise DataError(f"{path} line {line} {fault}")
+                yield f"{path} line {line}", [row[place] for place in places]
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not in UTF-8 ({error}): save it in that encoding") from error
     except csv.Error as error:
-        raise DataError(f"{path} is not a readable CSV file: {error}") from error
+        raise DataError(f"{path} {error}") from error
 
 
 def _split(line: str, delimiter: str) -> list[str]:
@@ -107,6 +105,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, Sequence[Any]]]:
 
 
 def _require_columns(path: Path, names: Sequence[str]) -> None:
+    if twice := [column for column in MANIFEST_COLUMNS if names.count(column) > 1]:
+        raise DataError(f"{path} has two columns {twice[0]!r}; rename one, or write a row per caption")
     missing = [column for column in MANIFEST_COLUMNS if column not in names]
     if missing:
         raise DataError(

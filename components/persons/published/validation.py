@@ -14,7 +14,7 @@ from components.persons.published.ledger import Ledger
 from components.persons.published.locations import LEAVES, MISSING, PictureFolder, UnusablePathError
 from components.persons.published.prepared import is_prepared
 from components.persons.published.repetitions import Repetitions
-from components.persons.published.validation_report import Tally, ValidationReport, recorded_splits
+from components.persons.published.validation_report import Tally, ValidationReport
 from components.persons.records import SPLITS, Record, RecordSource
 
 REASONS = {
@@ -88,9 +88,8 @@ class ValidatedRecords:
                 good += 1
                 tally.add_kept(kept.split, captions=len(kept.captions))
                 yield kept
-        if is_prepared(self._dataset.folder):  # what was left out when it was prepared
-            for split, counts in recorded_splits(self._dataset.folder).items():
-                tally.add_listed(split, **counts.left_out)
+        if is_prepared(self._dataset.folder):
+            tally.add_recorded(self._dataset.folder)
         counts_by_reason = dict(Counter(entry["reason"] for entry in bad))
         self._report = ValidationReport(total, good, counts_by_reason, tuple(bad), dict(checks.joined), tally.counts())
         if not total:

@@ -1,4 +1,7 @@
-"""The outcome of a validation, and `validation.json`, which a prepared dataset keeps of it."""
+"""The outcome of a validation, and `validation.json`, which a prepared dataset keeps of it.
+
+`curate` writes one as well, of its candidates, and lists what it drops in `decisions.parquet` instead of `bad`.
+"""
 
 import json
 from collections import Counter
@@ -88,6 +91,11 @@ class Tally:
 
     def add_kept(self, split: str, *, captions: int) -> None:
         self._kept.setdefault(split, Counter()).update(pictures=1, captions=captions)
+
+    def add_recorded(self, folder: Path) -> None:
+        """Add, as listed, what was left out when the dataset in a folder was prepared. Raises as `recorded_splits` does."""
+        for split, counts in recorded_splits(folder).items():
+            self.add_listed(split, **counts.left_out)
 
     def counts(self) -> dict[str, SplitCounts]:
         nothing = Counter(pictures=0, captions=0)

@@ -1,11 +1,14 @@
 """Reads the manifest of a gallery's pictures: CSV, JSON lines or Parquet, with a column `file`, relative to the manifest.
 
 `identity` and `caption` are optional; `image_path` is read as `file`, as in a data set's manifest. Other columns are kept as whole
-numbers, numbers, truth values or text; times become text. A row without a file is left out.
+numbers, numbers, truth values or text; times, and whole numbers of more than 64 bits with their sign, become text. A row without a
+file is left out.
 """
 
+import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from math import isfinite
@@ -17,10 +20,11 @@ import pyarrow.compute as pc
 
 from components.errors import DataError
 from components.search.gallery import layout
+from components.text_files import cells_fault, csv_rows, split_lines
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 OWN = ("file", "identity", "caption")
-RESERVED = frozenset(layout.SCHEMA.names) - set(OWN) | {"row", "score"}
+RESERVED = frozenset(layout.SCHEMA.names) - set(OWN) | {"rank", "row", "score"}
 """Names that a column of the source cannot have in a gallery, nor in an answer: it becomes `source_<name>`."""
 
 
@@ -34,12 +38,11 @@ def read_manifest(content: bytes, suffix: str, name: str, left_out: list[tuple[s
         raise DataError(f"{name}: is no manifest; use {', '.join(MANIFEST_SUFFIXES)}")
     try:
         table = readers.get(suffix, _csv)(content)
-    except (pa.ArrowException, ValueError, UnicodeDecodeError, OSError) as error:
+    except (csv.Error, pa.ArrowException, ValueError, UnicodeDecodeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{name}: is not a readable {suffix} manifest ({reason[:200]})") from error
-    found = [
-        "file" if each == "image_path" and "file" not in table.column_names else each for each in table.column_names
-    ]
+    paths = "file" if "file" in table.column_names else "image_path"
+    found = ["file" if each == paths else f"source_{each}" if each in RESERVED else each for each in table.column_names]
     if len(set(found)) < len(found):
         twice = next(each for each in found if found.count(each) > 1)
         raise DataError(f"{name}: has two columns {twice!r}; rename one")
@@ -52,7 +55,7 @@ def read_manifest(content: bytes, suffix: str, name: str, left_out: list[tuple[s
     for each in found:
         kept = _plain(table[each])
         if each not in OWN and kept is not None:
-            columns[f"source_{each}" if each in RESERVED else each] = kept
+            columns[each] = kept
     return _with_files(pa.table(columns), left_out)
 
 
@@ -69,24 +72,45 @@ def _normal(file: str | None) -> str | None:
 
 
 def _csv(content: bytes) -> pa.Table:
-    from pyarrow import csv
+    """The rows, as `csv_rows` reads them, in columns of the types that Arrow infers."""
+    from pyarrow.csv import ConvertOptions, ParseOptions, read_csv
 
-    head = content.partition(b"\n")[0].removeprefix(b"\xef\xbb\xbf").decode("utf-8")
-    delimiter = max(",;\t", key=head.count)
-    texts = dict.fromkeys(("image_path", *OWN), pa.string())
-    return csv.read_csv(
-        io.BytesIO(content),
-        parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=csv.ConvertOptions(
-            column_types=texts, strings_can_be_null=True, null_values=["", "null", "NaN", "nan"]
+    text = content.decode("utf-8-sig")
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    rows = csv_rows(io.StringIO(text, newline=""), delimiter)
+    _, names = next(rows, (0, []))
+    texts = {"image_path", *OWN}
+    plain = io.StringIO()
+    writer = csv.writer(plain)
+    writer.writerow(names)
+    for line, cells in rows:
+        if not any(cells):
+            continue
+        if fault := cells_fault(cells, len(names), delimiter):
+            raise csv.Error(f"line {line} {fault}")
+        writer.writerow(cells[: len(names)])
+        # Arrow would make floats of these, which are equal for neighbouring numbers.
+        texts.update(name for name, cell in zip(names, cells, strict=False) if len(cell) > 18 and _is_too_large(cell))
+    return read_csv(
+        io.BytesIO(plain.getvalue().encode()),
+        parse_options=ParseOptions(newlines_in_values=True),
+        convert_options=ConvertOptions(
+            column_types=dict.fromkeys(texts, pa.string()),
+            strings_can_be_null=True,
+            null_values=["", "null", "NaN", "nan"],
         ),
     )
+
+
+def _is_too_large(cell: str) -> bool:
+    """Whether a cell is a whole number that is none of 64 bits with a sign."""
+    return re.fullmatch(r"[+-]?\d{1,400}", cell, re.ASCII) is not None and not -(2**63) <= int(cell) < 2**63
 
 
 def _json_lines(content: bytes) -> pa.Table:
     rows: list[dict[str, Any]] = []
     names: dict[str, None] = {}
-    for number, line in enumerate(content.decode("utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(split_lines(content.decode("utf-8-sig")), 1):
         if not line.strip():
             continue
         try:
@@ -143,8 +167,12 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array | None:
         return None
     if pa.types.is_boolean(kind):
         return column
-    if pa.types.is_uint64(kind) or pa.types.is_integer(kind):
-        return column.cast(pa.int64(), safe=not pa.types.is_uint64(kind))
+    if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale <= 0):
+        try:
+            return column.cast(pa.int64())
+        except pa.ArrowInvalid:
+            return column.cast(pa.string())
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return column.cast(pa.float64())
+        numbers = column.cast(pa.float64())
+        return pc.if_else(pc.is_nan(numbers), None, numbers)  # pandas writes what is not known as NaN
     return column.cast(pa.string())

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from components.files import remove_temporaries
 from components.search.gallery import layout
 from components.search.gallery.reading import Gallery, current_version
+from components.search.gallery.sources import captions_file
 from components.search.gallery.thumbnails import thumbnail_path
 from components.search.gallery.tombstones import tombstones
 from components.search.gallery.unfinished import Unfinished
@@ -97,6 +98,7 @@ def _write_without(gallery: Path, gone: frozenset[str], build_index: BuildIndex 
     keep = np.array([digest not in gone for digest in old.table["sha256"].to_pylist()])
     kept = np.flatnonzero(keep)
     names = set(pc.list_flatten(old.table["files"].filter(pa.array(~keep))).to_pylist())
+    names |= {captions_file(name) for name in names}
     left_out = [(file, reason) for file, reason in read_left_out(old.folder) if file not in names]
     return write_version(
         gallery,

@@ -4,8 +4,10 @@ A folder is listed with all folders below it. Not listed: names that begin with 
 file beside a picture (a.txt beside a.jpg) holds its captions, one per line, as for `curate`.
 """
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -14,13 +16,17 @@ import pyarrow as pa
 from components.errors import DataError, ParameterError
 from components.search.gallery import layout
 from components.search.gallery.manifests import MANIFEST_SUFFIXES, read_manifest
-from components.search.gallery.places import OUTSIDE, Folder, explained, is_address, open_address
+from components.search.gallery.merging import THREADS
+from components.search.gallery.places import OUTSIDE, Bucket, Folder, Place, explained, is_address, open_address
+from components.text_files import split_lines
 
 Kind = Literal["folder", "manifest", "dataset"]
 KINDS: tuple[Kind, ...] = ("folder", "manifest", "dataset")
 Listing = tuple[pa.Table, list[tuple[str, str]]]
 """A table with the columns file, identity and caption (strings), then the source's own, one row per mention of a picture; and the
 files that are left out, each with the reason."""
+_PART = 1024
+"""Files of captions that are read together."""
 
 
 def find_source(location: str, kind: Kind | None, here: Path, columns: tuple[str, ...] | None = None) -> dict[str, Any]:
@@ -66,9 +72,11 @@ def list_source(source: Mapping[str, Any]) -> Listing:
     elif source["kind"] == "dataset":
         table = _table(_records(Path(location)), ("split",))
     elif is_address(location):
-        table = _table(_objects(location))
+        bucket = Bucket(location)
+        table = _table(_with_captions(_objects(bucket), bucket, left_out))
     else:
-        table = _table(_files(Path(location), left_out))
+        folder = Folder(Path(location))
+        table = _table(_with_captions(_files(Path(location), folder, left_out), folder, left_out))
     if not table.num_rows:
         kinds = ", ".join(sorted(_suffixes()))
         reasons = f" ({left_out[0][0]}: {left_out[0][1]})" if left_out else ""
@@ -125,10 +133,9 @@ def _records(folder: Path) -> Iterator[tuple[str | None, ...]]:
         yield record.image_path, str(record.identity), captions, record.split
 
 
-def _files(folder: Path, left_out: list[tuple[str, str]]) -> Iterator[tuple[str | None, ...]]:
-    from components.persons.curation.candidates import CAPTIONS_SUFFIX
-
-    kinds, place = _suffixes(), Folder(folder)
+def _files(folder: Path, place: Folder, left_out: list[tuple[str, str]]) -> Iterator[tuple[str, str | None]]:
+    """Yield every picture file, with the file of its captions, None where there is none."""
+    kinds = _suffixes()
 
     def refuse(error: OSError) -> None:
         left_out.append((os.path.relpath(error.filename, folder), f"cannot be read: {error.strerror}"))
@@ -145,43 +152,60 @@ def _files(folder: Path, left_out: list[tuple[str, str]]) -> Iterator[tuple[str 
         ]
         known = set(names)
         for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if name.startswith(".") or suffix.lower() not in kinds:
+            if name.startswith(".") or os.path.splitext(name)[1].lower() not in kinds:
                 continue
             file = os.path.relpath(os.path.join(here, name), folder)
             if not _is_text(file):
                 left_out.append((_shown(file), "its name is not in UTF-8: rename it (convmv)"))
                 continue
-            text = stem + CAPTIONS_SUFFIX
-            yield (
-                file,
-                None,
-                _captions(os.path.relpath(os.path.join(here, text), folder), place) if text in known else None,
-            )
+            yield file, captions_file(file) if captions_file(name) in known else None
 
 
-def _captions(file: str, place: Folder) -> str | None:
-    try:
-        lines = place.read(file).decode("utf-8-sig").splitlines()
-    except (DataError, UnicodeDecodeError):
-        return None
-    return "\n".join(line.strip() for line in lines if line.strip()) or None
-
-
-def _objects(address: str) -> Iterator[tuple[str | None, ...]]:
+def _objects(bucket: Bucket) -> Iterator[tuple[str, str | None]]:
+    """As `_files`."""
     from pyarrow.fs import FileSelector, FileType
 
-    files, base = open_address(address)
     kinds = _suffixes()
     try:
-        found = files.get_file_info(FileSelector(base, recursive=True))
+        found = bucket.files.get_file_info(FileSelector(bucket.base, recursive=True))
     except OSError as error:
-        raise explained(address, error) from error
-    for file in sorted(info.path for info in found if info.type == FileType.File):
-        name = file[len(base) :].lstrip("/")
+        raise explained(bucket.address, error) from error
+    names = {info.path[len(bucket.base) :].lstrip("/") for info in found if info.type == FileType.File}
+    for name in sorted(names):
         hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
         if not hidden and PurePosixPath(name).suffix.lower() in kinds:
-            yield name, None, None
+            yield name, captions_file(name) if captions_file(name) in names else None
+
+
+def captions_file(picture: str) -> str:
+    """Return the name of the text file with the captions of a picture's file."""
+    from components.persons.curation.candidates import CAPTIONS_SUFFIX
+
+    return os.path.splitext(picture)[0] + CAPTIONS_SUFFIX
+
+
+def _with_captions(
+    found: Iterator[tuple[str, str | None]], place: Place, left_out: list[tuple[str, str]]
+) -> Iterator[tuple[str | None, ...]]:
+    """Yield the rows of pictures, given with the files of their captions. Files that cannot be read are added to `left_out`."""
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="captions") as pool:
+        while part := list(itertools.islice(found, _PART)):
+            read = pool.map(lambda pair: _captions(pair[1], place) if pair[1] else (None, None), part)
+            for (picture, text), (captions, fault) in zip(part, read, strict=True):
+                if text and fault:
+                    left_out.append((text, fault))
+                yield picture, None, captions
+
+
+def _captions(file: str, place: Place) -> tuple[str | None, str | None]:
+    """Return the captions in a file as lines of one text, and why they cannot be read."""
+    try:
+        lines = split_lines(place.read(file).decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return None, "captions that are not in UTF-8: save the file in that encoding"
+    except DataError as error:
+        return None, f"captions: {error}"
+    return "\n".join(line.strip() for line in lines if line.strip()) or None, None
 
 
 def _suffixes() -> frozenset[str]:

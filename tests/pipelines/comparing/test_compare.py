@@ -152,6 +152,38 @@ def test_pipelines_are_compared_stage_by_stage(store):
     assert run.stages["gadms_evaluate"].run_id == runs["gadms"]
 
 
+def test_a_run_that_a_tag_names_counts_before_other_runs_of_its_stage(store):
+    workspace, runs = store
+    tracker = connect(workspace)
+
+    def add(parent, resamples, **tags):
+        level = {"pipelines.stage": "gadms_evaluate", "pipelines.arm": "gadms"} if parent else {}
+        above = {"mlflow.parentRunId": parent} if parent else {}
+        run = tracker.client.create_run(tracker.experiment, tags={**level, **above, **tags}).info.run_id
+        tracker.client.log_param(run, "gadms_evaluate.resamples", resamples)
+        return run
+
+    def stage_of(run):
+        found, _ = read_runs(workspace, [run, runs["gadms pipeline"]])
+        return {address: (each.run_id, each.params) for address, each in found.stages.items()}
+
+    trial = add(None, 0)
+    first, later = add(trial, 1), add(trial, 2)
+    assert stage_of(trial) == {"gadms_evaluate": (later, {"gadms_evaluate.resamples": "2"})}  # no tag: the last
+    tracker.client.set_tag(trial, "stage.gadms_evaluate.gadms", first)
+    assert stage_of(trial) == {"gadms_evaluate": (first, {"gadms_evaluate.resamples": "1"})}
+    tracker.client.set_tag(trial, "stage.gadms_evaluate.gadms", runs["gadms"])  # restored: below another run
+    assert stage_of(trial)["gadms_evaluate"][0] == runs["gadms"]
+    probe = tracker.client.create_run(
+        tracker.experiment, tags={"pipelines.stage": "probe", "mlflow.parentRunId": trial}
+    ).info.run_id
+    found, _ = read_runs(workspace, [trial, runs["gadms"]])
+    assert {address: each.run_id for address, each in found.stages.items()} == {
+        "gadms_evaluate@gadms": runs["gadms"],
+        "probe": probe,
+    }
+
+
 def test_outputs_that_are_gone_cost_a_line(store):
     workspace, runs = store
     before = read_runs(workspace, [runs["gadms"], runs["random"]])

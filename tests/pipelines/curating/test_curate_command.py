@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from components.errors import DataError
-from components.persons.published.readers import read_dataset
+from components.persons.published.readers import find_dataset, read_dataset
+from components.persons.published.validation import ValidatedRecords
+from components.persons.published.validation_report import SplitCounts, recorded_splits
 from components.persons.shards import PersonDataset
 from pipelines.__main__ import main
 
@@ -161,6 +163,48 @@ def test_what_curate_keeps_prepare_reads(pictures, tmp_path):
     ]  # fmt: skip
 
 
+def test_a_test_picture_that_is_listed_once_per_caption_is_one_of_the_gallery(pictures, tmp_path):
+    manifest = [
+        {"split": split, "file_path": name, "id": identity, "captions": [caption]}
+        for name, identity, split, caption in (
+            ("00.png", 0, "train", "a man"), ("01.png", 1, "test", "a woman"), ("./01.png", 1, "test", "she walks"),
+            ("00.png", 0, "train", "he"), ("01.png", 1, "test", "she walks"),
+        )
+    ]  # fmt: skip
+    (pictures / "imgs").symlink_to(".")
+    (pictures / "reid_raw.json").write_text(json.dumps(manifest))
+    assert curate(pictures / "reid_raw.json", "--output", tmp_path / "mine", "--short-side", 32) == 0
+    expected = [("train", ("a man", "he")), ("test", ("a woman", "she walks", "she walks"))]
+    for folder in (pictures, tmp_path / "mine"):  # as prepare reads the source, and what is curated
+        assert [(record.split, record.captions) for record in read_dataset(folder)] == expected
+    assert {name: counts.left_out for name, counts in recorded_splits(tmp_path / "mine").items()} == {
+        "test": {"pictures": 0, "captions": 0},
+        "train": {"pictures": 0, "captions": 0},
+    }
+
+
+def test_what_the_test_split_lost_is_marked_in_all_that_is_made_of_it(pictures, probe, tmp_path, capsys):
+    rows = [
+        "00.png,a man,0,train",
+        "01.png,a woman,1,test",
+        "01.png,,1,test",
+        "tiny.png,she,2,test",
+        "02.png,he,3,test",
+    ]
+    (pictures / "m.csv").write_text("\n".join(("image_path,caption,identity,split", *rows, "")))
+    assert curate(pictures / "m.csv", "--output", tmp_path / "one", "--short-side", 32) == 0
+    said = "the test split lacks 1 pictures, 2 captions: metrics on it do not compare with published ones"
+    assert said in capsys.readouterr().out
+    counts = recorded_splits(tmp_path / "one")
+    assert counts["test"] == SplitCounts({"pictures": 3, "captions": 4}, {"pictures": 2, "captions": 2})
+    assert counts["train"] == SplitCounts({"pictures": 1, "captions": 1}, {"pictures": 1, "captions": 1})
+    # Curated again, with captions written anew: none of those listed is left.
+    assert curate(tmp_path / "one", "--output", tmp_path / "two", "--short-side", 32, "--probe", probe) == 0
+    prepared = ValidatedRecords(find_dataset(tmp_path / "two"))
+    assert [len(record.captions) for record in prepared] == [2] * 3
+    assert prepared.report.left_out == {"test": {"pictures": 1, "captions": 4}, "train": {"pictures": 0, "captions": 1}}
+
+
 def test_plain_pictures_without_captions_are_kept_until_they_have_some(pictures, probe, tmp_path, capsys):
     (pictures / "photo.heic").write_bytes(b"HEIC")
     assert curate(pictures, "--output", tmp_path / "plain", "--short-side", 32) == 0
@@ -174,6 +218,7 @@ def test_plain_pictures_without_captions_are_kept_until_they_have_some(pictures,
     assert curate(tmp_path / "plain", "--output", tmp_path / "mine", "--short-side", 32, "--probe", probe) == 0
     assert "no kept picture has a caption" not in capsys.readouterr().out
     assert [len(record.captions) for record in read_dataset(tmp_path / "mine")] == [2] * 13
+    assert recorded_splits(tmp_path / "mine")["train"].left_out == {"pictures": 2, "captions": 0}
 
 
 def test_captions_in_text_files_beside_the_pictures_are_read(pictures, tmp_path):

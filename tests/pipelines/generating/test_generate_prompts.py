@@ -140,12 +140,28 @@ def test_a_csv_row_is_known_by_the_line_where_it_begins(tmp_path):
     assert [one.line for one in skipped] == [4]
 
 
+def test_a_prompt_with_a_comma_and_no_quotes_is_told_and_never_shortened(tmp_path):
+    content = b'prompt,seed\na red cube, on a table,3\n"a man, a dog", 4\na hat,,\na cat\n'
+    prompts, skipped = read(tmp_path, "p.csv", content)
+    assert prompts == [Prompt("3", "a man, a dog", 4), Prompt("4", "a hat"), Prompt("5", "a cat")]
+    reason = "has 3 cells, the first line 2; a prompt with a comma needs quotes"
+    assert skipped == [Skipped(2, reason, "a red cube,on a table,3")]
+
+
+@pytest.mark.parametrize("content", [b'prompt\na hat\n"red car\na dog\n', b'prompt\na hat\n"red car\na\n"round" dog\n'])
+def test_a_quote_that_is_not_closed_joins_no_prompts(tmp_path, content):
+    with pytest.raises(DataError, match=r"p\.csv: line 3 is not CSV .* must end with one"):
+        read(tmp_path, "p.csv", content)
+    assert read(tmp_path, "p.csv", b'prompt\na 5" disk\n')[0] == [Prompt("2", 'a 5" disk')]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("p.json", b"[]", "prompts are read from .txt"),
         ("p.csv", b"text,seed\na,1\n", "has no column `prompt`, only text, seed"),
         ("p.csv", b"", "has no column `prompt`, only nothing"),
+        ("p.csv", b"prompt,seed,prompt\na,1,b\n", "has two columns 'prompt'; rename one"),
         ("p.parquet", b"PAR1", "not Parquet"),
         ("p.txt", b"", "holds no prompt that can be drawn"),
         ("p.txt", b"\n\n", "holds no prompt that can be drawn: line 1: prompt is empty"),

@@ -15,11 +15,12 @@ from components.errors import DataError, ParameterError
 from components.search.gallery import layout, unfinished
 from components.search.gallery.reading import current_version
 from components.search.gallery.thumbnails import thumbnail_path
-from components.search.gallery.writing import version_names
+from components.search.gallery.writing import read_left_out, version_names
 from components.search.index import GalleryIndex
 from pipelines.errors import InfrastructureError
 from pipelines.search import gallery_update
 from pipelines.search.forgetting import ForgetOptions, forget
+from pipelines.search.mlflow_copies import Wanted
 from pipelines.tracking.addresses import tracking_uri
 from pipelines.tracking.runs import connect
 
@@ -104,6 +105,18 @@ def test_nothing_of_a_forgotten_picture_remains_and_no_name_brings_it_back(place
     assert run(place, id_of(picture(0))) == 1  # again: nothing to do
 
 
+def test_a_file_of_captions_that_could_not_be_read_is_not_named_any_more(place):
+    for seed, who in PEOPLE.items():
+        (place.source / f"{who}_{seed}.txt").write_bytes(b"caf\xe9")
+    place.update(place.source)
+    named = [file for file, _ in read_left_out(place.gallery.folder)]
+    assert {"anna-7_0.txt", "anna-7_1.txt"} < set(named)
+    run(place, id_of(picture(0)))
+    assert read_left_out(place.gallery.folder) != []
+    assert remaining(place.path, [b"anna-7_0"]) == []
+    assert remaining(place.path, [b"anna-7_1.txt"])
+
+
 def test_a_person_is_forgotten_by_identity_in_older_versions_and_unfinished_updates_too(place):
     wanted = [trace for seed in (0, 1) for trace in traces(place, seed)] + [b"anna-7"]
     (place.source / "list.csv").write_text("file,identity\nberta-8_2.png,berta-8\n")
@@ -176,6 +189,16 @@ def test_copies_in_mlflow_are_deleted_and_only_those(place, tmp_path, capsys):
     assert "data/index holds 1 of them, and is made by the pipeline" in printed
     client = connect(workspace(place.root)).client
     assert {each.name for each in client.search_model_versions()} == {"without", "foreign"}
+
+
+@pytest.mark.parametrize("dimension", [8, 64, 512])
+def test_a_copy_is_found_by_vectors_of_half_precision_and_no_other_picture_is(tmp_path, dimension):
+    vectors = np.random.default_rng(0).standard_normal((400, dimension)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    GalleryIndex(torch.from_numpy(vectors[:300]), range(300), model={"weights": "w"}).save(tmp_path)
+    for kind in (np.float32, np.float16):
+        held = vectors[100:].astype(kind).astype(np.float32)
+        assert Wanted(frozenset("x"), held, "w").count_in_index(tmp_path) == 200
 
 
 def test_without_mlflow_nothing_is_forgotten_unless_it_is_skipped(place, monkeypatch, capsys):

@@ -104,6 +104,17 @@ def test_an_index_of_another_model_is_refused(workspace):
         search(SearchOptions((QUERY,)), workspace)
 
 
+def test_no_column_of_a_gallery_takes_the_place_of_rank_and_score(workspace, capsys):
+    index = GalleryIndex.open(workspace.path("data/index"))
+    metadata = {**index.metadata, "rank": [70] * 12, "score": [80] * 12}
+    GalleryIndex(index.embeddings, index.image_ids, metadata=metadata, model=index.model).save(
+        workspace.path("data/index")
+    )
+    found = asked(workspace, capsys, QUERY, "--top", "3")
+    assert [match["rank"] for match in found] == [1, 2, 3]
+    assert all(-1 <= match["score"] <= 1 for match in found)
+
+
 @pytest.mark.parametrize(("query", "top"), [("  ", 5), (QUERY, 0)])
 def test_nonsense_is_a_parameter_error(workspace, query, top):
     with pytest.raises(ParameterError):

@@ -12,7 +12,7 @@ from dying_drivers import Killed, Runs, dying
 from rich.console import Console
 from scipy import stats
 
-from components.errors import DataError, ParameterError
+from components.errors import DataError
 from pipelines import params
 from pipelines.errors import InfrastructureError, StageFailedError, exit_code
 from pipelines.identity.closure import ROOT
@@ -23,7 +23,7 @@ from pipelines.sweeps.options import SweepOptions
 from pipelines.sweeps.plan import make_plan
 from pipelines.sweeps.progress import SweepProgress
 from pipelines.sweeps.results import best_trial, mean_with_interval, pareto_front, summary
-from pipelines.sweeps.spaces import Resources, Space
+from pipelines.sweeps.spaces import Space
 from pipelines.sweeps.sweep import keep_other_results, open_sweep
 from pipelines.sweeps.trial import _last_traceback
 from pipelines.workspace import Workspace
@@ -277,10 +277,11 @@ def test_an_interrupted_trial_waits_for_the_next_call(tmp_path):
     assert sweep.journal.trials()[0].state == WAITING
 
 
-def test_gpu_hours_end_a_sweep(tmp_path):
-    driver = driver_of(sweep_in(tmp_path, scheduler=None, resources={"gpus": 0.5}), gpu_hours=0.5)
-    driver.finished(driver.next_trial().number, {"objectives": [[1.0]], "stages": [], "reports": [], "seconds": 3500.0})
-    driver.finished(driver.next_trial().number, {"objectives": [[1.0]], "stages": [], "reports": [], "seconds": 200.0})
+@pytest.mark.parametrize("gpus", [0.5, 8.0])
+def test_gpu_hours_end_a_sweep(gpus, tmp_path):
+    driver = driver_of(sweep_in(tmp_path, scheduler=None), gpu_hours=gpus, gpus=gpus)
+    driver.finished(driver.next_trial().number, {**result(1.0), "seconds": 3500.0})
+    driver.finished(driver.next_trial().number, {**result(1.0), "seconds": 200.0})
     assert driver.next_trial() is None
 
 
@@ -340,22 +341,6 @@ def test_the_pareto_front_is_what_nothing_beats():
         n for n, (a, b) in enumerate(points) if not any((c >= a and d <= b) and (c > a or d < b) for c, d in points)
     ]
     assert [trial.number for trial in pareto_front(trials, objectives)] == brute
-
-
-def test_a_trial_that_can_never_fit_is_refused_and_no_more_run_than_fit():
-    compute = own_params().compute.model_copy(update={"threads": 2, "workers": 0})
-    there = {"CPU": 8.0, "GPU": 1.0}
-    assert tuning.slots(tuning.needs(compute, Resources(), False), there, 16) == 4
-    assert tuning.slots(tuning.needs(compute, Resources(cpus=1.0, gpus=0.5), True), there, 16) == 2
-    assert tuning.slots(tuning.needs(compute, Resources(), False), there, 3) == 3
-    several = compute.model_copy(update={"workers": 3})
-    assert tuning.slots(tuning.needs(several, Resources(), False), there, 16) == 1
-    with pytest.raises(ParameterError, match="needs 3 GPU, the cluster has 1"):
-        tuning.slots(tuning.needs(several, Resources(), True), there, 16)
-    with pytest.raises(ParameterError, match="needs 16 CPU, the cluster has 8"):
-        tuning.slots(tuning.needs(compute.model_copy(update={"workers": 8}), Resources(), False), there, 1)
-    jobs = compute.model_copy(update={"backend": "job", "workers": 64})
-    assert tuning.slots(tuning.needs(jobs, Resources(), True), there, 5) == 5
 
 
 def test_without_a_terminal_a_sweep_says_a_line_a_trial(tmp_path):

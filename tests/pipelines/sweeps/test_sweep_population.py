@@ -11,6 +11,7 @@ from rich.console import Console
 
 from components.errors import ParameterError
 from pipelines import params
+from pipelines.errors import StageFailedError
 from pipelines.identity.closure import ROOT
 from pipelines.sweeps.driver import Driver, Limits, Sweep
 from pipelines.sweeps.journal import COMPLETE, STOPPED, Journal
@@ -200,6 +201,22 @@ def test_a_member_that_fails_is_the_worst_and_gets_a_checkpoint_of_the_best(tmp_
     moved = [n for n in range(SIZE) if driver.trials[SIZE + n].origin != n]
     assert moved == sorted([3, order[-1]])
     assert driver.failure is None
+
+
+@pytest.mark.parametrize("reported", [[], [[10, 0.5]]])
+def test_a_round_without_a_value_to_choose_by_ends_the_sweep_and_says_why(reported, tmp_path):
+    sweep = sweep_in(tmp_path)
+    console = Console(file=io.StringIO(), force_terminal=False, width=200)
+    driver = Driver(sweep, Runs(), SweepProgress(sweep.space, 24, 1, {}, console), Limits(24))
+    for number in range(SIZE):
+        assert driver.next_trial().number == number
+        driver.finished(number, {"objectives": [], "stages": [], "reports": reported, "seconds": 1.0})
+    assert driver.next_trial() is None
+    assert not driver.waits_for_round
+    assert isinstance(driver.failure, StageFailedError)
+    assert str(driver.failure) == "sweep test-1: no member of the population has reported probe/loss at step 20"
+    assert str(driver.failure) in console.file.getvalue()
+    assert "no new configuration" not in console.file.getvalue()
 
 
 def test_a_member_that_is_lost_holds_its_round_until_it_was_started_again(tmp_path):

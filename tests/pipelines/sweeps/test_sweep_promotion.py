@@ -98,6 +98,27 @@ def test_the_whole_trial_takes_the_base_of_its_sweep_along(workspace, swept):
     assert (now.prepare.identities["train"], now.gadms_finetune.training.learning_rate) == (40, 0.001)
 
 
+def test_a_mapping_of_the_base_in_place_of_a_plain_value_is_one_value(workspace, capsys):
+    from pipelines.sweeps.sweep_runs import SweepRuns
+    from pipelines.tracking import runs as tracking
+
+    rule = {"sigma": 0.97, "tokens": 4096}
+    space = SPACE.model_copy(update={"base": {"taca": {"threshold": rule, "gamma": 1.1}}})
+    runs = SweepRuns(tracking.connect(workspace), "gadms-1", space)
+    trial = Trial(0, {RATE: 0.002}, COMPLETE, objectives=[[40.0]])
+    runs.close("FINISHED", [trial], trial)
+    before = params.load(workspace.root / "params.yaml").taca
+    assert before.threshold != rule
+    promoted(workspace, trial.run)
+    now = params.load(workspace.root / "params.yaml")
+    assert (now.taca, now.gadms_finetune.training.learning_rate) == (before, 0.002)
+    assert f"the sweep also had taca.gamma = 1.1, taca.threshold = {rule}; --whole" in capsys.readouterr().out
+    for _ in range(2):  # once over a plain value, once over itself
+        promoted(workspace, runs.parent, whole=True)
+        now = params.load(workspace.root / "params.yaml").model_dump(mode="json")["taca"]
+        assert (now["threshold"], now["gamma"]) == (rule, 1.1)
+
+
 def test_a_commit_holds_params_alone_and_names_its_origin(workspace, swept, monkeypatch):
     runs, trials = swept
     for name in ("AUTHOR", "COMMITTER"):
@@ -140,7 +161,6 @@ def test_a_trial_without_a_result_is_promoted_only_when_told_so(workspace, swept
     ):
         promoted(workspace, trials[number].run)
     assert (workspace.root / "params.yaml").read_text() == before
-    (workspace.home / "sweeps/gadms-1").mkdir(parents=True)
     promoted(workspace, trials[number].run, anyway=True)
     assert (
         params.load(workspace.root / "params.yaml").gadms_finetune.training.learning_rate == trials[number].values[RATE]

@@ -11,7 +11,7 @@ from pipelines.identity.closure import ROOT
 from pipelines.sweeps.constraints import constraint_holds
 from pipelines.sweeps.documents import with_values
 from pipelines.sweeps.plan import make_plan
-from pipelines.sweeps.spaces import Space, configuration_key, read_space
+from pipelines.sweeps.spaces import Distribution, Space, configuration_key, read_space
 from pipelines.sweeps.validation import base_document, validate, values_outside
 
 RATE, DECAY = "probe.training.learning_rate", "probe.training.weight_decay"
@@ -85,7 +85,18 @@ REFUSED = {
         {"constraints": ["probe.training.stops < 3"]},
         "probe.training.stops: not a key",
     ),
-    "a constraint that is code": ({"constraints": ["__import__('os')"]}, "is not a path, a number or a comparison"),
+    "a constraint that is code": (
+        {"constraints": ["probe.training.steps < __import__('os')"]},
+        "is not a path, a number or a comparison",
+    ),
+    "a constraint that compares nothing": (
+        {"constraints": ["probe.training.steps"]},
+        "constraint 'probe.training.steps': 'probe.training.steps' is not a comparison",
+    ),
+    "a constraint that compares nothing in a part": (
+        {"constraints": ["probe.training.steps > 1 or not probe.training.warmup_steps"]},
+        "'probe.training.warmup_steps' is not a comparison",
+    ),
     "a condition on a value that never comes": (
         {"parameters": {DECAY: {"choice": [0.0]}, RATE: {"uniform": [0.1, 0.2], "when": {DECAY: [0.3]}}}},
         "is never one of",
@@ -113,6 +124,34 @@ def test_a_space_that_cannot_run_is_refused_in_one_line(case, own, tmp_path):
     assert reason in str(refused.value)
     assert str(refused.value).startswith("test.yaml: ")
     assert "\n" not in str(refused.value)
+
+
+FINETUNE = "gadms_finetune.training"
+
+
+@pytest.mark.parametrize("name", ["gadms", "chain", "schedule"])
+def test_metrics_of_validation_are_refused_where_nothing_is_validated(name, own):
+    space = read_space(name)
+    document = with_values(base_document(space, name, own), {f"{FINETUNE}.validate_every": None})
+    with pytest.raises(ParameterError) as refused:
+        validate(space, name, document)
+    assert str(refused.value).startswith(
+        f"{name}.yaml: gadms_finetune@gadms has no selected.val/R@1 with {FINETUNE}.validate_every = null: set that"
+    )
+    assert "\n" not in str(refused.value)
+
+
+def test_a_watched_metric_of_validation_is_refused_too_and_any_other_is_not(own):
+    space = read_space("gadms")
+    validate_every = {f"{FINETUNE}.validate_every": None}
+    document = with_values(base_document(space, "gadms", own), validate_every)
+    (objective,) = space.objectives
+    by_loss = [objective.model_copy(update={"metric": "train/loss", "mode": "min"})]
+    with pytest.raises(ParameterError, match="has no val/R@1 with"):
+        validate(space.model_copy(update={"objectives": by_loss}), "gadms", document)
+    validate(space.model_copy(update={"objectives": by_loss, "scheduler": None}), "gadms", document)
+    searched = {**space.parameters, f"{FINETUNE}.validate_every": Distribution(choice=[50, 100])}
+    validate(space.model_copy(update={"parameters": searched}), "gadms", document)
 
 
 def test_an_unknown_space_names_those_there_are(tmp_path):
