@@ -28,18 +28,22 @@ class GroupMetrics:
     Attributes:
         queries, identities: their numbers.
         metrics: R@1, R@5, R@10, mAP, mINP, tied_share.
-        interval: of R@1.
+        interval: of R@1; None for one identity, as nothing is known of others.
     """
 
     queries: int
     identities: int
     metrics: dict[str, float]
-    interval: Interval
+    interval: Interval | None
+
+    def interval_as_dict(self) -> dict[str, float]:
+        """Return {"mean"} of R@1, with "low" and "high" from two identities on, for JSON."""
+        return self.interval.as_dict() if self.interval else {"mean": self.metrics["R@1"]}
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         counts = {"queries": self.queries, "identities": self.identities}
-        return {**counts, **self.metrics, "R@1_interval": self.interval.as_dict()}
+        return {**counts, **self.metrics, "R@1_interval": self.interval_as_dict()}
 
 
 def by_group(
@@ -186,9 +190,11 @@ def _group_metrics(
     chosen = results.rows(rows)
     metrics = chosen.metrics()
     counts = ("queries", "queries_without_match")
+    several = len(set(identities)) > 1
+    hits = 100 * chosen.hits(1).numpy()
     return GroupMetrics(
         queries=len(rows),
         identities=len(set(identities)),
         metrics={name: value for name, value in metrics.items() if name not in counts},
-        interval=bootstrap_mean(100 * chosen.hits(1).numpy(), units=identities, resamples=resamples, seed=seed),
+        interval=bootstrap_mean(hits, units=identities, resamples=resamples, seed=seed) if several else None,
     )

@@ -4,18 +4,24 @@ Other models of open_clip are refused by what they have: a ResNet, a tower of ti
 """
 
 import difflib
+import inspect
 import json
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from components.errors import ParameterError
-from components.gadms.tokenizer import CaptionTokenizer
+from components.gadms.tokenizer import CONTEXT_LENGTH, CaptionTokenizer
+from components.persons.transforms import CLIP_MEAN, CLIP_STD
 
 _PARTS = ("embed_dim", "vision_cfg", "text_cfg")
 _OPTIONS = ("quick_gelu", "init_logit_scale", "nonscalar_logit_scale")
+_DECIDED_ELSEWHERE = ("vision_cfg.image_size", "text_cfg.vocab_size", "text_cfg.context_length")
+"""Keys that a model folder need not have as asked for: the pictures and its own vocabulary decide."""
+_ATTENTION = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn")
+"""Keys of text_cfg that change attention, which the scores of tokens repeat for the end token (`scores/gradient.py`)."""
 _NEEDED = "a CLIP with a vision transformer and CLIP's own text transformer is needed"
 
 
@@ -59,6 +65,12 @@ def grid_of(config: Mapping[str, Any]) -> tuple[int, int]:
     return height // patch, width // patch
 
 
+def context_length_of(config: Mapping[str, Any]) -> int:
+    """Tokens of a text, start and end included, of a config that `model_config` returned."""
+    length: int = config["text_cfg"].get("context_length", CONTEXT_LENGTH)
+    return length
+
+
 def build(config: Mapping[str, Any]) -> Any:
     """Build the open_clip model of a config, with random weights. Raises ParameterError for values that cannot be built."""
     from open_clip.model import CLIP
@@ -70,8 +82,8 @@ def build(config: Mapping[str, Any]) -> Any:
         raise ParameterError(f"model config: cannot be built ({type(error).__name__}: {reason})") from error
 
 
-def require_towers(clip: Any, tokenizer: CaptionTokenizer) -> None:
-    """Refuse models without a class token or a causal text tower, or with another vocabulary."""
+def require_towers(clip: Any, tokenizer: CaptionTokenizer, text: Mapping[str, Any]) -> None:
+    """Refuse models without a class token or a plain causal text tower, or with another vocabulary. `text`: their text_cfg."""
     visual = clip.visual
     if not hasattr(visual, "_embeds") or visual.attn_pool is not None or visual.pool_type != "tok":
         raise ParameterError(
@@ -79,11 +91,63 @@ def require_towers(clip: Any, tokenizer: CaptionTokenizer) -> None:
         )
     if clip.attn_mask is None:
         raise ParameterError("text_cfg: a causal text tower is needed (no_causal_mask must be false)")
+    changed = [key for key in _ATTENTION if text.get(key)]
+    if clip.text_projection is None:
+        changed.append("proj_type 'none'")
+    if changed:
+        raise ParameterError(
+            f"text_cfg: {', '.join(changed)}: leave out; scores of tokens need CLIP's attention and projection"
+        )
     if (clip.vocab_size, clip.context_length) != (tokenizer.vocab_size, tokenizer.context_length):
         raise ParameterError(
             f"text_cfg: vocab_size {clip.vocab_size} and context_length {clip.context_length} differ from "
             f"the tokenizer's {tokenizer.vocab_size} and {tokenizer.context_length}"
         )
+
+
+def require_architecture(asked: Mapping[str, Any], own: Mapping[str, Any], folder: str) -> None:
+    """Refuse an architecture that is not that of a model folder, which would be trained in its place.
+
+    Both are configs that `model_config` returned. A key that is left out has open_clip's default.
+    """
+    ours, theirs = _values(asked), _values(own)
+    keys = [key for key in sorted({*ours, *theirs} - {*_DECIDED_ELSEWHERE}) if ours.get(key) != theirs.get(key)]
+    if keys:
+        differences = ", ".join(f"{key} is {ours.get(key)} (the folder's: {theirs.get(key)})" for key in keys)
+        raise ParameterError(
+            f"retrieval.architecture: not that of the model folder {folder}: {differences}; set the folder's, or "
+            "retrieval.pretrained to null to train a new model of this architecture"
+        )
+
+
+def _values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config by their dotted keys, with open_clip's defaults."""
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    options = inspect.signature(CLIP.__init__).parameters
+    found = {key: config.get(key, options[key].default) for key in ("embed_dim", *_OPTIONS)}
+    for section, defaults in (("vision_cfg", CLIPVisionCfg()), ("text_cfg", CLIPTextCfg())):
+        values = {**asdict(defaults), **config[section]}
+        found |= {f"{section}.{key}": value for key, value in values.items()}
+    return found
+
+
+def require_tag(name: str, config: Mapping[str, Any], tag: str) -> None:
+    """Refuse a published tag that was trained with another activation than the architecture's, or with other pixels than CLIP's."""
+    import open_clip
+
+    require_activation(name, config, tag)
+    require_normalisation(open_clip.get_pretrained_cfg(name, tag) or {}, f"weights {tag} for {name}")
+
+
+def require_normalisation(preprocess: Mapping[str, Any], weights: str) -> None:
+    """Refuse weights that were trained on pixels of another mean or deviation than CLIP's, which every picture has here."""
+    for key, clip in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
+        found = preprocess.get(key)
+        if found is not None and found not in (clip, list(clip)):
+            raise ParameterError(
+                f"{weights}: trained on pixels with {key} {found}; use weights with CLIP's {clip} (search takes any)"
+            )
 
 
 def require_activation(name: str, config: Mapping[str, Any], tag: str) -> None:
@@ -120,16 +184,27 @@ def _found(config: Mapping[str, Any] | str) -> tuple[str, Mapping[str, Any]]:
 
 def config_file(file: Path) -> Mapping[str, Any]:
     """Read a model config, or the `model_cfg` of an open_clip_config.json. Raises ParameterError for another file."""
+    content = _content(file)
+    found = content.get("model_cfg", content)
+    if not isinstance(found, dict):
+        raise ParameterError(f"{file}: its model_cfg is not an object")
+    return found
+
+
+def preprocess_of(file: Path) -> Mapping[str, Any]:
+    """Read how pictures are prepared, the `preprocess_cfg` of an open_clip_config.json; {} where it does not say."""
+    found = _content(file).get("preprocess_cfg")
+    return found if isinstance(found, dict) else {}
+
+
+def _content(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ParameterError(f"{file}: not a readable JSON model config ({error})") from error
     if not isinstance(content, dict):
         raise ParameterError(f"{file}: must hold an open_clip model config, an object")
-    found = content.get("model_cfg", content)
-    if not isinstance(found, dict):
-        raise ParameterError(f"{file}: its model_cfg is not an object")
-    return found
+    return content
 
 
 def _other_kind(config: Mapping[str, Any]) -> str | None:

@@ -15,8 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.errors import DataError, ParameterError
-from components.gadms.architecture import build, config_file, grid_of, model_config, require_activation, require_towers
-from components.gadms.tokenizer import CONTEXT_LENGTH, CaptionTokenizer
+from components.gadms.architecture import (
+    build,
+    config_file,
+    context_length_of,
+    grid_of,
+    model_config,
+    preprocess_of,
+    require_normalisation,
+    require_tag,
+    require_towers,
+)
+from components.gadms.tokenizer import CaptionTokenizer
 from components.persons.transforms import CLIP_MEAN, CLIP_STD, normalise
 from components.weight_files.reading import load_exactly, read_state, reason, require_finite
 
@@ -43,11 +53,9 @@ class DualEncoder(nn.Module):
     def __init__(self, config: Mapping[str, Any], tokenizer: CaptionTokenizer | None = None) -> None:
         super().__init__()
         self.config = deepcopy(dict(config))
-        self.tokenizer = tokenizer or CaptionTokenizer(
-            context_length=self.config["text_cfg"].get("context_length", CONTEXT_LENGTH)
-        )
+        self.tokenizer = tokenizer or CaptionTokenizer(context_length=context_length_of(self.config))
         self.clip = build(self.config)
-        require_towers(self.clip, self.tokenizer)
+        require_towers(self.clip, self.tokenizer, self.config["text_cfg"])
 
     @classmethod
     def create(
@@ -65,7 +73,7 @@ class DualEncoder(nn.Module):
         """
         chosen = model_config(config, image_size)
         if tokenizer is not None:
-            chosen["text_cfg"].update(vocab_size=tokenizer.vocab_size, context_length=tokenizer.context_length)
+            chosen["text_cfg"]["vocab_size"] = tokenizer.vocab_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cls(chosen, tokenizer)
@@ -82,13 +90,13 @@ class DualEncoder(nn.Module):
         """Create an open_clip architecture with published weights: a tag such as "openai" (for a file: `pretrained_encoder`).
 
         For another `image_size` (height, width) the position embedding is resized, "bilinear" as IRRA does or "bicubic" as
-        open_clip does. Raises ParameterError where the tag was trained with another activation: OpenAI's weights need a
-        "-quickgelu" architecture, and silently lose some points in another.
+        open_clip does. Raises ParameterError where the tag was trained with another activation (OpenAI's weights need a
+        "-quickgelu" architecture, and silently lose some points in another), or with another normalisation than CLIP's.
         """
         import open_clip
 
         config = model_config(name, image_size)
-        require_activation(name, config, weights)
+        require_tag(name, config, weights)
         model = cls.create(config)
         try:
             source = open_clip.create_model(name, pretrained=weights)
@@ -113,9 +121,11 @@ class DualEncoder(nn.Module):
         weights = weights_file(folder)
         try:
             config = model_config(config_file(folder / CONFIG_FILE))
+            require_normalisation(preprocess_of(folder / CONFIG_FILE), weights.name)
         except ParameterError as error:
             raise DataError(f"{folder}: not a folder of a dual encoder: {error}") from error
-        model = cls.create(config, image_size=image_size, tokenizer=CaptionTokenizer.load(folder))
+        tokenizer = CaptionTokenizer.load(folder, context_length_of(config))
+        model = cls.create(config, image_size=image_size, tokenizer=tokenizer)
         state = {name: tensor.float() for name, tensor in read_state(weights).items()}
         require_finite(state, weights)
         resize_positions(state, grid_of(config), model.clip.visual.grid_size, position_resize)

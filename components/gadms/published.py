@@ -7,6 +7,7 @@ read as tensors only, never as code; half precision becomes float32.
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from torch import Tensor
 
 from components.errors import DataError, ParameterError
 from components.files import file_digest
-from components.gadms.architecture import grid_of, model_config
+from components.gadms.architecture import grid_of, model_config, require_architecture
 from components.gadms.model import DECODER_FILE, DualEncoder, PositionResize, resize_positions, weights_file
 from components.weight_files.reading import OPENAI_CONSTANTS, load_exactly, read_state, require_finite
+
+logger = logging.getLogger(__name__)
 
 TOWERS = "base_model."
 _POSITIONS = "visual.positional_embedding"
@@ -181,8 +184,8 @@ def pretrained_encoder(
 ) -> DualEncoder:
     """Load the encoder named `pretrained`: an open_clip tag of `architecture`, or a file or model folder below `root`.
 
-    A folder has its own architecture. Files and folders are pinned by `sha256`, so that a result states what it depends on. Raises
-    ParameterError or DataError with what to do.
+    A folder has its own architecture, which must be the given one. Files and folders are pinned by `sha256`, so that a result
+    states what it depends on. Raises ParameterError or DataError with what to do.
     """
     import open_clip
 
@@ -193,11 +196,21 @@ def pretrained_encoder(
         )
     if place.is_dir():
         _require_pinned(place, pretrained, sha256)
-        return DualEncoder.load(place, image_size=image_size, position_resize=position_resize)
+        encoder = DualEncoder.load(place, image_size=image_size, position_resize=position_resize)
+        require_architecture(model_config(architecture, image_size), encoder.config, pretrained)
+        return encoder
     if place.is_file():
         _require_pinned(place, pretrained, sha256)
         published = read_published(place)
-        return published.encoder(architecture, image_size=image_size, position_resize=position_resize)
+        encoder = published.encoder(architecture, image_size=image_size, position_resize=position_resize)
+        if not published.openai:
+            quick = bool(encoder.config.get("quick_gelu"))
+            logger.warning(
+                "%s: does not say its activation; quick_gelu is %s, as in retrieval.architecture",
+                pretrained,
+                str(quick).lower(),
+            )
+        return encoder
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) if isinstance(architecture, str) else ""
     raise DataError(
         f"pretrained = {pretrained}: no such file or folder, and not a tag of the architecture ({tags or 'it has none'})"

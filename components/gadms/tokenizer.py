@@ -131,14 +131,14 @@ class CaptionTokenizer:
             (folder / VOCABULARY_FILE).write_text(json.dumps(content, sort_keys=True) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> "CaptionTokenizer":
-        """Read the tokenizer of a model folder: `vocabulary.json`, or CLIP's vocabulary where there is none.
+    def load(cls, folder: Path, context_length: int = CONTEXT_LENGTH) -> "CaptionTokenizer":
+        """Read the tokenizer of a model folder: `vocabulary.json`, or CLIP's vocabulary with `context_length` where there is none.
 
         Raises DataError where the file is not a vocabulary.
         """
         file = Path(folder) / VOCABULARY_FILE
         if not file.exists():
-            return cls()
+            return cls(context_length=context_length)
         try:
             content = json.loads(file.read_text())
             return cls(content["kept"], content["context_length"])

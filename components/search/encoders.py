@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from components.clip_tokenizer import clip_tokenizer
 from components.errors import DataError, ParameterError
 from components.files import file_digest
-from components.gadms.architecture import config_file, require_activation
+from components.gadms.architecture import preprocess_of, require_activation
 from components.gadms.embedding import embed_captions
 from components.gadms.model import CONFIG_FILE, DualEncoder, weights_file
 from components.gadms.published import read_published
@@ -148,8 +148,7 @@ def open_encoder(reference: str | Mapping[str, Any], root: Path, *, device: torc
 
 def _of_folder(wanted: ModelReference, folder: Path, device: torch.device | str) -> Encoder:
     weights_file(folder)  # a folder of weights, or one line
-    preprocess = _json(folder / CONFIG_FILE).get("preprocess_cfg")
-    if preprocess != _ours():
+    if preprocess_of(folder / CONFIG_FILE) != _ours():
         return _of_open_clip(wanted, f"local-dir:{folder}", None, device)
     model = DualEncoder.load(folder, image_size=wanted.image_size).to(device)
     weights = file_digest(weights_file(folder))  # alone, as the stage `index` records it
@@ -213,11 +212,6 @@ def _squashed(model: Any) -> dict[str, Any]:
 def _ours() -> dict[str, Any]:
     """What `DualEncoder.save` writes on the preparation of pictures."""
     return {"mean": list(CLIP_MEAN), "std": list(CLIP_STD), "interpolation": "bilinear", "resize_mode": "squash"}
-
-
-def _json(file: Path) -> dict[str, Any]:
-    config_file(file)  # readable, and an object
-    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _size_of(config: Mapping[str, Any]) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from components.errors import DataError, ParameterError
+from components.gadms.architecture import model_config, require_tag
 from components.gadms.published import weights_digest
 from components.gadms.tasks import RetrievalTask
 from pipelines.health.findings import Finding, State
@@ -65,8 +66,7 @@ def _retrieval_weights(chosen: Parameters, workspace: Workspace) -> Finding:
     from huggingface_hub import try_to_load_from_cache
 
     name, weights = settings.architecture, settings.pretrained
-    published = open_clip.get_pretrained_cfg(name, weights) if isinstance(name, str) else None
-    if not published:
+    if not isinstance(name, str) or not (published := open_clip.get_pretrained_cfg(name, weights)):
         found = workspace.path(weights)
         if found.exists():
             return _local(found, subject, chosen, workspace)
@@ -75,6 +75,10 @@ def _retrieval_weights(chosen: Parameters, workspace: Workspace) -> Finding:
             return Finding(subject, State.MISSING, True, weights, (f"no such file; tags of {name} are {tags}",))
         fix = "no such file; for a tag, name a published architecture in retrieval.architecture"
         return Finding(subject, State.MISSING, True, f"{weights} for an architecture of params.yaml", (fix,))
+    try:
+        require_tag(name, model_config(name), weights)
+    except ParameterError as error:
+        return Finding(subject, State.INCOMPLETE, True, weights, (str(error),))
     repository, file = os.path.split(published["hf_hub"])
     wanted = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]  # the first it tries
     if any(isinstance(try_to_load_from_cache(repository, name), str) for name in wanted):

@@ -37,6 +37,13 @@ def test_the_interval_resamples_people_and_not_sentences():
     assert interval == bootstrap_mean(hits, units=people, resamples=500, seed=3)
 
 
+def test_a_group_of_one_person_has_no_interval():
+    found = by_group(results([1, 2, 1, 2]), ["a", "a", "b", "b"], [7, 7, 8, 9])
+    assert found["a"].interval is None
+    assert found["a"].as_dict()["R@1_interval"] == {"mean": 50}
+    assert found["b"].as_dict()["R@1_interval"] == {"mean": 50, "low": 0, "high": 100}
+
+
 def test_a_query_counts_under_every_attribute_that_its_picture_shows():
     shown = [{"hat": "cap", "hat_colour": "red"}, {"hat": "none"}, {"hat": "cap", "hat_colour": "blue"}]
     found = by_attribute(results([1, 1, 4]), shown, [1, 2, 3])
@@ -122,5 +129,5 @@ def test_a_group_counts_ties_as_the_whole_does():
     }
     found = by_group(RetrievalResult.from_columns(table), ["a", "a", "b"], [1, 2, 3])
     assert (found["a"].metrics["R@1"], found["a"].metrics["tied_share"]) == (100 * (1 / 4 + 1) / 2, 50)
-    assert (found["a"].interval.mean, found["b"].interval.mean) == (62.5, 0)
+    assert (found["a"].interval.mean, found["b"].metrics["R@1"]) == (62.5, 0)
     assert found["b"].metrics["R@5"] == 100

@@ -9,6 +9,7 @@ from components.errors import DataError, ParameterError
 from components.gadms.architecture import model_config
 from components.gadms.embedding import embed_captions, embed_images
 from components.gadms.model import CONFIG_FILE, WEIGHTS_FILE, DualEncoder
+from components.gadms.tokenizer import CaptionTokenizer
 
 
 def test_pooled_features_equal_those_of_open_clip(encoder, ids, pixels):
@@ -48,6 +49,26 @@ def test_a_saved_folder_is_read_back_by_us_and_by_open_clip(encoder, ids, pixels
     ours.save(tmp_path / "b")
     for file in ("open_clip_config.json", "open_clip_model.safetensors", "vocabulary.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize("vocabulary", ["full", "compact"])
+def test_a_model_of_another_context_length_is_read_back_and_reads_as_far(vocabulary, config, tmp_path):
+    config["text_cfg"]["context_length"] = 90
+    compact = CaptionTokenizer.from_corpus(["man hat"], 90)
+    encoder = DualEncoder.create(config, tokenizer=None if vocabulary == "full" else compact)
+    assert encoder.clip.context_length == encoder.tokenizer.context_length == 90
+    encoder.eval().save(tmp_path)
+    again = DualEncoder.load(tmp_path).eval()
+    texts = ["man " * 80 + "hat", "man " * 81]  # the 81st word is beyond CLIP's 77 tokens
+    vectors = embed_captions(again, texts)
+    assert torch.equal(vectors, embed_captions(encoder, texts))
+    assert not torch.equal(vectors[0], vectors[1])
+
+
+def test_a_tokenizer_of_another_context_than_the_architectures_is_refused(config):
+    config["text_cfg"]["context_length"] = 90
+    with pytest.raises(ParameterError, match=r"context_length 90 differ from the tokenizer's \d+ and 77"):
+        DualEncoder.create(config, tokenizer=CaptionTokenizer.from_corpus(["man hat"]))
 
 
 def test_a_folder_can_be_loaded_at_another_image_size(encoder, tmp_path):
@@ -107,12 +128,17 @@ def test_the_published_architecture_has_the_published_shape():
         ({"vision_cfg": {"image_size": [30, 16]}}, "multiple of the patch size"),
         ({"vision_cfg": {"pool_type": "avg"}}, "class token"),
         ({"text_cfg": {"no_causal_mask": True}}, "causal"),
+        ({"text_cfg": {"qk_norm": True}}, "text_cfg: qk_norm: leave out"),
+        ({"text_cfg": {"scale_attn": True, "scale_heads": True}}, "text_cfg: scale_heads, scale_attn: leave out"),
+        ({"text_cfg": {"scale_attn_inner": True}}, "scale_attn_inner"),
+        ({"text_cfg": {"scaled_cosine_attn": True}}, "scaled_cosine_attn"),
+        ({"embed_dim": 48, "text_cfg": {"proj_type": "none"}}, "proj_type 'none': leave out"),
         ({"text_cfg": {"vocab_size": 100}}, "vocab_size 100"),
     ],
 )
 def test_what_the_method_is_not_defined_for_is_refused(config, change, message):
-    for key, values in change.items():
-        config[key].update(values)
+    for key, value in change.items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) else value
     with pytest.raises(ParameterError, match=message):
         DualEncoder.create(config)
 
@@ -176,6 +202,7 @@ def test_every_architecture_of_open_clip_is_taken_as_a_plain_clip_or_refused_in_
         ({"vision_cfg": {"widht": 24}}, "vision_cfg.widht is unknown to open_clip, did you mean width?"),
         ({"vision_cfg": {"width": "wide"}}, "model config: cannot be built (TypeError"),
         ({"text_cfg": {"heads": 5}}, "model config: cannot be built ("),
+        ({"text_cfg": {"context_length": "long"}}, "model config: cannot be built ("),
         ({"text_cfg": {"pool_type": "last"}}, "not read at the end token (pool_type last)"),
         ({"vision_cfg": {"patch_size": "8"}}, "image_size [32, 16] and patch_size 8: [height, width] and a number"),
         ({"vision_cfg": {"patch_size": 0}}, "and patch_size 0: "),
@@ -194,12 +221,12 @@ def test_a_mistake_in_a_config_is_named_in_one_line(config, change, message):
     assert "\n" not in str(caught.value)
 
 
-def edited(**changes):
+def edited(section="model_cfg", **changes):
     """A change of a folder's config."""
 
     def change(folder):
         content = json.loads((folder / CONFIG_FILE).read_text())
-        content["model_cfg"].update(changes)
+        content[section].update(changes)
         (folder / CONFIG_FILE).write_text(json.dumps(content))
 
     return change
@@ -224,6 +251,10 @@ BROKEN_FOLDERS = {
     "no object": (lambda f: (f / CONFIG_FILE).write_text('{"model_cfg": 3}'), "its model_cfg is not an object"),
     "SigLIP's": (edited(custom_text=True, init_logit_bias=-10), "a module of its own (custom_text)"),
     "a text tower of transformers": (edited(text_cfg={"hf_model_name": "roberta-base"}), "transformers' roberta-base"),
+    "trained on other pixels": (
+        edited("preprocess_cfg", std=[0.5, 0.5, 0.5]),
+        "open_clip_model.safetensors: trained on pixels with std [0.5, 0.5, 0.5]; use weights with CLIP's (0.26862954, ",
+    ),
     "weights cut off": (cut_off, "not a readable file of weights, or damaged"),
     "a key less": (weights(lambda s: {n: t for n, t in s.items() if n != "visual.proj"}), "visual.proj is missing"),
     "of another picture size": (

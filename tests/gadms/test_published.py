@@ -7,6 +7,7 @@ the forward is restated with plain formulas in float64.
 import copy
 import hashlib
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from components.errors import DataError, ParameterError
 from components.gadms.decoder import CrossModalDecoder
 from components.gadms.methods import RetrievalConfig
 from components.gadms.model import DualEncoder
-from components.gadms.published import pretrained_encoder, read_published, sort_keys
+from components.gadms.published import pretrained_encoder, read_published, sort_keys, weights_digest
 from components.gadms.tasks import RetrievalTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
@@ -441,7 +442,7 @@ def test_a_position_grid_of_another_shape_is_resized_from_its_own(config, declar
     torch.testing.assert_close(ours.positional_embedding, torch.cat([theirs[:1], fitted]))
 
 
-def test_weights_that_are_no_tag_are_pinned_by_their_digest(checkpoint, encoder, tmp_path):
+def test_weights_that_are_no_tag_are_pinned_by_their_digest(checkpoint, encoder, config, tmp_path):
     file, _ = checkpoint
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
 
@@ -455,7 +456,7 @@ def test_weights_that_are_no_tag_are_pinned_by_their_digest(checkpoint, encoder,
     assert torch.equal(ask("best.pth", digest).clip.visual.proj, checkpoint[1]["base_model.visual.proj"])
     encoder.save(tmp_path / "model")
     weights = hashlib.sha256((tmp_path / "model/open_clip_model.safetensors").read_bytes()).hexdigest()
-    loaded = pretrained_encoder(CONFIG, "model", root=tmp_path, sha256=weights, image_size=encoder.image_size)
+    loaded = pretrained_encoder(config, "model", root=tmp_path, sha256=weights, image_size=encoder.image_size)
     assert torch.equal(loaded.clip.text_projection, encoder.clip.text_projection)
     with pytest.raises(DataError, match="no such file or folder, and not a tag"):
         ask("nothing.pth", None)
@@ -466,3 +467,63 @@ def test_a_tag_is_refused_for_an_architecture_with_another_activation():
         ParameterError, match="openai for ViT-B-16: trained with another activation; use ViT-B-16-quickgelu"
     ):
         DualEncoder.from_pretrained("ViT-B-16", "openai", image_size=(384, 128))
+
+
+def test_a_tag_that_was_trained_on_other_pixels_than_clips_is_refused():
+    message = r"laion2b_s32b_b82k for ViT-L-14: trained on pixels with mean \(0.5, 0.5, 0.5\); use weights with CLIP's"
+    with pytest.raises(ParameterError, match=message):
+        DualEncoder.from_pretrained("ViT-L-14", "laion2b_s32b_b82k", image_size=(224, 224))
+
+
+@pytest.fixture
+def folder(encoder, tmp_path):
+    """What asks for a model folder of the fixture `config` with another architecture and size."""
+    encoder.save(tmp_path / "model")
+    digest = weights_digest(tmp_path / "model")
+
+    def ask(architecture, image_size=(32, 16)):
+        return pretrained_encoder(architecture, "model", root=tmp_path, sha256=digest, image_size=image_size)
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embed_dim": 64}, "embed_dim is 64 (the folder's: 32)"),
+        ({"quick_gelu": False}, "quick_gelu is False (the folder's: True)"),
+        ({"vision_cfg": {"head_width": 12}}, "vision_cfg.head_width is 12 (the folder's: 24)"),
+        (
+            {"text_cfg": {"layers": 6, "ls_init_value": 0.1}},
+            "text_cfg.layers is 6 (the folder's: 3), text_cfg.ls_init_value",
+        ),
+        ({"text_cfg": {"heads": None}}, "text_cfg.heads is 8 (the folder's: 4)"),  # left out: open_clip's default
+    ],
+)
+def test_another_architecture_than_that_of_a_model_folder_is_refused_by_its_keys(change, message, config, folder):
+    for key, value in change.items():
+        changed = {**config[key], **value} if isinstance(value, dict) else value
+        config[key] = {k: v for k, v in changed.items() if v is not None} if isinstance(value, dict) else changed
+    with pytest.raises(ParameterError, match=re.escape(message)) as caught:
+        folder(config)
+    assert str(caught.value).startswith("retrieval.architecture: not that of the model folder model: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_folder_may_have_other_sizes_and_defaults_that_one_side_leaves_out(config, folder):
+    config["vision_cfg"] |= {"image_size": [64, 32], "mlp_ratio": 4.0}
+    config["text_cfg"] |= {"context_length": 60, "vocab_size": 49408, "qk_norm": False}
+    assert folder(config, (64, 32)).image_size == (64, 32)
+
+
+def test_a_plain_state_dict_is_read_with_a_line_on_its_activation(checkpoint, started, tmp_path, caplog):
+    def told(file):
+        caplog.clear()
+        pretrained_encoder(CONFIG, file.name, root=file.parent, sha256=weights_digest(file), image_size=(96, 32))
+        return [record.getMessage() for record in caplog.records]
+
+    torch.save(started.clip.state_dict(), tmp_path / "plain.pt")
+    assert told(tmp_path / "plain.pt") == [
+        "plain.pt: does not say its activation; quick_gelu is true, as in retrieval.architecture"
+    ]
+    assert told(checkpoint[0]) == []

@@ -36,8 +36,8 @@ def retrieval_section(
 def breakdown_section(tables: Mapping[str, Any], real: PersonDataset, seed: int) -> dict[str, Any]:
     """Return retrieval by the attributes of the searched picture: {} for a data set without attributes.
 
-    "attributes": name -> value -> the number of queries, and for each arm its R@1 with an interval over people. "mistaken": arm ->
-    attribute -> how often a wrong first match differs in it, and how often a random picture would.
+    "attributes": name -> value -> the number of queries, and for each arm its R@1, with an interval over people from two on.
+    "mistaken": arm -> attribute -> how often a wrong first match differs in it, and how often a random picture would.
     """
     rows = real.rows(form="long")
     shown = {
@@ -57,7 +57,7 @@ def breakdown_section(tables: Mapping[str, Any], real: PersonDataset, seed: int)
         for name, values in parts.items():
             for value, part in values.items():
                 row = attributes.setdefault(name, {}).setdefault(value, {"queries": part.queries, "arms": {}})
-                row["arms"][arm] = part.interval.as_dict()
+                row["arms"][arm] = part.interval_as_dict()
         pairs = zip(searched, table["found_image_id"], strict=True)
         missed = [(own, found) for own, found in pairs if identities[own] != identities[found]]
         wrong = mistaken_attributes([shown[own] for own, _ in missed], [shown[found] for _, found in missed], gallery)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from components.gadms.architecture import context_length_of, model_config
 from components.gadms.batches import CaptionBatches
 from components.gadms.embedding import embed_captions, embed_images
 from components.gadms.methods import RetrievalConfig
@@ -40,7 +41,10 @@ def new_encoder(params: Parameters, captions: Iterable[str], root: Path = Path()
             image_size=(height, width),
             position_resize=settings.position_resize,
         )
-    tokenizer = CaptionTokenizer.from_corpus(captions) if isinstance(settings.architecture, dict) else None
+    tokenizer = None
+    if isinstance(settings.architecture, dict):
+        context_length = context_length_of(model_config(settings.architecture, (height, width)))
+        tokenizer = CaptionTokenizer.from_corpus(captions, context_length)
     return DualEncoder.create(settings.architecture, image_size=(height, width), tokenizer=tokenizer, seed=params.seed)
 
 

@@ -197,6 +197,10 @@ def test_retrieval_weights_are_a_tag_of_open_clip_or_a_file(workspace, capsys, t
     unknown = retrieval("openay")
     assert unknown.state is State.MISSING
     assert "tags of ViT-B-16-quickgelu are openai" in unknown.remarks[0]
+    snapshot(tmp_path, "laion/CLIP-ViT-L-14-laion2B-s32B-b82K", COMMIT, {"open_clip_model.safetensors": ""})
+    pixels = retrieval("laion2b_s32b_b82k", "ViT-L-14")
+    assert (pixels.state, len(pixels.remarks)) == (State.INCOMPLETE, 1)
+    assert "laion2b_s32b_b82k for ViT-L-14: trained on pixels with mean (0.5, 0.5, 0.5)" in pixels.remarks[0]
     (workspace.root / "weights.pt").write_bytes(b"")
     digest = hashlib.sha256(b"").hexdigest()
     unpinned = retrieval("weights.pt")
@@ -224,6 +228,9 @@ def test_weights_that_are_there_are_read_and_must_fit_the_parameters(workspace):
     assert (found().state, found().facts) == (State.WHOLE, "mine, a model folder")
     deeper = {"gadms_pretrain": {"corpus": "none"}, "gadms_finetune": {"method": {"decoder_depth": 3}}}
     assert "decoder_depth = 3: the decoder of the pretrained weights has 1 blocks" in found(**deeper).remarks[0]
+    other = found(retrieval={**pinned, "architecture": {"text_cfg": {"layers": 6}}})
+    assert other.state is State.INCOMPLETE
+    assert "not that of the model folder mine: text_cfg.layers is 6 (the folder's: 2); set" in other.remarks[0]
 
 
 def test_a_check_that_is_added_runs_with_the_rest_and_one_named_runs_alone(workspace, capsys, monkeypatch):

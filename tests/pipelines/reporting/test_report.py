@@ -309,7 +309,10 @@ def test_the_breakdown_says_who_is_missed_and_what_is_mistaken(finished):
         row = content["attributes"]["upper_colour"][colour]
         assert row["queries"] == 2
         assert row["arms"]["random"]["mean"] == sum(hits[2 * place : 2 * place + 2]) / 2
-    assert content["attributes"]["hat"]["cap"]["queries"] == 1
+    cap, none = (content["attributes"]["hat"][value] for value in ("cap", "none"))
+    assert cap["queries"] == 1
+    assert list(cap["arms"]["random"]) == ["mean"]  # of one person nothing is known of others
+    assert none["arms"]["random"].keys() == {"mean", "low", "high"}
     misses = [place for place, found in enumerate(table["found_image_id"]) if found // 2 != place // 2]
     wrong = [COLOURS[table["found_image_id"][place] // 2] != COLOURS[place // 2] for place in misses]
     found = content["mistaken"]["random"]["upper_colour"]
@@ -404,6 +407,9 @@ def test_the_page_holds_everything_and_copes_without_mlflow(finished, monkeypatc
     for told in ("Errors of retrieval", "gadms_finetune: AUC of the score", "WebPerson 5M", "upper colour"):
         assert told in html
     assert "walks &amp; talks" in html
+    rows = {value: re.search(f"<tr><th>{value}</th><td.*?</tr>", html)[0] for value in ("cap", "none")}
+    assert rows["cap"].count('<span class="dim">–</span>') == len(GADMS_ARMS)
+    assert len(re.findall(r'<span class="dim">\[\d+, \d+\]</span>', rows["none"])) == len(GADMS_ARMS)
 
 
 def test_a_page_of_a_set_without_attributes_or_known_wrong_words_lacks_their_numbers(finished, monkeypatch, tmp_path):

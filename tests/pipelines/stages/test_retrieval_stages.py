@@ -174,6 +174,14 @@ def test_training_starts_from_a_model_folder_of_the_workspace_once_it_is_pinned(
     assert torch.equal(passed.clip.visual.proj, encoder.clip.visual.proj)
 
 
+def test_a_new_encoder_has_the_context_length_of_its_architecture(root, tmp_path):
+    text = {"architecture": {"text_cfg": {"context_length": 20}}}
+    metrics, short, _ = run(gadms_pretrain, root, tmp_path, CURATED, retrieval=text)
+    assert short.clip.context_length == short.tokenizer.context_length == 20
+    assert short.tokenizer.is_cut("red " * 19)
+    assert metrics["captions_cut"] == 0
+
+
 def test_the_encoder_may_see_pictures_at_another_size_than_they_are_drawn(root, tmp_path):
     _, encoder, _ = run(gadms_pretrain, root, tmp_path, CURATED, retrieval={"image_size": [32, 16]})
     assert encoder.image_size == (32, 16)
