@@ -253,7 +253,7 @@ RECIPE = "pretraining/recipe.yaml"
 CHECKPOINTS = "pretraining/checkpoints"
 PRETRAINING_PREFIX = "pretrain_"
 """Begins the names of the stages of pre-training; the rest is what the verb `pretrain` calls them."""
-_PARTS = {part: f"pretraining/parts/{part}" for part in ("autoencoder", "generator", "encoder", "probe")}
+_PARTS = {part: f"pretraining/parts/{part}" for part in ("autoencoder", "generator", "decoder", "encoder", "probe")}
 
 
 def _pretraining(part: str, about: str, *needed: str) -> Stage:
@@ -273,13 +273,14 @@ def _pretraining(part: str, about: str, *needed: str) -> Stage:
 PRETRAINING: tuple[Stage, ...] = (
     _pretraining("autoencoder", "Trains the VAE of the small text-to-image model."),
     _pretraining("generator", "Trains the small FLUX pipeline in the latents of that VAE.", "autoencoder"),
+    _pretraining("decoder", "Fine-tunes the VAE's decoder until pictures look drawn.", "generator"),
     _pretraining("encoder", "Trains the dual encoder and its masked-token decoder, on pictures of another domain."),
     _pretraining("probe", "Trains the attribute classifier."),
     Stage(
         "pretrain_publish",
         "Evaluates them on people that no training has seen, and writes them with model cards.",
         ("seed", "pictures", *(f"pretrain_{part}" for part in (*_PARTS, "publish"))),
-        _PARTS,
+        {"generator": _PARTS["decoder"], "encoder": _PARTS["encoder"], "probe": _PARTS["probe"]},
         {"checkpoints": CHECKPOINTS},
         parameters=RECIPE,
     ),

@@ -19,6 +19,7 @@ from pipelines.schema.gadms import GadmsEvaluate, GadmsFinetune, GadmsPretrain, 
 from pipelines.schema.people import Curate, Pictures, Prepare
 from pipelines.schema.pretraining import (
     PretrainAutoencoder,
+    PretrainDecoder,
     PretrainEncoder,
     PretrainGenerator,
     PretrainProbe,
@@ -70,6 +71,7 @@ class PretrainingParameters(ParameterFile):
 
     pretrain_autoencoder: PretrainAutoencoder
     pretrain_generator: PretrainGenerator
+    pretrain_decoder: PretrainDecoder
     pretrain_encoder: PretrainEncoder
     pretrain_probe: PretrainProbe
     pretrain_publish: PretrainPublish

@@ -9,7 +9,7 @@ from pipelines.workspace import Workspace
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("parts", nargs="*", help="autoencoder, generator, encoder, probe, publish (default: all)")
+    add("parts", nargs="*", help="autoencoder, generator, decoder, encoder, probe, publish (default: all)")
     add("--jobs", type=int, metavar="N", help="at most N parts at once (default: as many as there are cores for)")
 
 

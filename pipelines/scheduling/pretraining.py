@@ -5,6 +5,7 @@ finished is found in the scratch root. `dvc repro pretraining/dvc.yaml` calls th
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 
 from components.errors import DataError, ParameterError
 from pipelines.errors import did_you_mean
@@ -60,9 +61,10 @@ def _part(run: StageRun) -> str:
 def _require_inputs(runs: Sequence[StageRun], workspace: Workspace) -> None:
     made = {path for run in runs for path in run.outputs.values()}
     for run in runs:
-        for name, path in run.inputs.items():
+        for path in run.inputs.values():
             if path not in made and not workspace.path(path).exists():
-                raise DataError(f"{path} is not there: run `python -m pipelines pretrain {name}` first")
+                part = PurePosixPath(path).name
+                raise DataError(f"{path} is not there: run `python -m pipelines pretrain {part}` first")
 
 
 class _Unrecorded:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from components.persons.drawn.config import Preset
-from components.settings import AboveZero, Fraction, FromList, NotNegative, Positive
+from components.settings import AboveZero, Count, Fraction, FromList, NotNegative, Positive
 from components.training.numbered import OncePerSample
 from pipelines.schema.section import Section
 
@@ -39,6 +39,20 @@ class PretrainGenerator(Section):
     single_blocks: Positive
     caption_dropout: Fraction
     shift: AboveZero
+    training: OncePerSample
+
+
+class PretrainDecoder(Section):
+    """The decoder of the generator's VAE, against discriminators: see `DecoderTask`.
+
+    sampler_steps: of the generated pictures that it learns from.
+    """
+
+    presets: Presets
+    sampler_steps: Positive
+    reconstructed: NotNegative
+    generated: NotNegative
+    begin: Count
     training: OncePerSample
 
 

@@ -12,7 +12,7 @@ STEPS = 4
 def small_recipe(steps: int = STEPS) -> dict[str, Any]:
     """The repository's recipe with small models, and `steps` steps for each part."""
     recipe: dict[str, Any] = read_yaml(ROOT / "pretraining" / "recipe.yaml")
-    for part in ("autoencoder", "generator", "encoder", "probe"):
+    for part in ("autoencoder", "generator", "decoder", "encoder", "probe"):
         section = recipe[f"pretrain_{part}"]
         own = {
             "steps": steps,
@@ -26,6 +26,7 @@ def small_recipe(steps: int = STEPS) -> dict[str, Any]:
     recipe["pretrain_autoencoder"] |= {"latent_channels": 2, "channels": [8, 8]}
     recipe["pretrain_generator"] |= {"width": 32, "heads": 2, "single_blocks": 1}
     recipe["pretrain_generator"]["training"] |= {"grow_at": steps // 2, "grow_by": 2}
+    recipe["pretrain_decoder"] |= {"sampler_steps": 2, "begin": 1}
     recipe["pretrain_publish"] = {
         "people": 3,
         "pictures": 16,

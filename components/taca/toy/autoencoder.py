@@ -66,7 +66,7 @@ class AutoencoderTask(PerSampleTask):
             "loss": reconstruction + self.kl_weight * kl,
             "reconstruction": reconstruction,
             "kl": kl,
-            "psnr": _decibel(squared.detach() / 4),  # /4: the range of [-1, 1] is 2
+            "psnr": decibel(squared.detach() / 4),  # /4: the range of [-1, 1] is 2
         }
 
     def _noise(self, latents: Tensor, name: str, step: int) -> Tensor:
@@ -79,7 +79,7 @@ class AutoencoderTask(PerSampleTask):
 def psnr(first: Tensor, second: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio in dB of each picture: (N, C, H, W) uint8, or float in [0, 1] -> (N,)."""
     first, second = signed_pixels(first), signed_pixels(second)
-    return _decibel((first - second).square().flatten(1).mean(1) / 4)
+    return decibel((first - second).square().flatten(1).mean(1) / 4)
 
 
 @torch.no_grad()
@@ -130,5 +130,5 @@ def pixel_batches(
     return batch
 
 
-def _decibel(mean_squared_error: Tensor) -> Tensor:
+def decibel(mean_squared_error: Tensor) -> Tensor:
     return -10 * torch.log10(mean_squared_error.clamp_min(1e-12))

@@ -108,7 +108,11 @@ def test_the_encoder_is_taken_with_its_decoder_by_the_code_of_published_weights(
 
     name = str(CHECKPOINTS / "encoder")
     encoder = pretrained_encoder(
-        {}, name, root=pretrained.root, sha256=weights_digest(pretrained.root / name), image_size=(64, 32)
+        str(pretrained.root / name / "open_clip_config.json"),
+        name,
+        root=pretrained.root,
+        sha256=weights_digest(pretrained.root / name),
+        image_size=(64, 32),
     )
     assert encoder.decoder_weights is not None
     long, short = "A lady wearing a scarlet pullover and dotted trousers.", "front view of slim tan woman"
@@ -142,7 +146,10 @@ def test_a_mistake_is_one_line_that_says_what_is_allowed(place):
     write_small_recipe(place.root)
     unknown = place.call("pretrain", "vae")
     assert unknown.returncode != 0
-    assert "vae: no part of pre-training: one of autoencoder, generator, encoder, probe, publish" in unknown.stderr
+    assert (
+        "vae: no part of pre-training: one of autoencoder, generator, decoder, encoder, probe, publish"
+        in unknown.stderr
+    )
     alone = place.call("pretrain", "generator")
     assert "run `python -m pipelines pretrain autoencoder` first" in alone.stderr
     recipe = small_recipe()
