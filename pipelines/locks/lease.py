@@ -48,6 +48,27 @@ def read_lease(path: Path) -> Holder | None:
         return None
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A lease file that is there and cannot be read: torn by a power loss, or of other code. It changes while its holder lives."""
+
+    size: int
+    mtime_ns: int
+
+    def __str__(self) -> str:
+        return "another process, whose lease cannot be read,"
+
+
+def _watched(path: Path) -> Holder | Unreadable | None:
+    """Return what changes with each renewal of a lease file, or None without a file."""
+    if found := read_lease(path):
+        return found
+    with suppress(OSError):
+        status = path.stat()
+        return Unreadable(status.st_size, status.st_mtime_ns)
+    return None
+
+
 class Lease:
     """The lease in one file, held from `acquire` to `release`."""
 
@@ -70,10 +91,11 @@ class Lease:
         Raises InfrastructureError after `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
-        seen, since = None, time.monotonic()
+        seen: Holder | Unreadable | None = None
+        since = time.monotonic()
         warned = False
         while not self._try(seen, since):
-            found = read_lease(self.path)
+            found = _watched(self.path)
             if found != seen:
                 seen, since = found, time.monotonic()
             if time.monotonic() > deadline:
@@ -85,11 +107,11 @@ class Lease:
             time.sleep(min(1.0, self.beat / 2))
         self._thread.start()
 
-    def _try(self, seen: Holder | None, since: float) -> bool:
-        found = read_lease(self.path)
+    def _try(self, seen: Holder | Unreadable | None, since: float) -> bool:
+        found = _watched(self.path)
         if found is None:
             return self._create()
-        if found.machine == self._holder.machine:
+        if isinstance(found, Holder) and found.machine == self._holder.machine:
             self._write()
             return True
         if found != seen or time.monotonic() - since < self.stale:
@@ -121,8 +143,8 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._stop.wait(self.beat):
-            found = read_lease(self.path)
-            if found and not self._is_own(found):
+            found = _watched(self.path)
+            if isinstance(found, Holder) and not self._is_own(found):
                 self.lost = True
                 return
             with suppress(OSError):  # the storage is away or full; when it is back, the token tells whose lease it is
@@ -132,7 +154,10 @@ class Lease:
         """Write the file if there is none, in one step that only one process can take."""
         temporary = temporary_beside(self.path)
         try:
-            temporary.write_text(self._next_beat())
+            with open(temporary, "w") as file:
+                file.write(self._next_beat())
+                file.flush()
+                os.fsync(file.fileno())  # after a power loss the name must not be there without the content
             try:
                 os.link(temporary, self.path)
             except FileExistsError:

@@ -16,6 +16,7 @@ from pathlib import Path
 from components.errors import DataError
 from components.files import remove
 from pipelines import graph, params
+from pipelines.dvc_files.dvc_lock import LOCK_FILE as DVC_LOCK
 from pipelines.dvc_files.dvc_lock import dvc_md5, read_entries
 from pipelines.errors import InfrastructureError
 from pipelines.identity.fingerprint import present_fingerprint
@@ -39,7 +40,8 @@ class Removal:
 def collect(workspace: Workspace, *, dry: bool, sweeps: bool = False) -> list[Removal]:
     """Remove what is not needed and print one line per folder; with `dry`, only print.
 
-    `sweeps`: also what only sweeps need that have ended.
+    `sweeps`: also what only sweeps need that have ended. Raises DataError, before anything is removed, when the dvc.lock of a
+    worktree cannot be read.
     """
     needed = _needed_folders(workspace)
     removals = []
@@ -115,12 +117,22 @@ def _needed_folders(workspace: Workspace) -> set[str]:
 
 
 def _locked_outputs(root: Path) -> dict[str, dict[str, str | None]]:
-    """Return the md5 of the outputs of each stage in the dvc.lock of a checkout; {} without one."""
-    try:
-        entries = read_entries(root)
-    except DataError:
+    """Return the md5 of the outputs of each stage in the dvc.lock of a checkout; {} without one.
+
+    Raises DataError for one that cannot be read: nobody knows which results it names.
+    """
+    file = root / DVC_LOCK
+    if not file.exists():
         return {}
-    return {stage: {out["path"]: out.get("md5") for out in entry.get("outs", [])} for stage, entry in entries.items()}
+    entries = read_entries(root)
+    try:
+        return {
+            stage: {out["path"]: out.get("md5") for out in entry.get("outs", [])} for stage, entry in entries.items()
+        }
+    except (AttributeError, KeyError, TypeError):
+        raise DataError(
+            f"{file} cannot be read: its stages are not as DVC writes them: `git checkout dvc.lock`"
+        ) from None
 
 
 def _md5s(folder: Path, done: Manifest) -> dict[str, str | None]:

@@ -1,5 +1,6 @@
 """`python -m pipelines lineage RUN_ID|PATH|STAGE`: from a result back to the raw input, with every run and digest."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,8 +64,15 @@ def trace(manifest: Manifest, home: Path, client: "MlflowClient | None") -> Step
     return visit(manifest)
 
 
-def find_stage(target: str) -> graph.StageRun | None:
-    """Return the stage that writes `target` (a path, or one below it) or has this name; None when no stage does."""
+def find_stage(target: str, root: Path) -> graph.StageRun | None:
+    """Return the stage that writes `target` (a path, or one below it) or has this name; None when no stage does.
+
+    A path is relative to the workspace at `root` or, where no stage writes that, to the current folder; or it is absolute.
+    """
+    return _find_stage(target) or _find_stage(_path_in(root, target))
+
+
+def _find_stage(target: str) -> graph.StageRun | None:
     path = target.strip("/").removeprefix("./")
     if path == "reports/index.html":  # rendered from the report's output
         return graph.find("report")
@@ -82,7 +90,7 @@ def find_manifest(target: str, workspace: Workspace, tracker: Tracker) -> Manife
 
     Raises DataError without one, ParameterError where several ids begin so.
     """
-    run = find_stage(relative(target, workspace))
+    run = find_stage(target, workspace.root)
     if run is None:
         try:
             made_by = find_run(tracker, target)
@@ -102,12 +110,14 @@ def find_manifest(target: str, workspace: Workspace, tracker: Tracker) -> Manife
     raise DataError(f"{target}: no finished result of {run.address} has these bytes: run `{graph.command_for(run)}`")
 
 
-def relative(target: str, workspace: Workspace) -> str:
-    """Return a path relative to the workspace, as the graph writes it; anything else unchanged."""
-    path = Path(target)
-    if path.is_absolute() and path.is_relative_to(workspace.root):
-        return path.relative_to(workspace.root).as_posix()
-    return target
+def _path_in(root: Path, target: str) -> str:
+    """Return a path that was typed in the current folder as the graph writes it, relative to `root`; anything else unchanged."""
+    path = Path(os.path.abspath(target))
+    if not (path.exists() or "/" in target):  # a run id, say, typed in the folder of an output
+        return target
+    # The path itself is not resolved: an output may be a link into DVC's cache.
+    path, root = path.parent.resolve() / path.name, root.resolve()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else target
 
 
 def lineage(target: str, workspace: Workspace) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.errors import InfrastructureError, one_line
 from pipelines.records.manifests import download_manifest
 from pipelines.records.stage_record import mlflow_parameters, mlflow_tags
 from pipelines.scratch.manifest import Manifest
@@ -20,13 +21,20 @@ if TYPE_CHECKING:
 
 
 def check_run(manifest: Manifest, client: "MlflowClient", curves: Path | None) -> Iterator[str]:
-    """Yield one line for each way in which the run of `manifest` is missing, unfinished, or differs from it or from `curves`."""
+    """Yield one line for each way in which the run of `manifest` is missing, unfinished, or differs from it or from `curves`.
+
+    Raises InfrastructureError when the server fails to say whether it has the run.
+    """
     from mlflow.exceptions import MlflowException
 
     run_id = manifest.run or ""
     try:
         run = client.get_run(run_id)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # the latter: no run id
+            raise InfrastructureError(
+                f"run {run_id}: MLflow does not return it ({one_line(error)}): try again"
+            ) from error
         yield f"run {run_id} is not in the MLflow store"
         return
     if run.info.lifecycle_stage != "active":

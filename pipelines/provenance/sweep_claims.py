@@ -7,8 +7,9 @@ was promoted, and that one's for longer.
 import json
 from pathlib import Path
 
+from components.errors import DataError
 from components.files import write_atomically
-from pipelines.errors import InfrastructureError
+from pipelines.errors import InfrastructureError, one_line
 from pipelines.locks.file_lock import file_lock
 from pipelines.scratch.folder import LOCK_FILE
 
@@ -25,11 +26,16 @@ def record_promotion(sweep: Path, number: int) -> None:
 
 
 def promoted(sweep: Path) -> list[int]:
-    """Return the numbers of the trials of a sweep that were promoted."""
+    """Return the numbers of the trials of a sweep that were promoted. Raises DataError where they cannot be read."""
+    file = sweep / PROMOTED_FILE
     try:
-        return [int(number) for number in json.loads((sweep / PROMOTED_FILE).read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
+        return [int(number) for number in json.loads(file.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
         return []
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{file}: cannot be read ({one_line(error)}): must be the promoted trials' numbers, as [0, 3]: mend it"
+        ) from None
 
 
 def sweep_needs(sweep: Path, root: Path, *, freed: bool) -> str | None:
@@ -41,8 +47,10 @@ def sweep_needs(sweep: Path, root: Path, *, freed: bool) -> str | None:
         return None
     if not _ended(sweep):
         return f"sweep {sweep.name} uses, which has not ended"
+    if freed:
+        return None
     chosen = promoted(sweep)
-    if freed or (chosen and root.parent.name not in [f"{number:03d}" for number in chosen]):
+    if chosen and root.parent.name not in [f"{number:03d}" for number in chosen]:
         return None
     return f"sweep {sweep.name} has made: `promote` one of its trials, or free them with `gc --sweeps`"
 

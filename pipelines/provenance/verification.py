@@ -18,7 +18,7 @@ from pipelines.errors import REPRO_COMMAND
 from pipelines.graph import StageRun, all_runs, find_default, producers, with_upstream
 from pipelines.identity.closure import COUNTED, ROOT, stage_sources
 from pipelines.identity.fingerprint import LOCK, digest, present_fingerprint, tree_digests
-from pipelines.provenance.lineage import find_stage, relative
+from pipelines.provenance.lineage import find_stage
 from pipelines.provenance.run_checks import check_run
 from pipelines.records.manifests import download_manifest, find_by_content, find_by_fingerprint, find_maker
 from pipelines.records.stage_record import fingerprinted_now
@@ -61,7 +61,7 @@ def upstream(targets: Sequence[str], workspace: Workspace) -> list[StageRun]:
     """
     named = []
     for target in targets:
-        run = find_stage(relative(target, workspace))
+        run = find_stage(target, workspace.root)
         if run is None:
             raise DataError(f"verify: {target}: no stage writes it; give a path from dvc.yaml, or a stage")
         named.append(find_default(run.address))

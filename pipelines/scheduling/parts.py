@@ -66,6 +66,9 @@ class RunningStage(Protocol):
 
 
 class Starter(Protocol):
+    def prepare(self, run: StageRun) -> None:
+        """Do what may fail, while the outputs of the run are still there."""
+
     def start(self, run: StageRun, environment: Mapping[str, str]) -> RunningStage: ...
 
 

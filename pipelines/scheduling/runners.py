@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from pipelines.engine.forked import RUNNER, ForkedProcess, fork
 from pipelines.engine.warm import warm_runners, warm_workers
+from pipelines.errors import InfrastructureError
 from pipelines.graph import StageRun
 from pipelines.identity.closure import ROOT
+from pipelines.locks.file_lock import file_lock
 from pipelines.scheduling.stage_runner import RunnerTask
 from pipelines.scratch.folder import folder_stem
 from pipelines.tracking.addresses import tracking_uri
@@ -28,8 +30,12 @@ from pipelines.workspace import Workspace
 MODULE = "pipelines.scheduling.stage_runner"
 LOGS = "logs"
 """Folder in the scratch root: one folder per `repro`, in it one log per stage run."""
+LOCK = "lock"
+"""File in a folder of logs, locked while its command runs."""
 KEPT_LOGS = 20
-"""Folders of logs that are kept, the newest ones."""
+"""Folders of logs that are kept, those changed last."""
+KEPT_SECONDS = 24 * 3600.0
+"""A folder of logs that has changed this lately is kept too: a lock is not seen on other machines."""
 SAVING_SECONDS = 10.0
 """What a runner may take longer than its stage's grace period, to write down how the stage has ended."""
 
@@ -86,22 +92,26 @@ class Runners:
         self.logs = workspace.home / LOGS / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{os.getpid()}"
         self._parent_run = parent_run
         self._address = ""
-        self._warm = ExitStack()
+        self._held = ExitStack()  # the lock on the logs, the warm processes
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._warm.close()
+        self._held.close()
+
+    def prepare(self, run: StageRun) -> None:
+        """Do what may fail before the stage's outputs are removed. Raises as `parent_run` does."""
+        self._address = self._address or self._start_warm_processes()
+        self._parent_run()  # imports MLflow while the warm processes do
+        self._open_log(run).close()
 
     def start(self, run: StageRun, environment: Mapping[str, str]) -> RunnerProcess:
-        """Start the runner of a stage run, with `environment` added to this process's. Raises as `parent_run` does."""
-        self._address = self._address or self._start_warm_processes()
-        parent = self._parent_run()  # imports MLflow while the warm processes do
+        """Start the runner of a prepared stage run, with `environment` added to this process's."""
+        parent = self._parent_run()
         own = {"MLFLOW_TRACKING_URI": self._store, "DVC_STAGE": run.address, "DVC_ROOT": str(self.workspace.root)}
         given = {**os.environ, **own, **environment}
-        log = self.logs / f"{folder_stem(run.address)}.log"
-        with open(log, "ab") as output:
+        with self._open_log(run) as output:
             descriptors = output.fileno(), output.fileno()
             process = fork(self._address, MODULE, RUNNER, given, descriptors) or subprocess.Popen(
                 [sys.executable, "-m", MODULE],
@@ -118,7 +128,15 @@ class Runners:
         with suppress(BrokenPipeError):  # killed already, as its exit code will show
             process.stdin.write(task.to_json() + "\n")
             process.stdin.flush()
-        return RunnerProcess(run, log, process)
+        return RunnerProcess(run, self._log(run), process)
+
+    def _log(self, run: StageRun) -> Path:
+        return self.logs / f"{folder_stem(run.address)}.log"
+
+    def _open_log(self, run: StageRun) -> BinaryIO:
+        """Open the log of a stage run, in its folder, which is created again where someone has removed it."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        return open(self._log(run), "ab")
 
     @cached_property
     def _store(self) -> str:
@@ -126,16 +144,35 @@ class Runners:
         return tracking_uri(self.workspace)
 
     def _start_warm_processes(self) -> str:
-        """Return the address of that for runners."""
-        self.logs.mkdir(parents=True)
-        remove_old_logs(self.logs.parent)
+        """Take the folder of logs too. Return the address of the warm process for runners."""
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # they would go to the logs
-        address = self._warm.enter_context(warm_runners(self.threads, own_session=True))
-        self._warm.enter_context(warm_workers(self.threads, own_session=True))
+        address = self._held.enter_context(warm_runners(self.threads, own_session=True))
+        self._held.enter_context(warm_workers(self.threads, own_session=True))
+        self._held.enter_context(file_lock(self.logs / LOCK, f"another command writes to {self.logs}: run again"))
+        with suppress(OSError):  # another command removes some at the moment, say
+            remove_old_logs(self.logs)
         return address
 
 
-def remove_old_logs(folder: Path, kept: int = KEPT_LOGS) -> None:
-    """Remove all but the newest folders of logs; their names begin with the time."""
-    for old in sorted(path for path in folder.iterdir() if path.is_dir())[:-kept]:
-        shutil.rmtree(old, ignore_errors=True)
+def remove_old_logs(own: Path, kept: int = KEPT_LOGS) -> None:
+    """Remove the folders of logs beside `own` but those changed last, those changed lately, and those whose command runs.
+
+    The time is that at which `own` has changed, so that the clocks of machines that share the storage need not agree.
+    """
+    changed = {folder: _last_change(folder) for folder in own.parent.iterdir() if folder.is_dir()}
+    lately = _last_change(own) - KEPT_SECONDS
+    for folder in sorted(changed, key=changed.__getitem__)[:-kept]:
+        if changed[folder] < lately and not _is_locked(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_change(folder: Path) -> float:
+    """Return when a folder or a file in it has changed, in seconds."""
+    return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+
+
+def _is_locked(folder: Path) -> bool:
+    """Return whether the command of a folder of logs runs on this machine, or its lock cannot be tried."""
+    with suppress(InfrastructureError, OSError), file_lock(folder / LOCK, "its command runs"):
+        return False
+    return True

@@ -124,6 +124,7 @@ class _Execution:
         others = [other for other, _, _ in self.running.values()]
         if not self.places.fits(run, others):
             return False
+        self.starter.prepare(run)
         self.repository.before_run(run)
         stage = self.starter.start(run, self.places.environment(run, others))
         self.running[run.address] = run, stage, self.clock()

@@ -14,6 +14,8 @@ from starlette.types import Scope
 from pipelines.serving.answers import Refused
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+ANY_ADDRESS = ("0.0.0.0", "::")
+"""To listen on all addresses of this machine; no name to open in a browser."""
 COOKIE = "person_search"
 MIN_TOKEN = 16
 """Characters. `openssl rand -hex 32` makes 64."""
@@ -92,6 +94,11 @@ def host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower()
+
+
+def is_host_name(text: str) -> bool:
+    """Return whether `text` is as `host_name` returns it, or in upper case: without a port and brackets."""
+    return host_name(f"[{text}]" if text.count(":") > 1 else text) == text.lower()
 
 
 def urlsplit_host(origin: str) -> str:

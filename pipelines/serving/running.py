@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipelines.engine.ray_cluster import is_joined, ray_session, set_ray_default
 from pipelines.errors import InfrastructureError, one_line
 from pipelines.params import Compute
 from pipelines.search.gallery_search import INDEX
+from pipelines.serving.access import ANY_ADDRESS
 from pipelines.serving.limits import LIMITS
 from pipelines.serving.proxy import ENVIRONMENT
 from pipelines.serving.settings import ReplicaSettings, ServeOptions, replica_settings
@@ -45,10 +46,8 @@ def serve(options: ServeOptions, workspace: Workspace) -> None:
     port = free_port(host, options.port)
     with _running(settings, host, port):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set a handler of its own
-        print(
-            f"{size} pictures of {folder}: open {address(host, port)} (Ctrl-C stops it; errors: {_log_folder()})",
-            flush=True,
-        )
+        url = address(host, port, options.allowed_host)
+        print(f"{size} pictures of {folder}: open {url} (Ctrl-C stops it; errors: {_log_folder()})", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
         print("stopping", flush=True)
@@ -73,9 +72,9 @@ def free_port(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def address(host: str, port: int) -> str:
-    """Return the address to open in a browser."""
-    name = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
+def address(host: str, port: int, allowed: Sequence[str] = ()) -> str:
+    """Return the address to open in a browser; for all addresses of this machine, by the first `allowed` name or else its own."""
+    name = [*allowed, socket.gethostname()][0] if host in ANY_ADDRESS else host
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 

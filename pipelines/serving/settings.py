@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.errors import DataError, ParameterError
-from pipelines.serving.access import LOOPBACK_NAMES, MIN_TOKEN, is_loopback, token_digest
+from pipelines.serving.access import ANY_ADDRESS, LOOPBACK_NAMES, MIN_TOKEN, is_host_name, is_loopback, token_digest
 from pipelines.serving.access_log import require_writable
 
 TOKEN_VARIABLE = "PIPELINES_SERVE_TOKEN"
@@ -32,6 +32,11 @@ class ServeOptions:
             raise ParameterError(f"serve: --searches-per-minute {self.searches_per_minute}: must be at least 1")
         if self.log_queries and self.access_log is None:
             raise ParameterError("serve: --log-queries: give the file too, --access-log FILE")
+        for name in self.allowed_host:
+            if not is_host_name(name):
+                raise ParameterError(
+                    f"serve: --allowed-host {name}: must be a name or an address; leave out the port, http:// and brackets"
+                )
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,11 @@ def replica_settings(options: ServeOptions, gallery: Path, root: Path) -> Replic
             f"--token-file FILE, or put it into {TOKEN_VARIABLE}"
         )
     if local or hosts:
-        hosts = (*LOOPBACK_NAMES, *hosts)
+        # DNS rebinding needs a name that others can point here. --host is an address, or a name that was given as the allowed
+        # ones were. This machine's own name was not given, and whoever runs the network may decide where it leads: for ANY_ADDRESS
+        # `serve` prints an allowed name instead.
+        own = () if options.host in ANY_ADDRESS else (options.host.lower(),)
+        hosts = tuple(dict.fromkeys((*LOOPBACK_NAMES, *own, *hosts)))
     if options.access_log is not None:
         try:
             require_writable(options.access_log)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from components.files import write_atomically
+from pipelines.errors import one_line
 from pipelines.studies.cells import Phase
 from pipelines.studies.identity import input_digests, provenance
 from pipelines.studies.opened import Opened
@@ -22,8 +23,8 @@ BESIDE = "results/studies"
 def write_results(opened: Opened, *, replace: bool = True) -> Path:
     """Write `studies/results/<name>.json` from the results so far, without measuring. Returns the path.
 
-    Without `replace`, a file there that has cells which these results lack, or is of another plan or other parameters, stays as it
-    is, and these results are written to `results/studies/<name>.json`. Without any result, all is "planned".
+    Without `replace`, a file there that has cells which these results lack, is of another plan or other parameters, or cannot be
+    read, stays as it is, and these results are written to `results/studies/<name>.json`. Without any result, all is "planned".
     """
     document = document_of(opened)
     path = opened.workspace.path(f"{RESULTS}/{opened.name}.json")
@@ -80,8 +81,10 @@ def _why_kept(path: Path, document: Mapping[str, Any]) -> str | None:
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
         missing = {cell["key"] for cell in there["cells"]} - {cell["key"] for cell in document["cells"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"cannot be read ({type(error).__name__}: {one_line(error)})"
     if missing:
         return f"has {len(missing)} cells that these results lack"
     changed = [name for name in ("plan", "parameters") if there.get(name) != document[name]]

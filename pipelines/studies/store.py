@@ -38,12 +38,12 @@ class ResultStore:
         return self.folder(identity) / "files"
 
     def read(self, identity: str) -> Result | None:
-        """Return the result, if it exists and the files kept with it are unchanged."""
+        """Return the result, if it exists and the files kept with it are unchanged. Raises OSError when that cannot be read."""
         try:
             record = json.loads(self._record(identity).read_text(encoding="utf-8"))
             whole = record["fingerprint"] == identity and record["files"] == tree_digests(self.files(identity))
             return record["result"] if whole else None
-        except (OSError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError):
             return None
 
     def seconds(self, identity: str) -> float | None:

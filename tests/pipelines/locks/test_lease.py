@@ -75,6 +75,61 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(lease_of):
     assert time.monotonic() - started < STALE / 2
 
 
+UNREADABLE = {"empty": "", "torn": '{"token": "1', "of other code": '{"token": "1", "of_later_code": 1}'}
+
+
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
+def test_a_lease_that_cannot_be_read_is_taken_over_when_it_has_not_changed(lease_of, capsys, content):
+    lease = lease_of("a")
+    lease.path.write_text(content)
+    started = time.monotonic()
+    lease.acquire(10)
+    assert STALE <= time.monotonic() - started < 5
+    lease.require()
+    assert read_lease(lease.path).token == lease.token
+    assert capsys.readouterr().err == (
+        f"waiting: another process, whose lease cannot be read, holds {lease.path.parent}\n"
+    )
+
+
+def test_a_lease_that_cannot_be_read_is_waited_for_while_it_changes(lease_of):
+    lease, ended = lease_of("a"), threading.Event()
+    lease.path.touch()
+
+    def renew():
+        while not ended.wait(BEAT):
+            os.utime(lease.path)
+
+    renewing = threading.Thread(target=renew)
+    renewing.start()
+    try:
+        with pytest.raises(InfrastructureError, match="whose lease cannot be read, still works in"):
+            lease.acquire(2 * STALE)
+    finally:
+        ended.set()
+        renewing.join()
+    assert lease.path.read_text() == ""
+
+
+def test_a_living_holder_writes_a_torn_lease_anew(lease_of):
+    lease = lease_of("a")
+    lease.acquire(1)
+    lease.path.write_text("")
+    time.sleep(6 * BEAT)
+    assert read_lease(lease.path).token == lease.token
+
+
+def test_a_new_lease_is_on_the_disk_before_it_has_its_name(lease_of, monkeypatch):
+    calls = []
+    for name in ("fsync", "link"):
+        original = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, name=name, call=original: (calls.append(name), call(*given))[1])
+    lease = lease_of("a")
+    assert lease._create()
+    assert calls == ["fsync", "link"]
+    assert read_lease(lease.path).token == lease.token
+
+
 @pytest.mark.parametrize("skew", [-86400, 86400])
 def test_a_clock_that_is_a_day_off_changes_nothing(lease_of, monkeypatch, skew):
     first, second = lease_of("a"), lease_of("b")

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from repositories import git, make_repository
 
+from components.errors import DataError
 from pipelines import graph, params
 from pipelines.dvc_files.dvc_lock import dvc_md5
 from pipelines.identity.closure import ROOT
@@ -193,6 +195,44 @@ def test_a_result_in_the_dvc_lock_of_a_linked_worktree_is_kept(place, tmp_path):
     collect(place, dry=False)
     assert "outputs" in left(needed)
     assert "outputs" not in left(unused)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "stages:\n<<<<<<< ours\n  prepare:\n=======\n>>>>>>> theirs\n",
+        "schema: '2.0'\nstages:\n  prepare: {outs: [",
+        "stages:\n  prepare:\n",
+        "",
+    ],
+    ids=["merge conflict", "torn", "without outputs", "empty"],
+)
+@pytest.mark.parametrize("where", ["here", "linked"])
+def test_nothing_is_removed_while_a_dvc_lock_cannot_be_read(place, tmp_path, where, text):
+    folders = [result(place, "a" * 64), result(place, current(place), "other people")]
+    before = [left(folder) for folder in folders]
+    make_repository(place.root)
+    git(place.root, "worktree", "add", "--quiet", "-b", "other", str(tmp_path / "linked"))
+    lock = (tmp_path / "linked" if where == "linked" else place.root) / "dvc.lock"
+    lock.write_text(text)
+    with pytest.raises(DataError, match=rf"^{re.escape(str(lock))} cannot be read.*$"):
+        collect(place, dry=False)
+    assert [left(folder) for folder in folders] == before
+    lock.unlink()
+    collect(place, dry=False)
+    assert [left(folder) for folder in folders] == [{"lock"}, {"outputs", "DONE.json", "lock"}]
+
+
+def test_a_promotion_does_not_replace_those_that_cannot_be_read(place):
+    sweep = place.home / "sweeps/gadms-1234"
+    sweep.mkdir(parents=True)
+    record_promotion(sweep, 3)
+    file = sweep / "promoted.json"
+    torn = file.read_text()[:-1]
+    file.write_text(torn)
+    with pytest.raises(DataError, match=r"promoted.json: cannot be read"):
+        record_promotion(sweep, 1)
+    assert file.read_text() == torn
 
 
 def test_trials_are_kept_until_their_sweep_has_ended_and_one_was_promoted(place, capsys):

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from pretended_stages import Chain, make_chain, pretend
 
 from components.errors import DataError, ParameterError
 from pipelines import presets
+from pipelines.errors import InfrastructureError
 from pipelines.identity.closure import ROOT
 from pipelines.provenance.lineage import find_manifest, lineage, trace
 from pipelines.provenance.verification import Verification, upstream, verify
@@ -270,6 +273,15 @@ def test_a_deleted_run_is_found(chain, tracker, probe_run):
 def test_a_run_of_another_store_is_found(place, tracker):
     edit_json(place.manifest_file("probe"), lambda d: d.update(run="0" * 32))
     assert [line for line in broken(place, tracker, "probe") if f"run {'0' * 32} is not in the MLflow store" in line]
+
+
+def test_a_server_that_fails_does_not_make_a_run_missing(place, tracker, monkeypatch):
+    def fail(run_id: str) -> None:
+        raise MlflowException("the database is away", TEMPORARILY_UNAVAILABLE)
+
+    monkeypatch.setattr(tracker.client, "get_run", fail)
+    with pytest.raises(InfrastructureError, match="the database is away"):
+        broken(place, tracker, "probe")
 
 
 def test_another_metric_in_the_run_is_found(chain, tracker, probe_run):

@@ -84,7 +84,7 @@ def test_the_real_graph_with_trainings_of_two_workers_takes_little_longer_than_i
         plan,
         repository,
         places,
-        SimpleNamespace(start=start),
+        SimpleNamespace(prepare=ignore, start=start),
         view,
         SimpleNamespace(received=0, interrupting=nullcontext),
         clock=time,

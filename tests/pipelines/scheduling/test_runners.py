@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,10 +20,14 @@ from workspaces import Place
 from pipelines.engine.child import STOP, catch_sigterm
 from pipelines.engine.forked import RUNNER, WARM, ForkedProcess, fork
 from pipelines.engine.warm import warm_runners
+from pipelines.errors import InfrastructureError
 from pipelines.graph import find
 from pipelines.identity.closure import ROOT
-from pipelines.scheduling.runners import MODULE, RunnerProcess, remove_old_logs
+from pipelines.locks.file_lock import file_lock
+from pipelines.scheduling import runners as subject
+from pipelines.scheduling.runners import LOCK, MODULE, RunnerProcess, Runners, remove_old_logs
 from pipelines.scheduling.stage_runner import RunnerTask
+from pipelines.workspace import Workspace
 
 WRITER = """
 import json, os, sys, time
@@ -73,11 +79,66 @@ def test_a_long_log_is_read_from_its_end(tmp_path):
     assert process_with(tmp_path / "none", 1).tail(3) == []
 
 
-def test_the_newest_logs_are_kept(tmp_path):
-    for day in range(1, 6):
-        (tmp_path / f"2026-01-0{day}T00-00-00-1").mkdir()
-    remove_old_logs(tmp_path, kept=2)
-    assert sorted(path.name[:10] for path in tmp_path.iterdir()) == ["2026-01-04", "2026-01-05"]
+def folder_of_logs(root: Path, name: str, days: float) -> Path:
+    """Make a folder of logs that has changed for the last time so many days ago."""
+    folder = root / name
+    folder.mkdir()
+    (folder / "probe.log").write_text("step 1\n")
+    changed = time.time() - 86400 * days
+    for path in (folder / "probe.log", folder):
+        os.utime(path, (changed, changed))
+    return folder
+
+
+def test_the_logs_that_changed_last_are_kept_whatever_their_names(tmp_path):
+    for days in range(2, 7):
+        folder_of_logs(tmp_path, f"2026-01-0{days}T00-00-00-1", days)  # the later the name, the older the log
+    own = folder_of_logs(tmp_path, "2025-12-31T00-00-00-1", 0)
+    remove_old_logs(own, kept=3)
+    assert sorted(path.name[:10] for path in tmp_path.iterdir()) == ["2025-12-31", "2026-01-02", "2026-01-03"]
+
+
+def test_logs_that_are_written_stay(tmp_path):
+    running, lately = folder_of_logs(tmp_path, "running", 5), folder_of_logs(tmp_path, "lately", 5)
+    (lately / "probe.log").write_text("step 2\n")  # from another machine, whose lock is not seen here
+    own, ended = folder_of_logs(tmp_path, "own", 0), folder_of_logs(tmp_path, "ended", 5)
+    with file_lock(ended / LOCK, ""):
+        pass
+    with file_lock(running / LOCK, ""):
+        for path in (running / LOCK, ended / LOCK, running, ended):
+            os.utime(path, (0, 0))
+        remove_old_logs(own, kept=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lately", "own", "running"]
+
+
+@pytest.fixture
+def runners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runners]:
+    """Starts processes that end at once, and no warm ones."""
+    for name in ("warm_runners", "warm_workers"):
+        monkeypatch.setattr(subject, name, lambda *given, **options: nullcontext("nobody"))
+    monkeypatch.setattr(subject, "fork", lambda *given: subprocess.Popen(["true"], stdin=subprocess.PIPE, text=True))
+    with Runners(Workspace(tmp_path, tmp_path / ".runs"), 1, lambda: "parent") as runners:
+        yield runners
+
+
+def test_a_command_holds_its_logs_until_it_ends(runners):
+    runners.prepare(find("probe"))
+    with pytest.raises(InfrastructureError), file_lock(runners.logs / LOCK, ""):
+        pass
+    runners.__exit__()
+    with file_lock(runners.logs / LOCK, ""):
+        pass
+
+
+def test_a_stage_starts_though_its_logs_were_removed(runners):
+    runners.prepare(find("prepare"))
+    shutil.rmtree(runners.logs)
+    runners.prepare(find("probe"))
+    assert (runners.logs / "probe.log").read_text() == ""  # there before the outputs are removed
+    shutil.rmtree(runners.logs)
+    process = runners.start(find("probe"), {})
+    assert process.log == runners.logs / "probe.log"
+    assert process.log.is_file()
 
 
 @pytest.mark.parametrize(

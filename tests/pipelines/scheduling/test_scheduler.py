@@ -48,6 +48,7 @@ class World:
     endings: dict[str, Ending] = field(default_factory=dict)
     needs: dict[str, Need | Exception] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
+    unprepared: dict[str, Exception] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     signals_at: list[float] = field(default_factory=list)
     now: float = 0.0
@@ -82,6 +83,7 @@ class World:
         return run.address not in self.damaged
 
     def before_run(self, run: StageRun) -> None:
+        assert self.happened[-1] == ("prepare", run.address)
         self.happened.append(("before", run.address))
 
     def record(self, runs: list[StageRun]) -> dict[str, str]:
@@ -96,6 +98,11 @@ class World:
 
     def environment(self, run: StageRun, running: list[StageRun]) -> dict[str, str]:
         return {"BESIDE": str(len(running))}
+
+    def prepare(self, run: StageRun) -> None:
+        self.happened.append(("prepare", run.address))
+        if error := self.unprepared.get(run.address):
+            raise error
 
     def start(self, run: StageRun, environment: Mapping[str, str]) -> "Process":
         assert environment == {"BESIDE": str(len(self.running))}
@@ -211,6 +218,14 @@ def test_an_error_before_a_stage_starts_is_its_failure():
     summary = world.go()
     assert (summary.results["left"].reason, summary.exit_code) == ("data/raw: not there", 3)
     assert summary.results["right"].state is State.DONE
+
+
+def test_the_outputs_of_a_stage_that_cannot_be_prepared_stay():
+    world = World(DIAMOND, unprepared={"left": OSError(28, "No space left on device")})
+    summary = world.go()
+    assert states(summary)["left"] == "failed"
+    assert summary.exit_code == 75
+    assert set(world.names("before")) == {"top", "right", "alone"}
 
 
 def test_a_bug_stops_and_records_what_runs():

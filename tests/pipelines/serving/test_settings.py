@@ -1,5 +1,6 @@
 """What `serve` is started with: who may reach it, the token, the port."""
 
+import re
 import socket
 from argparse import Namespace
 from pathlib import Path
@@ -9,7 +10,8 @@ from served_galleries import TOKEN, write_gallery
 
 from components.errors import DataError, ParameterError
 from pipelines.commands.serve import COMMAND
-from pipelines.serving.access import LOOPBACK_NAMES, host_name, is_loopback, token_digest
+from pipelines.serving.access import LOOPBACK_NAMES, Access, host_name, is_loopback, token_digest
+from pipelines.serving.answers import Refused
 from pipelines.serving.rates import client_of
 from pipelines.serving.running import _reason, address, free_port
 from pipelines.serving.settings import TOKEN_VARIABLE, ServeOptions, read_token, replica_settings
@@ -24,9 +26,11 @@ def no_token(monkeypatch):
 
 
 def test_on_loopback_no_token_is_needed_and_no_other_name_is_answered():
-    for host in ("127.0.0.1", "localhost", "::1", "127.3.3.3"):
+    for host in ("127.0.0.1", "localhost", "::1"):
         settings = replica_settings(ServeOptions(host=host), *PLACE)
         assert (settings.hosts, settings.token) == (LOOPBACK_NAMES, None)
+    settings = replica_settings(ServeOptions(host="127.3.3.3"), *PLACE)
+    assert (settings.hosts, settings.token) == ((*LOOPBACK_NAMES, "127.3.3.3"), None)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +83,48 @@ def test_a_taken_port_is_one_line_and_0_is_any():
 )
 def test_the_address_can_be_opened(host, text):
     assert address(host, 80) == text
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "text"),
+    [
+        ("0.0.0.0", ("Search.example", "other.example"), "http://Search.example:80"),
+        ("::", ("2001:db8::1",), "http://[2001:db8::1]:80"),
+        ("192.168.1.5", ("search.example",), "http://192.168.1.5:80"),
+        ("Box.example", ("search.example",), "http://Box.example:80"),
+        ("127.0.0.1", ("search.example",), "http://127.0.0.1:80"),
+        ("127.3.3.3", (), "http://127.3.3.3:80"),
+    ],
+)
+def test_the_printed_address_is_answered_and_the_name_of_the_machine_is_not(host, allowed, text, monkeypatch):
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    monkeypatch.setattr(socket, "gethostname", lambda: "machine")
+    access = Access(replica_settings(ServeOptions(host=host, allowed_host=allowed), *PLACE).hosts)
+
+    def ask(name: str) -> None:
+        access.check({"type": "http", "path": "/", "headers": [(b"host", name.encode())]})
+
+    assert address(host, 80, allowed) == text
+    ask(text.removeprefix("http://"))
+    for name in ("machine", "0.0.0.0", "[::]", "rebound.example"):
+        with pytest.raises(Refused):
+            ask(f"{name}:80")
+
+
+def test_for_all_addresses_the_name_of_the_machine_is_printed_where_every_name_is_answered(monkeypatch):
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    monkeypatch.setattr(socket, "gethostname", lambda: "machine")
+    for host in ("0.0.0.0", "::"):
+        assert replica_settings(ServeOptions(host=host), *PLACE).hosts == ()
+        assert address(host, 80) == "http://machine:80"
+
+
+def test_an_allowed_host_has_no_port():
+    for name in ("search.example:8000", "10.0.0.1:80", "[::1]:80", "[::1]", "http://search.example"):
+        with pytest.raises(ParameterError, match=rf"--allowed-host {re.escape(name)}: .* leave out the port"):
+            ServeOptions(allowed_host=("search.example", name))
+    names = ("Search.example", "10.0.0.1", "2001:DB8::1")
+    assert ServeOptions(allowed_host=names).allowed_host == names
 
 
 def test_mistakes_are_found_before_ray_is_started(tmp_path, monkeypatch):

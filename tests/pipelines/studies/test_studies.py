@@ -228,6 +228,21 @@ def test_results_of_fewer_cells_or_other_settings_replace_the_committed_ones_onl
     assert results(workspace)["of"] == 6
 
 
+@pytest.mark.parametrize("only", ["alone", None])
+def test_results_that_cannot_be_read_are_replaced_only_when_told_so(toy, workspace, capsys, only):
+    run(workspace)
+    committed = workspace.path("studies/results/toy.json")
+    conflict = f"<<<<<<< ours\n{committed.read_text()}=======\n>>>>>>> theirs\n"
+    for text in (conflict, "[]", "{}"):
+        committed.write_text(text)
+        found = run(workspace, only)
+        assert committed.read_text() == text
+        assert f"{committed}: stays, as it cannot be read (" in capsys.readouterr().out
+        assert json.loads(workspace.path("results/studies/toy.json").read_text()) == found
+    committed.unlink()
+    assert run(workspace, only) == results(workspace)
+
+
 def test_cells_that_ask_for_the_same_share_a_result(toy, workspace):
     both = [Cell(key, "alone", {"number": 5}, ("seed",), {}) for key in ("one", "other")]
     study = Study(Plan, lambda plan, params: both, summarise, code="toy_study_cells")
@@ -303,6 +318,18 @@ def test_a_result_that_is_not_whole_is_measured_again(toy, workspace, harm):
     toy.measured.clear()
     assert run(workspace)["summary"]["total"] == TOTAL
     assert toy.measured == ["base"]
+
+
+def test_a_result_that_cannot_be_read_now_is_not_measured_again(toy, workspace):
+    run(workspace)
+    opened = open_study("toy", workspace, STUDY)
+    record = opened.store.root / f"{opened.identities['base'][:16]}.json"
+    record.unlink()
+    record.mkdir()  # an error of reading for every user, root too
+    toy.measured.clear()
+    with pytest.raises(IsADirectoryError):
+        run(workspace)
+    assert toy.measured == []
 
 
 def test_a_second_process_is_turned_away_while_one_measures(toy, workspace):
