@@ -99,17 +99,24 @@ def _open_source(path: Path, others: Counter[str], tally: Tally) -> tuple[Path, 
 
     `others` counts the other files of a plain folder, `tally` the pictures and captions that are listed.
     """
-    if not path.exists():
-        raise DataError(f"{path} does not exist: give a folder of pictures, a manifest, or a dataset")
-    try:
-        found = find_dataset(path)
-    except DataError:
-        if not path.is_dir():
-            raise
+    found = _dataset(path)
+    if found is None:
         return path, _in_folder(path, others, tally)
     if is_prepared(found.folder):
         tally.add_recorded(found.folder)
     return found.folder, _in_dataset(found, tally)
+
+
+def _dataset(path: Path) -> RecordSource | None:
+    """Return the dataset or manifest at a path, None for a plain folder."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist: give a folder of pictures, a manifest, or a dataset")
+    try:
+        return find_dataset(path)
+    except DataError:
+        if not path.is_dir():
+            raise
+        return None
 
 
 def _in_folder(path: Path, others: Counter[str], tally: Tally) -> Iterator[InputPicture]:
@@ -127,8 +134,12 @@ def _in_dataset(dataset: RecordSource, tally: Tally) -> Iterator[InputPicture]:
 
 def _require_captions_for_matcher(options: CurateOptions) -> None:
     if options.matcher and not _writes_captions(options):
-        _, pictures = _open_source(options.source, Counter(), Tally())
-        if not any(caption.strip() for picture in pictures for caption in picture.captions):
+        found = _dataset(options.source)
+        if found is None:
+            captions = (caption for picture in pictures_in(options.source) for caption in picture.captions)
+        else:
+            captions = (caption for record in found for caption in good_captions(record.captions))
+        if not any(caption.strip() for caption in captions):
             raise ParameterError(f"{options.source} has no captions for --matcher: give --captioner or --probe")
 
 
