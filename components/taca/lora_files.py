@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from components.errors import DataError, ParameterError
 from components.taca.lora_pairs import KEY, NAMES, Pair, linear_layers, named, pairs_of, require_fit, scaled, some
+from components.taca.lora_peft import PREFIX as PEFT_PREFIX
 from components.taca.lora_peft import with_peft_alphas
 from components.taca.lora_readers import loader_of, read_by_diffusers
 from components.taca.registry import family_of
@@ -38,7 +39,7 @@ WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name: a folder loads 
 METADATA_KEY = "lora_adapter_metadata"  # diffusers' key
 SETTINGS_PREFIX = "taca."  # diffusers reads "transformer.*" and "text_encoder*.*" under its key and ignores the rest
 
-_PREFIXES = ("transformer.", "diffusion_model.", "base_model.model.", "lora_transformer_", "lora_unet_")
+_PREFIXES = ("transformer.", "diffusion_model.", PEFT_PREFIX, "lora_transformer_", "lora_unet_")
 _INPUT_LAYER = "x_embedder"
 _CONTROL_PIPELINES = ("FluxControlPipeline", "FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline")
 
