@@ -1,5 +1,6 @@
 """How far a running stage is: its steps, as its scratch folder tells."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ class StageProgress:
 
     def __init__(self, run: StageRun, pid: int, home: Path, params: ParameterFile) -> None:
         self.run, self.pid, self.home = run, pid, home
+        self._began = time.time()
         self._totals = step_totals(params.only([run.stage.name]).get(run.stage.name, {})) if run.stage.curves else []
         self._follower: MetricFollower | None = None
         self._phases: dict[str, list[tuple[int, float]]] = {}
@@ -62,7 +64,9 @@ class StageProgress:
             return None
         number = len(self._phases) - 1
         phase, reports = list(self._phases.items())[number]
-        (first, began), (last, now) = reports[0], reports[-1]
+        last, now = reports[-1]
+        # A log that goes on from an earlier attempt has the pause between the two in its times.
+        first, began = next((report for report in reports if report[1] >= self._began), reports[-1])
         total = self._totals[min(number, len(self._totals) - 1)] if self._totals else None
         return Steps(phase, last, total, (last - first) / (now - began) if now > began else None)
 

@@ -195,12 +195,12 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_progress_is_that_of_the_runners_own_folder_phase_and_attempt(home, monkeypatch):
-    params = load(ROOT / "params.yaml")
+    params, now = load(ROOT / "params.yaml"), 1000.0
+    monkeypatch.setattr(time, "time", lambda: now)
     section = params.base_model
     progress = StageProgress(find("base_model"), os.getpid(), home, params)
     assert progress.read() is None
-    log, now = MetricLog(home / "base_model-bbbbbbbbbbbbbbbb" / "metrics.jsonl"), 1000.0
-    monkeypatch.setattr(time, "time", lambda: now)
+    log = MetricLog(home / "base_model-bbbbbbbbbbbbbbbb" / "metrics.jsonl")
     for step in (10, 20, 30):
         now += 5
         log.append("vae", step, {"loss": 1.0})
@@ -215,6 +215,13 @@ def test_progress_is_that_of_the_runners_own_folder_phase_and_attempt(home, monk
     assert found == Steps("flow", 10, section.training.steps, 5.0)
     assert found.left == (section.training.steps - 10) / 5
     assert StageProgress(find("base_model"), 99, home, params).read() is None
+    now += 3600
+    resumed = StageProgress(find("base_model"), os.getpid(), home, params)
+    for step, rate in ((10, None), (15, None), (20, 2.5)):  # the first is of before the pause
+        if step > 10:
+            now += 2
+            log.append("flow", step, {"loss": 1.0})
+        assert resumed.read() == Steps("flow", step, section.training.steps, rate)
 
 
 def test_the_steps_of_a_stage_are_those_of_its_trainings():
