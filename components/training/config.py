@@ -24,7 +24,8 @@ class LoopConfig:
 
     optimizer: adamw decays weights apart from the gradient; adam adds the decay to the gradient (L2), as IRRA's recipe does, whose
     epsilon of 1e-3 is large enough to be most of the denominator; muon moves matrices by Muon and the rest by AdamW (muon.py), and
-    needs whole matrices, so the strategy ddp. warmup_start: see `learning_rate_factor`. clip_norm: 0 is off.
+    needs whole matrices, so the strategy ddp. beta1, beta2: Adam's decays of the first and the second moment. warmup_start: see
+    `learning_rate_factor`. clip_norm: 0 is off.
     accumulate: micro-batches that a worker computes one after the other for one step.
     changes: other rates from some step on; they scale those of all parameter groups alike.
     """
@@ -34,6 +35,7 @@ class LoopConfig:
     weight_decay: NotNegative = 0.0
     warmup_steps: Count = 0
     clip_norm: NotNegative = 1.0
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     epsilon: AboveZero = 1e-8
     optimizer: Literal["adamw", "adam", "muon"] = "adamw"

@@ -28,8 +28,6 @@ from components.training.schedules import Decay, learning_rate_factor, rates_at
 from components.training.task import TrainingTask
 
 Batch = Any
-BETA1 = 0.9
-"""Adam's decay of the first moment; that of the second, beta2, is a setting."""
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -135,7 +133,7 @@ def _optimizer(task: TrainingTask, config: LoopConfig) -> torch.optim.Optimizer:
     groups = [group for group in groups if group["params"]]
     settings: dict[str, Any] = {
         "lr": config.learning_rate,
-        "betas": (BETA1, config.beta2),
+        "betas": (config.beta1, config.beta2),
         "eps": config.epsilon,
         "weight_decay": config.weight_decay,
     }

@@ -43,15 +43,14 @@ class PretrainGenerator(Section):
 
 
 class PretrainDecoder(Section):
-    """The decoder of the generator's VAE, against discriminators: see `DecoderTask`.
+    """The decoder of the generator's VAE, against a discriminator: see `DecoderTask`.
 
     sampler_steps: of the generated pictures that it learns from.
     """
 
     presets: Presets
     sampler_steps: Positive
-    reconstructed: NotNegative
-    generated: NotNegative
+    weight: NotNegative
     begin: Count
     training: OncePerSample
 

@@ -1,4 +1,4 @@
-"""Fine-tune the decoder of the pre-trained generator's VAE against discriminators, on its own pictures."""
+"""Fine-tune the decoder of the pre-trained generator's VAE against a discriminator, on its own pictures."""
 
 import shutil
 from collections.abc import Mapping
@@ -26,13 +26,7 @@ def run(
     pipe.set_progress_bar_config(disable=True)
     people = FreshPeople(params.seed, "pretrain_decoder", settings.presets, height=size.height, width=size.width)
     ranks = {"rank": context.rank, "world_size": context.world_size}
-    task = DecoderTask(
-        pipe.vae,
-        seed=params.seed,
-        reconstructed=settings.reconstructed,
-        generated=settings.generated,
-        begin=settings.begin,
-    )
+    task = DecoderTask(pipe.vae, seed=params.seed, weight=settings.weight, begin=settings.begin)
     batches = fresh_generated(pipe, people, settings.training, steps=settings.sampler_steps, **ranks)
     fit(task, batches, settings.training, context, prefix="decoder")
     if context.rank == 0:

@@ -45,12 +45,19 @@ class Quadratic(TrainingTask):
         return {"loss": (self.w**2).sum() / 2}
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
-def test_adam_adds_its_decay_to_the_gradient_and_adamw_to_the_weights(optimizer):
-    rate, decay, eps, (b1, b2) = 0.1, 0.3, 1e-3, (0.9, 0.999)
+@pytest.mark.parametrize(("optimizer", "b1"), [("adam", 0.9), ("adamw", 0.9), ("adamw", 0.5)])
+def test_adam_adds_its_decay_to_the_gradient_and_adamw_to_the_weights(optimizer, b1):
+    rate, decay, eps, b2 = 0.1, 0.3, 1e-3, 0.999
     task = Quadratic()
     loop = LoopConfig(
-        steps=3, learning_rate=rate, weight_decay=decay, epsilon=eps, optimizer=optimizer, beta2=b2, clip_norm=0.0
+        steps=3,
+        learning_rate=rate,
+        weight_decay=decay,
+        epsilon=eps,
+        optimizer=optimizer,
+        beta1=b1,
+        beta2=b2,
+        clip_norm=0.0,
     )
     fit(task, lambda step: None, loop, LocalContext(), decay="constant")
     w, m, v = torch.tensor([[3.0, -0.5]], dtype=torch.float64), 0, 0

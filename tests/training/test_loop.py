@@ -18,7 +18,7 @@ from components.training.accumulation import require_even, virtual_ranks
 from components.training.averaging import WeightAverage
 from components.training.config import LoopConfig, RateChange
 from components.training.context import LocalContext
-from components.training.loop import BETA1, NonFiniteLossError, StopRequested, _Meter, fit
+from components.training.loop import NonFiniteLossError, StopRequested, _Meter, fit
 from components.training.randomness import generator, rank_part, stream_seed
 from components.training.schedules import learning_rate_factor
 from components.training.task import PerSampleTask, TrainingTask
@@ -514,7 +514,7 @@ def test_changed_rates_are_those_of_a_plain_loop_that_sets_them_step_by_step():
     matrices = [p for p in plain.parameters() if p.ndim >= 2]
     vectors = [p for p in plain.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices}, {"params": vectors}], betas=(BETA1, CHANGED.beta2), eps=CHANGED.epsilon
+        [{"params": matrices}, {"params": vectors}], betas=(0.9, CHANGED.beta2), eps=CHANGED.epsilon
     )
     rates = [0.01] * 5 + [0.002] * 12 + [0.03] * 6
     decays = [0.1] * 12 + [0.3] * 5 + [0.1] * 6
