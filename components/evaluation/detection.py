@@ -1,31 +1,61 @@
-"""Can generated pictures be told from real ones? A classifier is trained for that question alone."""
+"""Can generated pictures be told from real ones? A classifier is trained for that question alone.
+
+Each returns the percent of held-out pictures whose origin it tells: 50 where it tells nothing, 100 at worst. The first half of each
+set trains the classifier and the second is judged, so what belongs together, as pictures of one prompt, should lie in one half.
+Each raises `DataError` where the numbers of pictures differ or are below 4.
+"""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from components.errors import DataError
+from components.training.randomness import stream_seed
 
 EDGES = (0, 1, 2, 4, 6, 9, 13, 20, 30, 50, 80, 120)
 """Differences of two values, of 255, below or at which a feature counts; drawn areas are flat, and generated ones are not quite."""
 DECAY, ITERATIONS = 1e-3, 200
 
 
-def detection_accuracy(real: Tensor, generated: Tensor) -> float:
-    """Return the percent of held-out pictures whose origin a classifier tells: 50 where it tells nothing, 100 at worst.
+def grain_accuracy(real: Tensor, generated: Tensor) -> float:
+    """Ask a logistic regression on `grain`; real, generated: uint8 (N, 3, H, W).
 
-    real, generated: uint8 (N, 3, H, W). The classifier is a logistic regression on `grain`, which a generator of latents misses
-    first; a small CNN, trained on a few hundred pictures, did not find it. What a picture shows plays no part. The first half of
-    each trains the classifier and the second is judged, so what belongs together, as pictures of one prompt, should lie in one
-    half. Raises `DataError` where the numbers differ or are below 4.
+    A generator of latents misses grain first. What a picture shows plays no part.
     """
     return linear_accuracy(grain(real), grain(generated))
 
 
+def cnn_accuracy(real: Tensor, generated: Tensor, steps: int = 600) -> float:
+    """Ask a small CNN whose first layer reads every pixel, trained for `steps` steps of 64; real, generated: uint8 (N, 3, H, W)."""
+    _require_pairs(real, generated)
+    both = torch.stack([real, generated]).float() / 127.5 - 1  # (2, N, 3, H, W)
+    half = len(real) // 2
+    known, held_out = both[:, :half].flatten(0, 1), both[:, half:].flatten(0, 1)
+    origin = (torch.arange(len(known)) >= half).float()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(0, "cnn that tells pictures"))
+        convolutions = (*_convolution(3, 16, 1), *_convolution(16, 32, 2), *_convolution(32, 64, 2))
+        cnn = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 1))
+        optimizer = torch.optim.AdamW(cnn.parameters(), weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.003, total_steps=steps)
+        for step in range(steps):
+            rows = torch.randint(len(known), (64,))
+            batch = known[rows].flip(-1) if step % 2 else known[rows]
+            loss = functional.binary_cross_entropy_with_logits(cnn(batch).squeeze(1), origin[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    cnn.eval()
+    with torch.no_grad():
+        found = torch.cat([cnn(part).squeeze(1) > 0 for part in held_out.split(200)])
+    told = found == (torch.arange(len(held_out)) >= len(held_out) // 2)
+    return 100 * float(told.double().mean())
+
+
 def linear_accuracy(first: Tensor, second: Tensor) -> float:
-    """Return the percent of held-out rows whose set a logistic regression tells; features (N, F) of each set, halved as above."""
-    if len(first) != len(second) or len(first) < 4:
-        raise DataError(f"sets of {len(first)} and {len(second)} pictures: give as many of each, at least 4")
+    """Ask a logistic regression on features (N, F) of each set."""
+    _require_pairs(first, second)
     half = len(first) // 2
     features = torch.stack([first, second])  # (2, N, F)
     origin = torch.tensor([0.0, 1.0])[:, None].expand(features.shape[:2])
@@ -46,6 +76,15 @@ def linear_accuracy(first: Tensor, second: Tensor) -> float:
     with torch.no_grad():
         told = (features[:, half:] @ weights[:-1] + weights[-1] > 0) == (origin[:, half:] > 0)
     return 100 * float(told.double().mean())
+
+
+def _require_pairs(first: Tensor, second: Tensor) -> None:
+    if len(first) != len(second) or len(first) < 4:
+        raise DataError(f"sets of {len(first)} and {len(second)} pictures: give as many of each, at least 4")
+
+
+def _convolution(channels: int, wider: int, stride: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(channels, wider, 3, stride, padding=1), nn.BatchNorm2d(wider), nn.ReLU()
 
 
 def grain(pixels: Tensor) -> Tensor:

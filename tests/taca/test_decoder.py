@@ -99,7 +99,7 @@ def test_a_discriminator_tells_noise_from_flat_pictures_after_a_few_steps() -> N
         optimizer.step()
     assert judge(both()).shape == (16,)
     told = [((judge(both()) > 0) == origin).float().mean() for _ in range(16)]
-    assert sum(told) / len(told) > 0.85
+    assert sum(told) / len(told) > 0.8
 
 
 def test_the_same_seed_gives_the_same_discriminator_and_leaves_the_global_generator_alone(vae: Any) -> None:

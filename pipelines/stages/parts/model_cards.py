@@ -22,6 +22,7 @@ def write_cards(folder: Path, params: PretrainingParameters, metrics: Mapping[st
     """Write a README.md into each checkpoint of `folder`; `made_by` names the result by its fingerprint."""
     generator, encoder, probe = metrics["generator"], metrics["encoder"], metrics["probe"]
     vae, flow = params.pretrain_autoencoder.training, params.pretrain_generator.training
+    decoder = params.pretrain_decoder.training
     held_out = ", ".join(value for values in WORN_BY_NOBODY.values() for value in values)
     cards = {
         "generator": _card(
@@ -30,13 +31,14 @@ def write_cards(folder: Path, params: PretrainingParameters, metrics: Mapping[st
             "`FluxPipeline.from_pretrained(folder)` of diffusers reads it: a VAE of scale 2, two small text encoders over a list "
             "of words, and a FLUX transformer, trained from nothing by rectified flow.",
             f"{_STREET}, with their short captions; {_weights(params.pretrain_generator.presets)}.",
-            {"VAE": vae, "transformer and text encoders": flow},
+            {"VAE": vae, "transformer and text encoders": flow, "decoder, against a discriminator": decoder},
             {
                 "PSNR of the VAE, dB": generator["vae_psnr"],
                 "attributes drawn as asked, no guidance, as the probe sees them, %": generator["attributes"],
                 "the same, corrected for the probe's error, %": generator["attributes_corrected"],
                 "the worst attribute, corrected, %": generator["worst_attribute_corrected"],
-                "held-out pictures told from drawn ones by their grain, % (50: none)": generator["told_from_drawn"],
+                "held-out pictures told from drawn ones by a small CNN, % (50: none)": generator["told_by_cnn"],
+                "the same by their grain (differences of neighbouring pixels), %": generator["told_by_grain"],
             },
             "Its tokenizers know the words of short captions; any other word is `<unk>`.",
         ),

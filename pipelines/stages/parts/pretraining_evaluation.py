@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from components.evaluation.alignment import score_alignment
-from components.evaluation.detection import detection_accuracy
+from components.evaluation.detection import cnn_accuracy, grain_accuracy
 from components.evaluation.figures import contact_sheet, save_png
 from components.evaluation.probe.accuracy import evaluate_probe
 from components.evaluation.probe.model import AttributeProbe
@@ -101,7 +101,8 @@ def _generator(
         "attributes": _mean(found.values()),
         "attributes_corrected": _mean(corrected.values()),
         "worst_attribute_corrected": min(corrected.values()),
-        "told_from_drawn": detection_accuracy(drawn, pictures),
+        "told_by_cnn": cnn_accuracy(drawn, pictures),
+        "told_by_grain": grain_accuracy(drawn, pictures),
         "attribute": found,
     }
 
