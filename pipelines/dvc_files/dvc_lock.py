@@ -19,8 +19,10 @@ def read_entries(root: Path) -> dict[str, dict[str, Any]]:
     try:
         document = parse_yaml((root / LOCK_FILE).read_text(encoding="utf-8"), LOCK_FILE)
         return dict(document["stages"])
-    except OSError:
+    except FileNotFoundError:
         raise DataError(f"{root / LOCK_FILE} is not there: run `{REPRO_COMMAND}`") from None
+    except OSError as error:
+        raise DataError(f"{root / LOCK_FILE} cannot be read: {error.strerror}") from None
     except (ParameterError, KeyError, TypeError, UnicodeDecodeError):
         raise DataError(
             f"{root / LOCK_FILE} cannot be read: `git checkout dvc.lock`, or run `{REPRO_COMMAND}`"

@@ -54,7 +54,11 @@ def collect(workspace: Workspace, *, dry: bool, sweeps: bool = False) -> list[Re
             except InfrastructureError:
                 print(f"kept    {folder.name}: in use by another process")
                 continue
-            user = None if folder.name in needed else _user(folder, workspace, sweeps)
+            try:
+                user = None if folder.name in needed else _user(folder, workspace, sweeps)
+            except DataError as error:
+                print(f"kept    {folder.name}: {error}")
+                continue
             if user:
                 kept[user] += 1
             removal = _removal(folder, folder.name in needed or user is not None)

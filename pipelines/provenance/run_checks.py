@@ -13,6 +13,7 @@ from pipelines.records.manifests import download_manifest
 from pipelines.records.stage_record import mlflow_parameters, mlflow_tags
 from pipelines.scratch.manifest import Manifest
 from pipelines.tracking.delivery import metric_name
+from pipelines.tracking.failures import is_missing
 from pipelines.tracking.runs import FINISHED, PATCH_ARTIFACT, artifact_text, flatten
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def check_run(manifest: Manifest, client: "MlflowClient", curves: Path | None) -
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # the latter: no run id
+        if not is_missing(error) and error.error_code != "INVALID_PARAMETER_VALUE":  # the latter: no run id
             raise InfrastructureError(
                 f"run {run_id}: MLflow does not return it ({one_line(error)}): try again"
             ) from error

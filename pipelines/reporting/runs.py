@@ -12,6 +12,7 @@ from pipelines.identity.fingerprint import present_fingerprint
 from pipelines.params import Parameters
 from pipelines.records.manifests import find_by_fingerprint
 from pipelines.tracking.addresses import sqlite_file, tracking_uri
+from pipelines.tracking.failures import is_missing
 from pipelines.tracking.pipeline_run import (
     REPORT_ARTIFACTS,
     describe,
@@ -95,8 +96,9 @@ def _find(tracker: Tracker, run: StageRun, identity: str) -> "Run | None":
     if manifest and manifest.run:
         try:
             return tracker.client.get_run(manifest.run)
-        except MlflowException:
-            pass  # made under another server, or deleted
+        except MlflowException as error:
+            if not is_missing(error):  # as it is where it was made under another server, or deleted
+                raise
     return tracker.find_finished_run(identity)
 
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from components.errors import DataError
 from components.files import write_atomically
 from pipelines.locks.file_lock import file_lock
 from pipelines.locks.machine import place
@@ -77,11 +78,15 @@ def _own_id(root: Path) -> str:
 
 
 def claims(folder: Path) -> list[Claim]:
-    """Return the claims on a scratch folder; none without a file that can be read."""
+    """Return the claims on a scratch folder. Raises DataError where they cannot be read: nobody's result is free then."""
+    file = folder / CLAIMS_FILE
     try:
-        return [Claim(**known) for known in json.loads((folder / CLAIMS_FILE).read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
+        return [Claim(**known) for known in json.loads(file.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
         return []
+    except (OSError, ValueError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or "it is damaged"
+        raise DataError(f"{file} cannot be read ({reason}): delete it if no other checkout uses that folder") from None
 
 
 def claim(folder: Path, root: Path) -> None:

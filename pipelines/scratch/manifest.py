@@ -27,10 +27,10 @@ class Document(BaseModel):
 
     @classmethod
     def read(cls, file: Path) -> Self | None:
-        """Return the document in `file`, or None as `parse` does."""
+        """Return the document in `file`, or None without one, or as `parse` does. Raises OSError where it may not be read."""
         try:
             return cls.parse(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
             return None
 
     def to_json(self, indent: int | None = None) -> str:

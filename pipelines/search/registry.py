@@ -97,6 +97,7 @@ def _gallery(path: Path, workspace: Workspace) -> Iterator[_Search]:
 def _log(name: str, search: _Search, workspace: Workspace, signature: Any) -> str:
     """Log the model and register it; return the version."""
     from pipelines.tracking.addresses import tracking_uri
+    from pipelines.tracking.failures import is_missing
     from pipelines.tracking.runs import connect
 
     tracker = connect(workspace)
@@ -107,7 +108,9 @@ def _log(name: str, search: _Search, workspace: Workspace, signature: Any) -> st
     if search.parent is not None:
         try:
             client.get_run(search.parent)
-        except MlflowException:
+        except MlflowException as error:
+            if not is_missing(error):
+                raise
             raise DataError(f"register: run {search.parent}, which made {INDEX}, is not in this MLflow store") from None
     mlflow.set_tracking_uri(tracking_uri(workspace))
     _silence_mlflow()

@@ -1,10 +1,14 @@
 """What a failure of the tracking store means: one line with what to do, and whether the same command may succeed later."""
 
 import os
+from typing import TYPE_CHECKING
 
 from components.errors import ParameterError
 from pipelines.errors import InfrastructureError, one_line
 from pipelines.redaction import without_secrets
+
+if TYPE_CHECKING:
+    from mlflow.exceptions import MlflowException
 
 _CREDENTIALS = (
     "refuses the credentials: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
@@ -50,6 +54,11 @@ _TO_WAIT_FOR = (
 )
 _MODULES = ("mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3")
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
+
+
+def is_missing(error: "MlflowException") -> bool:
+    """Return whether the store has answered that it does not know a run. Any other error says nothing about the run."""
+    return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
 
 
 def is_of_store(error: BaseException) -> bool:

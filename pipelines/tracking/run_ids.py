@@ -4,6 +4,7 @@ import re
 from typing import TYPE_CHECKING
 
 from components.errors import DataError, ParameterError
+from pipelines.tracking.failures import is_missing
 from pipelines.tracking.runs import Tracker, public_uri
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def find_run(tracker: Tracker, text: str) -> "Run":
         try:
             found = [tracker.client.get_run(text)]
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if not is_missing(error):
                 raise
     elif re.fullmatch(rf"[0-9a-f]{{{SHORTEST},31}}", text):
         begins = f"attributes.run_id LIKE '{text}%'"

@@ -24,7 +24,7 @@ from pipelines.scratch.manifest import InputRecord
 from pipelines.tracking.addresses import has_store, sqlite_file, tracking_uri
 from pipelines.tracking.database import create_database
 from pipelines.tracking.delivery import ARTIFACT_FOLDER, TrackedRun
-from pipelines.tracking.failures import explain
+from pipelines.tracking.failures import explain, is_missing
 from pipelines.tracking.owners import is_alive, owner
 from pipelines.tracking.run_state import STATE_FILE, RunState
 from pipelines.workspace import Workspace
@@ -256,7 +256,7 @@ class Tracker:
         try:
             return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if not is_missing(error):
                 raise
             return False
 
@@ -283,14 +283,22 @@ class Tracker:
 
 
 def artifact_text(run_id: str, path: str, client: "MlflowClient") -> str | None:
-    """Return an artifact of a run as text, or None without one. (MLflow's client downloads to a folder only.)"""
+    """Return an artifact of a run as text, or None without the run or the artifact.
+
+    Raises what MLflow raises where the store does not answer. (Its client downloads to a folder only.)
+    """
     from mlflow.exceptions import MlflowException
 
+    try:
+        listed = client.list_artifacts(run_id, path.rpartition("/")[0] or None)
+    except MlflowException as error:
+        if not is_missing(error):
+            raise
+        return None
+    if path not in {artifact.path for artifact in listed}:
+        return None
     with tempfile.TemporaryDirectory(prefix="artifact-") as folder:
-        try:
-            return Path(client.download_artifacts(run_id, path, folder)).read_bytes().decode()
-        except (MlflowException, OSError):
-            return None
+        return Path(client.download_artifacts(run_id, path, folder)).read_bytes().decode()
 
 
 def _present(record: InputRecord, *keys: str) -> dict[str, str]:

@@ -131,6 +131,14 @@ def test_what_another_checkout_has_used_is_kept_until_that_one_gives_it_up(place
     assert left(folder) == {"lock", "claims.json"}
 
 
+def test_a_result_whose_users_cannot_be_read_is_kept(place, capsys):
+    folder = result(place, "a" * 64)
+    (folder / "claims.json").write_text("[{")
+    assert collect(place, dry=False) == []
+    assert left(folder) >= {"outputs", "DONE.json", "checkpoints"}
+    assert "claims.json cannot be read (it is damaged): delete it if no other checkout uses" in capsys.readouterr().out
+
+
 def test_a_deleted_checkout_needs_nothing_and_one_of_another_machine_for_a_month(place, monkeypatch):
     folder = result(place, "a" * 64)
     monkeypatch.setattr(claims, "place", lambda: "another machine")

@@ -8,11 +8,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from components.errors import ParameterError
 from pipelines.errors import InfrastructureError, exit_code
 from pipelines.tracking.failures import explain
-from pipelines.tracking.runs import EXPERIMENT, connect
+from pipelines.tracking.runs import EXPERIMENT, artifact_text, connect
 from pipelines.workspace import Workspace
 
 
@@ -136,3 +138,16 @@ def test_a_bug_and_an_error_of_the_disk_are_not_taken_for_the_store():
     for error in (TypeError("a bug"), OSError(28, "No space left on device"), wrong):
         assert explain("sqlite:///x.db", error) is error
     assert "does not answer" in str(explain("http://x", ConnectionRefusedError("refused")))
+
+
+def test_an_artifact_is_missing_where_the_store_says_so_and_not_where_it_fails(database, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    client = MlflowClient(f"sqlite:///{database}")
+    experiment = client.create_experiment("artifacts", artifact_location=(tmp_path / "artifacts").as_uri())
+    run = client.create_run(experiment).info.run_id
+    client.log_text(run, "patch", "code/code.patch")
+    assert artifact_text(run, "code/code.patch", client) == "patch"
+    assert artifact_text(run, "code/other", client) is artifact_text(run, "other", client) is None
+    assert artifact_text("0" * 32, "code/code.patch", client) is None
+    with pytest.raises(MlflowException):
+        artifact_text(run, "code/code.patch", MlflowClient("http://127.0.0.1:9"))
