@@ -66,8 +66,9 @@ def number(value: Any) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference with one decimal and its sign."""
-    return f"{value:+.1f}".replace("-", "−")
+    """A difference with one decimal and its sign; what rounds to zero has none."""
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def duration(seconds: float | None) -> str:

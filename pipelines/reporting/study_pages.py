@@ -24,9 +24,9 @@ STATUS = {
     "planned": ("planned", "open"),
     "screened": ("screened, not confirmed", "open"),
     "part": ("being confirmed", "open"),
-    "holds": ("confirmed", "yes"),
+    "holds": ("holds", "yes"),
     "open": ("not confirmed", "open"),
-    "contradicted": ("refuted", "no"),
+    "contradicted": ("contradicted", "no"),
 }
 """Status of a claim or a contrast -> its words, and the class of its pill."""
 EXPECTED = {"more": "above", "less": "below", "level": "within ±"}

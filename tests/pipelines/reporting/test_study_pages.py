@@ -10,7 +10,7 @@ import pytest
 from components.errors import DataError
 from pipelines.identity.closure import ROOT
 from pipelines.reporting.charts import contrast_chart
-from pipelines.reporting.formats import environment
+from pipelines.reporting.formats import environment, signed
 from pipelines.reporting.study_pages import study_pages, write_study_pages
 from pipelines.workspace import Workspace
 
@@ -94,9 +94,13 @@ def test_a_study_that_was_never_measured_is_planned_and_has_no_numbers(tmp_path)
     assert "in the rain" in page
 
 
+def test_what_rounds_to_zero_has_no_sign():
+    assert [signed(value) for value in (0.0, -0.04, 0.04, -0.06, 0.06)] == ["0.0", "0.0", "0.0", "−0.1", "+0.1"]
+
+
 def test_a_page_says_what_was_found_when_it_holds_and_what_it_cost(tmp_path):
     page, front = pages(tmp_path, results())
-    assert re.search(r"in the rain</span>.*?\+2\.5 <small>\[\+1\.5, \+3\.5\]</small>.*?confirmed", page, re.DOTALL)
+    assert re.search(r'in the rain</span>.*?\+2\.5 <small>\[\+1\.5, \+3\.5\]</small>.*?pill yes">holds', page, re.DOTALL)
     assert re.search(r'pill open">not confirmed</span> one over other \(dry\)', page)
     assert "asked" in page.partition("Asked besides")[2]
     assert "asked" not in front  # only what is claimed
