@@ -100,7 +100,9 @@ def test_what_rounds_to_zero_has_no_sign():
 
 def test_a_page_says_what_was_found_when_it_holds_and_what_it_cost(tmp_path):
     page, front = pages(tmp_path, results())
-    assert re.search(r'in the rain</span>.*?\+2\.5 <small>\[\+1\.5, \+3\.5\]</small>.*?pill yes">holds', page, re.DOTALL)
+    assert re.search(
+        r'in the rain</span>.*?\+2\.5 <small>\[\+1\.5, \+3\.5\]</small>.*?pill yes">holds', page, re.DOTALL
+    )
     assert re.search(r'pill open">not confirmed</span> one over other \(dry\)', page)
     assert "asked" in page.partition("Asked besides")[2]
     assert "asked" not in front  # only what is claimed
