@@ -12,6 +12,7 @@ from components.errors import DataError
 from pipelines.identity.closure import ROOT
 from pipelines.params import load
 from pipelines.reporting.charts import interval_bar
+from pipelines.reporting.formats import signed
 from pipelines.reporting.studies import study_views
 from pipelines.reporting.study_pages import study_pages, write_study_pages
 from pipelines.schema.reading import read
@@ -81,7 +82,7 @@ def test_every_place_of_the_map_shows_its_number_and_colour(whole, tmp_path):
         assert len(places) == len(wanted) == 25
         for (kind, sure, default, share, number), row in zip(places, wanted, strict=True):
             mean, low, high = (row["difference"][key] for key in ("mean", "low", "high"))
-            assert number == (f"{mean:+.1f}".replace("-", "−") if abs(mean) > 0.05 else "0.0")
+            assert number == signed(mean)
             assert kind == ("up" if mean >= 0 else "down")
             assert bool(sure) == (low > 0 or high < 0)
             assert float(share) == pytest.approx((abs(mean) / largest) ** 0.5, abs=0.006)

@@ -11,6 +11,7 @@ import pytest
 from components.errors import DataError
 from pipelines.identity.closure import ROOT
 from pipelines.params import load
+from pipelines.reporting.formats import signed
 from pipelines.reporting.studies import auc_map
 from pipelines.reporting.study_pages import study_pages, write_study_pages
 from pipelines.schema.reading import read
@@ -76,7 +77,7 @@ def test_every_arm_shows_its_number_and_a_dot_for_each_seed(whole, tmp_path):
         for row in rows.values():
             assert f'<td class="n big">{row["R@1"]:.1f}</td>' in html
             for difference in row["minus"].values():
-                assert f"{difference['mean']:+.1f}".replace("-", "−") in html
+                assert signed(difference["mean"]) in html
     shown, seeds = sum(map(len, arms.values())), len(plan["seeds"])
     assert (
         len(re.findall('class="seed"', html.partition('id="details"')[2])) == (2 * shown - len(plan["noise"])) * seeds
