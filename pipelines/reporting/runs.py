@@ -12,7 +12,6 @@ from pipelines.identity.fingerprint import present_fingerprint
 from pipelines.params import Parameters
 from pipelines.records.manifests import find_by_fingerprint
 from pipelines.tracking.addresses import sqlite_file, tracking_uri
-from pipelines.tracking.failures import is_missing
 from pipelines.tracking.pipeline_run import (
     REPORT_ARTIFACTS,
     describe,
@@ -20,7 +19,7 @@ from pipelines.tracking.pipeline_run import (
     open_pipeline_run,
     pipeline_identity,
 )
-from pipelines.tracking.runs import FINISHED, Tracker, connect, public_uri
+from pipelines.tracking.runs import FINISHED, Tracker, connect, known_run, public_uri
 from pipelines.tracking.stage_tags import stage_tag
 from pipelines.workspace import Workspace
 
@@ -90,16 +89,10 @@ def attach(workspace: Workspace, page: Path, folder: Path) -> None:
 
 def _find(tracker: Tracker, run: StageRun, identity: str) -> "Run | None":
     """The run that the manifest in scratch names, or the newest finished one with this fingerprint."""
-    from mlflow.exceptions import MlflowException
-
     manifest = find_by_fingerprint(run.address, identity, tracker.workspace.home)
-    if manifest and manifest.run:
-        try:
-            return tracker.client.get_run(manifest.run)
-        except MlflowException as error:
-            if not is_missing(error):  # as it is where it was made under another server, or deleted
-                raise
-    return tracker.find_finished_run(identity)
+    # It is not known where it was made under another server, or was removed.
+    named = known_run(manifest.run, tracker.client) if manifest and manifest.run else None
+    return named or tracker.find_finished_run(identity)
 
 
 def _facts(run: "Run", uri: str) -> FoundRun:

@@ -97,21 +97,14 @@ def _gallery(path: Path, workspace: Workspace) -> Iterator[_Search]:
 def _log(name: str, search: _Search, workspace: Workspace, signature: Any) -> str:
     """Log the model and register it; return the version."""
     from pipelines.tracking.addresses import tracking_uri
-    from pipelines.tracking.failures import is_missing
-    from pipelines.tracking.runs import connect
+    from pipelines.tracking.runs import connect, known_run
 
     tracker = connect(workspace)
     client = tracker.client
     import mlflow
-    from mlflow.exceptions import MlflowException
 
-    if search.parent is not None:
-        try:
-            client.get_run(search.parent)
-        except MlflowException as error:
-            if not is_missing(error):
-                raise
-            raise DataError(f"register: run {search.parent}, which made {INDEX}, is not in this MLflow store") from None
+    if search.parent is not None and known_run(search.parent, client) is None:
+        raise DataError(f"register: run {search.parent}, which made {INDEX}, is not in this MLflow store")
     mlflow.set_tracking_uri(tracking_uri(workspace))
     _silence_mlflow()
     needs = (*NEEDS, "faiss-cpu") if search.approximate else NEEDS

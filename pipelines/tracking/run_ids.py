@@ -4,8 +4,7 @@ import re
 from typing import TYPE_CHECKING
 
 from components.errors import DataError, ParameterError
-from pipelines.tracking.failures import is_missing
-from pipelines.tracking.runs import Tracker, public_uri
+from pipelines.tracking.runs import Tracker, known_run, public_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -19,16 +18,10 @@ def find_run(tracker: Tracker, text: str) -> "Run":
 
     Raises DataError without such a run, ParameterError when several ids begin so.
     """
-    from mlflow.exceptions import MlflowException
-
     tracker.rename_former_levels()
     found: list[Run] = []
     if re.fullmatch(r"[0-9a-f]{32}", text):
-        try:
-            found = [tracker.client.get_run(text)]
-        except MlflowException as error:
-            if not is_missing(error):
-                raise
+        found = [run for run in [known_run(text, tracker.client)] if run]
     elif re.fullmatch(rf"[0-9a-f]{{{SHORTEST},31}}", text):
         begins = f"attributes.run_id LIKE '{text}%'"
         found = list(tracker.client.search_runs([tracker.experiment], begins, max_results=SHORT))

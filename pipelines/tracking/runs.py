@@ -251,14 +251,8 @@ class Tracker:
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _exists(self, run_id: str) -> bool:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
-        except MlflowException as error:
-            if not is_missing(error):
-                raise
-            return False
+        run = known_run(run_id, self.client)
+        return run is not None and bool(run.info.lifecycle_stage == "active")
 
     def end_orphans(self) -> None:
         """Mark runs that a killed process left as RUNNING as KILLED: of a process that would be seen from here (`visible_from`),
@@ -280,6 +274,18 @@ class Tracker:
 
     def _search(self, filter_string: str) -> "list[Run]":
         return list(self.client.search_runs([self.experiment], filter_string, max_results=100))
+
+
+def known_run(run_id: str, client: "MlflowClient") -> "Run | None":
+    """Return a run, deleted or not, or None where the store answers that it has none. Raises MLflow's error where it fails to."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if not is_missing(error):
+            raise
+        return None
 
 
 def artifact_text(run_id: str, path: str, client: "MlflowClient") -> str | None:
